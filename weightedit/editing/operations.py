@@ -1,0 +1,264 @@
+"""What an edit means on images: the operations that an editor learns to carry out on weights.
+
+Here: the Operation object, the operations known by name, and the lookup. Not here: rendering (weightedit.inr.siren) and
+the editor (weightedit.editing.editor). Everything takes and returns float images [N, C, H, W] in [0, 1].
+
+Protocols. Published targets are made from the 8-bit source image. `dilate` and `erode` only pick values (3x3 max and
+min filter, border ignored), so they are bit-equal to OpenCV on bytes and need no rounding. The `contrast` operations
+go through OpenCV in bytes: round(255 x), the operation, divide by 255. NFN stores its images in [-1, 1], but its
+target too is computed from the 8-bit image before that normalisation; map such images to [0, 1] first, and remember
+that an error on [-1, 1] is 4 times the mean squared error on [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from weightedit.errors import WeightEditError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_CLAHE_CLIP_LIMIT = 1.0
+_CLAHE_TILES = (3, 3)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A function from images to images of the same shape, with the checks at its door.
+
+    Your own operation is `Operation("name", "what it does", function)`; nothing needs to be registered, because
+    whatever takes an operation's name also takes the Operation itself or a plain function.
+
+    Args:
+        name: one word, or words joined by hyphens.
+        description: what it computes, exact enough to repeat it.
+        function: float images [N, C, H, W] in [0, 1] -> the same shape, values in [0, 1].
+        channels: the channel counts it accepts; None accepts any.
+        differentiable: whether autograd passes through it (the OpenCV operations detach).
+    """
+
+    name: str
+    description: str
+    function: Callable[[Tensor], Tensor]
+    channels: tuple[int, ...] | None = None
+    differentiable: bool = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply the operation.
+
+        Args:
+            images: float [N, C, H, W], values in [0, 1].
+
+        Returns:
+            Float [N, C, H, W] in [0, 1], of the dtype and on the device of `images`.
+
+        Raises:
+            WeightEditError: not a float tensor of rank 4, a channel count that is not accepted, values outside [0, 1]
+                or NaN, or (for an operation of your own) a result of another shape.
+        """
+        self._check(images)
+        if images.numel() == 0:
+            return images.clone()
+        edited = self.function(images)
+        if not isinstance(edited, Tensor) or edited.shape != images.shape:
+            got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
+            raise WeightEditError(
+                f"operation {self.name!r} returned {got} for images of shape {tuple(images.shape)}; an operation "
+                "returns a tensor of the same shape: correct its function."
+            )
+        return edited.to(dtype=images.dtype, device=images.device)
+
+    def on_rendering(self, rendering: Tensor) -> Tensor:
+        """Apply the operation to a rendering, whose values may leave [0, 1]: they are clamped first.
+
+        Args:
+            rendering: float [N, C, H, W], such as INRStack.render() gives.
+
+        Returns:
+            Float [N, C, H, W] in [0, 1]. The gradient is zero where the rendering was outside [0, 1].
+
+        Raises:
+            WeightEditError: as for a call; NaN is not clamped away.
+        """
+        return self(rendering.clamp(0.0, 1.0))
+
+    def _check(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+            raise WeightEditError(
+                f"operation {self.name!r} got {got}; it needs float images [N, C, H, W] in [0, 1]: for bytes pass "
+                "images.float() / 255."
+            )
+        if images.dim() != 4:
+            raise WeightEditError(
+                f"operation {self.name!r} got images of shape {tuple(images.shape)}; it needs [N, C, H, W]: add the "
+                "missing axes, images[None] for one image."
+            )
+        if self.channels is not None and images.shape[1] not in self.channels:
+            accepted = " or ".join(str(count) for count in self.channels)
+            raise WeightEditError(
+                f"operation {self.name!r} got images with {images.shape[1]} channels (shape {tuple(images.shape)}); it "
+                f"is defined for {accepted}: convert the images, or choose another operation."
+            )
+        if images.numel() == 0:
+            return
+        low, high = (bound.item() for bound in images.detach().aminmax())
+        if not (low >= 0.0 and high <= 1.0):  # also true for NaN
+            raise WeightEditError(
+                f"operation {self.name!r} got values from {low:.6g} to {high:.6g}; it needs images in [0, 1]: map "
+                "images in [-1, 1] by (images + 1) / 2, and give a rendering to on_rendering(), which clamps."
+            )
+
+
+def operation(choice: str | Operation | Callable[[Tensor], Tensor]) -> Operation:
+    """The operation of this name, or a function of yours as an Operation.
+
+    Args:
+        choice: a key of OPERATIONS, an Operation (returned as it is), or any function from images [N, C, H, W] in
+            [0, 1] to images of the same shape.
+
+    Returns:
+        The Operation. A plain function is named after its `__name__`.
+
+    Raises:
+        WeightEditError: a name that is not known, or something that is neither a name nor callable.
+
+    >>> operation("dilate").name
+    'dilate'
+    >>> operation(torch.ones_like)(torch.zeros(1, 1, 2, 2)).mean().item()
+    1.0
+    """
+    if isinstance(choice, Operation):
+        return choice
+    if isinstance(choice, str):
+        if choice not in OPERATIONS:
+            raise WeightEditError(
+                f"there is no operation {choice!r}; the known ones are {', '.join(sorted(OPERATIONS))}: choose one "
+                "of them, or pass a function from images [N, C, H, W] in [0, 1] to images of the same shape."
+            )
+        return OPERATIONS[choice]
+    if callable(choice):
+        name = getattr(choice, "__name__", type(choice).__name__)
+        description = (choice.__doc__ or "").strip() or "a user's function"
+        return Operation(name, description.splitlines()[0], choice)
+    raise WeightEditError(
+        f"an operation was given as {type(choice).__name__}; expected a name ({', '.join(sorted(OPERATIONS))}), an "
+        "Operation or a function: pass one of them."
+    )
+
+
+def _identity(images: Tensor) -> Tensor:
+    return images.clone()
+
+
+def _dilate(images: Tensor) -> Tensor:
+    return functional.max_pool2d(images, 3, 1, 1)
+
+
+def _erode(images: Tensor) -> Tensor:
+    return -functional.max_pool2d(-images, 3, 1, 1)
+
+
+def _invert(images: Tensor) -> Tensor:
+    return 1.0 - images
+
+
+def _darken(images: Tensor) -> Tensor:
+    return images.square()
+
+
+def _blur(images: Tensor) -> Tensor:
+    channels = images.shape[1]
+    line = images.new_tensor([0.25, 0.5, 0.25])
+    kernel = torch.outer(line, line).expand(channels, 1, 3, 3)
+    padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    return functional.conv2d(padded, kernel, groups=channels).clamp(0.0, 1.0)  # rounding may pass 1 by one ulp
+
+
+def _contrast(images: Tensor) -> Tensor:
+    return _per_byte_image(images, _equalize_rgb if images.shape[1] == 3 else _equalize)
+
+
+def _contrast_nfn(images: Tensor) -> Tensor:
+    return _per_byte_image(images, _equalize_bgr)
+
+
+def _per_byte_image(images: Tensor, function: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    """Apply a function of one uint8 [H, W, C] image to every image (C = 1 comes without the channel axis)."""
+    import numpy as np
+
+    scaled = (images.detach().to("cpu", torch.float32) * 255.0).round().to(torch.uint8)
+    sources = scaled.permute(0, 2, 3, 1).contiguous().numpy()
+    if images.shape[1] == 1:
+        edited = np.stack([function(source[..., 0])[..., None] for source in sources])
+    else:
+        edited = np.stack([function(source) for source in sources])
+    return torch.from_numpy(edited).permute(0, 3, 1, 2).to(torch.float32).div(255.0).contiguous()
+
+
+def _equalize(channel: np.ndarray) -> np.ndarray:
+    """CLAHE of one uint8 channel [H, W]."""
+    import cv2
+
+    return cv2.createCLAHE(clipLimit=_CLAHE_CLIP_LIMIT, tileGridSize=_CLAHE_TILES).apply(channel)
+
+
+def _equalize_rgb(image: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return _equalize_lightness(image, cv2.COLOR_RGB2LAB, cv2.COLOR_LAB2RGB)
+
+
+def _equalize_bgr(image: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return _equalize_lightness(image, cv2.COLOR_BGR2LAB, cv2.COLOR_LAB2BGR)
+
+
+def _equalize_lightness(image: np.ndarray, to_lab: int, from_lab: int) -> np.ndarray:
+    import cv2
+
+    lab = cv2.cvtColor(image, to_lab)
+    lab[..., 0] = _equalize(lab[..., 0].copy())
+    return cv2.cvtColor(lab, from_lab)
+
+
+_CLAHE = "CLAHE (OpenCV, clip limit 1.0, 3x3 tiles)"
+
+OPERATIONS: Mapping[str, Operation] = MappingProxyType(
+    {
+        known.name: known
+        for known in (
+            Operation("identity", "the image itself: what an editor must be able to learn first", _identity),
+            Operation(
+                "dilate", "maximum over the 3x3 neighbourhood inside the image, bit-equal to cv2.dilate", _dilate
+            ),
+            Operation("erode", "minimum over the 3x3 neighbourhood inside the image, bit-equal to cv2.erode", _erode),
+            Operation(
+                "contrast",
+                f"{_CLAHE} on L of LAB for RGB, on the grey channel itself for a grey image; bytes in between",
+                _contrast,
+                channels=(1, 3),
+                differentiable=False,
+            ),
+            Operation(
+                "contrast-nfn",
+                f"{_CLAHE} on L of LAB with the RGB image read as BGR: the published target, for comparison only",
+                _contrast_nfn,
+                channels=(3,),
+                differentiable=False,
+            ),
+            Operation("invert", "1 - x", _invert),
+            Operation("darken", "gamma 2: x squared", _darken),
+            Operation("blur", "3x3 binomial filter, (1 2 1)/4 along each axis, border pixels repeated", _blur),
+        )
+    }
+)
