@@ -1,0 +1,96 @@
+"""Fixing phase and gauge: one representative per orbit, each with the group element that leads back.
+
+Signs and phases: a sine neuron's bias is brought into [0, pi / (2 omega)] by half-period shifts and a flip (note that
+omega multiplies the bias: the period in b is 2 pi / omega, 0.209 at omega = 30); the bias of any other neuron with a
+sign is made non-negative. Positive scales: every neuron's gauge n_i is made 1 (`scale_gauge`). The permutation is left
+alone. Undo with `act(element.inverse(), spec, params)`.
+
+The scale gauge is smooth and costs next to nothing, so ScaleGMN uses it inside (metanet/scalegmn.py); the sign and
+phase representatives jump where a bias crosses zero, so ScaleGMN handles these two by equivariant layers instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from weightedit.graph import NeuralGraph
+from weightedit.spec import NetworkSpec, Params, Symmetry
+from weightedit.symmetry import GroupElement, act, identity_element
+
+
+def canonicalize(
+    spec: NetworkSpec, params: Mapping[str, Tensor], *, symmetry: Symmetry = "full"
+) -> tuple[Params, GroupElement]:
+    """The canonical parameters and the element that made them: params_canonical = act(element, spec, params).
+
+    Args:
+        spec: of the networks.
+        params: one network or N stacked ones.
+        symmetry: which part of the group to fix ("permutation" fixes nothing).
+
+    Raises ParamsError if `params` does not fit `spec`.
+    """
+    spec.check_params(params)
+    start = identity_element(spec, params[spec.layers[0].weight])
+    graph = NeuralGraph.from_params(spec, params)
+    gauge = scale_gauge(graph, graph.layout.constants(symmetry, graph.edges).scale)
+    scales, flips, shifts = [], [], []
+    for level, group in enumerate(spec.neuron_groups(symmetry), start=1):
+        layer = spec.layers[level - 1]
+        bias = graph.layout.at_level(level, graph.nodes)[..., 0]
+        scales.append(1 / graph.layout.at_level(level, gauge)[..., 0])
+        count = torch.zeros_like(bias)
+        if group.shift:
+            half_period = math.pi / layer.activation.parameter
+            # Ties, and what rounding errors make of them, go downwards, so that fixing twice is fixing once.
+            count = (bias / half_period - 0.5 - 1e-6).ceil()
+            bias = bias - count * half_period
+        flip = torch.where(bias < 0, -1.0, 1.0).to(bias) if group.flip else torch.ones_like(bias)
+        flips.append(flip)
+        shifts.append(-flip * count)
+    orders = tuple(p.expand(flip.shape) for p, flip in zip(start.permutation, flips, strict=True))
+    element = GroupElement(orders, tuple(scales), tuple(flips), tuple(shifts))
+    return act(element, spec, params), element
+
+
+def scale_gauge(graph: NeuralGraph, scaled: Tensor) -> Tensor:
+    """A positive number n_i per node that transforms as q_i: [..., n, 1]; 1 where a node has no scale factor.
+
+    n_i^2 = sum_j w_ij^2 n_j^2 + b_i^2 (symmetry.md section 3), so w n_j / n_i and g n_i / n_j are invariant. A neuron
+    with nothing coming in takes n_i^-2 = sum_k w_ki^2 / n_k^2 from its outgoing side, one without either takes 1; no
+    epsilon is added to a norm, which would break exactness.
+
+    Args:
+        graph: channel 0 holds the parameters.
+        scaled: [n, 1], 1.0 where the node has a positive factor.
+    """
+    layout, weights, biases = graph.layout, graph.edges[..., :1], graph.nodes[..., :1]
+    if not bool(scaled.any()):
+        return torch.ones_like(biases)
+    levels = [torch.ones_like(layout.at_level(0, biases))]
+    for level in range(1, layout.levels):
+        free = layout.at_level(level, scaled) == 0
+        square = layout.transmit(level, weights.square(), levels[-1].square()) + layout.at_level(level, biases).square()
+        alive = square > 0
+        root = torch.where(alive, square, 1.0).sqrt()
+        levels.append(torch.where(free, torch.ones_like(root), torch.where(alive, root, torch.zeros_like(root))))
+    gauge = layout.join_levels(levels)
+    return gauge if bool((gauge > 0).all()) else _revive(graph, gauge)
+
+
+def _revive(graph: NeuralGraph, gauge: Tensor) -> Tensor:
+    """Give every node of gauge 0 one from its outgoing side, from the outputs down."""
+    layout, weights = graph.layout, graph.edges[..., :1]
+    for _ in range(layout.levels):
+        dead = gauge == 0
+        settled = torch.where(dead, 1.0, gauge)
+        outgoing = layout.sum_at_source((weights / layout.to_target(settled)).square())
+        # A dead neuron is settled once nothing dead is above it.
+        waiting = layout.sum_at_source(layout.to_target(dead.to(gauge)) * (weights != 0)) > 0
+        found = torch.where(outgoing > 0, torch.where(outgoing > 0, outgoing, 1.0).rsqrt(), 1.0)
+        gauge = torch.where(dead & ~waiting, found, gauge)
+    return gauge

@@ -1,0 +1,77 @@
+"""The core path of the library: parameters in, a proposed delta out, and the delta applied.
+
+Editing and optimizing both end here. `propose_delta` builds the typed features and the neural graph, runs a metanetwork
+and reads the delta back by name; `apply_delta` adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from weightedit.errors import ParamsError
+from weightedit.features import DELTA, ChannelType, check_types
+from weightedit.graph import NeuralGraph
+from weightedit.metanet.base import Metanetwork
+from weightedit.ragged import ragged_from_params
+from weightedit.spec import NetworkSpec, Params
+
+
+def propose_delta(
+    metanet: Metanetwork,
+    spec: NetworkSpec,
+    params: Mapping[str, Tensor],
+    extra: Sequence[tuple[ChannelType, Params]] = (),
+) -> Params:
+    """The delta that `metanet` proposes for one network or N stacked ones.
+
+    Args:
+        metanet: with types_out (DELTA,).
+        spec: architecture of the networks.
+        params: names and shapes of `spec`, with or without a leading axis N.
+        extra: further typed features (gradients, moments), named and shaped as `params`.
+
+    Returns tensors of the names and shapes of `params`.
+    Raises ParamsError on parameters that do not fit or are not finite, TypeMismatchError on wrong channel types.
+    """
+    check_types(metanet.types_out, (DELTA,), "propose_delta")
+    spec.check_params(params)
+    delta = metanet(NeuralGraph.from_params(spec, params, extra)).to_params()
+    assert isinstance(delta, dict)
+    return delta
+
+
+def propose_deltas(metanet: Metanetwork, networks: Sequence[tuple[NetworkSpec, Mapping[str, Tensor]]]) -> list[Params]:
+    """`propose_delta` for networks of different architectures in one ragged batch; one dict each, in order."""
+    check_types(metanet.types_out, (DELTA,), "propose_deltas")
+    for spec, params in networks:
+        spec.check_params(params)
+    deltas = metanet(ragged_from_params(networks)).to_params()
+    assert isinstance(deltas, list)
+    return deltas
+
+
+def apply_delta(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], *, inplace: bool = False) -> Params:
+    """params + delta, by name.
+
+    Args:
+        params: any named tensors.
+        delta: the same names and shapes.
+        inplace: write into the tensors of `params` (under no_grad, storage kept) instead of making new ones.
+
+    Raises ParamsError if names or shapes differ.
+    """
+    if {name: tensor.shape for name, tensor in params.items()} != {
+        name: tensor.shape for name, tensor in delta.items()
+    }:
+        raise ParamsError(
+            f"a delta for {sorted(delta)} came; expected the names and shapes of the parameters, {sorted(params)}."
+        )
+    if not inplace:
+        return {name: tensor + delta[name] for name, tensor in params.items()}
+    with torch.no_grad():
+        for name, tensor in params.items():
+            tensor.add_(delta[name].to(tensor))
+    return dict(params)

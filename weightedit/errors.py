@@ -1,0 +1,30 @@
+"""The exceptions of the public door.
+
+Every message says, in this order, what came, what was expected, and what to do. All but one are ValueErrors, so that
+code which catches ValueError keeps working; wrong wiring of channel types is a TypeError. What cannot happen is an
+assert inside the library, not an exception from here.
+"""
+
+
+class WeightEditError(ValueError):
+    """Base of the errors raised for input that weightedit cannot treat."""
+
+
+class SpecError(WeightEditError):
+    """A network whose structure, and hence symmetry, cannot be read; the message names the submodule."""
+
+
+class ParamsError(WeightEditError):
+    """Parameters that do not fit their spec: wrong names, shapes, or values that are not finite."""
+
+
+class FileFormatError(WeightEditError):
+    """A file that is missing, truncated, forged, or of a format that is not read here."""
+
+
+class TypeMismatchError(TypeError):
+    """Channel types that do not fit where two parts of a metanetwork are joined."""
+
+
+class NonFiniteError(WeightEditError):
+    """A training run whose gradients or validation stay infinite or NaN; the message names the parameter."""

@@ -1,0 +1,270 @@
+"""The neural graph: nodes carry biases, edges carry weights, and a layout says which edge touches which node.
+
+Nodes are ordered by level (inputs first), edges by layer, inside a layer row by row (target-major). A metanetwork
+layer is written once, as functions of the last axis and the operations of `Layout`. `DenseLayout` (here) serves N
+networks of one architecture by views, broadcasts and sums over contiguous per-layer blocks: no index tensors.
+`RaggedLayout` (ragged.py) serves mixed architectures and PyTorch Geometric batches by edge indices. Both give the same
+numbers from the same weights. The graph is that of Lim et al. 2023 and Kofinas et al. 2024.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from weightedit.errors import ParamsError
+from weightedit.features import ChannelType, WeightSpaceFeatures, features_from_params, params_from_features
+from weightedit.spec import Activation, NetworkSpec, Params, Symmetry
+
+
+class Layout(ABC):
+    """Which edge touches which node. Node tensors are [..., n, C], edge tensors [..., e, C].
+
+    Attributes:
+        specs: the architecture of every network in the layout; one for DenseLayout, whatever the number N of networks.
+        levels: number of node levels of the deepest network.
+    """
+
+    specs: tuple[NetworkSpec, ...]
+
+    @property
+    def levels(self) -> int:
+        return max(spec.depth for spec in self.specs) + 1
+
+    @abstractmethod
+    def to_source(self, nodes: Tensor) -> Tensor:
+        """Every edge's source node: [..., n, C] -> [..., e, C]."""
+
+    @abstractmethod
+    def to_target(self, nodes: Tensor) -> Tensor:
+        """Every edge's target node: [..., n, C] -> [..., e, C]."""
+
+    @abstractmethod
+    def sum_at_source(self, edges: Tensor) -> Tensor:
+        """Sum over the outgoing edges of every node: [..., e, C] -> [..., n, C]."""
+
+    @abstractmethod
+    def sum_at_target(self, edges: Tensor) -> Tensor:
+        """Sum over the incoming edges of every node: [..., e, C] -> [..., n, C]."""
+
+    @abstractmethod
+    def outer(self, target: Tensor, source: Tensor) -> Tensor:
+        """sum_c target[i, c] source[j, c] on every edge j -> i: two [..., n, C] -> [..., e, 1]."""
+
+    @abstractmethod
+    def layer_mean_edges(self, edges: Tensor) -> Tensor:
+        """Mean over the edges of one network's layer, on every edge of that layer: [..., e, C] -> [..., e, C]."""
+
+    @abstractmethod
+    def layer_mean_nodes(self, nodes: Tensor) -> Tensor:
+        """Mean over the nodes of one network's level, on every node of that level: [..., n, C] -> [..., n, C]."""
+
+    @abstractmethod
+    def at_level(self, level: int, nodes: Tensor) -> Tensor:
+        """The nodes of one level (of all networks): [..., n, C] -> [..., n_level, C]."""
+
+    @abstractmethod
+    def join_levels(self, values: Sequence[Tensor]) -> Tensor:
+        """The inverse of `at_level` over all levels: `levels` tensors [..., n_level, C] -> [..., n, C]."""
+
+    @abstractmethod
+    def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
+        """sum_j w_ij v_j into one level: weights [..., e, 1], values [..., n_(level-1), P] -> [..., n_level, P]."""
+
+    @abstractmethod
+    def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
+        """The activations of a level, each with the positions in `at_level` it applies to (None: all)."""
+
+    @abstractmethod
+    def per_node(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
+        """Assemble a constant of every node, [n, ...], from a function of one network's spec."""
+
+    @abstractmethod
+    def features(self, nodes: Tensor, edges: Tensor) -> tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]:
+        """Per entry of `specs`, its (weights, biases) blocks, shaped as WeightSpaceFeatures has them."""
+
+    def constants(self, symmetry: Symmetry, like: Tensor) -> NodeConstants:
+        """What a metanetwork needs to know of every node, on the device and in the dtype of `like`."""
+        key = (symmetry, like.dtype, like.device)
+        cache: dict = self.__dict__.setdefault("_constants", {})
+        if key not in cache:
+            groups = self.per_node(lambda spec: _group_table(spec, symmetry)).to(like)
+            places = self.per_node(_place_table).to(like.device)
+            ones = like.new_ones(*_edge_shape(self, like))
+            cache[key] = NodeConstants(
+                *groups.unsqueeze(-1).unbind(1),
+                *places.unbind(1),
+                in_degree=self.sum_at_target(ones),
+                out_degree=self.sum_at_source(ones),
+            )
+        return cache[key]
+
+
+@dataclass(frozen=True)
+class NodeConstants:
+    """Constants of the nodes: masks [n, 1] (1.0 where the neuron has that factor), places [n], degrees [n, 1]."""
+
+    scale: Tensor
+    flip: Tensor
+    shift: Tensor
+    level: Tensor
+    height: Tensor  # levels above, 0 for outputs
+    position: Tensor  # index in its level for inputs and outputs, 0 for hidden neurons
+    in_degree: Tensor
+    out_degree: Tensor
+
+
+def _edge_shape(layout: Layout, like: Tensor) -> tuple[int, int]:
+    return sum(layer.fan_in * layer.fan_out for spec in layout.specs for layer in spec.layers), 1
+
+
+def _group_table(spec: NetworkSpec, symmetry: Symmetry) -> Tensor:
+    rows = [torch.zeros(spec.widths[0], 3)]
+    for width, group in zip(spec.widths[1:-1], spec.neuron_groups(symmetry), strict=True):
+        rows.append(torch.tensor([[group.scale, group.flip, group.shift]]).float().expand(width, 3))
+    return torch.cat([*rows, torch.zeros(spec.widths[-1], 3)])
+
+
+def _place_table(spec: NetworkSpec) -> Tensor:
+    rows = []
+    for level, width in enumerate(spec.widths):
+        position = torch.arange(width) if level in (0, spec.depth) else torch.zeros(width, dtype=torch.long)
+        rows.append(torch.stack([torch.full((width,), level), torch.full((width,), spec.depth - level), position], 1))
+    return torch.cat(rows)
+
+
+class DenseLayout(Layout):
+    """N networks of one architecture; the axis N is the `...` of node and edge tensors, and may be absent."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        self.spec = spec
+        self.specs = (spec,)
+
+    @cached_property
+    def _node_slices(self) -> list[slice]:
+        return _slices(self.spec.widths)
+
+    @cached_property
+    def _edge_slices(self) -> list[slice]:
+        return _slices([layer.fan_in * layer.fan_out for layer in self.spec.layers])
+
+    def _blocks(self, edges: Tensor) -> list[Tensor]:
+        """Per layer a view [..., out, in, C] of `edges`."""
+        return [
+            edges[..., part, :].unflatten(-2, (layer.fan_out, layer.fan_in))
+            for part, layer in zip(self._edge_slices, self.spec.layers, strict=True)
+        ]
+
+    def _levels(self, nodes: Tensor) -> list[Tensor]:
+        return [nodes[..., part, :] for part in self._node_slices]
+
+    def to_source(self, nodes: Tensor) -> Tensor:
+        sources = [
+            level.unsqueeze(-3).expand(*level.shape[:-2], layer.fan_out, *level.shape[-2:]).flatten(-3, -2)
+            for level, layer in zip(self._levels(nodes)[:-1], self.spec.layers, strict=True)
+        ]
+        return torch.cat(sources, -2)
+
+    def to_target(self, nodes: Tensor) -> Tensor:
+        targets = [
+            level.unsqueeze(-2).expand(*level.shape[:-1], layer.fan_in, level.shape[-1]).flatten(-3, -2)
+            for level, layer in zip(self._levels(nodes)[1:], self.spec.layers, strict=True)
+        ]
+        return torch.cat(targets, -2)
+
+    def sum_at_source(self, edges: Tensor) -> Tensor:
+        sums = [block.sum(-3) for block in self._blocks(edges)]
+        return torch.cat([*sums, sums[-1].new_zeros(*edges.shape[:-2], self.spec.widths[-1], edges.shape[-1])], -2)
+
+    def sum_at_target(self, edges: Tensor) -> Tensor:
+        sums = [block.sum(-2) for block in self._blocks(edges)]
+        return torch.cat([sums[0].new_zeros(*edges.shape[:-2], self.spec.widths[0], edges.shape[-1]), *sums], -2)
+
+    def outer(self, target: Tensor, source: Tensor) -> Tensor:
+        pairs = zip(self._levels(target)[1:], self._levels(source)[:-1], strict=True)
+        return torch.cat([(high @ low.transpose(-1, -2)).flatten(-2) for high, low in pairs], -1).unsqueeze(-1)
+
+    def layer_mean_edges(self, edges: Tensor) -> Tensor:
+        parts = (edges[..., part, :] for part in self._edge_slices)
+        return torch.cat([part.mean(-2, keepdim=True).expand_as(part) for part in parts], -2)
+
+    def layer_mean_nodes(self, nodes: Tensor) -> Tensor:
+        return torch.cat([level.mean(-2, keepdim=True).expand_as(level) for level in self._levels(nodes)], -2)
+
+    def at_level(self, level: int, nodes: Tensor) -> Tensor:
+        return nodes[..., self._node_slices[level], :]
+
+    def join_levels(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(values), -2)
+
+    def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
+        layer = self.spec.layers[level - 1]
+        return edges[..., self._edge_slices[level - 1], 0].unflatten(-1, (layer.fan_out, layer.fan_in)) @ values
+
+    def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
+        return [(self.spec.layers[level - 1].activation, None)]
+
+    def per_node(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
+        return of_network(self.spec)
+
+    def features(self, nodes: Tensor, edges: Tensor) -> tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]:
+        return ((tuple(self._blocks(edges)), tuple(self._levels(nodes)[1:])),)
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+
+
+@dataclass(frozen=True)
+class NeuralGraph:
+    """Features on a neural graph: nodes [..., n, C] (biases; zeros at the inputs), edges [..., e, C] (weights)."""
+
+    nodes: Tensor
+    edges: Tensor
+    layout: Layout
+    types: tuple[ChannelType, ...]
+
+    @classmethod
+    def from_features(cls, spec: NetworkSpec, features: WeightSpaceFeatures) -> NeuralGraph:
+        """The graph of N stacked networks of one architecture (or of one network, without the axis N)."""
+        first = features.weights[0]
+        inputs = first.new_zeros(*first.shape[:-3], spec.widths[0], first.shape[-1])
+        edges = torch.cat([weight.flatten(-3, -2) for weight in features.weights], -2)
+        return cls(torch.cat([inputs, *features.biases], -2), edges, DenseLayout(spec), features.types)
+
+    @classmethod
+    def from_params(
+        cls, spec: NetworkSpec, params: Mapping[str, Tensor], extra: Sequence[tuple[ChannelType, Params]] = ()
+    ) -> NeuralGraph:
+        """`from_features` of the typed features of `params` and `extra`."""
+        return cls.from_features(spec, features_from_params(spec, params, extra))
+
+    def to_features(self) -> list[WeightSpaceFeatures]:
+        """One WeightSpaceFeatures per entry of `layout.specs`; the inverse of `from_features`."""
+        return [WeightSpaceFeatures(w, b, self.types) for w, b in self.layout.features(self.nodes, self.edges)]
+
+    def to_params(self, channel: int = 0) -> Params | list[Params]:
+        """One channel as named tensors: for a dense layout one (stacked) dict, for a ragged one a list of dicts."""
+        found = [
+            params_from_features(spec, f, channel)
+            for spec, f in zip(self.layout.specs, self.to_features(), strict=True)
+        ]
+        return found[0] if isinstance(self.layout, DenseLayout) else found
+
+    def with_features(self, nodes: Tensor, edges: Tensor, types: tuple[ChannelType, ...]) -> NeuralGraph:
+        """Other features on the same layout."""
+        return replace(self, nodes=nodes, edges=edges, types=types)
+
+    def unstack(self) -> list[NeuralGraph]:
+        """The N networks of a stacked dense graph, one graph each."""
+        if not isinstance(self.layout, DenseLayout) or self.nodes.dim() != 3:
+            raise ParamsError(
+                "unstack came for a graph that is not a stack; expected dense [N, n, C] nodes. Use it as it is."
+            )
+        return [self.with_features(n, e, self.types) for n, e in zip(self.nodes, self.edges, strict=True)]

@@ -1,0 +1,64 @@
+"""Heads: what turns the last streams into a delta.
+
+The delta head adds, per weight, a product term w * (1 + ...), a linear read-out of the edge channels and a rank-one
+term sum_c x_ic y_jc, and reads bias deltas off the incoming stream of the nodes themselves (never by offset). Its
+output is of unit size in the gauge; one learned scale per layer, counted from the input and from the output, brings it
+to a small fraction of the layer's weights at the start.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.graph import NodeConstants
+from weightedit.metanet.layers import OddLinear, Streams, unit_rms
+
+
+class LayerTable(nn.Module):
+    """A learned vector per level: one counted from the inputs plus one counted from the outputs.
+
+    Any depth is accepted: levels further away than `levels` share the last entry.
+    """
+
+    def __init__(self, levels: int, width: int, *, mean: float = 0.0, spread: float = 0.0) -> None:
+        super().__init__()
+        self.from_input = nn.Parameter(mean / 2 + spread * torch.randn(levels, width))
+        self.from_output = nn.Parameter(mean / 2 + spread * torch.randn(levels, width))
+
+    def forward(self, constants: NodeConstants) -> Tensor:
+        """[n, width]"""
+        last = self.from_input.shape[0] - 1
+        return self.from_input[constants.level.clamp(max=last)] + self.from_output[constants.height.clamp(max=last)]
+
+
+class DeltaHead(nn.Module):
+    """Streams -> (weight delta [..., e, 1], bias delta [..., n, 1]) in the gauge, times the learned layer scales."""
+
+    def __init__(self, node_width: int, edge_width: int, levels: int, initial_scale: float) -> None:
+        super().__init__()
+        self.rank_incoming = OddLinear(node_width, node_width)
+        self.rank_outgoing = OddLinear(node_width, node_width)
+        self.gate_incoming = nn.Linear(node_width, node_width)
+        self.gate_outgoing = nn.Linear(node_width, node_width)
+        self.read_edges = nn.Linear(edge_width, 1, bias=False)
+        self.read_bias = OddLinear(node_width, 1)
+        self.product = nn.Linear(node_width, 2)
+        self.scales = LayerTable(levels, 2, mean=initial_scale)
+
+    def forward(self, state: Streams, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """`raw` [..., e, 1]: the normalised weights themselves, for the product term."""
+        free, layout, z = 1 - state.constants.flip, state.layout, state.invariant
+        x = unit_rms(state.incoming) * self.gate_incoming(z)
+        y = unit_rms(state.outgoing) * self.gate_outgoing(z)
+        x, y = self.rank_incoming(x, free), self.rank_outgoing(y, free)
+        # The scale of a layer is that of its target level.
+        scale = self.scales(state.constants)
+        target = torch.cat([self.product(z)[..., :1], scale[:, :1].expand(*z.shape[:-1], 1)], -1)
+        at_target, at_source = layout.to_target(target), layout.to_source(self.product(z)[..., 1:])
+        weights = raw * (at_target[..., :1] + at_source) + self.read_edges(state.edges)
+        weights = weights + layout.outer(x, y) / math.sqrt(x.shape[-1])
+        biases = self.read_bias(x, free) * scale[:, 1:]
+        return weights * at_target[..., 1:], biases

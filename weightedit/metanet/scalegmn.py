@@ -1,0 +1,202 @@
+"""ScaleGMN: a message-passing metanetwork that is equivariant to permutations, signs, phases and positive scales.
+
+After Kalogeropoulos, Chatzianastasis, Panagakis, "Scale Equivariant Graph MetaNetworks" (2024), with its faults mended:
+the bidirectional form uses the dual channel, so that it is scale-equivariant; inputs are normalised; edges have a skip
+and a rank-one term; sine layers are equivariant to half-period shifts. How a group is respected is in layers.py; here
+are the input stage (gauge, normalisation, probes, node codes), the stack of layers, and the way back out of the gauge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.canonicalization import scale_gauge
+from weightedit.errors import SpecError
+from weightedit.features import DELTA, PARAMETER, ChannelType
+from weightedit.graph import Layout, NeuralGraph, NodeConstants
+from weightedit.metanet.base import Metanetwork
+from weightedit.metanet.heads import DeltaHead, LayerTable
+from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams
+from weightedit.probing import bias_reading, probe
+from weightedit.spec import SYMMETRIES, Symmetry
+
+
+@dataclass(frozen=True)
+class ScaleGMNConfig:
+    """Everything that defines a ScaleGMN.
+
+    Attributes:
+        inputs: input neurons of the networks it treats (their identity matters, so their number is fixed).
+        outputs: output neurons of the networks it treats, likewise.
+        node_width: channels of each of the three node streams.
+        edge_width: channels of the edges, and of the messages along them.
+        layers: message-passing layers.
+        probes: learned inputs at which activations are read, 0 for none.
+        symmetry: "full" is what each activation allows; "permutation", "sign" or "scale" keep only that part of it.
+        bidirectional: also send messages from targets to sources.
+        levels: how many levels, from either end, have node codes and output scales of their own.
+        initial_scale: size of a delta relative to the weights of its layer, at the start.
+        extra_types: channels after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
+        seed: of the initial weights.
+    """
+
+    inputs: int = 2
+    outputs: int = 1
+    node_width: int = 64
+    edge_width: int = 32
+    layers: int = 4
+    probes: int = 32
+    symmetry: Symmetry = "full"
+    bidirectional: bool = True
+    levels: int = 8
+    initial_scale: float = 0.01
+    extra_types: tuple[tuple[int, bool], ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.symmetry not in SYMMETRIES:
+            raise SpecError(f"symmetry {self.symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
+        sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels)
+        if min(sizes) < 1 or self.probes < 0:
+            raise SpecError(f"{self} came; expected positive sizes, and probes of at least 0.")
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> ScaleGMNConfig:
+        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries."""
+        if set(data) != {field.name for field in fields(cls)}:
+            raise SpecError(f"entries {sorted(data)} came; expected {sorted(field.name for field in fields(cls))}.")
+        extra = data["extra_types"]
+        assert isinstance(extra, (list, tuple))
+        return cls(**{**data, "extra_types": tuple((int(k), bool(odd)) for k, odd in extra)})  # type: ignore[arg-type]
+
+
+class ScaleGMN(Metanetwork):
+    """Neural graphs of parameters (and extra typed channels) -> neural graphs of one delta channel.
+
+    Args:
+        config: see ScaleGMNConfig.
+    """
+
+    def __init__(self, config: ScaleGMNConfig) -> None:
+        super().__init__()
+        self.config = config
+        extra = tuple(ChannelType(scale, odd) for scale, odd in config.extra_types)
+        self.types_in, self.types_out = (PARAMETER, *extra), (DELTA,)
+        self._odd = [c for c, kind in enumerate(self.types_in) if kind.odd]
+        self._even = [c for c, kind in enumerate(self.types_in) if not kind.odd]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self._build(config)
+
+    def _build(self, config: ScaleGMNConfig) -> None:
+        node, edge, read = config.node_width, config.edge_width, config.probes + 1
+        odd, even = len(self._odd), len(self._even)
+        if config.probes:
+            engine = torch.quasirandom.SobolEngine(config.inputs, scramble=True, seed=config.seed)
+            self.probes = nn.Parameter(2 * engine.draw(config.probes) - 1)
+        else:
+            self.register_parameter("probes", None)
+        self.codes = LayerTable(config.levels, node, spread=0.5)
+        self.input_codes = nn.Parameter(torch.randn(config.inputs, node))
+        self.output_codes = nn.Parameter(torch.randn(config.outputs, node))
+        self.lift_edges = nn.Linear(odd, edge, bias=False)
+        self.lift_incoming = OddLinear(read + odd, node)
+        self.lift_outgoing = OddLinear(read, node)
+        self.lift_invariant = nn.Linear(odd + 1 + even, node)
+        self.encode = NodeUpdate(node, read, 0, 0)
+        self.edge_updates = nn.ModuleList(EdgeUpdate(node, edge, 0 if i else even) for i in range(config.layers))
+        self.node_updates = nn.ModuleList(NodeUpdate(node, read, edge, edge) for _ in range(config.layers))
+        self.head = DeltaHead(node, edge, config.levels, config.initial_scale)
+
+    def transform(self, graph: NeuralGraph) -> NeuralGraph:
+        """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
+        self._check_widths(graph)
+        layout = graph.layout
+        constants = layout.constants(self.config.symmetry, graph.edges)
+        gauge = scale_gauge(graph, constants.scale)
+        ratio = layout.to_target(gauge) / layout.to_source(gauge)
+        powers = torch.tensor([kind.scale for kind in graph.types], device=gauge.device)
+        edges, nodes = graph.edges / ratio**powers, graph.nodes / gauge**powers
+        size = _root_mean(layout.layer_mean_edges(edges[..., self._odd].square()))
+        state = self._streams(graph, nodes, edges[..., self._odd] / size, size, constants, gauge)
+        even = edges[..., self._even] if self._even else None
+        state = self.encode(state, None, None)
+        raw = state.edges[..., :1]
+        state = replace(state, edges=self.lift_edges(state.edges))
+        for edge_update, node_update in zip(self.edge_updates, self.node_updates, strict=True):
+            state, odd_messages, even_messages = edge_update(state, self.config.bidirectional, even)
+            state = node_update(state, odd_messages, even_messages)
+        weights, biases = self.head(state, raw)
+        biases = biases * gauge * self._at_nodes(layout, size[..., :1], constants)
+        return graph.with_features(biases, weights * ratio * size[..., :1], self.types_out)
+
+    def _streams(
+        self,
+        graph: NeuralGraph,
+        nodes: Tensor,
+        edges: Tensor,
+        size: Tensor,
+        constants: NodeConstants,
+        gauge: Tensor,
+    ) -> Streams:
+        """The input stage: everything invariant to scale, normalised, with its sign type."""
+        layout, reading = graph.layout, bias_reading(graph)
+        values, slopes = reading.values, reading.slopes
+        if self.probes is not None:
+            probed = probe(graph, self.probes)
+            values, slopes = torch.cat([values, probed.values], -1), torch.cat([slopes, probed.slopes], -1)
+        values = values / gauge
+        odd = nodes[..., self._odd]
+        # The raw bias of a sine neuron is no linear representation of the shift; its reading is.
+        unshifted = torch.ones_like(odd)
+        unshifted[..., 0] -= constants.shift[:, 0]
+        odd = odd * unshifted
+        bias_size = _root_mean(layout.layer_mean_nodes(odd.square()))
+        at_nodes = self._at_nodes(layout, size, constants)
+        invariants = [at_nodes.log(), bias_size[..., :1].log(), nodes[..., self._even]]
+        free = 1 - constants.flip
+        return Streams(
+            layout=layout,
+            constants=constants,
+            slopes=slopes,
+            incoming=self.lift_incoming(torch.cat([values * slopes, odd / bias_size], -1), free),
+            outgoing=self.lift_outgoing(values, free),
+            invariant=self.lift_invariant(torch.cat(invariants, -1)) + self._node_codes(constants),
+            edges=edges,
+        )
+
+    def _node_codes(self, constants: NodeConstants) -> Tensor:
+        """[n, node_width]: one code per level, and one per input and output neuron."""
+        is_input, is_output = (constants.level == 0).unsqueeze(-1), (constants.height == 0).unsqueeze(-1)
+        position_in = constants.position.clamp(max=self.config.inputs - 1)
+        position_out = constants.position.clamp(max=self.config.outputs - 1)
+        ends = is_input * self.input_codes[position_in] + is_output * self.output_codes[position_out]
+        return self.codes(constants) + ends
+
+    @staticmethod
+    def _at_nodes(layout: Layout, size: Tensor, constants: NodeConstants) -> Tensor:
+        """The size of the layer that enters a node, [..., n, C]; 1 at the inputs."""
+        mean = layout.sum_at_target(size) / constants.in_degree.clamp(min=1)
+        return torch.where(constants.in_degree > 0, mean, 1.0)
+
+    def _check_widths(self, graph: NeuralGraph) -> None:
+        for spec in graph.layout.specs:
+            ends = (spec.widths[0], spec.widths[-1])
+            if ends != (self.config.inputs, self.config.outputs):
+                raise SpecError(
+                    f"a network with {ends[0]} inputs and {ends[1]} outputs came; expected {self.config.inputs} and "
+                    f"{self.config.outputs}. Hidden widths and depth are free; the two ends are fixed by the config."
+                )
+
+
+def _root_mean(square: Tensor) -> Tensor:
+    """The root of a mean square; 1 where that is zero, so that nothing is divided by zero."""
+    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 1.0)

@@ -1,0 +1,71 @@
+"""Reading a network at inputs: activations and slopes of every neuron, on the neural graph, for either layout.
+
+A probe is an input at which the network's activations are read. Activations transform as the outgoing side of a
+neuron (q beta), slopes as outgoing over incoming (beta alpha, no scale): see Activation.slope and symmetry.md section
+4. Both are differentiable in the parameters and in the probes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightedit.graph import NeuralGraph
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What P probes see at every node: `values` [..., n, P] activations, `slopes` [..., n, P] (ones at the inputs)."""
+
+    values: Tensor
+    slopes: Tensor
+
+
+def probe(graph: NeuralGraph, inputs: Tensor) -> Reading:
+    """Run every network of `graph` (channel 0 its parameters) at the same inputs.
+
+    Args:
+        graph: of networks that all have in_features inputs.
+        inputs: [P, in_features].
+    """
+    layout, weights, biases = graph.layout, graph.edges[..., :1], graph.nodes[..., :1]
+    start = layout.at_level(0, biases)
+    networks = start.shape[-2] // inputs.shape[-1]
+    values = [inputs.T.repeat(networks, 1).to(start).expand(*start.shape[:-1], inputs.shape[0])]
+    slopes = [torch.ones_like(values[0])]
+    for level in range(1, layout.levels):
+        value, slope = activate(
+            graph, level, layout.transmit(level, weights, values[-1]) + layout.at_level(level, biases)
+        )
+        values.append(value)
+        slopes.append(slope)
+    return Reading(layout.join_levels(values), layout.join_levels(slopes))
+
+
+def bias_reading(graph: NeuralGraph) -> Reading:
+    """The reading with nothing coming in: activations and slopes at the bias alone, [..., n, 1]; zeros at the inputs.
+
+    For a sine neuron these are sin(omega b) and cos(omega b), which see the bias exactly up to its period.
+    """
+    layout, biases = graph.layout, graph.nodes[..., :1]
+    values, slopes = [layout.at_level(0, biases)], [torch.ones_like(layout.at_level(0, biases))]
+    for level in range(1, layout.levels):
+        value, slope = activate(graph, level, layout.at_level(level, biases))
+        values.append(value)
+        slopes.append(slope)
+    return Reading(layout.join_levels(values), layout.join_levels(slopes))
+
+
+def activate(graph: NeuralGraph, level: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations and slopes of one level at pre-activations `z` [..., n_level, P]."""
+    kinds = graph.layout.activations_at(level)
+    if len(kinds) == 1:
+        return kinds[0][0](z), kinds[0][0].slope(z)
+    value, slope = z, torch.ones_like(z)
+    for activation, where in kinds:
+        part = z.index_select(-2, where)
+        value = value.index_copy(-2, where, activation(part))
+        slope = slope.index_copy(-2, where, activation.slope(part))
+    return value, slope

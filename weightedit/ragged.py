@@ -1,0 +1,221 @@
+"""Neural graphs of mixed architectures, and the way to PyTorch Geometric and back.
+
+`RaggedLayout` serves networks of different widths, depths and activations in one batch, by PyG's edge_index. `to_pyg`
+and `from_pyg` are lossless; a Data object carries its spec as JSON, so that a batch from a PyG DataLoader knows its
+architectures. Nodes are ordered network by network, level by level; edges network by network, layer by layer,
+target-major, as in graph.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from weightedit.errors import ParamsError
+from weightedit.features import ChannelType
+from weightedit.graph import DenseLayout, Layout, NeuralGraph
+from weightedit.spec import Activation, NetworkSpec, Params
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+
+@lru_cache(maxsize=256)
+def _edge_index(spec: NetworkSpec) -> Tensor:
+    """[2, e]: source and target node of every edge of one network."""
+    layout = DenseLayout(spec)
+    numbers = torch.arange(sum(spec.widths)).unsqueeze(-1)
+    return torch.cat([layout.to_source(numbers), layout.to_target(numbers)], 1).T.contiguous()
+
+
+@lru_cache(maxsize=256)
+def _node_level(spec: NetworkSpec) -> Tensor:
+    return torch.cat([torch.full((width,), level) for level, width in enumerate(spec.widths)])
+
+
+class RaggedLayout(Layout):
+    """Several networks, one after the other; node tensors are [n, C], edge tensors [e, C], without a network axis.
+
+    Args:
+        specs: architecture of every network, in order.
+        device: where the index tensors live.
+    """
+
+    def __init__(self, specs: Sequence[NetworkSpec], device: torch.device | str = "cpu") -> None:
+        if not specs:
+            raise ParamsError("no network came; expected at least one spec for a RaggedLayout.")
+        self.specs = tuple(specs)
+        self.sizes = [sum(spec.widths) for spec in self.specs]
+        offsets = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].tolist()
+        edges = [_edge_index(spec) + offset for spec, offset in zip(self.specs, offsets, strict=True)]
+        self.edge_index = torch.cat(edges, 1).to(device)
+        self.level = torch.cat([_node_level(spec) for spec in self.specs]).to(device)
+        counts = torch.tensor(self.sizes, device=device)
+        self.network = torch.arange(len(self.specs), device=device).repeat_interleave(counts)
+
+    @property
+    def source(self) -> Tensor:
+        return self.edge_index[0]
+
+    @property
+    def target(self) -> Tensor:
+        return self.edge_index[1]
+
+    def to_source(self, nodes: Tensor) -> Tensor:
+        return nodes.index_select(0, self.source)
+
+    def to_target(self, nodes: Tensor) -> Tensor:
+        return nodes.index_select(0, self.target)
+
+    def _scatter(self, edges: Tensor, where: Tensor, count: int) -> Tensor:
+        return edges.new_zeros(count, edges.shape[-1]).index_add(0, where, edges)
+
+    def sum_at_source(self, edges: Tensor) -> Tensor:
+        return self._scatter(edges, self.source, sum(self.sizes))
+
+    def sum_at_target(self, edges: Tensor) -> Tensor:
+        return self._scatter(edges, self.target, sum(self.sizes))
+
+    def outer(self, target: Tensor, source: Tensor) -> Tensor:
+        return (self.to_target(target) * self.to_source(source)).sum(-1, keepdim=True)
+
+    @cached_property
+    def _layer_of_node(self) -> Tensor:
+        return self.network * self.levels + self.level
+
+    def _layer_mean(self, values: Tensor, where: Tensor) -> Tensor:
+        count = len(self.specs) * self.levels
+        size = self._scatter(torch.ones_like(values[:, :1]), where, count).clamp(min=1)
+        return (self._scatter(values, where, count) / size).index_select(0, where)
+
+    def layer_mean_edges(self, edges: Tensor) -> Tensor:
+        return self._layer_mean(edges, self._layer_of_node[self.target])
+
+    def layer_mean_nodes(self, nodes: Tensor) -> Tensor:
+        return self._layer_mean(nodes, self._layer_of_node)
+
+    @cached_property
+    def _nodes_of_level(self) -> list[Tensor]:
+        return [(self.level == level).nonzero().squeeze(1) for level in range(self.levels)]
+
+    @cached_property
+    def _place_in_level(self) -> Tensor:
+        place = torch.empty_like(self.level)
+        for nodes in self._nodes_of_level:
+            place[nodes] = torch.arange(len(nodes), device=place.device)
+        return place
+
+    @cached_property
+    def _edges_into_level(self) -> list[Tensor]:
+        return [(self.level[self.target] == level).nonzero().squeeze(1) for level in range(self.levels)]
+
+    def at_level(self, level: int, nodes: Tensor) -> Tensor:
+        return nodes.index_select(0, self._nodes_of_level[level])
+
+    def join_levels(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(values)).index_select(0, torch.cat(self._nodes_of_level).argsort())
+
+    def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
+        chosen = self._edges_into_level[level]
+        sources = self._place_in_level[self.source[chosen]]
+        messages = edges.index_select(0, chosen) * values.index_select(0, sources)
+        return self._scatter(messages, self._place_in_level[self.target[chosen]], len(self._nodes_of_level[level]))
+
+    @cached_property
+    def _activation_of_network(self) -> list[list[Activation | None]]:
+        return [
+            [spec.layers[level - 1].activation if 0 < level <= spec.depth else None for level in range(self.levels)]
+            for spec in self.specs
+        ]
+
+    def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
+        of_network = [activations[level] for activations in self._activation_of_network]
+        network = self.at_level(level, self.network)
+        kinds = sorted({a for a in of_network if a is not None}, key=lambda a: (a.name, a.parameter))
+        if len(kinds) == 1:
+            return [(kinds[0], None)]
+        chosen = [torch.tensor([a == kind for a in of_network], device=network.device)[network] for kind in kinds]
+        return [(kind, mask.nonzero().squeeze(1)) for kind, mask in zip(kinds, chosen, strict=True)]
+
+    def per_node(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
+        made = {spec: of_network(spec) for spec in set(self.specs)}
+        return torch.cat([made[spec] for spec in self.specs])
+
+    def features(self, nodes: Tensor, edges: Tensor) -> tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]:
+        edge_sizes = [_edge_index(spec).shape[1] for spec in self.specs]
+        parts = zip(self.specs, nodes.split(self.sizes), edges.split(edge_sizes), strict=True)
+        return tuple(DenseLayout(spec).features(node, edge)[0] for spec, node, edge in parts)
+
+
+def ragged_graph(graphs: Sequence[NeuralGraph]) -> NeuralGraph:
+    """One ragged graph of single (not stacked) dense graphs, which may differ in architecture but not in types.
+
+    Raises ParamsError for stacked graphs (unstack them) and TypeMismatchError for different channel types.
+    """
+    from weightedit.features import check_types
+
+    for graph in graphs:
+        if not isinstance(graph.layout, DenseLayout) or graph.nodes.dim() != 2:
+            raise ParamsError(
+                f"a graph with nodes {tuple(graph.nodes.shape)} came; expected single dense networks, nodes (n, C). "
+                "Call unstack() on a stack first."
+            )
+        check_types(graph.types, graphs[0].types, "ragged_graph")
+    layout = RaggedLayout([graph.layout.specs[0] for graph in graphs], graphs[0].nodes.device)
+    nodes, edges = torch.cat([graph.nodes for graph in graphs]), torch.cat([graph.edges for graph in graphs])
+    return NeuralGraph(nodes, edges, layout, graphs[0].types)
+
+
+def ragged_from_params(networks: Sequence[tuple[NetworkSpec, Mapping[str, Tensor]]]) -> NeuralGraph:
+    """One ragged graph of single networks given as (spec, params) pairs."""
+    return ragged_graph([NeuralGraph.from_params(spec, params) for spec, params in networks])
+
+
+def to_pyg(spec: NetworkSpec, params: Params) -> Data:
+    """One network as a torch_geometric Data: x [n, 1] biases, edge_attr [e, 1] weights, edge_index [2, e], spec (JSON).
+
+    Raises ParamsError if `params` does not fit `spec` or is stacked (one Data holds one network).
+    """
+    from torch_geometric.data import Data
+
+    if spec.check_shapes(params) is not None:
+        raise ParamsError("stacked networks came; expected one network per Data. Call to_pyg for each of them.")
+    graph = NeuralGraph.from_params(spec, params)
+    return Data(
+        x=graph.nodes,
+        edge_attr=graph.edges,
+        edge_index=_edge_index(spec).to(graph.edges.device),
+        spec=json.dumps(spec.to_dict()),
+        types=json.dumps([[kind.scale, kind.odd, kind.affine] for kind in graph.types]),
+    )
+
+
+def from_pyg(data: Data) -> NeuralGraph:
+    """The ragged graph of a Data from `to_pyg`, or of a Batch of them (a PyG DataLoader's); the inverse of `to_pyg`.
+
+    Raises ParamsError if the spec is missing or the graph was changed (edges dropped, added or reordered).
+    """
+    specs, types = getattr(data, "spec", None), getattr(data, "types", None)
+    if specs is None or types is None:
+        raise ParamsError("a Data without `spec` and `types` came; expected one made by weightedit.to_pyg.")
+    if isinstance(specs, str):
+        specs, types = [specs], [types]
+    layout = RaggedLayout([_parsed(text) for text in specs], data.x.device)
+    if data.edge_index.shape != layout.edge_index.shape or not torch.equal(data.edge_index, layout.edge_index):
+        raise ParamsError(
+            f"edge_index {tuple(data.edge_index.shape)} is not the spec's {tuple(layout.edge_index.shape)}; expected "
+            "edges as to_pyg made them. Do not drop, add or reorder edges (a zero weight stays an edge)."
+        )
+    if len(set(types)) != 1:
+        raise ParamsError("networks with different channel types came in one batch; expected the same types in all.")
+    return NeuralGraph(data.x, data.edge_attr, layout, tuple(ChannelType(*kind) for kind in json.loads(types[0])))
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> NetworkSpec:
+    return NetworkSpec.from_dict(json.loads(text))

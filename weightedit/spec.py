@@ -1,0 +1,328 @@
+"""What a network is: its layers, their parameter names, widths and activations, and hence its symmetry.
+
+`NetworkSpec` is the only description of an optimizee that the rest of the library sees. It is plain data: hashable,
+comparable, written to JSON. Reading one from an nn.Module is done in tracing.py; what the symmetry does to parameters
+is in symmetry.py. The table of allowed neuron factors follows symmetry.md section 1 (Godfrey et al. 2022,
+"On the Symmetries of Deep Learning Models and their Internal Representations"; the half-period shift of sine layers is
+derived in symmetry.py).
+
+A convolution will be one more `kind` of Layer whose kernel positions become channels of the edge features, a
+normalisation or residual addition one that ties, frees or removes the factors of `neuron_groups`: callers only use
+`layers`, `widths`, `neuron_groups` and the parameter checks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weightedit.errors import ParamsError, SpecError
+
+Params = dict[str, Tensor]
+Symmetry = Literal["full", "permutation", "sign", "scale"]
+SYMMETRIES: tuple[Symmetry, ...] = ("full", "permutation", "sign", "scale")
+
+
+@dataclass(frozen=True)
+class NeuronGroup:
+    """The factors a hidden neuron may carry besides permutation: `scale` q > 0, `flip` +-1, half-period `shift`."""
+
+    scale: bool = False
+    flip: bool = False
+    shift: bool = False
+
+    def restricted(self, symmetry: Symmetry) -> NeuronGroup:
+        """The part of this group inside `symmetry` ("full" keeps all of it, "permutation" none)."""
+        if symmetry not in SYMMETRIES:
+            raise SpecError(f"symmetry {symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
+        if symmetry == "full":
+            return self
+        return NeuronGroup(scale=self.scale and symmetry == "scale", flip=self.flip and symmetry == "sign")
+
+
+_GROUPS = {
+    "identity": NeuronGroup(scale=True, flip=True),
+    "relu": NeuronGroup(scale=True),
+    "leaky_relu": NeuronGroup(scale=True),
+    "tanh": NeuronGroup(flip=True),
+    "sine": NeuronGroup(flip=True, shift=True),
+    "gelu": NeuronGroup(),
+    "silu": NeuronGroup(),
+    "sigmoid": NeuronGroup(),
+}
+_PARAMETER_NAMES = {"sine": "omega", "leaky_relu": "negative slope"}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise activation. `parameter` is omega for "sine" (sin(omega z)), the slope for "leaky_relu", else 0."""
+
+    name: str
+    parameter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in _GROUPS:
+            raise SpecError(f"activation {self.name!r} is unknown; expected one of {', '.join(_GROUPS)}.")
+        if self.name == "sine" and not (math.isfinite(self.parameter) and self.parameter > 0):
+            raise SpecError(f"sine came with omega = {self.parameter}; expected a positive number (30 for most INRs).")
+        if self.name not in _PARAMETER_NAMES and self.parameter:
+            raise SpecError(f"activation {self.name!r} takes no parameter, but {self.parameter} came; leave it out.")
+
+    @property
+    def group(self) -> NeuronGroup:
+        """The neuron factors that this activation allows."""
+        return _GROUPS[self.name]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Activations of pre-activations `z`, any shape."""
+        match self.name:
+            case "identity":
+                return z
+            case "relu":
+                return z.relu()
+            case "leaky_relu":
+                return functional.leaky_relu(z, self.parameter)
+            case "tanh":
+                return z.tanh()
+            case "sine":
+                return (self.parameter * z).sin()
+            case "gelu":
+                return functional.gelu(z)
+            case "silu":
+                return functional.silu(z)
+            case _:
+                return z.sigmoid()
+
+    def slope(self, z: Tensor) -> Tensor:
+        """Derivative at `z` (for sine divided by omega, that is cos(omega z)).
+
+        It transforms as an activation over a pre-activation, which makes it the natural factor between a quantity of
+        a neuron's incoming side and one of its outgoing side (symmetry.md section 4).
+        """
+        match self.name:
+            case "identity":
+                return torch.ones_like(z)
+            case "relu":
+                return (z > 0).to(z.dtype)
+            case "leaky_relu":
+                return torch.where(z > 0, 1.0, self.parameter).to(z.dtype)
+            case "tanh":
+                return 1 - z.tanh().square()
+            case "sine":
+                return (self.parameter * z).cos()
+            case "gelu":
+                density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+                return torch.special.ndtr(z) + z * density
+            case "silu":
+                gate = z.sigmoid()
+                return gate * (1 + z * (1 - gate))
+            case _:
+                gate = z.sigmoid()
+                return gate * (1 - gate)
+
+
+IDENTITY = Activation("identity")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight matrix, named `weight`, of shape (fan_out, fan_in), its bias (None: it has none) and what follows."""
+
+    weight: str
+    bias: str | None
+    fan_in: int
+    fan_out: int
+    activation: Activation = IDENTITY
+    kind: str = "linear"
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A feed-forward chain of layers, as read from a module or built by `mlp` / `siren`.
+
+    Node level 0 is the input, level l the neurons of `layers[l - 1]`; the last level is the output.
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise SpecError("a network without layers came; expected at least one linear layer.")
+        for before, after in zip(self.layers, self.layers[1:], strict=False):
+            if before.fan_out != after.fan_in:
+                raise SpecError(
+                    f"{after.weight} reads {after.fan_in} inputs, but {before.weight} has {before.fan_out} outputs; "
+                    "expected the layers of one chain, in order."
+                )
+        if self.layers[-1].activation != IDENTITY:
+            raise SpecError(
+                f"the last layer ends in {self.layers[-1].activation.name}; expected identity: what follows the last "
+                "linear map does not change the symmetry, leave it out."
+            )
+
+    @classmethod
+    def from_module(cls, net: nn.Module) -> NetworkSpec:
+        """Read `net` (any module whose forward chains Linear layers and known activations).
+
+        Raises SpecError that names the submodule which cannot be treated.
+        """
+        from weightedit.tracing import trace_layers
+
+        return cls(trace_layers(net))
+
+    @classmethod
+    def mlp(cls, widths: Sequence[int], activations: Activation | Sequence[Activation]) -> NetworkSpec:
+        """A chain with canonical names layers.i.weight / layers.i.bias.
+
+        Args:
+            widths: neurons per level, inputs first, e.g. (784, 64, 10).
+            activations: one for all hidden layers, or one per hidden layer.
+        """
+        hidden = len(widths) - 2
+        if isinstance(activations, Activation):
+            activations = (activations,) * hidden
+        if hidden < 0 or len(activations) != hidden or any(width < 1 for width in widths):
+            raise SpecError(
+                f"widths {tuple(widths)} came with {len(activations)} activations; expected at least two positive "
+                "widths and one activation per hidden layer."
+            )
+        layers = [
+            Layer(f"layers.{i}.weight", f"layers.{i}.bias", widths[i], widths[i + 1], activation)
+            for i, activation in enumerate([*activations, IDENTITY])
+        ]
+        return cls(tuple(layers))
+
+    @classmethod
+    def siren(cls, widths: Sequence[int], omega: float = 30.0) -> NetworkSpec:
+        """A SIREN, sin(omega z) on every hidden layer (Sitzmann et al. 2020), with canonical names."""
+        return cls.mlp(widths, Activation("sine", omega))
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Tensor], omega: float = 30.0) -> NetworkSpec:
+        """The SIREN whose canonical names and shapes (with or without a leading network axis) `params` has."""
+        count = sum(name.endswith(".weight") for name in params)
+        names = {f"layers.{i}.{kind}" for i in range(count) for kind in ("weight", "bias")}
+        if not count or set(params) != names:
+            raise ParamsError(
+                f"tensors named {_listed(params)} came; expected layers.0.weight, layers.0.bias, layers.1.weight, ... "
+                "(inr_files.load_inrs reads other formats)."
+            )
+        weights = [params[f"layers.{i}.weight"] for i in range(count)]
+        if any(weight.dim() not in (2, 3) for weight in weights):
+            raise ParamsError(
+                f"weights of shape {[tuple(w.shape) for w in weights]} came; expected (out, in) or (N, out, in)."
+            )
+        spec = cls.siren([weights[0].shape[-1], *(weight.shape[-2] for weight in weights)], omega)
+        spec.check_shapes(params)
+        return spec
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Neurons per level, inputs first."""
+        return (self.layers[0].fan_in, *(layer.fan_out for layer in self.layers))
+
+    @property
+    def depth(self) -> int:
+        """Number of layers (weight matrices)."""
+        return len(self.layers)
+
+    def neuron_groups(self, symmetry: Symmetry = "full") -> tuple[NeuronGroup, ...]:
+        """Per hidden layer, the neuron factors (besides permutation) inside `symmetry`."""
+        return tuple(layer.activation.group.restricted(symmetry) for layer in self.layers[:-1])
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of one network's parameters, in layer order, weight before bias."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in self.layers:
+            shapes[layer.weight] = (layer.fan_out, layer.fan_in)
+            if layer.bias is not None:
+                shapes[layer.bias] = (layer.fan_out,)
+        return shapes
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters of one network."""
+        return sum(math.prod(shape) for shape in self.param_shapes().values())
+
+    def check_shapes(self, params: Mapping[str, Tensor]) -> int | None:
+        """Number of stacked networks N, or None for a single one.
+
+        Raises ParamsError on missing or unexpected names and on shapes that do not fit.
+        """
+        shapes = self.param_shapes()
+        if set(params) != set(shapes):
+            raise ParamsError(
+                f"missing tensors: {_listed(set(shapes) - set(params))}; unexpected tensors: "
+                f"{_listed(set(params) - set(shapes))}; expected exactly {_listed(shapes)}."
+            )
+        first = next(iter(shapes))
+        stacked = params[first].dim() == len(shapes[first]) + 1
+        count = params[first].shape[0] if stacked else None
+        for name, shape in shapes.items():
+            expected = shape if count is None else (count, *shape)
+            if tuple(params[name].shape) != expected:
+                raise ParamsError(
+                    f"{name} has shape {tuple(params[name].shape)}; expected {expected}. Stack either all tensors "
+                    "over networks (one leading axis) or none."
+                )
+        return count
+
+    def check_params(self, params: Mapping[str, Tensor]) -> int | None:
+        """`check_shapes`, and every value is finite (ParamsError names the tensor and the first bad network)."""
+        count = self.check_shapes(params)
+        for name, tensor in params.items():
+            if not bool(torch.isfinite(tensor).all()):
+                where = ""
+                if count is not None:
+                    bad = (~torch.isfinite(tensor)).reshape(count, -1).any(1).nonzero()[0].item()
+                    where = f" of network {bad}"
+                raise ParamsError(
+                    f"{name}{where} holds NaN or infinite values; expected finite weights. Drop that network or fit "
+                    "it again."
+                )
+        return count
+
+    def params_of(self, net: nn.Module) -> Params:
+        """The parameters of `net` that this spec describes (the tensors themselves, not copies)."""
+        named = dict(net.named_parameters())
+        params = {name: named[name] for name in self.param_shapes() if name in named}
+        self.check_shapes(params)
+        return params
+
+    def forward(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The network's function: `x` [..., in] -> [..., out]; with stacked params [P, in] or [N, P, in] -> [N, P, out]."""
+        for layer in self.layers:
+            x = x @ params[layer.weight].transpose(-1, -2)
+            if layer.bias is not None:
+                bias = params[layer.bias]
+                x = x + (bias.unsqueeze(-2) if bias.dim() > 1 else bias)
+            x = layer.activation(x)
+        return x
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON; `from_dict` gives the same spec back."""
+        return {"layers": [asdict(layer) for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> NetworkSpec:
+        """The spec that `to_dict` wrote. Raises SpecError if `data` is not of that form."""
+        try:
+            layers = data["layers"]
+            assert isinstance(layers, list)
+            return cls(tuple(Layer(**{**layer, "activation": Activation(**layer["activation"])}) for layer in layers))
+        except (KeyError, TypeError, AssertionError) as error:
+            raise SpecError(
+                f"{data!r} is not a network spec ({error}); expected what NetworkSpec.to_dict writes."
+            ) from None
+
+
+def _listed(names: object) -> str:
+    names = sorted(str(name) for name in names)  # type: ignore[attr-defined]
+    shown = ", ".join(names[:8]) or "none"
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > 8 else shown

@@ -1,0 +1,145 @@
+"""The judges: assertions that a map respects a network's symmetry. They ship, so that users can test their own.
+
+The protocol is symmetry.md section 5: random elements, never the identity, scales log-uniform over [1e-2, 1e2], errors
+relative to the size of each tensor by itself, and an output that does depend on its input. `tests/test_testing.py`
+holds the judges to account with maps that are wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from weightedit.features import DELTA, ChannelType
+from weightedit.spec import NetworkSpec, Params, Symmetry
+from weightedit.symmetry import act, random_element
+
+_ELEMENTS = 4
+
+
+def equivariance_error(
+    function: Callable[[Params], Params],
+    spec: NetworkSpec,
+    params: Mapping[str, Tensor],
+    *,
+    symmetry: Symmetry = "full",
+    kind: ChannelType = DELTA,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Per tensor, the largest of |f(g p) - g f(p)| / |g f(p)| (root mean squares) over several random elements g.
+
+    Args:
+        function: parameters in; deltas out (`kind` DELTA: errors are relative to the delta, not hidden behind the
+            weights), or parameters out (PARAMETER).
+        spec: architecture of `params`.
+        params: one network or N stacked ones (then each network gets its own element).
+        symmetry: part of the group to draw from.
+        kind: type of the output.
+        seed: of the random elements.
+    """
+    count, dtype = spec.check_params(params), params[spec.layers[0].weight].dtype
+    generator = torch.Generator().manual_seed(seed)
+    plain, errors = _values(function(dict(params))), dict.fromkeys(params, 0.0)
+    for _ in range(_ELEMENTS):
+        element = random_element(spec, generator, symmetry=symmetry, count=count, dtype=dtype)
+        expected, got = act(element, spec, plain, kind), _values(function(act(element, spec, params)))
+        for name in errors:
+            size, difference = (
+                expected[name].square().mean().sqrt(),
+                (got[name] - expected[name]).square().mean().sqrt(),
+            )
+            errors[name] = max(errors[name], _ratio(float(difference), float(size)))
+    return errors
+
+
+def invariance_error(
+    function: Callable[[Params], Tensor],
+    spec: NetworkSpec,
+    params: Mapping[str, Tensor],
+    *,
+    symmetry: Symmetry = "full",
+    seed: int = 0,
+) -> float:
+    """The largest of |f(g p) - f(p)| / |f(p)| (root mean squares) over several random elements g."""
+    count, dtype = spec.check_params(params), params[spec.layers[0].weight].dtype
+    generator = torch.Generator().manual_seed(seed)
+    plain, worst = function(dict(params)).detach(), 0.0
+    for _ in range(_ELEMENTS):
+        element = random_element(spec, generator, symmetry=symmetry, count=count, dtype=dtype)
+        difference = function(act(element, spec, params)).detach() - plain
+        worst = max(worst, _ratio(float(difference.square().mean().sqrt()), float(plain.square().mean().sqrt())))
+    return worst
+
+
+def assert_equivariant(
+    function: Callable[[Params], Params],
+    spec: NetworkSpec,
+    params: Mapping[str, Tensor],
+    *,
+    symmetry: Symmetry = "full",
+    kind: ChannelType = DELTA,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Raise AssertionError unless `function` is equivariant on `params`, tensor by tensor, and depends on them.
+
+    Args: as `equivariance_error`; `tolerance` defaults to 1e-10 in float64 and 1e-4 in float32.
+    """
+    _assert_depends(lambda p: torch.cat([t.flatten() for t in function(p).values()]), params)
+    errors = equivariance_error(function, spec, params, symmetry=symmetry, kind=kind, seed=seed)
+    tolerance = _tolerance(params, tolerance)
+    failed = {name: error for name, error in errors.items() if not error < tolerance}
+    if failed:
+        shown = ", ".join(f"{name}: {error:.1e}" for name, error in failed.items())
+        raise AssertionError(
+            f"not equivariant under symmetry {symmetry!r}, relative errors {shown}; expected below {tolerance:.0e}."
+        )
+
+
+def assert_invariant(
+    function: Callable[[Params], Tensor],
+    spec: NetworkSpec,
+    params: Mapping[str, Tensor],
+    *,
+    symmetry: Symmetry = "full",
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Raise AssertionError unless `function` is invariant on `params` and depends on them; see `assert_equivariant`."""
+    _assert_depends(function, params)
+    error, tolerance = (
+        invariance_error(function, spec, params, symmetry=symmetry, seed=seed),
+        _tolerance(params, tolerance),
+    )
+    if not error < tolerance:
+        raise AssertionError(
+            f"not invariant under symmetry {symmetry!r}, relative error {error:.1e}; expected below {tolerance:.0e}."
+        )
+
+
+def _values(params: Mapping[str, Tensor]) -> Params:
+    return {name: tensor.detach() for name, tensor in params.items()}
+
+
+def _tolerance(params: Mapping[str, Tensor], tolerance: float | None) -> float:
+    if tolerance is not None:
+        return tolerance
+    return 1e-10 if next(iter(params.values())).dtype == torch.float64 else 1e-4
+
+
+def _ratio(difference: float, size: float) -> float:
+    return difference / size if size > 0 else (0.0 if difference == 0 else float("inf"))
+
+
+def _assert_depends(function: Callable[[Params], Tensor], params: Mapping[str, Tensor]) -> None:
+    """A constant is invariant to anything: the output must move with the input, beyond rounding."""
+    generator = torch.Generator().manual_seed(1)
+    noise = {name: torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for name, t in params.items()}
+    other = {name: t + 0.1 * t.std(correction=0) * noise[name] for name, t in params.items()}
+    before, after = function(dict(params)), function(other)
+    if not float((after - before).abs().max()) > 1e-6 * float(before.abs().max()):
+        raise AssertionError(
+            "the function does not depend on its parameters; expected an output that changes with them."
+        )
