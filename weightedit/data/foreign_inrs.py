@@ -1,0 +1,260 @@
+"""INR files of other codes: DWSNets and NFN (.pth), Implicit-Zoo (.ckpt), and plain safetensors without our header.
+
+Here: reading one such file without ever executing it, renaming its tensors to the canonical names, what the file's path
+says about label and source image, and which published convention the names suggest. Not here: our own format and the
+door load_inrs (inr_files.py), networks in memory (inr_modules.py).
+
+Formats, read from the codes that write them: DWSNets saves a state dict `seq.{i}.weight/bias` (its Fashion-MNIST files
+also an int `label`) below a folder `mnist_png_{training,testing}_<label>_<index>`; NFN a state dict `net.{i}.linear.*`
+with a last layer `net.{i}.*`, as `randinit_smaller_<label>s/net<index>.pth`, its index counting the training images and
+then the test images; Implicit-Zoo {"image_idx", "params": {"seq.{i}.*"}} as `ckpts/<label>/<index>_<seed>.ckpt`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightedit.errors import FileFormatError, ParamsError
+from weightedit.inr.convention import Convention, Params, widths_of
+from weightedit.inr.stack import INRStack
+
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
+
+_NAME = re.compile(r"(?P<prefix>.*?)(?P<layer>0|[1-9][0-9]*)(?:\.linear)?\.(?P<kind>weight|bias)")
+_FIRST_NAMES = {"seq.0.weight": "dwsnets", "net.0.linear.weight": "nfn"}
+_SPLITS = {"training": 0, "testing": 2}
+_NORMALISED = (
+    "Implicit-Zoo: if so, pass convention=Convention(offset=0.0) (weightedit.inr.convention), normalisation=(mean, "
+    "std), the values per channel that the images were normalised by"
+)
+_SUGGESTIONS = {
+    "implicit-zoo": _NORMALISED,
+    "dwsnets": "DWSNets: if so, pass convention=DWSNETS (weightedit.inr.convention)",
+    "nfn": "NFN: if so, pass convention=NFN (weightedit.inr.convention)",
+    "unknown": "no published set: pass convention=Convention(...) (weightedit.inr.convention) as the INRs were fitted",
+}
+
+
+@dataclass(frozen=True)
+class ForeignINRs:
+    """What one foreign file holds.
+
+    Args:
+        params: canonical names, stacked [N, ...]; N is 1 for all but stacked safetensors.
+        family: "dwsnets", "nfn", "implicit-zoo" or "unknown", after the names in the file.
+        facts: what file and path say about each INR, a part of {"label", "index", "split"}.
+    """
+
+    params: Params
+    family: str
+    facts: dict[str, int] = field(default_factory=dict)
+
+
+def suggestion(family: str) -> str:
+    """The end of a sentence "its names are those of ...": a guess, and how to pass the convention if it is right."""
+    return _SUGGESTIONS[family]
+
+
+def canonical_params(tensors: Mapping[str, Tensor]) -> Params:
+    """The tensors under the names layers.{i}.weight / .bias, ordered by layer number; the mapping's order is not used.
+
+    Args:
+        tensors: names `<prefix><i>.weight`, `<prefix><i>.bias`, with or without `.linear` after the number, i = 0, 1,
+            ... and one prefix for all; weights [(N,) out, in], biases [(N,) out], one floating-point type.
+
+    Returns:
+        Params, detached, stacked or not as they came.
+
+    Raises:
+        ParamsError: other names, two tensors for one place, a gap, no tensors, mixed types, or shapes that do not fit.
+    """
+    found: dict[tuple[int, str], Tensor] = {}
+    prefixes: set[str] = set()
+    for name, tensor in tensors.items():
+        match = _NAME.fullmatch(str(name))
+        if match is None:
+            raise ParamsError(
+                f"a tensor named {name!r}: expected names such as seq.0.weight, net.0.linear.bias or layers.2.weight; "
+                "take out what is no layer, or rename it."
+            )
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
+            kind = f"{tensor.layout} tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ParamsError(f"{name} is a {kind}: expected a dense floating-point tensor; convert it.")
+        place = (int(match["layer"]), match["kind"])
+        prefixes.add(match["prefix"])
+        if place in found or len(prefixes) > 1:
+            raise ParamsError(
+                f"tensors named {sorted(map(str, tensors))}: expected one network with one weight and one bias per "
+                "number; pass the tensors of one network only."
+            )
+        found[place] = tensor.detach()
+    if len({tensor.dtype for tensor in found.values()}) > 1:
+        types = sorted({str(tensor.dtype) for tensor in found.values()})
+        raise ParamsError(f"tensors of the types {types}: expected one type; cast them to one.")
+    order = sorted(found, key=lambda place: (place[0], place[1] == "bias"))
+    params = {f"layers.{layer}.{kind}": found[layer, kind] for layer, kind in order}
+    widths_of(params)
+    return params
+
+
+def stacked(params: Params) -> Params:
+    """One network as a stack of one; a stack as it is."""
+    if params["layers.0.weight"].dim() == 3:
+        return params
+    return {name: tensor.unsqueeze(0) for name, tensor in params.items()}
+
+
+def check_finite(params: Params) -> None:
+    """Refuse a stack with NaN or infinite values.
+
+    Raises:
+        ParamsError: naming the first such INR and tensor.
+    """
+    for name, tensor in params.items():
+        bad = ~torch.isfinite(tensor).flatten(1).all(1)
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            raise ParamsError(
+                f"{name} of INR {first} has NaN or infinite values ({int(bad.sum())} of {len(bad)} INRs have): "
+                "expected finite weights; leave these INRs out, or fit them again."
+            )
+
+
+def read_torch_file(path: Path) -> ForeignINRs:
+    """One INR from a file that torch.save wrote; only tensors and plain values are read, nothing is executed.
+
+    Raises:
+        FileFormatError: a file that is no such file, is truncated, holds more than tensors and numbers, or whose
+            tensors are no network.
+    """
+    content = _load(path)
+    facts = _facts_of_path(path)
+    family = None
+    if isinstance(content, Mapping) and set(content) == {"image_idx", "params"}:
+        family = "implicit-zoo"
+        _add_fact(facts, "index", content["image_idx"], path)
+        content = content["params"]
+    if not isinstance(content, Mapping):
+        raise FileFormatError(
+            f"{path} holds a {type(content).__name__}; expected a state dict, names to tensors: save net.state_dict()."
+        )
+    tensors = dict(content)
+    if "label" in tensors:
+        _add_fact(facts, "label", tensors.pop("label"), path)
+    return from_names(tensors, path, facts, family)
+
+
+def from_names(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, int], family: str | None) -> ForeignINRs:
+    """Tensors read from `path` as ForeignINRs; the family is read from the names unless it is known.
+
+    Raises:
+        FileFormatError: tensors that are no network, naming the file.
+    """
+    try:
+        params = stacked(canonical_params(tensors))
+        check_finite(params)
+    except ParamsError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    guesses = [name for first, name in _FIRST_NAMES.items() if first in tensors]
+    return ForeignINRs(params, family or (guesses[0] if guesses else "unknown"), facts)
+
+
+def join(
+    foreign: list[ForeignINRs],
+    paths: list[Path],
+    convention: Convention,
+    size: tuple[int, int],
+    normalisation: tuple[Sequence[float], Sequence[float]] | None,
+) -> INRStack:
+    """The INRs of several foreign files as one stack; arguments as those of inr_files.load_inrs, one path per part.
+
+    Raises:
+        FileFormatError: architectures that differ, or a normalisation of another number of channels.
+    """
+    first = foreign[0].params
+    for part, path in zip(foreign, paths, strict=True):
+        shapes = {name: (tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in part.params.items()}
+        expected = {name: (tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in first.items()}
+        if shapes != expected:
+            raise FileFormatError(
+                f"{path} holds {shapes}, but {paths[0]} {expected}; expected one architecture: load them apart."
+            )
+    params = {name: torch.cat([part.params[name] for part in foreign]) for name in first}
+    if normalisation is not None:
+        params = _absorb(params, *normalisation)
+    counts = [len(part.params["layers.0.weight"]) for part in foreign]
+    facts = {
+        name: torch.tensor(
+            [part.facts.get(name, -1) for part, n in zip(foreign, counts, strict=True) for _ in range(n)]
+        )
+        for name in ("label", "index", "split")
+        if any(name in part.facts for part in foreign)
+    }
+    families = dict.fromkeys(part.family for part in foreign)
+    provenance = {"file names": " | ".join(families)}
+    return INRStack(params, convention, size[0], size[1], provenance=provenance, **facts)
+
+
+def _load(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FileFormatError(
+            f"{path} is no file of plain tensors: it is damaged, or carries pickled objects or code, which is not "
+            "loaded (nothing was executed); expected a state dict: let its author save net.state_dict(), or convert it "
+            "where you trust it."
+        ) from error
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... for the many ways to be broken
+        raise FileFormatError(
+            f"{path} could not be read ({type(error).__name__}: {error}); expected a complete file written by "
+            "torch.save: copy it again."
+        ) from error
+
+
+def _facts_of_path(path: Path) -> dict[str, int]:
+    """Label, index and split as far as the published folder layouts write them into the path."""
+    for part in reversed(path.parts[:-1]):
+        if match := re.search(r"_(training|testing)_([0-9]+)_([0-9]+)$", part):
+            return {"label": int(match[2]), "index": int(match[3]), "split": _SPLITS[match[1]]}
+    parent = path.parent.name
+    if (match := re.fullmatch(r"net([0-9]+)", path.stem)) and (label := re.search(r"_([0-9]+)s$", parent)):
+        return {"label": int(label[1]), "index": int(match[1])}
+    if path.suffix == ".ckpt" and parent.isdecimal() and (match := re.fullmatch(r"([0-9]+)_[0-9]+", path.stem)):
+        return {"label": int(parent), "index": int(match[1])}
+    return {}
+
+
+def _add_fact(facts: dict[str, int], name: str, value: object, path: Path) -> None:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise FileFormatError(f"{path} has the {name} {value!r}; expected a whole number: correct the file.")
+    if facts.get(name, value) != value:
+        raise FileFormatError(
+            f"{path} has the {name} {value}, but its path says {facts[name]}; expected one answer: correct the path."
+        )
+    facts[name] = value
+
+
+def _absorb(params: Params, mean: Sequence[float], std: Sequence[float]) -> Params:
+    """The last layer rescaled from an output (value - mean) / std to the value; exact up to rounding."""
+    last = max(int(name.split(".")[1]) for name in params)
+    weight, bias = params[f"layers.{last}.weight"], params[f"layers.{last}.bias"]
+    if len(mean) != bias.shape[-1] or len(std) != bias.shape[-1]:
+        raise FileFormatError(
+            f"normalisation has {len(mean)} means and {len(std)} deviations; expected {bias.shape[-1]}, one per "
+            "output: give one per channel."
+        )
+    scale = bias.new_tensor(list(std))
+    changed = {
+        f"layers.{last}.weight": weight * scale[:, None],
+        f"layers.{last}.bias": bias * scale + bias.new_tensor(list(mean)),
+    }
+    return {**params, **changed}

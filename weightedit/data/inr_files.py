@@ -1,0 +1,267 @@
+"""INR files: one format out, several in.
+
+Our format is one safetensors file per stack: tensors layers.{i}.weight [N, out, in] and layers.{i}.bias [N, out], and
+where known label, index, split (int64 [N]) and psnr (float [N], dB). Its header states all that is needed to render:
+`format`, `version`, `layers` (the widths), `activation`, `omega`, `coordinates`, `low`, `high`, `offset`, `height`,
+`width`, `provenance`; strings as they are, everything else as JSON. A file of another code carries no convention: it
+must be stated, and is never guessed. The foreign formats themselves are in foreign_inrs.py, INRs from tensors or a
+module in inr_modules.py, sets of INRs with their images in weight_sets.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weightedit.data.foreign_inrs import (
+    TORCH_SUFFIXES,
+    ForeignINRs,
+    canonical_params,
+    check_finite,
+    from_names,
+    join,
+    read_torch_file,
+    suggestion,
+)
+from weightedit.errors import FileFormatError, ParamsError, WeightEditError
+from weightedit.inr.convention import Convention, Params, widths_of
+from weightedit.inr.stack import PER_INR, INRStack
+
+FORMAT = "weightedit-inrs"
+VERSION = 1
+SUFFIX = ".safetensors"
+
+_CONVENTION = tuple(entry.name for entry in dataclasses.fields(Convention))
+_HEADER = {"format", "version", "layers", "activation", *_CONVENTION, "height", "width", "provenance"}
+_PLAIN = ("format", "activation", "coordinates")
+
+
+def save_inrs(stack: INRStack, path: str | Path) -> None:
+    """Write a stack as one safetensors file, under a temporary name that is then moved: whole, or not there.
+
+    Args:
+        stack: the INRs; stored in their own floating-point type, from whatever device.
+        path: ends in .safetensors; its folder exists; a file of that name is replaced.
+
+    Raises:
+        FileFormatError: another ending, or a place that cannot be written.
+        ParamsError: weights that are NaN or infinite.
+    """
+    import safetensors.torch
+
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise FileFormatError(f"{path} ends in {path.suffix!r}; INRs are written as {SUFFIX}: rename it.")
+    check_finite(stack.params)
+    known = {name: getattr(stack, name) for name in PER_INR if getattr(stack, name) is not None}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**stack.params, **known}.items()}
+    data = safetensors.torch.save(tensors, _header(stack))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FileFormatError(
+            f"{path} could not be written ({error}); expected a place in an existing, writable folder with enough "
+            "room: choose another, or create it."
+        ) from error
+
+
+def load_inrs(
+    source: str | Path | Sequence[str | Path],
+    convention: Convention | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> INRStack:
+    """INRs from a file, a list of files in the given order, or a folder (all INR files in it, in natural order).
+
+    Args:
+        source: our .safetensors, or foreign .pth, .pt, .ckpt or .safetensors files; not mixed.
+        convention: required for foreign files; for ours it may be left out, and is compared if it is given.
+        size: (height, width) in pixels of the fitted images; required for foreign files likewise.
+        normalisation: (mean, std) per channel, where the INRs output (value - mean) / std, as Implicit-Zoo's do: the
+            last layer is rescaled so that the output is the value itself, read under `convention`. Foreign files only.
+
+    Returns:
+        One INRStack on the CPU. Foreign files give label, index and split as far as file and path state them, -1
+        where only others do.
+
+    Raises:
+        FileFormatError: nothing there, unknown, truncated, forged or mixed files, missing or contradicting convention
+            or size, files of different architectures.
+    """
+    paths = _list(source)
+    parts = [_read(path) for path in paths]
+    ours = [part for part in parts if isinstance(part, INRStack)]
+    foreign = [part for part in parts if isinstance(part, ForeignINRs)]
+    if ours and foreign:
+        raise FileFormatError(
+            f"{source} mixes {len(ours)} files of weightedit with {len(foreign)} others; expected one kind: load them "
+            "apart, and join them with INRStack.concatenate."
+        )
+    if ours:
+        try:
+            stack = INRStack.concatenate(ours)
+        except ParamsError as error:
+            raise FileFormatError(f"the {len(paths)} files of {source} (numbered from 0): {error}") from error
+        _compare(stack, convention, size, normalisation, paths[0])
+        return stack
+    if convention is None or size is None:
+        missing = " and ".join(
+            name for name, value in (("convention", convention), ("image size", size)) if value is None
+        )
+        raise FileFormatError(
+            f"{paths[0]} states no {missing}, and none was given; its names are those of "
+            f"{suggestion(foreign[0].family)}, and size=(height, width) of the fitted images."
+        )
+    return join(foreign, paths, convention, size, normalisation)
+
+
+def _header(stack: INRStack) -> dict[str, str]:
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "layers": list(stack.widths),
+        "activation": "sine",
+        **stack.convention.to_dict(),
+        "height": stack.height,
+        "width": stack.width,
+        "provenance": stack.provenance,
+    }
+    return {name: value if name in _PLAIN else json.dumps(value) for name, value in values.items()}
+
+
+def _list(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files that `source` means; at least one."""
+    if not isinstance(source, (str, Path)):
+        if not source:
+            raise FileFormatError("an empty list of files; expected at least one: pass a file, files, or a folder.")
+        return [Path(path) for path in source]
+    path = Path(source)
+    if not path.is_dir():
+        return [path]
+    known = (SUFFIX, *TORCH_SUFFIXES)
+    found = [entry for entry in path.rglob("*") if entry.suffix in known and not entry.name.startswith(".")]
+    if not found:
+        hint = " (it looks like a weight set: use load_weight_set)" if (path / "card.json").is_file() else ""
+        raise FileFormatError(
+            f"the folder {path} holds no INR files{hint}; expected files ending in {', '.join(known)}: check the path."
+        )
+    return sorted(found, key=_natural)
+
+
+def _natural(path: Path) -> list[str | int]:
+    """Sort key that puts net2 before net10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.as_posix())]
+
+
+def _read(path: Path) -> INRStack | ForeignINRs:
+    if not path.is_file():
+        raise FileFormatError(f"there is no file or folder {str(path)!r}; expected INRs there: check the path.")
+    if path.suffix in TORCH_SUFFIXES:
+        return read_torch_file(path)
+    if path.suffix != SUFFIX:
+        raise FileFormatError(
+            f"{path} ends in {path.suffix!r}; INRs are read from {', '.join((SUFFIX, *TORCH_SUFFIXES))}: rename it if "
+            "it is one of these."
+        )
+    return _read_safetensors(path)
+
+
+def _read_safetensors(path: Path) -> INRStack | ForeignINRs:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise FileFormatError(
+            f"{path} is no readable safetensors file ({error}); expected a complete one: copy or write it again."
+        ) from error
+    if header.get("format") != FORMAT:
+        return from_names(tensors, path, {}, None)
+    try:
+        return _stack_of(header, tensors)
+    except WeightEditError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
+def _stack_of(header: dict[str, str], tensors: Params) -> INRStack:
+    """The stack that header and tensors of our format describe; the caller adds the file's name to errors."""
+    if header.get("version") != str(VERSION):
+        raise FileFormatError(
+            f"the header has version {header.get('version')!r}; version {VERSION} is read here: "
+            "use the weightedit that wrote it."
+        )
+    values = _parse(header)
+    known = {name: tensors.pop(name) for name in PER_INR if name in tensors}
+    for name, tensor in known.items():
+        if (name == "psnr") != tensor.is_floating_point():
+            raise FileFormatError(
+                f"{name} is of {tensor.dtype}; expected float for psnr, int for the others: correct it."
+            )
+    widths = list(widths_of(tensors))
+    convention = Convention.from_dict({name: values[name] for name in _CONVENTION})
+    provenance = values["provenance"]
+    if not isinstance(provenance, dict) or not all(isinstance(value, str) for value in provenance.values()):
+        raise FileFormatError(f"the header has provenance {provenance!r}; expected names to strings: correct it.")
+    stack = INRStack(
+        canonical_params(tensors), convention, values["height"], values["width"], provenance=provenance, **known
+    )
+    if widths != values["layers"]:
+        raise FileFormatError(
+            f"the header has layers {values['layers']}, the tensors {widths}; expected them to agree: the "
+            "file is damaged or was changed by hand, write it again."
+        )
+    check_finite(stack.params)
+    return stack
+
+
+def _parse(header: dict[str, str]) -> dict[str, Any]:
+    if set(header) != _HEADER:
+        raise FileFormatError(f"the header has {sorted(header)}; expected {sorted(_HEADER)}: write the file again.")
+    if header["activation"] != "sine":
+        raise FileFormatError(
+            f"the header has activation {header['activation']!r}; expected 'sine': only SIRENs are read."
+        )
+    values: dict[str, Any] = {}
+    for name, text in header.items():
+        try:
+            values[name] = text if name in _PLAIN else json.loads(text)
+        except json.JSONDecodeError as error:
+            raise FileFormatError(f"the header has {name} {text!r}; expected JSON: write the file again.") from error
+    for name in ("height", "width"):
+        if isinstance(values[name], bool) or not isinstance(values[name], int):
+            raise FileFormatError(
+                f"the header has {name} {values[name]!r}; expected whole pixels: write the file again."
+            )
+    return values
+
+
+def _compare(
+    stack: INRStack,
+    convention: Convention | None,
+    size: tuple[int, int] | None,
+    normalisation: object,
+    path: Path,
+) -> None:
+    if convention is not None and convention != stack.convention:
+        raise FileFormatError(
+            f"{path} states {stack.convention}, but {convention} was given; expected the same: leave it out, and use "
+            "weightedit.inr.convention.convert to change it."
+        )
+    if size is not None and tuple(size) != (stack.height, stack.width):
+        raise FileFormatError(
+            f"{path} states the size {(stack.height, stack.width)}, but {tuple(size)} was given; expected the same: "
+            "leave it out, and give stack.render the size you want."
+        )
+    if normalisation is not None:
+        raise FileFormatError(f"{path} is of weightedit, whose outputs are never normalised: leave normalisation out.")
