@@ -13,10 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from weightedit.blocks import AddEnds, BlockTable, CollectAtSource, CollectAtTarget, Modulate
 from weightedit.errors import ParamsError
 from weightedit.features import ChannelType, WeightSpaceFeatures, features_from_params, params_from_features
 from weightedit.spec import Activation, NetworkSpec, Params, Symmetry
@@ -51,6 +53,22 @@ class Layout(ABC):
     @abstractmethod
     def sum_at_target(self, edges: Tensor) -> Tensor:
         """Sum over the incoming edges of every node: [..., e, C] -> [..., n, C]."""
+
+    def modulate(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        """edges[i, j] * target[i] * source[j]: [..., e, C] and twice [..., n, C] -> [..., e, C]."""
+        return edges * self.to_target(target) * self.to_source(source)
+
+    def add_ends(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        """edges[i, j] + target[i] + source[j]: [..., e, C] and twice [..., n, C] -> [..., e, C]."""
+        return edges + self.to_target(target) + self.to_source(source)
+
+    def collect_at_target(self, edges: Tensor, source: Tensor) -> Tensor:
+        """sum_j edges[i, j] source[j]: [..., e, C] and [..., n, C] -> [..., n, C]."""
+        return self.sum_at_target(edges * self.to_source(source))
+
+    def collect_at_source(self, edges: Tensor, target: Tensor) -> Tensor:
+        """sum_i edges[i, j] target[i]: [..., e, C] and [..., n, C] -> [..., n, C]."""
+        return self.sum_at_source(edges * self.to_target(target))
 
     @abstractmethod
     def outer(self, target: Tensor, source: Tensor) -> Tensor:
@@ -184,6 +202,24 @@ class DenseLayout(Layout):
     def sum_at_target(self, edges: Tensor) -> Tensor:
         sums = [block.sum(-2) for block in self._blocks(edges)]
         return torch.cat([sums[0].new_zeros(*edges.shape[:-2], self.spec.widths[0], edges.shape[-1]), *sums], -2)
+
+    @cached_property
+    def _table(self) -> BlockTable:
+        nodes = self._node_slices
+        ends = zip(self._edge_slices, nodes[1:], nodes[:-1], self.spec.layers, strict=True)
+        return BlockTable(tuple((e, above, below, (layer.fan_out, layer.fan_in)) for e, above, below, layer in ends))
+
+    def modulate(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        return cast(Tensor, Modulate.apply(edges, target, source, self._table))
+
+    def add_ends(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        return cast(Tensor, AddEnds.apply(edges, target, source, self._table))
+
+    def collect_at_target(self, edges: Tensor, source: Tensor) -> Tensor:
+        return cast(Tensor, CollectAtTarget.apply(edges, source, self._table))
+
+    def collect_at_source(self, edges: Tensor, target: Tensor) -> Tensor:
+        return cast(Tensor, CollectAtSource.apply(edges, target, self._table))
 
     def outer(self, target: Tensor, source: Tensor) -> Tensor:
         pairs = zip(self._levels(target)[1:], self._levels(source)[:-1], strict=True)

@@ -122,34 +122,31 @@ class EdgeUpdate(nn.Module):
         self.from_outgoing = OddLinear(node_width, 3 * edge_width)
         self.from_invariant = nn.Linear(node_width, 2 * edge_width)
         self.product = nn.Linear(edge_width, edge_width, bias=False)
-        self.gates = nn.Linear(edge_width, 2 * edge_width)
+        self.gate = nn.Linear(edge_width, edge_width)
+        self.rank_gate = nn.Linear(edge_width, edge_width)
         self.even = nn.Linear(even_width, edge_width, bias=False) if even_width else None
         with torch.no_grad():
-            self.gates.weight.mul_(0.5)
+            self.gate.weight.mul_(0.5)
+            self.rank_gate.weight.mul_(0.5)
 
     def forward(
         self, state: Streams, bidirectional: bool, even: Tensor | None = None
     ) -> tuple[Streams, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """New state, odd messages (at targets, at sources) and even messages (likewise)."""
         layout, constants, free = state.layout, state.constants, 1 - state.constants.flip
-        x = self.from_incoming(unit_rms(state.incoming), free)
-        y = self.from_outgoing(unit_rms(state.outgoing), free)
+        x = self.from_incoming(unit_rms(state.incoming), free).chunk(3, -1)
+        y = self.from_outgoing(unit_rms(state.outgoing), free).chunk(3, -1)
         at_target, at_source = self.from_invariant(state.invariant).chunk(2, -1)
-        width = self.edge_width
-        x_edge = layout.to_target(torch.cat([x[..., : 2 * width], at_target], -1))
-        y_edge = layout.to_source(torch.cat([y[..., : 2 * width], at_source], -1))
-        (x_e, x_rank, a), (y_e, y_rank, b) = x_edge.split(width, -1), y_edge.split(width, -1)
-        v = self.product(state.edges * x_e * y_e) + a + b
+        v = layout.add_ends(self.product(layout.modulate(state.edges, x[0], y[0])), at_target, at_source)
         if self.even is not None and even is not None:
             v = v + self.even(even)
         v = functional.silu(v)
-        scale, rank = self.gates(v).chunk(2, -1)
-        edges = state.edges * (1 + scale) + x_rank * y_rank * rank
+        edges = torch.addcmul(state.edges, state.edges, self.gate(v)) + layout.modulate(self.rank_gate(v), x[1], y[1])
         new = replace(state, edges=edges)
         degree_in, degree_out = constants.in_degree.clamp(min=1), constants.out_degree.clamp(min=1)
-        odd_in = layout.sum_at_target(edges * layout.to_source(y[..., 2 * width :])) * degree_in.rsqrt()
+        odd_in = layout.collect_at_target(edges, y[2]) * degree_in.rsqrt()
         even_in = layout.sum_at_target(v) / degree_in
         if not bidirectional:
             return new, (odd_in, torch.zeros_like(odd_in)), (even_in, torch.zeros_like(even_in))
-        odd_out = layout.sum_at_source(edges * layout.to_target(x[..., 2 * width :])) * degree_out.rsqrt()
+        odd_out = layout.collect_at_source(edges, x[2]) * degree_out.rsqrt()
         return new, (odd_in, odd_out), (even_in, layout.sum_at_source(v) / degree_out)
