@@ -1,0 +1,221 @@
+"""From images to INRs: thousands of SIRENs fitted at once to a target PSNR.
+
+Here are the options, the checks, initialisations and retries; the loop over steps and chunks is fitting_loop.py's, one
+step's values and gradients are fitting_kernel.py's. Two methods are offered by name:
+
+* "fast" (ours): the last, linear layer is solved in closed form at every step and Adam moves the sine layers only, its
+  learning rate on a cosine; the first steps see every other row and column, a different quarter of the pixels each.
+* "adam": Kingma and Ba's Adam (2015) on all parameters with a constant learning rate, all pixels at every step: the
+  recipe of published INR data sets (DWSNets: learning rate 5e-4, at most 1,000 steps, init "dwsnets").
+
+Both stop an INR, and take it out of the work, at the first step at which its rendering reaches the target.
+"""
+
+import dataclasses
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+from weightedit.errors import ParamsError, WeightEditError
+from weightedit.inr.convention import Convention, Params, widths_of
+from weightedit.inr.fitting_kernel import ParameterLayout
+from weightedit.inr.fitting_loop import METHODS, FitLoop
+from weightedit.inr.siren import INITIALISATIONS, check_widths, initial_params
+from weightedit.inr.stack import INRStack
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """How to fit.
+
+    Args:
+        method: "fast" or "adam", see the top of this file.
+        init: "siren" or "dwsnets", see `initial_params`.
+        target_psnr: in dB, of the rendering against the image, both in [0, 1].
+        max_steps: per attempt; None is the method's default (fast 200, adam 1,000).
+        learning_rate: per step, in units of the parameters; None is the method's default.
+        retries: how often an INR that missed the target starts again from a fresh initialisation.
+        chunk: INRs worked on at once; None chooses by memory: what fits in cache on a CPU, thousands on a GPU. It does
+            not change what is fitted beyond rounding.
+
+    Raises:
+        WeightEditError: an unknown name, or a number out of range.
+    """
+
+    method: str = "fast"
+    init: str = "siren"
+    target_psnr: float = 40.0
+    max_steps: int | None = None
+    learning_rate: float | None = None
+    retries: int = 1
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("init", INITIALISATIONS)):
+            if getattr(self, name) not in known:
+                raise WeightEditError(
+                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}; choose one."
+                )
+        for name, least in (("max_steps", 1), ("chunk", 1), ("retries", 0)):
+            value = getattr(self, name)
+            if value is None and name != "retries":
+                continue
+            if not isinstance(value, int) or value < least:
+                raise WeightEditError(f"{name}={value!r}: expected a whole number of at least {least}; correct it.")
+        for name in ("target_psnr", "learning_rate"):
+            value = getattr(self, name)
+            if value is None and name == "learning_rate":
+                continue
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+                raise WeightEditError(f"{name}={value!r}: expected a positive number; correct it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What `fit` returns; N INRs in the order of the images.
+
+    Args:
+        stack: all of them, also those that missed the target.
+        steps: gradient steps behind each INR, int64 [N], of its best attempt.
+        psnr: of its rendering, in dB, [N].
+        missed: int64 indices of those below the target, in ascending order.
+    """
+
+    stack: INRStack
+    steps: Tensor
+    psnr: Tensor
+    missed: Tensor
+
+    def kept(self) -> INRStack:
+        """The stack without the INRs that missed the target."""
+        keep = torch.ones(len(self.stack), dtype=torch.bool)
+        keep[self.missed.cpu()] = False
+        return self.stack[keep]
+
+
+def fit(
+    images: Tensor,
+    *,
+    widths: tuple[int, ...] | None = None,
+    convention: Convention | None = None,
+    options: FitOptions | None = None,
+    initial: Params | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+) -> FitResult:
+    """Fit one SIREN to each image, all independently.
+
+    Args:
+        images: [N, C, H, W] in [0, 1], floating point, or uint8 in 0..255. float64 images are fitted in float64.
+        widths: (2, hidden, ..., C); None is (2, 32, 32, C).
+        convention: what inputs and outputs mean; None is Convention().
+        options: None is FitOptions().
+        initial: stacked parameters to start from, N of them, under `convention`; then nothing is drawn and nothing
+            retried. None draws an independent initialisation for every image.
+        generator: where initialisations come from; None is PyTorch's global CPU generator.
+        progress: show a tqdm bar.
+        device: where to work and where the result lies; None is the device of `images`.
+
+    Returns:
+        A FitResult; INRs that missed the target are listed in its `missed`, and a warning is logged.
+
+    Raises:
+        ParamsError: images or `initial` of a wrong type, shape or range, or widths that do not fit the images.
+    """
+    convention, options = convention or Convention(), options or FitOptions()
+    images = _checked_images(images, device)
+    widths = _checked_widths(widths, images.shape[1])
+    start = initial
+    if start is None:
+        start = initial_params(len(images), widths, init=options.init, omega=convention.omega, generator=generator)
+    _check_initial(start, widths, len(images))
+    loop = FitLoop(
+        METHODS[options.method],
+        ParameterLayout(widths, convention.omega),
+        convention,
+        target_psnr=options.target_psnr,
+        learning_rate=options.learning_rate or METHODS[options.method].learning_rate,
+        max_steps=options.max_steps or METHODS[options.method].max_steps,
+        chunk=options.chunk,
+        progress=progress,
+    )
+    params, steps, psnr = loop.attempt(images, start)
+    for _ in range(options.retries if initial is None else 0):
+        again = torch.nonzero(~(psnr >= options.target_psnr)).squeeze(1)
+        if not len(again):
+            break
+        fresh = initial_params(len(again), widths, init=options.init, omega=convention.omega, generator=generator)
+        new_params, new_steps, new_psnr = loop.attempt(images[again], fresh)
+        better = new_psnr > psnr[again]
+        for name, tensor in params.items():
+            tensor[again[better]] = new_params[name][better]
+        steps[again[better]], psnr[again[better]] = new_steps[better], new_psnr[better]
+    return _result(images, params, steps, psnr, options, loop, warm=initial is not None)
+
+
+def _result(
+    images: Tensor, params: Params, steps: Tensor, psnr: Tensor, options: FitOptions, loop: FitLoop, *, warm: bool
+) -> FitResult:
+    missed = torch.nonzero(~(psnr >= options.target_psnr)).squeeze(1)
+    if len(missed):
+        _logger.warning(
+            "%d of %d INRs missed %g dB, first at index %d: see FitResult.missed, or take FitResult.kept().",
+            len(missed), len(images), options.target_psnr, int(missed[0]),
+        )  # fmt: skip
+    provenance = {
+        "init": "given" if warm else options.init,
+        "method": options.method,
+        "learning_rate": f"{loop.learning_rate:g}",
+        "target_psnr": f"{options.target_psnr:g}",
+        "max_steps": str(loop.max_steps),
+        "retries": str(0 if warm else options.retries),
+        "steps": f"{int(steps.min())} to {int(steps.max())}" if len(steps) else "none",
+    }
+    height, width = images.shape[2:]
+    stack = INRStack(params, loop.convention, height, width, psnr=psnr, provenance=provenance)
+    return FitResult(stack, steps, psnr, missed)
+
+
+def _checked_images(images: Tensor, device: torch.device | str | None) -> Tensor:
+    if not isinstance(images, Tensor) or images.dim() != 4 or 0 in images.shape[1:]:
+        came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ParamsError(f"images {came}: expected a tensor (N, channels, height, width); add the missing axes.")
+    images = images.detach().to(device) if device is not None else images.detach()
+    if images.dtype == torch.uint8:
+        return images.float() / 255.0
+    if not images.dtype.is_floating_point:
+        raise ParamsError(f"images of type {images.dtype}: expected floating point in [0, 1] or uint8; convert them.")
+    images = images if images.dtype == torch.float64 else images.float()
+    bad = ~((images >= 0) & (images <= 1)).flatten(1).all(1)
+    if bad.any():
+        first = int(torch.nonzero(bad)[0])
+        raise ParamsError(
+            f"image {first} (and {int(bad.sum()) - 1} more) has values that are not finite or outside [0, 1]: expected "
+            "images scaled to [0, 1], whatever the convention; rescale or clamp them."
+        )
+    return images
+
+
+def _checked_widths(widths: tuple[int, ...] | None, channels: int) -> tuple[int, ...]:
+    widths = check_widths(widths or (2, 32, 32, channels))
+    if widths[0] != 2 or widths[-1] != channels:
+        raise ParamsError(
+            f"widths {widths} for images of {channels} channels: expected (2, hidden, ..., {channels}); correct them."
+        )
+    return widths
+
+
+def _check_initial(initial: Params, widths: tuple[int, ...], count: int) -> None:
+    found, shape = widths_of(initial), initial["layers.0.weight"].shape
+    if found != widths or shape != (count, widths[1], 2):
+        raise ParamsError(
+            f"initial parameters of widths {found}, first weight {tuple(shape)}: expected {count} stacked networks "
+            f"of widths {widths}; pass widths=, or one start per image."
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in initial.values()):
+        raise ParamsError("initial parameters with NaN or infinite values: expected finite ones; leave them out.")
