@@ -109,7 +109,8 @@ def load_images(
     with _reading(str(source)):
         dataset = _open(str(source), split)
     names = _find_columns(dataset.features, columns, str(source))
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels: list[int] = []
     for row, (cell, label) in enumerate(_rows(dataset, names, str(source))):
         if row == limit:
             break
@@ -285,12 +286,11 @@ def _decode(cell: Any, where: str, size: tuple[int, int] | None, channels: int |
     try:
         with Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
             image.load()
-            if _ORIENTATION in image.getexif():
-                image = ImageOps.exif_transpose(image)
-            image = _with_channels(image, where, channels)
-            if size is not None and image.size != size[::-1]:
-                image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-            pixels = np.asarray(image)
+            upright = ImageOps.exif_transpose(image) if _ORIENTATION in image.getexif() else image
+            picture = _with_channels(upright, where, channels)
+            if size is not None and picture.size != size[::-1]:
+                picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            pixels = np.asarray(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise FileFormatError(
             f"{where} is not a readable picture ({error}); expected png, jpg or another format of pillow: replace or "

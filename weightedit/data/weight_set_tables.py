@@ -88,7 +88,8 @@ def read_table(path: Path, card: dict[str, Any], count: int, limit: int | None) 
                 f"{path} has {file.metadata.num_rows} rows of {file.schema_arrow.names}; expected {count} of "
                 f"{card['columns']} as the card states: copy it again."
             )
-        groups, rows = [], 0
+        groups: list[int] = []
+        rows = 0
         while rows < min(limit or count, count):
             rows += file.metadata.row_group(len(groups)).num_rows
             groups.append(len(groups))

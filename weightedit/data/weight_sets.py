@@ -256,6 +256,7 @@ def _check_place(folder: Path) -> None:
 def _write_splits(whole: WeightSet, folder: Path) -> dict[str, dict[str, Any]]:
     """Write a parquet file per split that has rows; returns what the card says about them."""
     described = {}
+    assert whole.stack.split is not None  # _check saw to it
     for number, split in enumerate(SPLITS):
         rows = (whole.stack.split == number).nonzero()[:, 0]
         if len(rows):
