@@ -1,0 +1,309 @@
+"""Checkpoints: a folder with model.safetensors, config.json and README.md (the model card), saved, loaded, published.
+
+Here: writing such a folder atomically, reading it strictly (from disk, or from the Hugging Face hub by name), loading
+its tensors into a module, and the two strict readers (tensors, JSON) that a training run's state uses as well. Not
+here: what a config means (editing/editor.py and others build modules from it), and the state of a run (run_state.py).
+Nothing is ever unpickled; a local folder never touches the network. The formats are safetensors' and JSON's own.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from weightedit.errors import FileFormatError, ParamsError, WeightEditError
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FILES = (WEIGHTS, CONFIG, CARD)
+
+_HUB_NAME = re.compile(r"[\w.-]*\w(/\w[\w.-]*)?", re.ASCII)
+
+
+def save_checkpoint(folder: str | Path, tensors: Mapping[str, Tensor], config: dict[str, Any], card: str) -> Path:
+    """Write a checkpoint folder; it appears complete, or not at all.
+
+    Everything is written to a temporary folder beside the target, which is then renamed. A checkpoint that is already
+    there is kept until the new one is complete, and replaced.
+
+    Args:
+        folder: where; its parents are made if they are missing.
+        tensors: name -> tensor of any shape and device; names and values are kept as they are.
+        config: JSON values only (str, int, float, bool, None, list, dict with str keys; a tuple comes back
+            as a list), without `format_version`.
+        card: the model card, Markdown.
+    Returns:
+        The absolute path of the folder.
+    Raises:
+        WeightEditError: for a config that JSON cannot hold.
+        FileFormatError: when the folder holds anything that is not a checkpoint's; it is left untouched.
+    """
+    folder = Path(folder).resolve()
+    if "format_version" in config:
+        raise WeightEditError("config holds 'format_version'; save_checkpoint writes that key itself: leave it out")
+    files = {
+        WEIGHTS: encode_tensors(tensors),
+        CONFIG: encode_json({"format_version": FORMAT_VERSION, **config}),
+        CARD: card.encode(),
+    }
+    _refuse_foreign(folder)
+    fresh, previous = _siblings(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(fresh, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+    write_folder(fresh, files)
+    if folder.exists():
+        folder.rename(previous)
+    fresh.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    return folder
+
+
+def load_checkpoint(
+    source: str | Path, *, required: Iterable[str] = (), revision: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint from a folder, or from the Hugging Face hub by its name.
+
+    Args:
+        source: a folder (the network is not touched); or else a hub name, `name` or `owner/name`.
+            A `Path` is never taken for a hub name. HF_HUB_OFFLINE=1 is respected.
+        required: keys the config must have.
+        revision: branch, tag or commit on the hub; unused for a folder.
+    Returns:
+        (tensors on the CPU by name, config as it was passed to `save_checkpoint`).
+    Raises:
+        FileFormatError: for anything missing, truncated, forged, pickled, or of another format version.
+    """
+    folder = _locate(source, revision)
+    config = read_json(folder / CONFIG)
+    version = config.pop("format_version", None)
+    if version is None:
+        raise FileFormatError(
+            f"{folder / CONFIG} has no key 'format_version'; expected a config written by save_checkpoint: "
+            "save the checkpoint again with save_checkpoint"
+        )
+    if version != FORMAT_VERSION:
+        raise FileFormatError(
+            f"{folder / CONFIG} has format_version {version!r}; this version of weightedit reads {FORMAT_VERSION}: "
+            "install the version of weightedit that wrote it"
+        )
+    missing = [key for key in required if key not in config]
+    if missing:
+        raise FileFormatError(
+            f"{folder / CONFIG} lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, config)) or None}: "
+            "this is another kind of checkpoint, or an edited one; load one that was saved for this purpose"
+        )
+    return read_tensors(folder / WEIGHTS), config
+
+
+def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a module's parameters and buffers, strictly by name and shape.
+
+    Floating-point tensors are cast to the module's own floating-point dtype; the module keeps its device.
+
+    Raises:
+        ParamsError: naming every missing or unexpected tensor and every shape or kind that differs; nothing is copied.
+    """
+    own = model.state_dict()
+    faults = [f"missing {name} {_shape(own[name])}" for name in own if name not in tensors]
+    faults += [f"unexpected {name} {_shape(tensors[name])}" for name in tensors if name not in own]
+    for name in own.keys() & tensors.keys():
+        if own[name].shape != tensors[name].shape:
+            faults.append(f"{name} has shape {_shape(tensors[name])}, expected {_shape(own[name])}")
+        elif own[name].is_floating_point() != tensors[name].is_floating_point():
+            faults.append(f"{name} has dtype {tensors[name].dtype}, expected {own[name].dtype}")
+    if faults:
+        raise ParamsError(
+            f"the tensors do not fit {type(model).__name__}: {'; '.join(sorted(faults))}. "
+            "Build the module from the checkpoint's own config, or load the checkpoint that belongs to it"
+        )
+    model.load_state_dict(dict(tensors), strict=True)
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    message: str = "Upload checkpoint",
+) -> str:
+    """Publish a checkpoint folder as a model repository on the Hugging Face hub.
+
+    The folder is loaded first, so that nothing unreadable is published; only its three files are uploaded.
+
+    Args:
+        folder: a local checkpoint folder.
+        repo_id: `owner/name`; made if it does not exist.
+        private: whether a repository that is made here is private.
+        token: an access token; None takes the one stored by `hf auth login`.
+        message: the commit message.
+    Returns:
+        The address of the commit.
+    Raises:
+        FileFormatError: when the folder is not a checkpoint; whatever huggingface_hub raises when the upload fails.
+    """
+    folder = Path(folder)
+    load_checkpoint(folder)
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message=message, repo_type="model"
+    )
+    return str(commit.commit_url)
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a safetensors file; tensors are copied to the CPU, contiguous, and ties are written twice."""
+    return safetensors.torch.save({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()})
+
+
+def encode_json(value: dict[str, Any]) -> bytes:
+    """The bytes of a JSON file that gives `value` back, tuples as lists; WeightEditError when JSON cannot hold it."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise WeightEditError(
+            f"a value that JSON cannot hold: {error}; expected str, int, finite float, bool, None, "
+            "list, tuple or dict: convert it first"
+        ) from error
+    if json.loads(text) != _lists(value):
+        raise WeightEditError(
+            f"a dict that JSON does not give back as it is: {value}; expected dicts with str keys: "
+            "turn keys into strings first"
+        )
+    return text.encode() + b"\n"
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU; FileFormatError for anything else. Nothing is executed."""
+    path = Path(path)
+    data = _read_bytes(path)
+    try:
+        return {name: value.clone() for name, value in safetensors.torch.load(data).items()}  # aligned, each its own
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise FileFormatError(
+            f"{path} ({len(data)} bytes) {_looks_like(data)}: {error}; expected a complete safetensors file: "
+            "fetch or save it again"
+        ) from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file: UTF-8, one object, no key twice, no NaN or infinity; else FileFormatError."""
+    path = Path(path)
+    data = _read_bytes(path)
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise FileFormatError(f"{path} is not valid JSON: {error}; expected one object: save the file again") from error
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{path} holds a JSON {type(value).__name__}; expected an object: save the file again")
+    return value
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make a new folder with these files and see them through to the disk; the caller renames it into place."""
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        with (folder / name).open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _locate(source: str | Path, revision: str | None) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    _, previous = _siblings(folder.resolve())
+    if previous.is_dir():
+        raise FileFormatError(
+            f"{source} does not exist, but {previous} does: a save was interrupted before its last rename; "
+            f"save again, or rename {previous} to {source}"
+        )
+    if isinstance(source, Path) or folder.exists() or not _HUB_NAME.fullmatch(source):
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise FileFormatError(
+            f"{source} {kind}; expected a checkpoint folder ({', '.join(FILES)}) or a hub name "
+            "like owner/name: check the path"
+        )
+    return _download(source, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise FileFormatError(
+            f"{name!r} is no local folder, and the hub did not give it ({type(error).__name__}: {error}); "
+            "expected a folder or a hub name: check the name, unset HF_HUB_OFFLINE if it is set, "
+            "or download the checkpoint by hand and pass its folder"
+        ) from error
+
+
+def _siblings(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.saving"), folder.with_name(f".{folder.name}.previous")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if not folder.exists():
+        return
+    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else None
+    foreign = ["not a folder"] if found is None else [name for name in found if name not in FILES]
+    if foreign or (found and not {WEIGHTS, CONFIG} <= set(found)):
+        raise FileFormatError(
+            f"{folder} is not a checkpoint folder ({', '.join(foreign or found or [])}); expected nothing there, "
+            f"or only {', '.join(FILES)}: choose another folder, or move what is there away"
+        )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileFormatError(
+            f"{path} cannot be read ({error.strerror}); expected a readable file: check that the folder is complete"
+        ) from error
+
+
+def _looks_like(data: bytes) -> str:
+    if data.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer (run `git lfs pull`)"
+    if data.startswith((b"PK\x03\x04", b"\x80")):
+        return "looks like a pickle, which is never opened here (convert it with safetensors where you trust it)"
+    return "is not a safetensors file"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError(f"a key stands twice in {[key for key, _ in pairs]}")
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
