@@ -169,7 +169,7 @@ class FitLoop:
         if self.chunk is not None:
             return self.chunk
         bytes_each = 2 * sum(self.layout.widths[1:]) * images.shape[2:].numel() * images.element_size()
-        return max(4, (8_000_000 if images.device.type == "cpu" else 8_000_000_000) // bytes_each)
+        return max(4, (10_000_000 if images.device.type == "cpu" else 8_000_000_000) // bytes_each)
 
     def _psnr(self, theta: Tensor, images: Tensor) -> Tensor:
         rendered = render_images(self.layout.unpack(theta), self.convention, *images.shape[2:])
