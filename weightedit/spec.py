@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -111,7 +111,7 @@ class Activation:
             case "relu":
                 return (z > 0).to(z.dtype)
             case "leaky_relu":
-                return torch.where(z > 0, 1.0, self.parameter).to(z.dtype)
+                return torch.ones_like(z).where(z > 0, self.parameter)
             case "tanh":
                 return 1 - z.tanh().square()
             case "sine":
@@ -233,8 +233,10 @@ class NetworkSpec:
         return len(self.layers)
 
     def neuron_groups(self, symmetry: Symmetry = "full") -> tuple[NeuronGroup, ...]:
-        """Per hidden layer, the neuron factors (besides permutation) inside `symmetry`."""
-        return tuple(layer.activation.group.restricted(symmetry) for layer in self.layers[:-1])
+        """Per hidden layer, the neuron factors (besides permutation) inside `symmetry`; a shift needs a bias to act on."""
+        groups = [layer.activation.group.restricted(symmetry) for layer in self.layers[:-1]]
+        biased = [layer.bias is not None for layer in self.layers]
+        return tuple(replace(group, shift=group.shift and b) for group, b in zip(groups, biased, strict=False))
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of one network's parameters, in layer order, weight before bias."""
