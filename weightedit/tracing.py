@@ -55,6 +55,8 @@ class _Chain:
         self.closed = False  # something followed the last layer that only an output may have
 
     def read(self, node: fx.Node) -> None:
+        if _is_size(node):
+            return
         match node.op:
             case "placeholder":
                 if self.current is not None:
@@ -72,8 +74,8 @@ class _Chain:
     def read_operation(self, node: fx.Node) -> None:
         module = self.net.get_submodule(str(node.target)) if node.op == "call_module" else None
         name = f"{node.target} ({type(module).__name__})" if module is not None else f"{node.name!r} ({node.target})"
-        data = [argument for argument in node.all_input_nodes if argument.op != "get_attr"]
-        if data != [self.current] or len(data[0].users) > 1:
+        data = [argument for argument in node.all_input_nodes if argument.op != "get_attr" and not _is_size(argument)]
+        if data != [self.current] or sum(not _is_size(user) for user in data[0].users) > 1:
             raise self.refusal(f"{name}, where values branch or join (a residual addition, say)")
         reader: Callable[[_Chain, fx.Node, Any], bool] | None
         if module is not None:
@@ -109,12 +111,23 @@ class _Chain:
             self.layers[-1] = replace(self.layers[-1], activation=IDENTITY)
         used = [name for layer in self.layers for name in (layer.weight, layer.bias) if name is not None]
         named = dict(self.net.named_parameters(remove_duplicate=False))
-        unused = sorted(set(named) - set(used))
+        read = {id(named.get(name)) for name in used}
+        unused = sorted(name for name, parameter in named.items() if id(parameter) not in read)
         if unused:
             raise self.refusal(f"parameters that no layer of the chain uses: {', '.join(unused)}")
-        if len({id(named[name]) for name in used}) != len(used):
+        if len(read) != len(used):
             raise self.refusal(f"tied parameters among {', '.join(used)}")
         return tuple(self.layers)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether `node` is the size of a value, or one entry of it, as in x.view(x.size(0), -1): it carries no data."""
+    if node.op == "call_method":
+        return node.target == "size"
+    if node.op != "call_function" or not node.args:
+        return False
+    of_size = isinstance(node.args[0], fx.Node) and _is_size(node.args[0])
+    return (node.target is getattr and node.args[1] == "shape") or (node.target is operator.getitem and of_size)
 
 
 def _read_linear(chain: _Chain, node: fx.Node, module: nn.Linear) -> bool:
