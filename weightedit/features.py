@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightedit.errors import TypeMismatchError
+from weightedit.errors import ParamsError, TypeMismatchError
 from weightedit.spec import NetworkSpec, Params
 
 
@@ -79,11 +79,16 @@ def features_from_params(
         params: one network or N stacked ones.
         extra: pairs of type and named tensors (gradients, moments, ...), one channel each.
 
-    Raises ParamsError on names or shapes that do not fit.
+    Raises ParamsError on names or shapes that do not fit, or when `extra` is not stacked as `params` is.
     """
     channels = [(PARAMETER, params), *extra]
-    counts = {spec.check_shapes(values) for _, values in channels}
-    assert len(counts) == 1, "params and extra must be stacked alike"
+    count, *others = [spec.check_shapes(values) for _, values in channels]
+    for other in others:
+        if other != count:
+            raise ParamsError(
+                f"params of {_networks(count)} came with extra tensors of {_networks(other)}; expected the same number "
+                "of networks in both. Stack the extra tensors as the parameters are."
+            )
 
     def gather(name: str | None, like: Tensor) -> Tensor:
         if name is None:
@@ -93,6 +98,10 @@ def features_from_params(
     weights = tuple(gather(layer.weight, params[layer.weight]) for layer in spec.layers)
     biases = tuple(gather(layer.bias, params[layer.weight]) for layer in spec.layers)
     return WeightSpaceFeatures(weights, biases, tuple(kind for kind, _ in channels))
+
+
+def _networks(count: int | None) -> str:
+    return "a single network" if count is None else f"{count} stacked networks"
 
 
 def params_from_features(spec: NetworkSpec, features: WeightSpaceFeatures, channel: int = 0) -> Params:

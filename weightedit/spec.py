@@ -233,7 +233,7 @@ class NetworkSpec:
         return len(self.layers)
 
     def neuron_groups(self, symmetry: Symmetry = "full") -> tuple[NeuronGroup, ...]:
-        """Per hidden layer, the neuron factors (besides permutation) inside `symmetry`; a shift needs a bias to act on."""
+        """Per hidden layer, the neuron factors (besides permutation) inside `symmetry`; a shift needs a bias."""
         groups = [layer.activation.group.restricted(symmetry) for layer in self.layers[:-1]]
         biased = [layer.bias is not None for layer in self.layers]
         return tuple(replace(group, shift=group.shift and b) for group, b in zip(groups, biased, strict=False))
@@ -298,7 +298,7 @@ class NetworkSpec:
         return params
 
     def forward(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The network's function: `x` [..., in] -> [..., out]; with stacked params [P, in] or [N, P, in] -> [N, P, out]."""
+        """The network's function: `x` [..., in] -> [..., out]; stacked params take [(N,) P, in] -> [N, P, out]."""
         for layer in self.layers:
             x = x @ params[layer.weight].transpose(-1, -2)
             if layer.bias is not None:

@@ -1,0 +1,80 @@
+"""Typed features: lossless from and to named parameters, and wrong wiring refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.networks import ACTIVATIONS, SPECS, random_params
+from weightedit.errors import ParamsError, TypeMismatchError
+from weightedit.features import (
+    DELTA,
+    GRADIENT,
+    INVARIANT,
+    PARAMETER,
+    SQUARED_GRADIENT,
+    ChannelType,
+    WeightSpaceFeatures,
+    check_types,
+    features_from_params,
+    params_from_features,
+)
+from weightedit.spec import Layer, NetworkSpec
+
+
+@pytest.mark.parametrize("count", [None, 3])
+@pytest.mark.parametrize("name", SPECS)
+def test_round_trip_is_exact(name, count):
+    spec = SPECS[name]
+    params, gradients = random_params(spec, count=count), random_params(spec, count=count, seed=1)
+    features = features_from_params(spec, params, [(GRADIENT, gradients)])
+    assert features.types == (PARAMETER, GRADIENT)
+    stack = () if count is None else (count,)
+    for layer, weight, bias in zip(spec.layers, features.weights, features.biases, strict=True):
+        assert weight.shape == (*stack, layer.fan_out, layer.fan_in, 2) and bias.shape == (*stack, layer.fan_out, 2)
+    for channel, values in enumerate((params, gradients)):
+        again = params_from_features(spec, features, channel)
+        assert list(again) == list(spec.param_shapes())
+        assert all(torch.equal(again[key], values[key]) for key in values)
+
+
+def test_a_missing_bias_is_zero_and_stays_away():
+    layers = (Layer("a", None, 2, 3, ACTIVATIONS["relu"]), Layer("b", "c", 3, 1))
+    spec = NetworkSpec(layers)
+    params = random_params(spec, count=2)
+    features = features_from_params(spec, params)
+    assert torch.equal(features.biases[0], torch.zeros(2, 3, 1, dtype=torch.float64))
+    assert set(params_from_features(spec, features)) == {"a", "b", "c"}
+
+
+def test_the_types_are_those_of_the_table():
+    assert (PARAMETER, DELTA) == (ChannelType(1, True, affine=True), ChannelType(1, True))
+    assert (GRADIENT, SQUARED_GRADIENT, INVARIANT) == (
+        ChannelType(-1, True),
+        ChannelType(-2, False),
+        ChannelType(0, False),
+    )
+    assert [str(kind) for kind in (PARAMETER, GRADIENT, INVARIANT)] == ["(+1, odd, affine)", "(-1, odd)", "(+0, even)"]
+
+
+def test_types_that_do_not_fit_are_refused():
+    check_types([DELTA], (DELTA,), "here")
+    with pytest.raises(TypeMismatchError, match=r"here: channels of type \[none\] came; expected \[\(\+1, odd\)\]"):
+        check_types([], [DELTA], "here")
+    with pytest.raises(TypeMismatchError, match=r"\[\(-1, odd\)\] came; expected \[\(\+1, odd\)\]"):
+        check_types([GRADIENT], [DELTA], "here")
+    features = features_from_params(SPECS["relu"], random_params(SPECS["relu"]))
+    with pytest.raises(TypeMismatchError, match=r"features with \[1\] channels came with 2 types"):
+        replace(features, types=(PARAMETER, GRADIENT))
+    with pytest.raises(TypeMismatchError, match=r"features with \[1, 2\] channels"):
+        WeightSpaceFeatures((torch.zeros(3, 2, 1),), (torch.zeros(3, 2),), (PARAMETER,))
+
+
+def test_params_and_extra_must_be_stacked_alike():
+    spec = SPECS["relu"]
+    with pytest.raises(ParamsError, match="params of 3 stacked networks came with extra tensors of a single network"):
+        features_from_params(spec, random_params(spec, count=3), [(GRADIENT, random_params(spec))])
+    with pytest.raises(ParamsError, match="params of 3 stacked networks came with extra tensors of 2 stacked"):
+        features_from_params(spec, random_params(spec, count=3), [(GRADIENT, random_params(spec, count=2))])
+    with pytest.raises(ParamsError, match="missing tensors: layers.0.bias, layers.0.weight"):
+        features_from_params(spec, random_params(spec), [(GRADIENT, {})])
