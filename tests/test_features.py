@@ -48,12 +48,12 @@ def test_a_missing_bias_is_zero_and_stays_away():
 
 
 def test_the_types_are_those_of_the_table():
-    assert (PARAMETER, DELTA) == (ChannelType(1, True, affine=True), ChannelType(1, True))
-    assert (GRADIENT, SQUARED_GRADIENT, INVARIANT) == (
+    assert (ChannelType(1, True, affine=True), ChannelType(1, True)) == (PARAMETER, DELTA)
+    assert (
         ChannelType(-1, True),
         ChannelType(-2, False),
         ChannelType(0, False),
-    )
+    ) == (GRADIENT, SQUARED_GRADIENT, INVARIANT)
     assert [str(kind) for kind in (PARAMETER, GRADIENT, INVARIANT)] == ["(+1, odd, affine)", "(-1, odd)", "(+0, even)"]
 
 

@@ -1,0 +1,223 @@
+"""Neural graphs and layouts: lossless, both layouts do what a loop over edges does, fused products match plain ones."""
+
+import pytest
+import torch
+
+from tests.networks import SPECS, generator, random_params
+from weightedit.errors import ParamsError
+from weightedit.features import DELTA, GRADIENT, PARAMETER
+from weightedit.graph import DenseLayout, Layout, NeuralGraph
+from weightedit.ragged import RaggedLayout, ragged_graph
+from weightedit.spec import SYMMETRIES
+
+SPEC = SPECS["mixed"]
+NODES, EDGES = sum(SPEC.widths), sum(layer.fan_in * layer.fan_out for layer in SPEC.layers)
+FUSED = ("modulate", "add_ends", "collect_at_target", "collect_at_source")
+
+
+def _random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
+
+
+def _edges(spec):
+    """(source, target, layer) of every edge in the stated order: by layer, target-major."""
+    starts = [sum(spec.widths[:level]) for level in range(len(spec.widths))]
+    return [
+        (starts[level] + j, starts[level + 1] + i, level)
+        for level, layer in enumerate(spec.layers)
+        for i in range(layer.fan_out)
+        for j in range(layer.fan_in)
+    ]
+
+
+def _level_of_node(spec):
+    return [level for level, width in enumerate(spec.widths) for _ in range(width)]
+
+
+def _mean_over(values, places):
+    return torch.stack([values[[i for i, p in enumerate(places) if p == place]].mean(0) for place in places])
+
+
+@pytest.mark.parametrize("count", [None, 3])
+@pytest.mark.parametrize("name", SPECS)
+def test_params_and_features_come_back_exactly(name, count):
+    spec = SPECS[name]
+    params, gradients = random_params(spec, count=count), random_params(spec, count=count, seed=1)
+    graph = NeuralGraph.from_params(spec, params, [(GRADIENT, gradients)])
+    assert graph.types == (PARAMETER, GRADIENT)
+    for channel, values in enumerate((params, gradients)):
+        again = graph.to_params(channel)
+        assert all(torch.equal(again[key], values[key]) for key in values)
+    (features,) = graph.to_features()
+    twice = NeuralGraph.from_features(spec, features)
+    assert torch.equal(twice.nodes, graph.nodes) and torch.equal(twice.edges, graph.edges)
+
+
+def test_nodes_and_edges_stand_where_the_docstring_says():
+    params = random_params(SPEC)
+    graph = NeuralGraph.from_params(SPEC, params)
+    starts = [sum(SPEC.widths[:level]) for level in range(len(SPEC.widths))]
+    for (source, target, level), value in zip(_edges(SPEC), graph.edges[:, 0], strict=True):
+        assert value == params[f"layers.{level}.weight"][target - starts[level + 1], source - starts[level]]
+    assert torch.equal(graph.nodes[:2, 0], torch.zeros(2, dtype=torch.float64))
+    assert torch.equal(graph.nodes[2:, 0], torch.cat([params[f"layers.{i}.bias"] for i in range(SPEC.depth)]))
+
+
+def test_unstack_and_with_features():
+    stack = random_params(SPEC, count=3)
+    graphs = NeuralGraph.from_params(SPEC, stack).unstack()
+    for i, graph in enumerate(graphs):
+        assert all(torch.equal(value, stack[key][i]) for key, value in graph.to_params().items())
+    other = graphs[0].with_features(graphs[1].nodes, graphs[1].edges, (DELTA,))
+    assert other.types == (DELTA,) and other.layout is graphs[0].layout
+    with pytest.raises(ParamsError, match="unstack came for a graph that is not a stack"):
+        graphs[0].unstack()
+
+
+@pytest.fixture(params=["dense", "stacked", "ragged"])
+def views(request):
+    """A layout and what lifts one network's tensor to it, and its results back to that network (the second of two)."""
+    if request.param == "dense":
+        return DenseLayout(SPEC), lambda x: x, lambda x: x
+    if request.param == "stacked":
+        return DenseLayout(SPEC), lambda x: torch.stack([2 * x, x]), lambda x: x[1]
+    layout = RaggedLayout([SPECS["relu"], SPEC, SPECS["sine"]])
+    before = {NODES: sum(SPECS["relu"].widths), EDGES: 42}
+    after = {NODES: sum(SPECS["sine"].widths), EDGES: 42}
+
+    def lift(x):
+        return torch.cat([_random(before[len(x)], x.shape[1], seed=3), x, _random(after[len(x)], x.shape[1], seed=4)])
+
+    def back(x):
+        length = len(x) - sum(before[NODES] if len(x) < 100 else before[EDGES] for _ in range(2))
+        start = before[length]
+        return x[start : start + length]
+
+    return layout, lift, back
+
+
+def test_every_operation_is_the_loop_over_edges(views):
+    layout, lift, back = views
+    assert NODES == 27 and EDGES == 14 + 35 + 30 + 24 + 12
+    pairs = _edges(SPEC)
+    source, target = [s for s, _, _ in pairs], [t for _, t, _ in pairs]
+    a, b, e = _random(NODES, 3, seed=5), _random(NODES, 3, seed=6), _random(EDGES, 3, seed=7)
+    at_source, at_target = torch.zeros(NODES, 3).double(), torch.zeros(NODES, 3).double()
+    for k, (s, t, _) in enumerate(pairs):
+        at_source[s] += e[k]
+        at_target[t] += e[k]
+    expected = {
+        "to_source": (a[source], (a,)),
+        "to_target": (a[target], (a,)),
+        "sum_at_source": (at_source, (e,)),
+        "sum_at_target": (at_target, (e,)),
+        "modulate": (e * a[target] * b[source], (e, a, b)),
+        "add_ends": (e + a[target] + b[source], (e, a, b)),
+        "outer": ((a[target] * b[source]).sum(1, keepdim=True), (a, b)),
+        "layer_mean_edges": (_mean_over(e, [level for _, _, level in pairs]), (e,)),
+        "layer_mean_nodes": (_mean_over(a, _level_of_node(SPEC)), (a,)),
+    }
+    for name, (value, arguments) in expected.items():
+        got = back(getattr(layout, name)(*map(lift, arguments)))
+        torch.testing.assert_close(got, value, rtol=0, atol=1e-13, msg=name)
+    for name, end, ends in (("collect_at_target", at_target, source), ("collect_at_source", at_source, target)):
+        end = torch.zeros_like(end)
+        for k, (s, t, _) in enumerate(pairs):
+            end[t if name == "collect_at_target" else s] += e[k] * a[ends[k]]
+        torch.testing.assert_close(back(getattr(layout, name)(lift(e), lift(a))), end, rtol=0, atol=1e-13, msg=name)
+
+
+def test_levels_join_again_and_transmit_multiplies(views):
+    layout, lift, back = views
+    nodes, edges = lift(_random(NODES, 3)), lift(_random(EDGES, 1, seed=1))
+    parts = [layout.at_level(level, nodes) for level in range(layout.levels)]
+    assert torch.equal(layout.join_levels(parts), nodes)
+    weighted = layout.collect_at_target(edges.expand(*edges.shape[:-1], 3).contiguous(), nodes)
+    for level in range(1, layout.levels):
+        got = layout.transmit(level, edges, parts[level - 1])
+        torch.testing.assert_close(got, layout.at_level(level, weighted), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_node_constants_agree(views, symmetry):
+    layout, _, back = views
+    like = torch.zeros(1, dtype=torch.float64)
+    constants = layout.constants(symmetry, like)
+    assert layout.constants(symmetry, like) is constants
+    groups = [None, *SPEC.neuron_groups(symmetry), None]
+    for name in ("scale", "flip", "shift"):
+        expected = [
+            float(bool(g and getattr(g, name))) for g, w in zip(groups, SPEC.widths, strict=True) for _ in range(w)
+        ]
+        got = getattr(constants, name)
+        got = got if isinstance(layout, DenseLayout) else back(got)
+        assert got[:, 0].tolist() == expected and got.dtype == torch.float64
+    level = _level_of_node(SPEC)
+    widths = SPEC.widths
+    ends = [i if w_level in (0, SPEC.depth) else 0 for w_level, w in enumerate(widths) for i in range(w)]
+    expected = {
+        "level": level,
+        "height": [SPEC.depth - x for x in level],
+        "position": ends,
+        "in_degree": [0 if x == 0 else widths[x - 1] for x in level],
+        "out_degree": [0 if x == SPEC.depth else widths[x + 1] for x in level],
+    }
+    for name, values in expected.items():
+        got = getattr(constants, name)
+        got = got if isinstance(layout, DenseLayout) else back(got)
+        assert got.flatten().tolist() == values, name
+
+
+def _arguments(name, stack=()):
+    edges, ends = _random(*stack, EDGES, 2), [_random(*stack, NODES, 2, seed=s) for s in (1, 2)]
+    return [edges, *ends[: 2 if name in ("modulate", "add_ends") else 1]]
+
+
+@pytest.mark.parametrize("stack", [(), (2,)])
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_products_agree_with_the_plain_definitions(name, stack):
+    layout, results = DenseLayout(SPEC), []
+    for function in (getattr(layout, name), lambda *a: getattr(Layout, name)(layout, *a)):
+        leaves = [tensor.clone().requires_grad_() for tensor in _arguments(name, stack)]
+        value = function(*leaves)
+        gradients = torch.autograd.grad((value * _random(*value.shape, seed=8)).sum(), leaves)
+        results.append([value.detach(), *gradients])
+    for fused, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_gradients_are_those_of_finite_differences(name):
+    spec = SPECS["tanh"]
+    layout = DenseLayout(spec)
+    leaves = [tensor[: 42 if len(tensor) == EDGES else 14].clone().requires_grad_() for tensor in _arguments(name)]
+    assert torch.autograd.gradcheck(getattr(layout, name), leaves)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_products_take_views_and_constant_gradients(name):
+    """Expanded or transposed inputs, and the expanded gradient of a plain sum."""
+    layout = DenseLayout(SPEC)
+    leaves = [tensor.mT.contiguous().mT.requires_grad_() for tensor in _arguments(name)]
+    value = getattr(layout, name)(*leaves)
+    plain = getattr(Layout, name)(layout, *leaves)
+    torch.testing.assert_close(value, plain, rtol=0, atol=1e-13)
+    for fused, slow in zip(
+        torch.autograd.grad(value.sum(), leaves), torch.autograd.grad(plain.sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(fused, slow, rtol=0, atol=1e-12)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    layout = DenseLayout(SPEC)
+    leaves = [tensor.requires_grad_() for tensor in _arguments("modulate")]
+    (first, *_) = torch.autograd.grad(layout.modulate(*leaves).square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_a_ragged_graph_holds_its_networks():
+    networks = [(SPECS[name], random_params(SPECS[name], seed=i)) for i, name in enumerate(("relu", "mixed", "sine"))]
+    graph = ragged_graph([NeuralGraph.from_params(*network) for network in networks])
+    for found, (_, params) in zip(graph.to_params(), networks, strict=True):
+        assert all(torch.equal(found[key], params[key]) for key in params)
