@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import ParamsError
-from weightedit.features import ChannelType
+from weightedit.features import ChannelType, check_types
 from weightedit.graph import DenseLayout, Layout, NeuralGraph
 from weightedit.spec import Activation, NetworkSpec, Params
 
@@ -157,8 +157,8 @@ def ragged_graph(graphs: Sequence[NeuralGraph]) -> NeuralGraph:
 
     Raises ParamsError for stacked graphs (unstack them) and TypeMismatchError for different channel types.
     """
-    from weightedit.features import check_types
-
+    if not graphs:
+        raise ParamsError("no network came; expected at least one graph for a ragged batch.")
     for graph in graphs:
         if not isinstance(graph.layout, DenseLayout) or graph.nodes.dim() != 2:
             raise ParamsError(
@@ -206,10 +206,12 @@ def from_pyg(data: Data) -> NeuralGraph:
     if isinstance(specs, str):
         specs, types = [specs], [types]
     layout = RaggedLayout([_parsed(text) for text in specs], data.x.device)
-    if data.edge_index.shape != layout.edge_index.shape or not torch.equal(data.edge_index, layout.edge_index):
+    nodes, edges = sum(layout.sizes), layout.edge_index.shape[1]
+    if (len(data.x), len(data.edge_attr)) != (nodes, edges) or not torch.equal(data.edge_index, layout.edge_index):
         raise ParamsError(
-            f"edge_index {tuple(data.edge_index.shape)} is not the spec's {tuple(layout.edge_index.shape)}; expected "
-            "edges as to_pyg made them. Do not drop, add or reorder edges (a zero weight stays an edge)."
+            f"a graph of {len(data.x)} nodes, {len(data.edge_attr)} edges, edge_index {tuple(data.edge_index.shape)} "
+            f"came; expected {nodes} nodes and {edges} edges as to_pyg made them. Do not drop, add or reorder nodes or "
+            "edges (a zero weight stays an edge)."
         )
     if len(set(types)) != 1:
         raise ParamsError("networks with different channel types came in one batch; expected the same types in all.")
