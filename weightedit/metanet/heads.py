@@ -1,9 +1,11 @@
 """Heads: what turns the last streams into a delta.
 
-The delta head adds, per weight, a product term w * (1 + ...), a linear read-out of the edge channels and a rank-one
-term sum_c x_ic y_jc, and reads bias deltas off the incoming stream of the nodes themselves (never by offset). Its
-output is of unit size in the gauge; one learned scale per layer, counted from the input and from the output, brings it
-to a small fraction of the layer's weights at the start.
+The delta head adds, per weight, a product term w * (...), a linear read-out of the edge channels, a rank-one term
+sum_c x_ic y_jc and a reading term sum_p d_ip a_jp: a_jp is the activation of the source at probe p, d_ip a predicted
+change of the target's pre-activation there, so the term has the form of a gradient, sum_p dz_i(p) a_j(p). Bias deltas
+are read off the incoming streams of the nodes themselves (never by offset). The output is of unit size in the gauge;
+one learned scale per layer, counted from the input and from the output, brings it to a small fraction of the layer's
+weights at the start.
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ class LayerTable(nn.Module):
 class DeltaHead(nn.Module):
     """Streams -> (weight delta [..., e, 1], bias delta [..., n, 1]) in the gauge, times the learned layer scales."""
 
-    def __init__(self, node_width: int, edge_width: int, levels: int, initial_scale: float) -> None:
+    def __init__(self, node_width: int, edge_width: int, readings: int, levels: int, initial_scale: float) -> None:
         super().__init__()
+        self.change_incoming = OddLinear(node_width, readings)
+        self.change_outgoing = OddLinear(node_width, readings)
         self.rank_incoming = OddLinear(node_width, node_width)
         self.rank_outgoing = OddLinear(node_width, node_width)
         self.gate_incoming = nn.Linear(node_width, node_width)
@@ -48,11 +52,12 @@ class DeltaHead(nn.Module):
         self.product = nn.Linear(node_width, 2)
         self.scales = LayerTable(levels, 2, mean=initial_scale)
 
-    def forward(self, state: Streams, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """`raw` [..., e, 1]: the normalised weights themselves, for the product term."""
+    def forward(self, state: Streams, raw: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
+        """`raw` [..., e, 1]: the normalised weights, for the product term; `activations` [..., n, P] at the readings."""
         free, layout, z = 1 - state.constants.flip, state.layout, state.invariant
         x = unit_rms(state.incoming) * self.gate_incoming(z)
         y = unit_rms(state.outgoing) * self.gate_outgoing(z)
+        change = self.change_incoming(x, free) + state.slopes * self.change_outgoing(y, free)
         x, y = self.rank_incoming(x, free), self.rank_outgoing(y, free)
         # The scale of a layer is that of its target level.
         scale = self.scales(state.constants)
@@ -60,5 +65,6 @@ class DeltaHead(nn.Module):
         at_target, at_source = layout.to_target(target), layout.to_source(self.product(z)[..., 1:])
         weights = raw * (at_target[..., :1] + at_source) + self.read_edges(state.edges)
         weights = weights + layout.outer(x, y) / math.sqrt(x.shape[-1])
-        biases = self.read_bias(x, free) * scale[:, 1:]
+        weights = weights + layout.outer(change, activations) / math.sqrt(change.shape[-1])
+        biases = (self.read_bias(x, free) + change.sum(-1, keepdim=True) / math.sqrt(change.shape[-1])) * scale[:, 1:]
         return weights * at_target[..., 1:], biases

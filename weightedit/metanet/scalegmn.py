@@ -114,7 +114,7 @@ class ScaleGMN(Metanetwork):
         self.encode = NodeUpdate(node, read, 0, 0)
         self.edge_updates = nn.ModuleList(EdgeUpdate(node, edge, 0 if i else even) for i in range(config.layers))
         self.node_updates = nn.ModuleList(NodeUpdate(node, read, edge, edge) for _ in range(config.layers))
-        self.head = DeltaHead(node, edge, config.levels, config.initial_scale)
+        self.head = DeltaHead(node, edge, read, config.levels, config.initial_scale)
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
         """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
@@ -126,7 +126,7 @@ class ScaleGMN(Metanetwork):
         powers = torch.tensor([kind.scale for kind in graph.types], device=gauge.device)
         edges, nodes = graph.edges / ratio**powers, graph.nodes / gauge**powers
         size = _root_mean(layout.layer_mean_edges(edges[..., self._odd].square()))
-        state = self._streams(graph, nodes, edges[..., self._odd] / size, size, constants, gauge)
+        state, activations = self._streams(graph, nodes, edges[..., self._odd] / size, size, constants, gauge)
         even = edges[..., self._even] if self._even else None
         state = self.encode(state, None, None)
         raw = state.edges[..., :1]
@@ -134,7 +134,7 @@ class ScaleGMN(Metanetwork):
         for edge_update, node_update in zip(self.edge_updates, self.node_updates, strict=True):
             state, odd_messages, even_messages = edge_update(state, self.config.bidirectional, even)
             state = node_update(state, odd_messages, even_messages)
-        weights, biases = self.head(state, raw)
+        weights, biases = self.head(state, raw, activations)
         biases = biases * gauge * self._at_nodes(layout, size[..., :1], constants)
         return graph.with_features(biases, weights * ratio * size[..., :1], self.types_out)
 
@@ -146,8 +146,8 @@ class ScaleGMN(Metanetwork):
         size: Tensor,
         constants: NodeConstants,
         gauge: Tensor,
-    ) -> Streams:
-        """The input stage: everything invariant to scale, normalised, with its sign type."""
+    ) -> tuple[Streams, Tensor]:
+        """The input stage: everything invariant to scale, normalised, with its sign type; and the readings."""
         layout, reading = graph.layout, bias_reading(graph)
         values, slopes = reading.values, reading.slopes
         if self.probes is not None:
@@ -163,7 +163,7 @@ class ScaleGMN(Metanetwork):
         at_nodes = self._at_nodes(layout, size, constants)
         invariants = [at_nodes.log(), bias_size[..., :1].log(), nodes[..., self._even]]
         free = 1 - constants.flip
-        return Streams(
+        state = Streams(
             layout=layout,
             constants=constants,
             slopes=slopes,
@@ -172,6 +172,7 @@ class ScaleGMN(Metanetwork):
             invariant=self.lift_invariant(torch.cat(invariants, -1)) + self._node_codes(constants),
             edges=edges,
         )
+        return state, values
 
     def _node_codes(self, constants: NodeConstants) -> Tensor:
         """[n, node_width]: one code per level, and one per input and output neuron."""

@@ -1,0 +1,170 @@
+"""Make a weight set: one SIREN (or several) per image, from independent random initialisations.
+
+    python tasks/fit_inrs.py --images ../shared/data/mnist --out runs/mnist-inrs
+
+Images come through `datasets` (a hub name, a folder of parquet files or of pictures). The training split is divided
+into train and validation by source image with a recorded seed; the test split stays the test split. Work is done in
+shards, each a function of (seed, shard) alone: the result does not depend on the number of workers, and a run that was
+stopped goes on where it was. INRs that missed the target PSNR are left out and reported.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from weightedit.data.images import ImageSet, load_images
+from weightedit.data.inr_files import load_inrs, save_inrs
+from weightedit.data.weight_sets import save_weight_set, split_by_image
+from weightedit.errors import WeightEditError
+from weightedit.inr.convention import Convention
+from weightedit.inr.fitting import FitOptions, fit
+from weightedit.inr.stack import INRStack
+from weightedit.run_plan import derive_seed
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to fit.
+
+    Attributes:
+        images: a hub name, or a local folder with train and test splits (../shared/data/mnist).
+        out: folder of the weight set; its parent is made if needed.
+        train_split: name of the split divided into train and validation.
+        test_split: name of the test split; "" for none.
+        validation: images kept for validation, at most half of the training split.
+        limit: use the first so many images of each split; 0 for all.
+        repeats: INRs per image, each from its own initialisation (in all three splits).
+        hidden: hidden widths of the SIREN.
+        init: "siren" or "dwsnets".
+        method: "fast" or "adam", see weightedit/inr/fitting.py.
+        target_psnr: dB.
+        seed: of initialisations and of the split.
+        shard: images per shard.
+        workers: processes, each on one thread; 0 for one per core.
+        smoke: a few dozen images, to see that everything runs.
+    """
+
+    images: str = "../shared/data/mnist"
+    out: str = "runs/mnist-inrs"
+    train_split: str = "train"
+    test_split: str = "test"
+    validation: int = 5000
+    limit: int = 0
+    repeats: int = 1
+    hidden: tuple[int, ...] = (32, 32)
+    init: str = "siren"
+    method: str = "fast"
+    target_psnr: float = 40.0
+    seed: int = 0
+    shard: int = 1000
+    workers: int = 0
+    smoke: bool = False
+
+
+def main(config: Config) -> Path:
+    """Fit, save, and print a summary; returns the folder of the weight set."""
+    if config.smoke:
+        config = replace(config, limit=48, validation=16, shard=32, workers=1)
+    if config.repeats < 1 or config.shard < 1:
+        raise WeightEditError(f"repeats {config.repeats}, shard {config.shard}: expected at least 1 each; change them.")
+    out, started = Path(config.out), time.perf_counter()
+    parts = out.with_name(f"{out.name}.parts-{derive_seed(*_identity(config)):016x}")
+    parts.mkdir(parents=True, exist_ok=True)
+    images, split = read_images(config)
+    shards = list(torch.arange(len(images)).split(config.shard))
+    run_shards(config, images, split, shards, parts)
+    stacks = [load_inrs(parts / f"{number:05d}.safetensors") for number in range(len(shards))]
+    stack = INRStack.concatenate(stacks)
+    assert stack.index is not None and stack.psnr is not None and stack.split is not None
+    position = {int(index): row for row, index in enumerate(images.index.tolist())}
+    rows = torch.tensor([position[int(index)] for index in stack.index.tolist()])
+    missing = sorted(set(images.index.tolist()) - set(stack.index.tolist()))
+    facts = {"config": asdict(config), "split_seed": config.seed, "images_missed": missing}
+    save_weight_set(out, stack, images.images[rows], facts, overwrite=True)
+    shutil.rmtree(parts)
+    counts = {name: int((stack.split == number).sum()) for number, name in enumerate(("train", "validation", "test"))}
+    print(f"{out}: {len(stack)} INRs ({counts}), PSNR {stack.psnr.min():.2f} to {stack.psnr.max():.2f} dB")
+    print(f"images that missed {config.target_psnr} dB and were left out: {len(missing)} {missing[:20]}")
+    print(f"{time.perf_counter() - started:.0f} s")
+    return out
+
+
+def _identity(config: Config) -> tuple[str, ...]:
+    """What decides the content of the shards."""
+    return tuple(f"{name}={value}" for name, value in asdict(config).items() if name not in ("out", "workers"))
+
+
+def read_images(config: Config) -> tuple[ImageSet, Tensor]:
+    """Images of all splits, indexed apart (test indices follow the training split's), and the split of each."""
+    limit = config.limit or None
+    train = load_images(config.images, config.train_split, limit=limit)
+    if not 0 <= config.validation <= len(train) // 2:
+        raise WeightEditError(
+            f"validation {config.validation} of {len(train)} images; expected at most half: lower --validation."
+        )
+    counts = (len(train) - config.validation, config.validation, 0)
+    split = split_by_image(train.index, counts=counts, seed=config.seed)
+    if not config.test_split:
+        return train, split
+    test = load_images(config.images, config.test_split, limit=limit)
+    images = ImageSet(
+        torch.cat([train.images, test.images]),
+        torch.cat([train.labels, test.labels]),
+        torch.cat([train.index, test.index + int(train.index.max()) + 1]),
+    )
+    return images, torch.cat([split, torch.full((len(test),), 2)])
+
+
+def run_shards(config: Config, images: ImageSet, split: Tensor, shards: list[Tensor], parts: Path) -> None:
+    """Fit every shard that is not there yet, in `workers` processes."""
+    jobs = [
+        (config, number, images[rows], split[rows], parts / f"{number:05d}.safetensors")
+        for number, rows in enumerate(shards)
+        if not (parts / f"{number:05d}.safetensors").exists()
+    ]
+    workers = min(config.workers or os.cpu_count() or 1, max(len(jobs), 1))
+    done = tqdm(total=len(shards), initial=len(shards) - len(jobs), desc="shards", unit="shard")
+    for _ in _completed(jobs, workers):
+        done.update()
+    done.close()
+
+
+def _completed(jobs: list[tuple], workers: int) -> Iterator[None]:
+    if workers == 1:
+        yield from map(fit_shard, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.imap_unordered(fit_shard, jobs)
+
+
+def fit_shard(job: tuple[Config, int, ImageSet, Tensor, Path]) -> None:
+    """Fit one shard and write it; the INRs that missed the target are left out."""
+    config, number, images, split, path = job
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "fit", number))
+    options = FitOptions(method=config.method, init=config.init, target_psnr=config.target_psnr)
+    widths = (2, *config.hidden, images.images.shape[1])
+    repeated = torch.arange(len(images)).repeat_interleave(config.repeats)
+    result = fit(
+        images.images[repeated], widths=widths, convention=Convention(), options=options, generator=generator
+    )
+    stack = replace(
+        result.stack, label=images.labels[repeated], index=images.index[repeated], split=split[repeated]
+    )
+    keep = torch.ones(len(stack), dtype=torch.bool)
+    keep[result.missed] = False
+    save_inrs(stack[keep], path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
