@@ -11,7 +11,7 @@ from weightedit.errors import ParamsError, TypeMismatchError
 from weightedit.features import GRADIENT
 from weightedit.graph import NeuralGraph
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
-from weightedit.ragged import RaggedLayout, from_pyg, ragged_graph, ragged_from_params, to_pyg
+from weightedit.ragged import RaggedLayout, from_pyg, ragged_from_params, ragged_graph, to_pyg
 from weightedit.spec import NetworkSpec
 
 MIXED = [

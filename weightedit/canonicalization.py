@@ -46,8 +46,10 @@ def canonicalize(
         count = torch.zeros_like(bias)
         if group.shift:
             half_period = math.pi / layer.activation.parameter
-            # Ties, and what rounding errors make of them, go downwards, so that fixing twice is fixing once.
-            count = (bias / half_period - 0.5 - 1e-6).ceil()
+            # Ties, and what rounding errors make of them, stay, and a second look catches what the subtraction rounded
+            # past them, so that fixing twice is fixing once.
+            for _ in range(2):
+                count = count + ((bias - count * half_period) / half_period - 0.5 - 1e-5).ceil()
             bias = bias - count * half_period
         flip = torch.where(bias < 0, -1.0, 1.0).to(bias) if group.flip else torch.ones_like(bias)
         flips.append(flip)
