@@ -7,14 +7,15 @@ holds the judges to account with maps that are wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from weightedit.features import DELTA, ChannelType
 from weightedit.spec import NetworkSpec, Params, Symmetry
-from weightedit.symmetry import act, random_element
+from weightedit.symmetry import GroupElement, act, random_element
 
 _ELEMENTS = 4
 
@@ -39,12 +40,9 @@ def equivariance_error(
         kind: type of the output.
         seed: of the random elements.
     """
-    count, dtype = spec.check_params(params), params[spec.layers[0].weight].dtype
-    generator = torch.Generator().manual_seed(seed)
     plain, errors = _values(function(dict(params))), dict.fromkeys(params, 0.0)
-    for _ in range(_ELEMENTS):
-        element = random_element(spec, generator, symmetry=symmetry, count=count, dtype=dtype)
-        expected, got = act(element, spec, plain, kind), _values(function(act(element, spec, params)))
+    for element, moved in _elements(spec, params, symmetry, seed):
+        expected, got = act(element, spec, plain, kind), _values(function(moved))
         for name in errors:
             size, difference = (
                 expected[name].square().mean().sqrt(),
@@ -63,12 +61,9 @@ def invariance_error(
     seed: int = 0,
 ) -> float:
     """The largest of |f(g p) - f(p)| / |f(p)| (root mean squares) over several random elements g."""
-    count, dtype = spec.check_params(params), params[spec.layers[0].weight].dtype
-    generator = torch.Generator().manual_seed(seed)
     plain, worst = function(dict(params)).detach(), 0.0
-    for _ in range(_ELEMENTS):
-        element = random_element(spec, generator, symmetry=symmetry, count=count, dtype=dtype)
-        difference = function(act(element, spec, params)).detach() - plain
+    for _, moved in _elements(spec, params, symmetry, seed):
+        difference = function(moved).detach() - plain
         worst = max(worst, _ratio(float(difference.square().mean().sqrt()), float(plain.square().mean().sqrt())))
     return worst
 
@@ -119,6 +114,25 @@ def assert_invariant(
         )
 
 
+def _elements(
+    spec: NetworkSpec, params: Mapping[str, Tensor], symmetry: Symmetry, seed: int
+) -> Iterator[tuple[GroupElement, Params]]:
+    """Random elements that do change `params`, each with the parameters it makes of them."""
+    count, dtype = spec.check_params(params), params[spec.layers[0].weight].dtype
+    generator, found = torch.Generator().manual_seed(seed), 0
+    for _ in range(8 * _ELEMENTS):
+        element = random_element(spec, generator, symmetry=symmetry, count=count, dtype=dtype)
+        moved = act(element, spec, params)
+        if found < _ELEMENTS and any(not torch.equal(moved[name], params[name]) for name in params):
+            found += 1
+            yield element, moved
+    if not found:
+        raise AssertionError(
+            f"symmetry {symmetry!r} of this network holds no element but the identity; expected a network on which "
+            "something can be tested. Make its hidden layers wider."
+        )
+
+
 def _values(params: Mapping[str, Tensor]) -> Params:
     return {name: tensor.detach() for name, tensor in params.items()}
 
@@ -130,14 +144,17 @@ def _tolerance(params: Mapping[str, Tensor], tolerance: float | None) -> float:
 
 
 def _ratio(difference: float, size: float) -> float:
-    return difference / size if size > 0 else (0.0 if difference == 0 else float("inf"))
+    if not math.isfinite(difference):
+        return math.inf
+    return difference / size if size > 0 else (0.0 if difference == 0 else math.inf)
 
 
 def _assert_depends(function: Callable[[Params], Tensor], params: Mapping[str, Tensor]) -> None:
     """A constant is invariant to anything: the output must move with the input, beyond rounding."""
     generator = torch.Generator().manual_seed(1)
     noise = {name: torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for name, t in params.items()}
-    other = {name: t + 0.1 * t.std(correction=0) * noise[name] for name, t in params.items()}
+    sizes = {name: float(t.square().mean().sqrt()) or 1.0 for name, t in params.items()}
+    other = {name: t + 0.1 * sizes[name] * noise[name] for name, t in params.items()}
     before, after = function(dict(params)), function(other)
     if not float((after - before).abs().max()) > 1e-6 * float(before.abs().max()):
         raise AssertionError(

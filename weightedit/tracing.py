@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from weightedit.errors import SpecError
-from weightedit.spec import IDENTITY, Activation, Layer
+from weightedit.layer import IDENTITY, Activation, Layer
 
 _SUPPORTED = (
     "Linear layers chained with ReLU, LeakyReLU, Tanh, sin(omega z), GELU, SiLU, Sigmoid, Identity or Dropout, "

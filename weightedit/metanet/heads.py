@@ -53,7 +53,7 @@ class DeltaHead(nn.Module):
         self.scales = LayerTable(levels, 2, mean=initial_scale)
 
     def forward(self, state: Streams, raw: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
-        """`raw` [..., e, 1]: the normalised weights, for the product term; `activations` [..., n, P] at the readings."""
+        """`raw` [..., e, 1]: the normalised weights; `activations` [..., n, P] at the readings."""
         free, layout, z = 1 - state.constants.flip, state.layout, state.invariant
         x = unit_rms(state.incoming) * self.gate_incoming(z)
         y = unit_rms(state.outgoing) * self.gate_outgoing(z)

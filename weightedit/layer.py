@@ -1,0 +1,133 @@
+"""One layer of a network, in the words a spec is made of: its names, its activation, and the neuron group that allows.
+
+The table of allowed neuron factors follows symmetry.md section 1 (Godfrey et al. 2022, "On the Symmetries of Deep
+Learning Models and their Internal Representations"; the half-period shift of sine layers is derived in symmetry.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from weightedit.errors import SpecError
+
+Symmetry = Literal["full", "permutation", "sign", "scale"]
+SYMMETRIES: tuple[Symmetry, ...] = ("full", "permutation", "sign", "scale")
+
+
+@dataclass(frozen=True)
+class NeuronGroup:
+    """The factors a hidden neuron may carry besides permutation: `scale` q > 0, `flip` +-1, half-period `shift`."""
+
+    scale: bool = False
+    flip: bool = False
+    shift: bool = False
+
+    def restricted(self, symmetry: Symmetry) -> NeuronGroup:
+        """The part of this group inside `symmetry` ("full" keeps all of it, "permutation" none)."""
+        if symmetry not in SYMMETRIES:
+            raise SpecError(f"symmetry {symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
+        if symmetry == "full":
+            return self
+        return NeuronGroup(scale=self.scale and symmetry == "scale", flip=self.flip and symmetry == "sign")
+
+
+_GROUPS = {
+    "identity": NeuronGroup(scale=True, flip=True),
+    "relu": NeuronGroup(scale=True),
+    "leaky_relu": NeuronGroup(scale=True),
+    "tanh": NeuronGroup(flip=True),
+    "sine": NeuronGroup(flip=True, shift=True),
+    "gelu": NeuronGroup(),
+    "silu": NeuronGroup(),
+    "sigmoid": NeuronGroup(),
+}
+_PARAMETER_NAMES = {"sine": "omega", "leaky_relu": "negative slope"}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise activation. `parameter` is omega for "sine" (sin(omega z)), the slope for "leaky_relu", else 0."""
+
+    name: str
+    parameter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in _GROUPS:
+            raise SpecError(f"activation {self.name!r} is unknown; expected one of {', '.join(_GROUPS)}.")
+        if self.name == "sine" and not (math.isfinite(self.parameter) and self.parameter > 0):
+            raise SpecError(f"sine came with omega = {self.parameter}; expected a positive number (30 for most INRs).")
+        if self.name not in _PARAMETER_NAMES and self.parameter:
+            raise SpecError(f"activation {self.name!r} takes no parameter, but {self.parameter} came; leave it out.")
+
+    @property
+    def group(self) -> NeuronGroup:
+        """The neuron factors that this activation allows."""
+        return _GROUPS[self.name]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Activations of pre-activations `z`, any shape."""
+        match self.name:
+            case "identity":
+                return z
+            case "relu":
+                return z.relu()
+            case "leaky_relu":
+                return functional.leaky_relu(z, self.parameter)
+            case "tanh":
+                return z.tanh()
+            case "sine":
+                return (self.parameter * z).sin()
+            case "gelu":
+                return functional.gelu(z)
+            case "silu":
+                return functional.silu(z)
+            case _:
+                return z.sigmoid()
+
+    def slope(self, z: Tensor) -> Tensor:
+        """Derivative at `z` (for sine divided by omega, that is cos(omega z)).
+
+        It transforms as an activation over a pre-activation, which makes it the natural factor between a quantity of
+        a neuron's incoming side and one of its outgoing side (symmetry.md section 4).
+        """
+        match self.name:
+            case "identity":
+                return torch.ones_like(z)
+            case "relu":
+                return (z > 0).to(z.dtype)
+            case "leaky_relu":
+                return torch.ones_like(z).where(z > 0, self.parameter)
+            case "tanh":
+                return 1 - z.tanh().square()
+            case "sine":
+                return (self.parameter * z).cos()
+            case "gelu":
+                density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+                return torch.special.ndtr(z) + z * density
+            case "silu":
+                gate = z.sigmoid()
+                return gate * (1 + z * (1 - gate))
+            case _:
+                gate = z.sigmoid()
+                return gate * (1 - gate)
+
+
+IDENTITY = Activation("identity")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight matrix, named `weight`, of shape (fan_out, fan_in), its bias (None: it has none) and what follows."""
+
+    weight: str
+    bias: str | None
+    fan_in: int
+    fan_out: int
+    activation: Activation = IDENTITY
+    kind: str = "linear"
