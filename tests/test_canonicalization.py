@@ -1,4 +1,4 @@
-"""Canonical parameters: the same function, the same for all of an orbit, the same when done again, and undone exactly."""
+"""Canonical parameters: the function unchanged, one for a whole orbit, the same when done again, undone exactly."""
 
 import math
 

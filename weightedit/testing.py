@@ -123,9 +123,12 @@ def _elements(
     for _ in range(8 * _ELEMENTS):
         element = random_element(spec, generator, symmetry=symmetry, count=count, dtype=dtype)
         moved = act(element, spec, params)
-        if found < _ELEMENTS and any(not torch.equal(moved[name], params[name]) for name in params):
-            found += 1
-            yield element, moved
+        if all(torch.equal(moved[name], params[name]) for name in params):
+            continue
+        yield element, moved
+        found += 1
+        if found == _ELEMENTS:
+            return
     if not found:
         raise AssertionError(
             f"symmetry {symmetry!r} of this network holds no element but the identity; expected a network on which "

@@ -1,0 +1,186 @@
+"""The judges judged: maps that respect the symmetry pass, maps that break it in the ways codes do fail."""
+
+import pytest
+import torch
+
+from tests.networks import SPECS, random_params
+from weightedit.features import DELTA, GRADIENT, PARAMETER
+from weightedit.spec import NetworkSpec
+from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error, invariance_error
+
+RELU, TANH, SINE, SILU = (SPECS[name] for name in ("relu", "tanh", "sine", "silu"))
+POINTS = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(5, 2)
+
+
+def _each(change):
+    return lambda params: {name: change(tensor) for name, tensor in params.items()}
+
+
+def _gradient(spec, params):
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+    loss = spec.forward(leaves, POINTS).square().sum()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def _hebbian(spec):
+    """A delta of weight type: every weight and bias times an invariant of its own target neuron."""
+
+    def delta(params):
+        slopes = _gradient(spec, params)
+        found = {}
+        for layer in spec.layers:
+            share = (params[layer.bias] * slopes[layer.bias]).tanh()
+            found[layer.weight], found[layer.bias] = (
+                params[layer.weight] * share.unsqueeze(-1),
+                (params[layer.bias] * share),
+            )
+        return found
+
+    return delta
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "identity", "gelu"])
+def test_equivariant_maps_pass(name):
+    spec = SPECS[name]
+    params = random_params(spec)
+    assert_equivariant(_hebbian(spec), spec, params)
+    assert_equivariant(_each(lambda t: 0.1 * t), spec, params)
+    assert_equivariant(lambda p: _gradient(spec, p), spec, params, kind=GRADIENT)
+    assert_invariant(lambda p: spec.forward(p, POINTS), spec, params)
+
+
+def test_parameters_out_pass_as_parameters_and_not_as_deltas():
+    params = random_params(SINE)
+    assert_equivariant(_each(lambda t: t.clone()), SINE, params, kind=PARAMETER)
+    with pytest.raises(AssertionError, match="not equivariant under symmetry 'full'.*layers.0.bias"):
+        assert_equivariant(_each(lambda t: t.clone()), SINE, params, kind=DELTA)
+
+
+def _elementwise(nonlinear):
+    return _each(lambda t: 0.1 * t + 0.1 * nonlinear(t))
+
+
+def _swapped_biases(params):
+    """Layer deltas read off by an offset that is wrong by one neuron."""
+    delta = {name: 0.1 * tensor for name, tensor in params.items()}
+    biases = [name for name in delta if name.endswith("bias")]
+    joined = torch.cat([delta[name] for name in biases]).roll(1)
+    parts = joined.split([len(delta[name]) for name in biases])
+    return {**delta, **dict(zip(biases, parts, strict=True))}
+
+
+def _by_position(params):
+    """A delta that knows which neuron is which."""
+    return {
+        name: tensor * torch.arange(1.0, len(tensor) + 1).view(-1, *[1] * (tensor.dim() - 1))
+        for name, tensor in params.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("function", "spec", "symmetry"),
+    [
+        (_elementwise(torch.abs), TANH, "sign"),
+        (_elementwise(torch.relu), TANH, "sign"),
+        (_elementwise(torch.relu), SINE, "full"),
+        (_elementwise(torch.square), RELU, "scale"),
+        (_elementwise(torch.tanh), RELU, "scale"),
+        (_elementwise(torch.sign), RELU, "full"),
+        (_by_position, SILU, "permutation"),
+        (_swapped_biases, SILU, "full"),
+        (lambda p: _gradient(RELU, p), RELU, "scale"),
+        (lambda p: {**p, "layers.1.bias": p["layers.1.bias"] + 1}, TANH, "sign"),
+        (_each(lambda t: t.clone()), SINE, "full"),
+    ],
+)
+def test_broken_maps_fail(function, spec, symmetry):
+    with pytest.raises(AssertionError, match=f"not equivariant under symmetry '{symmetry}'"):
+        assert_equivariant(function, spec, random_params(spec), symmetry=symmetry)
+
+
+def test_the_symmetry_that_is_asked_for_is_the_one_that_is_tested():
+    assert_equivariant(_elementwise(torch.abs), TANH, random_params(TANH), symmetry="permutation")
+    assert_equivariant(_elementwise(torch.square), RELU, random_params(RELU), symmetry="sign")
+
+
+def test_one_large_tensor_does_not_hide_the_others():
+    def delta(params):
+        return {**{k: t.abs() for k, t in params.items()}, "layers.2.bias": 1e15 * params["layers.2.bias"]}
+
+    errors = equivariance_error(delta, TANH, random_params(TANH))
+    assert errors["layers.2.bias"] == 0 and min(errors["layers.0.weight"], errors["layers.1.bias"]) > 0.1
+    with pytest.raises(AssertionError, match="layers.0.weight: .*layers.1.bias") as caught:
+        assert_equivariant(delta, TANH, random_params(TANH))
+    assert "layers.2" not in str(caught.value).replace("layers.2.weight", "")
+
+
+def test_a_constant_fails():
+    params = random_params(RELU)
+    constant = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+    with pytest.raises(AssertionError, match="does not depend on its parameters"):
+        assert_equivariant(lambda p: constant, RELU, params)
+    with pytest.raises(AssertionError, match="does not depend on its parameters"):
+        assert_invariant(lambda p: torch.ones(3), RELU, params)
+
+
+def test_infinite_and_missing_values_fail():
+    """Also where they come only for some elements of the group."""
+    params = random_params(RELU)
+    limit = 2 * float(params["layers.0.weight"].abs().max())
+
+    def overflows(p):
+        bad = float(p["layers.0.weight"].abs().max()) > limit
+        return {name: tensor * (torch.nan if bad else 1.0) for name, tensor in p.items()}
+
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(overflows, RELU, params)
+    with pytest.raises(AssertionError, match="not invariant"):
+        assert_invariant(lambda p: RELU.forward(overflows(p), POINTS), RELU, params)
+    with pytest.raises(AssertionError):
+        assert_equivariant(_each(lambda t: t * torch.nan), RELU, params)
+
+
+@pytest.mark.parametrize(
+    ("function", "symmetry"),
+    [
+        (lambda p: p["layers.1.weight"].abs().sum().view(1), "scale"),
+        (lambda p: p["layers.0.weight"][0], "permutation"),
+        (lambda p: TANH.forward(p, POINTS), "full"),
+    ],
+)
+def test_what_is_not_invariant_fails(function, symmetry):
+    with pytest.raises(AssertionError, match=f"not invariant under symmetry '{symmetry}'"):
+        assert_invariant(function, RELU, random_params(RELU), symmetry=symmetry)
+    assert invariance_error(function, RELU, random_params(RELU), symmetry=symmetry) > 1e-3
+
+
+def test_tolerances_follow_the_dtype():
+    params = random_params(RELU)
+    slightly = _each(lambda t: t + 1e-7 * t.square())
+    with pytest.raises(AssertionError, match="expected below 1e-10"):
+        assert_equivariant(slightly, RELU, params, symmetry="scale")
+    assert_equivariant(slightly, RELU, params, symmetry="scale", tolerance=1e-2)
+    assert_equivariant(slightly, RELU, {k: t.float() for k, t in params.items()}, symmetry="scale")
+
+
+def test_stacks_are_judged_with_an_element_each():
+    """A map that mixes the networks of a stack is not equivariant."""
+    mean = _each(lambda t: t + t.mean(0))
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(mean, SILU, random_params(SILU, count=3))
+
+
+def test_a_network_without_any_symmetry_but_the_identity_cannot_be_judged():
+    spec = NetworkSpec.mlp((1, 1, 1), SILU.layers[0].activation)
+    with pytest.raises(AssertionError, match="no element but the identity"):
+        assert_equivariant(_each(torch.abs), spec, random_params(spec))
+    wider = NetworkSpec.mlp((1, 2, 1), SILU.layers[0].activation)
+    for seed in range(20):
+        with pytest.raises(AssertionError, match="not equivariant"):
+            assert_equivariant(_by_position, wider, random_params(wider), seed=seed)
+
+
+def test_dependence_is_seen_where_parameters_are_zero():
+    params = {name: torch.zeros_like(tensor) for name, tensor in random_params(SILU).items()}
+    params["layers.0.weight"] = random_params(SILU)["layers.0.weight"]
+    assert_equivariant(lambda p: {name: 0 * p[name] + p["layers.2.bias"].sum() for name in p}, SILU, params)
