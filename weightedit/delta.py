@@ -63,11 +63,15 @@ def apply_delta(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], *, in
 
     Raises ParamsError if names or shapes differ.
     """
-    if {name: tensor.shape for name, tensor in params.items()} != {
-        name: tensor.shape for name, tensor in delta.items()
-    }:
+    shapes, moves = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (params, delta))
+    if shapes != moves:
+        differing = sorted(name for name in {**shapes, **moves} if shapes.get(name) != moves.get(name))
+        listed = ", ".join(
+            f"{name} {moves.get(name, 'missing')} for {shapes.get(name, 'none')}" for name in differing[:8]
+        )
         raise ParamsError(
-            f"a delta for {sorted(delta)} came; expected the names and shapes of the parameters, {sorted(params)}."
+            f"a delta came whose tensors are {listed}; expected the names and shapes of the parameters. Use a delta "
+            "that propose_delta made for these parameters."
         )
     if not inplace:
         return {name: tensor + delta[name] for name, tensor in params.items()}
