@@ -1,0 +1,51 @@
+"""How good edited INRs are: their renderings against target images.
+
+Nothing about fitting: the floor that a direct fit of the target reaches is demo.py's and tasks/edit_inrs.py's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weightedit.errors import ParamsError
+from weightedit.inr.stack import INRStack
+
+_BATCH = 256
+
+
+@torch.no_grad()
+def mean_squared_errors(stack: INRStack, targets: Tensor) -> Tensor:
+    """The mean squared error of every INR's rendering, over pixels and channels; the rendering is not clamped.
+
+    Args:
+        stack: N INRs of any convention.
+        targets: float [N, C, H, W] in [0, 1]; the INRs are rendered at this height and width.
+
+    Returns:
+        [N], on the scale of images in [0, 1], in the type and on the device of the INRs' weights.
+
+    Raises:
+        ParamsError: targets that are not floating point in [0, 1], or not one per INR with the INRs' channels.
+    """
+    count, channels = len(stack), stack.widths[-1]
+    if targets.dim() != 4 or tuple(targets.shape[:2]) != (count, channels):
+        raise ParamsError(
+            f"targets of shape {tuple(targets.shape)}: expected ({count}, {channels}, height, width), one image per "
+            "INR; choose the images of these INRs."
+        )
+    if not targets.is_floating_point() or (
+        targets.numel() and not bool(((targets >= 0) & (targets <= 1)).all())  # also false for NaN
+    ):
+        raise ParamsError(
+            f"targets of {targets.dtype} that are not all in [0, 1]: expected floating point in [0, 1]; divide bytes "
+            "by 255."
+        )
+    height, width = targets.shape[2:]
+    weight = stack.params["layers.0.weight"]
+    errors = weight.new_zeros(count)
+    for start in range(0, count, _BATCH):
+        rows = slice(start, start + _BATCH)
+        difference = stack[rows].render(height, width) - targets[rows].to(weight)
+        errors[rows] = difference.square().mean((1, 2, 3))
+    return errors
