@@ -95,6 +95,10 @@ class Layout(ABC):
         """sum_j w_ij v_j into one level: weights [..., e, 1], values [..., n_(level-1), P] -> [..., n_level, P]."""
 
     @abstractmethod
+    def transmit_back(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
+        """sum_i w_ij v_i out of one level: [..., e, 1], values [..., n_level, P] -> [..., n_(level-1), P]."""
+
+    @abstractmethod
     def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
         """The activations of a level, each with the positions in `at_level` it applies to (None: all)."""
 
@@ -241,6 +245,10 @@ class DenseLayout(Layout):
     def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
         layer = self.spec.layers[level - 1]
         return edges[..., self._edge_slices[level - 1], 0].unflatten(-1, (layer.fan_out, layer.fan_in)) @ values
+
+    def transmit_back(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
+        layer = self.spec.layers[level - 1]
+        return edges[..., self._edge_slices[level - 1], 0].unflatten(-1, (layer.fan_out, layer.fan_in)).mT @ values
 
     def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
         return [(self.spec.layers[level - 1].activation, None)]

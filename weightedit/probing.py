@@ -58,6 +58,29 @@ def bias_reading(graph: NeuralGraph) -> Reading:
     return Reading(layout.join_levels(values), layout.join_levels(slopes))
 
 
+def backpropagate(graph: NeuralGraph, slopes: Tensor, at_outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Send wished-for changes of the outputs down the network, as a gradient would go: one sweep, no autograd.
+
+    Args:
+        graph: channel 0 holds the (normalised) weights.
+        slopes: [..., n, P] of a reading.
+        at_outputs: [..., n, P], wished-for changes at the output nodes; zero at all others.
+
+    Returns:
+        The changes of pre-activations (incoming type) and of activations (outgoing type), both [..., n, P]; every sum
+        over the nodes above is divided by the root of their number.
+    """
+    layout, weights = graph.layout, graph.edges[..., :1]
+    degree = layout.sum_at_source(torch.ones_like(weights)).clamp(min=1).rsqrt()
+    wished = [layout.at_level(level, at_outputs) for level in range(layout.levels)]
+    before, after = [wished[-1]], [torch.zeros_like(wished[-1])]
+    for level in range(layout.levels - 1, 0, -1):
+        above = layout.transmit_back(level, weights, before[0]) * layout.at_level(level - 1, degree)
+        after.insert(0, above)
+        before.insert(0, above * layout.at_level(level - 1, slopes) + wished[level - 1])
+    return layout.join_levels(before), layout.join_levels(after)
+
+
 def activate(graph: NeuralGraph, level: int, z: Tensor) -> tuple[Tensor, Tensor]:
     """Activations and slopes of one level at pre-activations `z` [..., n_level, P]."""
     kinds = graph.layout.activations_at(level)

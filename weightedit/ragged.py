@@ -126,6 +126,12 @@ class RaggedLayout(Layout):
         messages = edges.index_select(0, chosen) * values.index_select(0, sources)
         return self._scatter(messages, self._place_in_level[self.target[chosen]], len(self._nodes_of_level[level]))
 
+    def transmit_back(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
+        chosen = self._edges_into_level[level]
+        targets = self._place_in_level[self.target[chosen]]
+        messages = edges.index_select(0, chosen) * values.index_select(0, targets)
+        return self._scatter(messages, self._place_in_level[self.source[chosen]], len(self._nodes_of_level[level - 1]))
+
     @cached_property
     def _activation_of_network(self) -> list[list[Activation | None]]:
         return [

@@ -19,8 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from weightedit.errors import ParamsError, WeightEditError
-
-Params = dict[str, Tensor]
+from weightedit.spec import Params
 
 COORDINATE_ORDERS = ("xy", "ij")
 

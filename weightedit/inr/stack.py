@@ -5,7 +5,6 @@ Weights, labels and scores stay together here; files are data/inr_files.py's, pa
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,9 +12,7 @@ from torch import Tensor
 from weightedit.errors import ParamsError
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.siren import render_images
-
-if TYPE_CHECKING:
-    from weightedit.spec import NetworkSpec
+from weightedit.spec import NetworkSpec
 
 PER_INR = ("label", "index", "split", "psnr")
 """The optional fields with one entry per INR."""
@@ -77,10 +74,8 @@ class INRStack:
         return widths_of(self.params)
 
     @property
-    def spec(self) -> "NetworkSpec":
+    def spec(self) -> NetworkSpec:
         """The network as a NetworkSpec, from which its symmetry follows."""
-        from weightedit.spec import NetworkSpec
-
         return NetworkSpec.siren(self.widths, self.convention.omega)
 
     def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "INRStack":

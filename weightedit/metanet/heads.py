@@ -11,12 +11,22 @@ weights at the start.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from weightedit.graph import NodeConstants
 from weightedit.metanet.layers import OddLinear, Streams, unit_rms
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the probes see at every node, [..., n, P]: activations, slopes and the forecast change of pre-activations."""
+
+    activations: Tensor
+    slopes: Tensor
+    forecast: Tensor
 
 
 class LayerTable(nn.Module):
@@ -43,6 +53,7 @@ class DeltaHead(nn.Module):
         super().__init__()
         self.change_incoming = OddLinear(node_width, readings)
         self.change_outgoing = OddLinear(node_width, readings)
+        self.gate_forecast = nn.Linear(node_width, 1)
         self.rank_incoming = OddLinear(node_width, node_width)
         self.rank_outgoing = OddLinear(node_width, node_width)
         self.gate_incoming = nn.Linear(node_width, node_width)
@@ -52,12 +63,13 @@ class DeltaHead(nn.Module):
         self.product = nn.Linear(node_width, 2)
         self.scales = LayerTable(levels, 2, mean=initial_scale)
 
-    def forward(self, state: Streams, raw: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
-        """`raw` [..., e, 1]: the normalised weights; `activations` [..., n, P] at the readings."""
+    def forward(self, state: Streams, raw: Tensor, readings: Readings) -> tuple[Tensor, Tensor]:
+        """`raw` [..., e, 1]: the normalised weights."""
         free, layout, z = 1 - state.constants.flip, state.layout, state.invariant
         x = unit_rms(state.incoming) * self.gate_incoming(z)
         y = unit_rms(state.outgoing) * self.gate_outgoing(z)
-        change = self.change_incoming(x, free) + state.slopes * self.change_outgoing(y, free)
+        change = self.change_incoming(x, free) + readings.slopes * self.change_outgoing(y, free)
+        change = change + readings.forecast * self.gate_forecast(z)
         x, y = self.rank_incoming(x, free), self.rank_outgoing(y, free)
         # The scale of a layer is that of its target level.
         scale = self.scales(state.constants)
@@ -65,6 +77,6 @@ class DeltaHead(nn.Module):
         at_target, at_source = layout.to_target(target), layout.to_source(self.product(z)[..., 1:])
         weights = raw * (at_target[..., :1] + at_source) + self.read_edges(state.edges)
         weights = weights + layout.outer(x, y) / math.sqrt(x.shape[-1])
-        weights = weights + layout.outer(change, activations) / math.sqrt(change.shape[-1])
+        weights = weights + layout.outer(change, readings.activations) / math.sqrt(change.shape[-1])
         biases = (self.read_bias(x, free) + change.sum(-1, keepdim=True) / math.sqrt(change.shape[-1])) * scale[:, 1:]
         return weights * at_target[..., 1:], biases

@@ -19,9 +19,9 @@ from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER, ChannelType
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
 from weightedit.metanet.base import Metanetwork
-from weightedit.metanet.heads import DeltaHead, LayerTable
+from weightedit.metanet.heads import DeltaHead, LayerTable, Readings
 from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams
-from weightedit.probing import bias_reading, probe
+from weightedit.probing import backpropagate, bias_reading, probe
 from weightedit.spec import SYMMETRIES, Symmetry
 
 
@@ -36,6 +36,7 @@ class ScaleGMNConfig:
         edge_width: channels of the edges, and of the messages along them.
         layers: message-passing layers.
         probes: learned inputs at which activations are read, 0 for none.
+        forecast: hidden width of the forecast (see Forecast), 0 for none.
         symmetry: "full" is what each activation allows; "permutation", "sign" or "scale" keep only that part of it.
         bidirectional: also send messages from targets to sources.
         levels: how many levels, from either end, have node codes and output scales of their own.
@@ -50,6 +51,7 @@ class ScaleGMNConfig:
     edge_width: int = 32
     layers: int = 4
     probes: int = 32
+    forecast: int = 0
     symmetry: Symmetry = "full"
     bidirectional: bool = True
     levels: int = 8
@@ -76,6 +78,27 @@ class ScaleGMNConfig:
         extra = data["extra_types"]
         assert isinstance(extra, (list, tuple))
         return cls(**{**data, "extra_types": tuple((int(k), bool(odd)) for k, odd in extra)})  # type: ignore[arg-type]
+
+
+class Forecast(nn.Module):
+    """The change of every output at every probe that an edit should bring about, predicted from what the probes see.
+
+    Sent down the network as a gradient would be (probing.backpropagate), it tells each neuron how its own
+    pre-activations should change. Output neurons carry no symmetry, so any network may act there.
+    """
+
+    def __init__(self, readings: int, width: int) -> None:
+        super().__init__()
+        sizes = [readings, width, width]
+        parts = [
+            p for a, b in zip(sizes, sizes[1:], strict=False) for p in (nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU())
+        ]
+        self.body = nn.Sequential(*parts, nn.Linear(width, readings))
+
+    def forward(self, values: Tensor, constants: NodeConstants) -> Tensor:
+        """[..., n, P] activations -> [..., n, P] wished-for changes, zero except at the output nodes."""
+        outputs = (constants.height == 0).nonzero().squeeze(1)
+        return torch.zeros_like(values).index_copy(-2, outputs, self.body(values.index_select(-2, outputs)))
 
 
 class ScaleGMN(Metanetwork):
@@ -107,13 +130,16 @@ class ScaleGMN(Metanetwork):
         self.codes = LayerTable(config.levels, node, spread=0.5)
         self.input_codes = nn.Parameter(torch.randn(config.inputs, node))
         self.output_codes = nn.Parameter(torch.randn(config.outputs, node))
+        self.forecast = Forecast(read, config.forecast) if config.forecast else None
+        seen = 2 * read if config.forecast else read
         self.lift_edges = nn.Linear(odd, edge, bias=False)
-        self.lift_incoming = OddLinear(read + odd, node)
-        self.lift_outgoing = OddLinear(read, node)
+        self.lift_slopes = nn.Linear(read, node, bias=False)
+        self.lift_incoming = OddLinear(seen + odd, node)
+        self.lift_outgoing = OddLinear(seen, node)
         self.lift_invariant = nn.Linear(odd + 1 + even, node)
-        self.encode = NodeUpdate(node, read, 0, 0)
+        self.encode = NodeUpdate(node, node, 0, 0)
         self.edge_updates = nn.ModuleList(EdgeUpdate(node, edge, 0 if i else even) for i in range(config.layers))
-        self.node_updates = nn.ModuleList(NodeUpdate(node, read, edge, edge) for _ in range(config.layers))
+        self.node_updates = nn.ModuleList(NodeUpdate(node, node, edge, edge) for _ in range(config.layers))
         self.head = DeltaHead(node, edge, read, config.levels, config.initial_scale)
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
@@ -126,7 +152,7 @@ class ScaleGMN(Metanetwork):
         powers = torch.tensor([kind.scale for kind in graph.types], device=gauge.device)
         edges, nodes = graph.edges / ratio**powers, graph.nodes / gauge**powers
         size = _root_mean(layout.layer_mean_edges(edges[..., self._odd].square()))
-        state, activations = self._streams(graph, nodes, edges[..., self._odd] / size, size, constants, gauge)
+        state, readings = self._streams(graph, nodes, edges[..., self._odd] / size, size, constants, gauge)
         even = edges[..., self._even] if self._even else None
         state = self.encode(state, None, None)
         raw = state.edges[..., :1]
@@ -134,7 +160,7 @@ class ScaleGMN(Metanetwork):
         for edge_update, node_update in zip(self.edge_updates, self.node_updates, strict=True):
             state, odd_messages, even_messages = edge_update(state, self.config.bidirectional, even)
             state = node_update(state, odd_messages, even_messages)
-        weights, biases = self.head(state, raw, activations)
+        weights, biases = self.head(state, raw, readings)
         biases = biases * gauge * self._at_nodes(layout, size[..., :1], constants)
         return graph.with_features(biases, weights * ratio * size[..., :1], self.types_out)
 
@@ -146,7 +172,7 @@ class ScaleGMN(Metanetwork):
         size: Tensor,
         constants: NodeConstants,
         gauge: Tensor,
-    ) -> tuple[Streams, Tensor]:
+    ) -> tuple[Streams, Readings]:
         """The input stage: everything invariant to scale, normalised, with its sign type; and the readings."""
         layout, reading = graph.layout, bias_reading(graph)
         values, slopes = reading.values, reading.slopes
@@ -154,6 +180,12 @@ class ScaleGMN(Metanetwork):
             probed = probe(graph, self.probes)
             values, slopes = torch.cat([values, probed.values], -1), torch.cat([slopes, probed.slopes], -1)
         values = values / gauge
+        seen_in, seen_out, forecast = [values * slopes], [values], torch.zeros_like(values)
+        if self.forecast is not None:
+            wished = self.forecast(values, constants)
+            forecast, below = backpropagate(graph.with_features(nodes, edges, graph.types), slopes, wished)
+            seen_in.append(forecast)
+            seen_out.append(below)
         odd = nodes[..., self._odd]
         # The raw bias of a sine neuron is no linear representation of the shift; its reading is.
         unshifted = torch.ones_like(odd)
@@ -166,13 +198,13 @@ class ScaleGMN(Metanetwork):
         state = Streams(
             layout=layout,
             constants=constants,
-            slopes=slopes,
-            incoming=self.lift_incoming(torch.cat([values * slopes, odd / bias_size], -1), free),
-            outgoing=self.lift_outgoing(values, free),
+            slopes=self.lift_slopes(slopes),
+            incoming=self.lift_incoming(torch.cat([*seen_in, odd / bias_size], -1), free),
+            outgoing=self.lift_outgoing(torch.cat(seen_out, -1), free),
             invariant=self.lift_invariant(torch.cat(invariants, -1)) + self._node_codes(constants),
             edges=edges,
         )
-        return state, values
+        return state, Readings(values, slopes, forecast)
 
     def _node_codes(self, constants: NodeConstants) -> Tensor:
         """[n, node_width]: one code per level, and one per input and output neuron."""

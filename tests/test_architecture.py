@@ -1,0 +1,88 @@
+"""The house rules that a reader may rely on, checked on the source: imports point down, nothing prints, one room each."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "weightedit"
+
+# Bottom to top: a module imports only from lines above its own.
+ORDER = """
+errors checkpoint layer tracing spec features symmetry blocks graph ragged canonicalization probing testing
+metanet.base metanet.layers metanet.heads metanet.scalegmn metanet.baselines metanet.registry delta
+inr.convention inr.siren inr.stack inr.fitting_kernel inr.fitting_loop inr.fitting
+editing.operations editing.evaluation editing.editor
+data.images data.foreign_inrs data.inr_files data.inr_modules data.weight_set_tables data.weight_set_cards
+data.weight_sets
+run_plan run_state training
+plots checks demo cli
+""".split()
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name != "__init__.py":
+            name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+            found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(modules()) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_point_down(name: str) -> None:
+    allowed = set(ORDER[: ORDER.index(name)])
+    used = {full.removeprefix("weightedit.") for full in imported(modules()[name]) if full.startswith("weightedit.")}
+    assert {module for module in used if module in ORDER} <= allowed
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "cli"])
+def test_the_library_does_not_print(name: str) -> None:
+    calls = [node for node in ast.walk(modules()[name]) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+def test_accelerate_has_one_importer() -> None:
+    users = {name for name, tree in modules().items() if any(i.split(".")[0] == "accelerate" for i in imported(tree))}
+    assert users == {"training"}
+
+
+def test_nothing_unpickles() -> None:
+    for name, tree in modules().items():
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            function = ast.unparse(call.func)
+            assert not function.startswith(("pickle.", "dill.", "cloudpickle.", "torch.save")), name
+            assert function != "torch.load" or "weights_only=True" in ast.unparse(call), name
+
+
+def test_tasks_use_only_the_library() -> None:
+    for path in sorted((ROOT / "tasks").glob("*.py")):
+        inside = {name for name in imported(ast.parse(path.read_text(encoding="utf-8"))) if name.startswith("tasks")}
+        assert not inside, path.name
+
+
+def test_import_is_light() -> None:
+    heavy = ["torch_geometric", "datasets", "accelerate", "sklearn", "cv2", "matplotlib", "pyarrow", "higher"]
+    code = (
+        "import sys, weightedit, weightedit.editing.editor, weightedit.data.weight_sets, weightedit.inr.fitting, "
+        f"weightedit.training; print([m for m in {heavy} if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"
