@@ -1,0 +1,81 @@
+"""Every task runs with --smoke, end to end, on images made here; fitting resumes and does not depend on its workers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from weightedit.data.weight_sets import load_weight_set
+from weightedit.editing.editor import Editor
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_task(name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tasks" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=check, cwd=ROOT)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of grey pictures, two classes, train and test: smooth blobs of 28 x 28 pixels."""
+    folder, generator = tmp_path_factory.mktemp("pictures"), torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+    for split, count in (("train", 48), ("test", 24)):
+        for number in range(count):
+            x, y, size = (torch.rand(3, generator=generator) - 0.5).tolist()
+            blob = torch.exp(-((rows - x) ** 2 + (columns - y) ** 2) / (0.1 + 0.1 * abs(size)))
+            place = folder / split / str(number % 2)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((255 * blob).byte().numpy().astype(np.uint8)).save(place / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fitted") / "inrs"
+    run_task("fit_inrs.py", "--smoke", "--images", str(pictures), "--out", str(out))
+    return out
+
+
+def test_fit_inrs(weights: Path) -> None:
+    sets = {split: load_weight_set(weights, split) for split in ("train", "validation", "test")}
+    assert [len(part) for part in sets.values()] == [32, 16, 24]
+    indices = [set(part.stack.index.tolist()) for part in sets.values()]
+    assert not indices[0] & indices[1] and not indices[0] & indices[2] and not indices[1] & indices[2]
+    for part in sets.values():
+        error = (part.stack.render() - part.floats()).square().mean((1, 2, 3))
+        assert float(error.max()) < 1e-4, "the pictures and the INRs of a row belong together, at 40 dB"
+
+
+@pytest.mark.slow
+def test_fit_inrs_does_not_depend_on_workers(pictures: Path, weights: Path, tmp_path: Path) -> None:
+    common = ["--images", str(pictures), "--limit", "48", "--validation", "16", "--shard", "32"]
+    run_task("fit_inrs.py", *common, "--out", str(tmp_path / "two"), "--workers", "2")
+    for split in ("train", "test"):
+        one, two = load_weight_set(weights, split).stack.params, load_weight_set(tmp_path / "two", split).stack.params
+        assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+def test_edit_inrs(weights: Path, tmp_path: Path) -> None:
+    result = run_task("edit_inrs.py", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"))
+    for row in ("edited", "do nothing", "flat MLP", "floor"):
+        assert f"| {row} |" in result.stdout
+    editor = Editor.from_pretrained(tmp_path / "run" / "editor")
+    assert editor.operation == "dilate"
+    again = run_task("edit_inrs.py", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"))
+    assert again.stdout.splitlines()[-6:] == result.stdout.splitlines()[-6:], "a finished run ends as it ended"
+
+
+def test_wrong_input_is_refused(weights: Path, pictures: Path, tmp_path: Path) -> None:
+    missing = run_task("edit_inrs.py", "--smoke", "--weights", str(tmp_path / "nothing"), check=False)
+    assert missing.returncode != 0 and "nothing" in missing.stderr
+    unknown = run_task("edit_inrs.py", "--smoke", "--weights", str(weights), "--operation", "embolden", check=False)
+    assert unknown.returncode != 0 and "embolden" in unknown.stderr
+    greedy = ["--images", str(pictures), "--validation", "47", "--out", str(tmp_path / "greedy")]
+    refused = run_task("fit_inrs.py", *greedy, check=False)
+    assert refused.returncode != 0 and "validation 47" in refused.stderr
