@@ -211,7 +211,7 @@ def report(
 def model_card(config: Config, facts: dict[str, Any], lines: list[str]) -> str:
     """The README.md beside an editor's weights."""
     counts, training = facts["counts"], config.training
-    batch = training.batch_size * training.accumulate * facts["processes"]
+    minutes, batch = facts["seconds"] / 60, training.batch_size * training.accumulate * facts["processes"]
     return f"""# weightedit editor: {config.operation}
 
 A ScaleGMN of {facts["parameters"]:,} parameters that changes the weights of a SIREN so that its image is edited:
@@ -222,13 +222,14 @@ A ScaleGMN of {facts["parameters"]:,} parameters that changes the weights of a S
 {chr(10).join(lines)}
 
 Protocol P1: one SIREN per image from independent random initialisations, input weights and
-{config.metanet.probes} learned probes only, one shot, output of the same size, target made from the source image. {counts["train"]:,} training,
-{counts["validation"]:,} validation (choice of the best step) and {counts["test"]:,} test INRs. The floor is the same
-SIREN fitted to the target itself, on {min(config.floor_count, counts["test"])} of the test INRs; the flat MLP is the
-control without equivariance, trained by the same code for {config.control_steps:,} steps.
+{config.metanet.probes} learned probes only, one shot, output of the same size, target made from the source image.
+{counts["train"]:,} training, {counts["validation"]:,} validation (choice of the best step) and {counts["test"]:,} test
+INRs. The floor is the same SIREN fitted to the target itself, on {min(config.floor_count, counts["test"])} of the test
+INRs; the flat MLP is the control without equivariance, trained by the same code for {config.control_steps:,} steps.
 
-Trained for {facts["steps"]:,} steps of {batch} INRs (best step {facts["best_step"]:,}),
-{facts["seconds"] / 60:.0f} minutes on {facts["hardware"]}, {facts["processes"]} process(es), seed {training.seed}. config.json holds the whole configuration.
+Trained for {facts["steps"]:,} steps of {batch} INRs (best step {facts["best_step"]:,}) in {minutes:.0f} minutes on
+{facts["hardware"]}, {facts["processes"]} process(es), seed {training.seed}.
+config.json holds the whole configuration.
 """
 
 
