@@ -159,6 +159,50 @@ class CollectAtSource(torch.autograd.Function):
         return of_edges, of_target, None
 
 
+class SumAtTarget(torch.autograd.Function):
+    """sum_j edges[i, j], at every target node; zero at the inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, edges: Tensor, nodes: int, table: BlockTable) -> Tensor:
+        result = edges.new_empty(*edges.shape[:-2], nodes, edges.shape[-1])
+        _zero_ends(table, result, None)
+        for block, (out, _) in zip(table.blocks(edges), table.nodes(result), strict=True):
+            torch.sum(block, -2, out=out)
+        ctx.shape, ctx.table = edges.shape, table
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), table = gradients, ctx.table
+        of_edges = gradient.new_empty(ctx.shape)
+        for out, (above, _) in zip(table.blocks(of_edges), table.nodes(gradient), strict=True):
+            out.copy_(above.unsqueeze(-2).expand_as(out))
+        return of_edges, None, None
+
+
+class SumAtSource(torch.autograd.Function):
+    """sum_i edges[i, j], at every source node; zero at the outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, edges: Tensor, nodes: int, table: BlockTable) -> Tensor:
+        result = edges.new_empty(*edges.shape[:-2], nodes, edges.shape[-1])
+        _zero_ends(table, None, result)
+        for block, (_, out) in zip(table.blocks(edges), table.nodes(result), strict=True):
+            torch.sum(block, -3, out=out)
+        ctx.shape, ctx.table = edges.shape, table
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), table = gradients, ctx.table
+        of_edges = gradient.new_empty(ctx.shape)
+        for out, (_, below) in zip(table.blocks(of_edges), table.nodes(gradient), strict=True):
+            out.copy_(below.unsqueeze(-3).expand_as(out))
+        return of_edges, None, None
+
+
 def _zero_ends(table: BlockTable, at_target: Tensor | None, at_source: Tensor | None) -> None:
     """Zero the nodes that no layer writes: the inputs as targets, the outputs as sources."""
     if at_target is not None:

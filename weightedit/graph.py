@@ -18,7 +18,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from weightedit.blocks import AddEnds, BlockTable, CollectAtSource, CollectAtTarget, Modulate
+from weightedit.blocks import (
+    AddEnds,
+    BlockTable,
+    CollectAtSource,
+    CollectAtTarget,
+    Modulate,
+    SumAtSource,
+    SumAtTarget,
+)
 from weightedit.errors import ParamsError
 from weightedit.features import ChannelType, WeightSpaceFeatures, features_from_params, params_from_features
 from weightedit.spec import Activation, NetworkSpec, Params, Symmetry
@@ -200,12 +208,10 @@ class DenseLayout(Layout):
         return torch.cat(targets, -2)
 
     def sum_at_source(self, edges: Tensor) -> Tensor:
-        sums = [block.sum(-3) for block in self._blocks(edges)]
-        return torch.cat([*sums, sums[-1].new_zeros(*edges.shape[:-2], self.spec.widths[-1], edges.shape[-1])], -2)
+        return cast(Tensor, SumAtSource.apply(edges, sum(self.spec.widths), self._table))
 
     def sum_at_target(self, edges: Tensor) -> Tensor:
-        sums = [block.sum(-2) for block in self._blocks(edges)]
-        return torch.cat([sums[0].new_zeros(*edges.shape[:-2], self.spec.widths[0], edges.shape[-1]), *sums], -2)
+        return cast(Tensor, SumAtTarget.apply(edges, sum(self.spec.widths), self._table))
 
     @cached_property
     def _table(self) -> BlockTable:
