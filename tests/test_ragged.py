@@ -109,6 +109,8 @@ def test_changed_graphs_are_refused():
     data = to_pyg(spec, random_params(spec))
     with pytest.raises(ParamsError, match="a Data without `spec` and `types` came"):
         from_pyg(Data(x=data.x, edge_index=data.edge_index, edge_attr=data.edge_attr))
+    with pytest.raises(ParamsError, match="a Data without x, edge_attr or edge_index came"):
+        from_pyg(Data(x=data.x, edge_index=data.edge_index, spec=data.spec, types=data.types))
     dropped, swapped, short, extra = (data.clone() for _ in range(4))
     dropped.edge_index, dropped.edge_attr = data.edge_index[:, 1:], data.edge_attr[1:]
     swapped.edge_index = data.edge_index.flip(1)

@@ -211,17 +211,20 @@ def from_pyg(data: Data) -> NeuralGraph:
         raise ParamsError("a Data without `spec` and `types` came; expected one made by weightedit.to_pyg.")
     if isinstance(specs, str):
         specs, types = [specs], [types]
-    layout = RaggedLayout([_parsed(text) for text in specs], data.x.device)
+    x, values, index = data.x, data.edge_attr, data.edge_index
+    if x is None or values is None or index is None:
+        raise ParamsError("a Data without x, edge_attr or edge_index came; expected one made by weightedit.to_pyg.")
+    layout = RaggedLayout([_parsed(text) for text in specs], x.device)
     nodes, edges = sum(layout.sizes), layout.edge_index.shape[1]
-    if (len(data.x), len(data.edge_attr)) != (nodes, edges) or not torch.equal(data.edge_index, layout.edge_index):
+    if (len(x), len(values)) != (nodes, edges) or not torch.equal(index, layout.edge_index):
         raise ParamsError(
-            f"a graph of {len(data.x)} nodes, {len(data.edge_attr)} edges, edge_index {tuple(data.edge_index.shape)} "
-            f"came; expected {nodes} nodes and {edges} edges as to_pyg made them. Do not drop, add or reorder nodes or "
-            "edges (a zero weight stays an edge)."
+            f"a graph of {len(x)} nodes, {len(values)} edges, edge_index {tuple(index.shape)} came; expected "
+            f"{nodes} nodes and {edges} edges as to_pyg made them. Do not drop, add or reorder nodes or edges (a zero "
+            "weight stays an edge)."
         )
     if len(set(types)) != 1:
         raise ParamsError("networks with different channel types came in one batch; expected the same types in all.")
-    return NeuralGraph(data.x, data.edge_attr, layout, tuple(ChannelType(*kind) for kind in json.loads(types[0])))
+    return NeuralGraph(x, values, layout, tuple(ChannelType(*kind) for kind in json.loads(types[0])))
 
 
 @lru_cache(maxsize=1024)
