@@ -62,8 +62,10 @@ class Editor(nn.Module):
         return convert(edited, self.convention, convention)
 
     def propose(self, params: Mapping[str, Tensor]) -> Params:
-        """The delta for `params` under the editor's own convention."""
-        return propose_delta(self.metanet, NetworkSpec.from_params(params, self.convention.omega), params)
+        """The delta for `params` under the editor's own convention, computed in the editor's floating-point type."""
+        spec, dtype = NetworkSpec.from_params(params, self.convention.omega), next(self.parameters()).dtype
+        delta = propose_delta(self.metanet, spec, {name: tensor.to(dtype) for name, tensor in params.items()})
+        return {name: tensor.to(params[name].dtype) for name, tensor in delta.items()}
 
     @torch.no_grad()
     def edit(self, stack: INRStack, *, batch_size: int = 32, progress: bool = False) -> INRStack:

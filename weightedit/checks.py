@@ -1,0 +1,103 @@
+"""The three things that users of weight-space methods ask about their own networks, each answered with a figure.
+
+Round trip: nothing is lost between parameters, typed features, neural graph and PyTorch Geometric. Identity edit: no
+change in weights is no change in the picture. Equivariance: the metanetwork respects the symmetry of these very
+networks, by the protocol of testing.py. Printing is cli.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightedit.canonicalization import canonicalize
+from weightedit.delta import apply_delta
+from weightedit.editing.editor import Editor
+from weightedit.features import features_from_params, params_from_features
+from weightedit.graph import NeuralGraph
+from weightedit.inr.convention import convert
+from weightedit.inr.stack import INRStack
+from weightedit.metanet.registry import describe_metanet
+from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+from weightedit.ragged import from_pyg, to_pyg
+from weightedit.spec import SYMMETRIES, NetworkSpec, Params
+from weightedit.symmetry import act
+from weightedit.testing import equivariance_error
+
+PICTURE_TOLERANCE = 1e-6
+EQUIVARIANCE_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of an answer: what was checked, whether it held, and the figure behind it."""
+
+    name: str
+    ok: bool
+    figure: str
+
+
+def check_round_trip(stack: INRStack) -> Check:
+    """Parameters -> features -> graph -> PyG -> parameters, every INR by itself and bit for bit."""
+    spec, worst, exact = stack.spec, 0.0, True
+    for number in range(len(stack)):
+        params = {name: tensor[number] for name, tensor in stack.params.items()}
+        features = params_from_features(spec, features_from_params(spec, params))
+        graphs = [NeuralGraph.from_params(spec, features).to_params(), from_pyg(to_pyg(spec, features)).to_params()]
+        for found in (features, *(graph[0] if isinstance(graph, list) else graph for graph in graphs)):
+            exact = exact and all(torch.equal(found[name], params[name]) for name in params)
+            worst = max(worst, _distance(found, params))
+    figure = f"params -> features -> graph -> PyG -> params, largest difference {worst:.1g}"
+    return Check("round trip", exact, figure)
+
+
+def check_identity_edit(stack: INRStack) -> Check:
+    """A delta of zeros leaves every rendering bit-equal; canonicalizing, and undoing it, keeps the picture."""
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in stack.params.items()}
+    equal = torch.equal(stack.with_params(apply_delta(stack.params, nothing)).render(), stack.render())
+    spec, params = stack.spec, _double(stack.params)
+    before = stack.with_params(params).render()
+    canonical, element = canonicalize(spec, params)
+    worst = 0.0
+    for other in (canonical, act(element.inverse(), spec, canonical)):
+        worst = max(worst, float((stack.with_params(other).render() - before).abs().max()))
+    words = "bit-equal" if equal else "changed"
+    figure = f"zero delta leaves the rendering {words}; canonicalize and back changes a pixel by at most {worst:.1e}"
+    return Check("identity edit", equal and worst < PICTURE_TOLERANCE, figure)
+
+
+def check_equivariance(stack: INRStack, editor: Editor | None = None) -> Check:
+    """The relative equivariance error of the editor (None: of a fresh ScaleGMN), its worst tensor, in float64."""
+    spec, params = stack.spec, _double(stack.params)
+    if editor is None:
+        config = ScaleGMNConfig(inputs=spec.widths[0], outputs=spec.widths[-1], node_width=16, edge_width=8, layers=2)
+        subject, judged = "a fresh ScaleGMN", Editor(ScaleGMN(config), "identity", stack.convention)
+    else:
+        name, subject = describe_metanet(editor.metanet)[0], "the editor"
+        subject, judged = f"{subject} ({name}, {editor.operation})", editor
+        params = convert(params, stack.convention, editor.convention)
+        spec = NetworkSpec.siren(spec.widths, editor.convention.omega)
+    symmetry = getattr(getattr(judged.metanet, "config", None), "symmetry", "full")
+    assert symmetry in SYMMETRIES
+    dtype = next(judged.parameters()).dtype
+    try:
+        errors = equivariance_error(judged.double().propose, spec, params, symmetry=symmetry)
+    finally:
+        judged.to(dtype)
+    worst = max(errors, key=lambda tensor: errors[tensor])
+    group = "" if symmetry == "full" else f" under {symmetry} symmetry"
+    figure = f"{subject}{group}: relative error {errors[worst]:.1e} at worst ({worst}), float64"
+    return Check("equivariance", errors[worst] < EQUIVARIANCE_TOLERANCE, figure)
+
+
+def _double(params: Params) -> Params:
+    return {name: tensor.double() for name, tensor in params.items()}
+
+
+def _distance(found: Params, params: Params) -> float:
+    def largest(one: Tensor, other: Tensor) -> float:
+        return float((one.double() - other.double()).abs().max())
+
+    return max(largest(found[name], params[name]) for name in params)

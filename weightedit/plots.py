@@ -1,0 +1,228 @@
+"""Pictures to look at: sheets of images beside changes in weights, and renderings pixel by pixel.
+
+Here: drawing, and writing a PNG under a temporary name that is then moved, so that it is whole or not there. What is
+drawn is decided elsewhere. Images are drawn on the one range 0..1 whatever they hold, so that columns can be compared;
+changes on one symmetric scale per column, stated by its colour bar.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from weightedit.errors import FileFormatError, WeightEditError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+_CELL, _GAP, _CAPTION = 1.2, 0.12, 0.17  # inches: a picture, the space between two, a line of small text
+_MARGIN, _LABEL, _TITLES, _HEADING, _BAR = 0.2, 0.3, 0.38, 0.34, 0.36
+_DPI = 150
+_GREY = "#555555"
+_LOUDEST = 0.99  # share of the values inside the colour scale
+_TILE_GAP = 4
+
+
+@dataclass(frozen=True)
+class ImageColumn:
+    """A column of images.
+
+    Attributes:
+        title: above the column; what follows a line break stands smaller below it.
+        images: [N, C, H, W], C = 1 (grey) or 3 (RGB); values outside [0, 1] are drawn as the nearer end.
+        captions: N short texts, one below each image, or none.
+    """
+
+    title: str
+    images: Tensor
+    captions: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ChangeColumn:
+    """A column of signed matrices, such as changes of one layer's weights: blue below zero, white at it, red above.
+
+    Attributes:
+        title: above the column; what follows a line break stands smaller below it.
+        matrices: [N, rows, columns]; the scale ends where 1 % of all values lie beyond it.
+        captions: N short texts, one below each matrix, or none.
+    """
+
+    title: str
+    matrices: Tensor
+    captions: Sequence[str] = ()
+
+    @property
+    def limit(self) -> float:
+        """Where the colour scale ends, on both sides."""
+        sizes = self.matrices.detach().abs().flatten().sort().values
+        return float(sizes[math.ceil(_LOUDEST * len(sizes)) - 1]) or float(sizes[-1]) or 1.0
+
+
+def sheet(
+    columns: Sequence[ImageColumn | ChangeColumn],
+    path: str | Path,
+    *,
+    heading: str = "",
+    labels: Sequence[str] = (),
+) -> Path:
+    """Draw N rows of pictures as one PNG.
+
+    Args:
+        columns: from left to right, all of N entries, N >= 1.
+        path: where the PNG goes; its folder exists; a file of that name is replaced.
+        heading: a line above the sheet.
+        labels: N short texts at the left of the rows, or none.
+
+    Returns:
+        The path.
+
+    Raises:
+        WeightEditError: no columns or rows, lengths that differ, or images of another number of channels.
+        FileFormatError: a place that cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    count = _checked(columns, labels)
+    tall = [_CELL + _GAP + (_CAPTION if any(column.captions for column in columns) else 0.0)] * count
+    left = _MARGIN + (_LABEL if labels else 0.0)
+    width = left + len(columns) * (_CELL + _GAP) - _GAP + _MARGIN
+    bar = _BAR if any(isinstance(column, ChangeColumn) for column in columns) else 0.0
+    top = _MARGIN + (_HEADING if heading else 0.0) + _TITLES
+    height = top + sum(tall) + bar + _MARGIN - _GAP
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    if heading:
+        figure.text(left / width, 1 - _MARGIN / height, heading, size=10, weight="bold", va="top")
+    for number, column in enumerate(columns):
+        x = left + number * (_CELL + _GAP)
+        title, _, below = column.title.partition("\n")
+        _write(figure, x + _CELL / 2, top - 0.2, title, 9)
+        _write(figure, x + _CELL / 2, top - 0.06, below, 7.5, color=_GREY)
+        for row in range(count):
+            y = top + sum(tall[:row])
+            axes = _axes(figure, (x, y, _CELL, _CELL))
+            drawn = _draw(axes, column, row)
+            if column.captions:
+                _write(figure, x + _CELL / 2, y + _CELL + 0.14, column.captions[row], 7.5, color=_GREY)
+            if labels and number == 0:
+                _write(figure, x - _LABEL / 2, y + _CELL / 2 + 0.05, labels[row], 10, color=_GREY)
+        if isinstance(column, ChangeColumn):
+            _draw_scale(figure, drawn, (x, top + sum(tall) + 0.02, _CELL, 0.08), column.limit)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return _put(buffer.getvalue(), path)
+
+
+def mosaic(images: Tensor, path: str | Path) -> Path:
+    """Write images as one PNG, pixel by pixel: one image is a plain picture, several stand in rows with white between.
+
+    Args:
+        images: [N, C, H, W], C = 1 or 3, N >= 1; values outside [0, 1] become the nearer end.
+        path: as in `sheet`.
+
+    Returns:
+        The path.
+
+    Raises:
+        WeightEditError: no images, or another number of channels.
+        FileFormatError: a place that cannot be written.
+    """
+    from PIL import Image
+
+    _checked([ImageColumn("", images)], ())
+    count, channels, height, width = images.shape
+    across = math.ceil(math.sqrt(count))
+    down = math.ceil(count / across)
+    pixels = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte()
+    gap = _TILE_GAP if count > 1 else 0
+    page = pixels.new_full((channels, down * (height + gap) - gap, across * (width + gap) - gap), 255)
+    for number, image in enumerate(pixels):
+        y, x = (number // across) * (height + gap), (number % across) * (width + gap)
+        page[:, y : y + height, x : x + width] = image
+    array = page[0].numpy() if channels == 1 else page.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return _put(buffer.getvalue(), path)
+
+
+def _checked(columns: Sequence[ImageColumn | ChangeColumn], labels: Sequence[str]) -> int:
+    """The number of rows."""
+    values = [column.images if isinstance(column, ImageColumn) else column.matrices for column in columns]
+    lengths = {len(tensor) for tensor in values} | {len(c.captions) for c in columns if c.captions}
+    lengths |= {len(labels)} if labels else set()
+    if len(lengths) != 1 or 0 in lengths:
+        raise WeightEditError(
+            f"columns, captions and labels of the lengths {sorted(lengths)} came; expected one length of at least 1 "
+            "for all: pass as many of each as there are rows."
+        )
+    for column, tensor in zip(columns, values, strict=True):
+        if isinstance(column, ImageColumn) and (tensor.dim() != 4 or tensor.shape[1] not in (1, 3)):
+            raise WeightEditError(
+                f"images of shape {tuple(tensor.shape)} came to be drawn; expected (N, channels, height, width) with "
+                "1 channel (grey) or 3 (RGB): choose the channels to draw."
+            )
+    return lengths.pop()
+
+
+def _axes(figure: Figure, place: tuple[float, float, float, float]) -> Axes:
+    """Axes at (left, top, width, height), in inches from the figure's upper left corner."""
+    x, y, wide, high = place
+    width, height = figure.get_size_inches()
+    return figure.add_axes((x / width, 1 - (y + high) / height, wide / width, high / height))
+
+
+def _write(figure: Figure, x: float, y: float, text: str, size: float, *, color: str = "black") -> None:
+    """A line of text, its middle at x and its baseline at y."""
+    width, height = figure.get_size_inches()
+    figure.text(x / width, 1 - y / height, text, size=size, ha="center", va="baseline", color=color)
+
+
+def _draw_scale(figure: Figure, drawn: AxesImage, place: tuple[float, float, float, float], limit: float) -> None:
+    """The colour bar, its ends labelled inside its own width."""
+    axes = _axes(figure, place)
+    bar = figure.colorbar(drawn, cax=axes, orientation="horizontal", ticks=[-limit, 0, limit])
+    axes.set_xticklabels([f"\N{MINUS SIGN}{limit:.2g}", "0", f"+{limit:.2g}"])
+    axes.tick_params(labelsize=7, length=2, pad=1.5, color=_GREY, labelcolor=_GREY)
+    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set_horizontalalignment(side)
+    bar.outline.set(linewidth=0.4, edgecolor="#999999")  # type: ignore[operator]
+
+
+def _draw(axes: Axes, column: ImageColumn | ChangeColumn, row: int) -> AxesImage:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(linewidth=0.4, color="#999999")
+    if isinstance(column, ChangeColumn):
+        matrix = column.matrices[row].detach().cpu().double().numpy()
+        return axes.imshow(
+            matrix, cmap="RdBu_r", vmin=-column.limit, vmax=column.limit, interpolation="nearest", aspect="auto"
+        )
+    image = column.images[row].detach().cpu().float().clamp(0, 1)
+    pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
+    return axes.imshow(pixels, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+
+
+def _put(data: bytes, path: str | Path) -> Path:
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.is_file():
+            temporary.unlink()
+        raise FileFormatError(
+            f"{path} could not be written ({error}); expected a place in an existing, writable folder: choose "
+            "another, or create it."
+        ) from error
+    return path

@@ -1,0 +1,92 @@
+"""The sheets that show an edit: images before and after, what was wanted, and how the weights changed.
+
+Here: which columns a sheet has and what stands below each picture. How a sheet is drawn is plots.py's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from weightedit.demo import Demo
+from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.operations import OPERATIONS
+from weightedit.inr.stack import INRStack
+from weightedit.plots import ChangeColumn, ImageColumn, sheet
+
+
+def targets_of(name: str, stack: INRStack) -> Tensor | None:
+    """What the operation `name` itself makes of the renderings; None where it is unknown or not for these.
+
+    Args:
+        name: of the operation.
+        stack: N INRs.
+
+    Returns:
+        Float [N, C, H, W] in [0, 1], at the fitted size.
+    """
+    wanted = OPERATIONS.get(name)
+    if (
+        wanted is None
+        or stack.widths[0] != 2
+        or (wanted.channels is not None and stack.widths[-1] not in wanted.channels)
+    ):
+        return None
+    return wanted.on_rendering(stack.render())
+
+
+def change_column(before: INRStack, after: INRStack) -> ChangeColumn:
+    """How the largest hidden weight matrix of each INR changed, with the size of the change relative to it below."""
+    count = len(before.widths) - 1
+    layer = max(range(count), key=lambda i: before.params[f"layers.{i}.weight"][0].numel())
+    weights = before.params[f"layers.{layer}.weight"]
+    change = (after.params[f"layers.{layer}.weight"] - weights).detach()
+    sizes = change.flatten(1).norm(dim=1) / weights.flatten(1).norm(dim=1)
+    rows, columns = change.shape[1:]
+    captions = [f"{100 * size:.1f} % of the weights" for size in sizes.tolist()]
+    return ChangeColumn(f"change in weights\nlayer {layer}, {rows} × {columns}", change, captions)
+
+
+def draw_demo(found: Demo, name: str, path: str | Path) -> Path:
+    """The demo's sheet: image, INR, edited INR, what was wanted, change in weights; one row per digit.
+
+    Args:
+        found: what run_demo returned.
+        name: of the operation.
+        path: of the PNG.
+    """
+    mean = {kind: float(values.mean()) for kind, values in found.errors.items()}
+    height, width = found.images.shape[2:]
+    columns = [
+        ImageColumn(f"image\n{height} × {width}", found.images),
+        ImageColumn("INR\nrendered", found.fitted.render(), _errors(found.errors["do nothing"])),
+        ImageColumn("edited INR\nonly weights changed", found.edited.render(), _errors(found.errors["edited"])),
+        ImageColumn(f"wanted\n{name} of the image", found.targets, _errors(found.errors["floor"], "floor ")),
+        change_column(found.fitted, found.edited),
+    ]
+    heading = f"{name} by weights alone: mean squared error {mean['do nothing']:.4f} before, {mean['edited']:.4f} after"
+    return sheet(columns, path, heading=heading, labels=[str(label) for label in found.labels.tolist()])
+
+
+def draw_edit(name: str, before: INRStack, after: INRStack, path: str | Path) -> Path:
+    """The preview of an edit: INRs before and after, the operation on the first rendering where it is known, and the
+    change in weights.
+
+    Args:
+        name: of the operation.
+        before, after: the same INRs, of 1 or 3 channels.
+        path: of the PNG.
+    """
+    columns: list[ImageColumn | ChangeColumn] = [ImageColumn("INR\nrendered", before.render())]
+    targets = targets_of(name, before)
+    captions = [] if targets is None else _errors(mean_squared_errors(after, targets))
+    columns.append(ImageColumn("edited INR\nonly weights changed", after.render(), captions))
+    if targets is not None:
+        columns.append(ImageColumn(f"wanted\n{name} of the rendering", targets))
+    columns.append(change_column(before, after))
+    return sheet(columns, path, heading=f"{name} by weights alone", labels=[str(n) for n in range(len(before))])
+
+
+def _errors(values: Tensor, name: str = "MSE ") -> list[str]:
+    return [f"{name}{value:.4f}" for value in values.tolist()]
