@@ -118,6 +118,14 @@ class Layout(ABC):
     def features(self, nodes: Tensor, edges: Tensor) -> tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]:
         """Per entry of `specs`, its (weights, biases) blocks, shaped as WeightSpaceFeatures has them."""
 
+    @abstractmethod
+    def networks(self, nodes: Tensor, edges: Tensor) -> list[tuple[DenseLayout, Tensor, Tensor]]:
+        """The graph cut into parts of one architecture each, in order; `join_networks` puts them together."""
+
+    def join_networks(self, nodes: Sequence[Tensor], edges: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The inverse of `networks`, for the node and edge tensors of all parts."""
+        return torch.cat(tuple(nodes), -2), torch.cat(tuple(edges), -2)
+
     def constants(self, symmetry: Symmetry, like: Tensor) -> NodeConstants:
         """What a metanetwork needs to know of every node, on the device and in the dtype of `like`."""
         key = (symmetry, like.dtype, like.device)
@@ -261,6 +269,9 @@ class DenseLayout(Layout):
 
     def per_node(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
         return of_network(self.spec)
+
+    def networks(self, nodes: Tensor, edges: Tensor) -> list[tuple[DenseLayout, Tensor, Tensor]]:
+        return [(self, nodes, edges)]
 
     def features(self, nodes: Tensor, edges: Tensor) -> tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]:
         return ((tuple(self._blocks(edges)), tuple(self._levels(nodes)[1:])),)

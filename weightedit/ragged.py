@@ -153,9 +153,12 @@ class RaggedLayout(Layout):
         return torch.cat([made[spec] for spec in self.specs])
 
     def features(self, nodes: Tensor, edges: Tensor) -> tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]:
+        return tuple(layout.features(node, edge)[0] for layout, node, edge in self.networks(nodes, edges))
+
+    def networks(self, nodes: Tensor, edges: Tensor) -> list[tuple[DenseLayout, Tensor, Tensor]]:
         edge_sizes = [_edge_index(spec).shape[1] for spec in self.specs]
-        parts = zip(self.specs, nodes.split(self.sizes), edges.split(edge_sizes), strict=True)
-        return tuple(DenseLayout(spec).features(node, edge)[0] for spec, node, edge in parts)
+        layouts = [DenseLayout(spec) for spec in self.specs]
+        return list(zip(layouts, nodes.split(self.sizes), edges.split(edge_sizes), strict=True))
 
 
 def ragged_graph(graphs: Sequence[NeuralGraph]) -> NeuralGraph:

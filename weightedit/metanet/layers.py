@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from weightedit.graph import Layout, NodeConstants
@@ -107,19 +109,33 @@ def _pairs(x: Tensor) -> Tensor:
     return left * right
 
 
-def _damping(edges: Tensor) -> Tensor:
-    """1 / sqrt(1 + mean square of the channels), [..., e, 1].
+class Damp(torch.autograd.Function):
+    """values / sqrt(1 + mean square of the edge's channels), both [..., e, C]; even in the edge.
 
-    Even in the edge. Without it v grows with e, hence e with e^2 in every layer: the largest edges went to 1e9 in ten.
+    Without it v grows with e, hence e with e^2 in every layer: the largest edges went to 1e9 in ten. The gradient is
+    written out, since autograd's takes three passes more over edge-sized tensors.
     """
-    square = torch.linalg.vector_norm(edges, dim=-1, keepdim=True).square()
-    return torch.rsqrt(1 + square / edges.shape[-1])
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, edges: Tensor) -> Tensor:
+        square = torch.linalg.vector_norm(edges, dim=-1, keepdim=True).square()
+        factor = torch.rsqrt(1 + square / edges.shape[-1])
+        ctx.save_for_backward(values, edges, factor)
+        return (values * factor).to(values.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,), (values, edges, factor) = gradients, ctx.saved_tensors
+        along = (gradient * values).sum(-1, keepdim=True)
+        of_edges = edges * (along * factor**3 / -edges.shape[-1])
+        return (gradient * factor).to(values.dtype), of_edges.to(edges.dtype)
 
 
 class EdgeUpdate(nn.Module):
     """Update edges from their two ends, and send messages along them.
 
-    Per edge: v = silu(A (e x_i y_j) / d + a_i + b_j) is invariant, d^2 = 1 + mean(e^2) (see _damping);
+    Per edge: v = silu(A (e x_i y_j) / d + a_i + b_j) is invariant, d^2 = 1 + mean(e^2) (see Damp);
     e <- e (1 + B v) + x'_i y'_j C v is odd: the product term and the rank-one term of symmetry.md section 3, which lets
     a zero weight become non-zero. Messages are sum_j e y''_j at targets and sum_i e x''_i at sources, over the root of
     their number, and means of v at both.
@@ -147,12 +163,14 @@ class EdgeUpdate(nn.Module):
         x = self.from_incoming(unit_rms(state.incoming), free).chunk(3, -1)
         y = self.from_outgoing(unit_rms(state.outgoing), free).chunk(3, -1)
         at_target, at_source = self.from_invariant(state.invariant).chunk(2, -1)
-        v = self.product(layout.modulate(state.edges, x[0], y[0])) * _damping(state.edges)
+        v = cast(Tensor, Damp.apply(self.product(layout.modulate(state.edges, x[0], y[0])), state.edges))
         v = layout.add_ends(v, at_target, at_source)
         if self.even is not None and even is not None:
             v = v + self.even(even)
         v = functional.silu(v)
-        edges = torch.addcmul(state.edges, state.edges, self.gate(v)) + layout.modulate(self.rank_gate(v), x[1], y[1])
+        # Not addcmul: its gradient multiplies twice by the scalar 1. In place: fresh edge-sized memory is dear.
+        edges = (state.edges * self.gate(v)).add_(state.edges)
+        edges = edges.add_(layout.modulate(self.rank_gate(v), x[1], y[1]))
         new = replace(state, edges=edges)
         degree_in, degree_out = constants.in_degree.clamp(min=1), constants.out_degree.clamp(min=1)
         odd_in = layout.collect_at_target(edges, y[2]) * degree_in.rsqrt()

@@ -19,7 +19,7 @@ from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER, ChannelType
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
 from weightedit.metanet.base import Metanetwork
-from weightedit.metanet.heads import DeltaHead, LayerTable, Readings
+from weightedit.metanet.heads import DeltaHead, LastLayerRefit, LayerTable, Readings
 from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams
 from weightedit.probing import backpropagate, bias_reading, probe
 from weightedit.spec import SYMMETRIES, Symmetry
@@ -37,6 +37,7 @@ class ScaleGMNConfig:
         layers: message-passing layers.
         probes: learned inputs at which activations are read, 0 for none.
         forecast: hidden width of the forecast (see Forecast), 0 for none.
+        refit: finish with LastLayerRefit towards the forecast; needs probes and a forecast.
         symmetry: "full" is what each activation allows; "permutation", "sign" or "scale" keep only that part of it.
         bidirectional: also send messages from targets to sources.
         levels: how many levels, from either end, have node codes and output scales of their own.
@@ -52,6 +53,7 @@ class ScaleGMNConfig:
     layers: int = 4
     probes: int = 32
     forecast: int = 0
+    refit: bool = False
     symmetry: Symmetry = "full"
     bidirectional: bool = True
     levels: int = 8
@@ -65,6 +67,10 @@ class ScaleGMNConfig:
         sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels)
         if min(sizes) < 1 or self.probes < 0:
             raise SpecError(f"{self} came; expected positive sizes, and probes of at least 0.")
+        if self.refit and not (self.probes and self.forecast):
+            raise SpecError(
+                "refit came without probes or without a forecast; expected both, it fits the one to the other."
+            )
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -140,6 +146,7 @@ class ScaleGMN(Metanetwork):
         self.encode = NodeUpdate(node, node, 0, 0)
         self.edge_updates = nn.ModuleList(EdgeUpdate(node, edge, 0 if i else even) for i in range(config.layers))
         self.node_updates = nn.ModuleList(NodeUpdate(node, node, edge, edge) for _ in range(config.layers))
+        self.refit = LastLayerRefit() if config.refit else None
         self.head = DeltaHead(node, edge, read, config.levels, config.initial_scale)
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
@@ -162,7 +169,10 @@ class ScaleGMN(Metanetwork):
             state = node_update(state, odd_messages, even_messages)
         weights, biases = self.head(state, raw, readings)
         biases = biases * gauge * self._at_nodes(layout, size[..., :1], constants)
-        return graph.with_features(biases, weights * ratio * size[..., :1], self.types_out)
+        delta = graph.with_features(biases, weights * ratio * size[..., :1], self.types_out)
+        if self.refit is None or self.probes is None:
+            return delta
+        return self.refit(graph, delta, self.probes, readings.wished[..., 1:], gauge)
 
     def _streams(
         self,
@@ -180,10 +190,11 @@ class ScaleGMN(Metanetwork):
             probed = probe(graph, self.probes)
             values, slopes = torch.cat([values, probed.values], -1), torch.cat([slopes, probed.slopes], -1)
         values = values / gauge
-        seen_in, seen_out, forecast = [values * slopes], [values], torch.zeros_like(values)
+        seen_in, seen_out, forecast, wished = [values * slopes], [values], torch.zeros_like(values), values
         if self.forecast is not None:
-            wished = self.forecast(values, constants)
-            forecast, below = backpropagate(graph.with_features(nodes, edges, graph.types), slopes, wished)
+            change = self.forecast(values, constants)
+            forecast, below = backpropagate(graph.with_features(nodes, edges, graph.types), slopes, change)
+            wished = values + change
             seen_in.append(forecast)
             seen_out.append(below)
         odd = nodes[..., self._odd]
@@ -204,7 +215,7 @@ class ScaleGMN(Metanetwork):
             invariant=self.lift_invariant(torch.cat(invariants, -1)) + self._node_codes(constants),
             edges=edges,
         )
-        return state, Readings(values, slopes, forecast)
+        return state, Readings(values, slopes, forecast, wished)
 
     def _node_codes(self, constants: NodeConstants) -> Tensor:
         """[n, node_width]: one code per level, and one per input and output neuron."""
