@@ -8,7 +8,7 @@ order of `to_pyg`), canonicalization.py or probing.py. Letters as in weightedit/
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,11 @@ class Structure:
     layer_of_node: Tensor
     activations: dict[Activation, Tensor]  # the nodes that apply each
     depth: int
+
+    def to(self, device: torch.device | str) -> "Structure":
+        """The same on another device."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved, activations={a: nodes.to(device) for a, nodes in self.activations.items()})
 
 
 def read_structure(data: Data, symmetry: Symmetry) -> Structure:
@@ -202,7 +207,7 @@ class ScaleGMNTwin(nn.Module):
         m, (source, target) = self.metanet, structure.edge_index
         gauge = self.gauge(data, structure)
         ratio = gauge[target] / gauge[source]
-        powers = torch.tensor([kind.scale for kind in m.types_in])
+        powers = torch.tensor([kind.scale for kind in m.types_in], device=gauge.device)
         edges, nodes = data.edge_attr / ratio**powers, data.x / gauge**powers
         odd = [c for c, kind in enumerate(m.types_in) if kind.odd]
         even = [c for c, kind in enumerate(m.types_in) if not kind.odd]
@@ -271,7 +276,7 @@ class ScaleGMNTwin(nn.Module):
             z = self.sum_at_target(structure.edge_index, sent, len(bias))
             z = bias + torch.cat([torch.zeros_like(z[:, :1]), z[:, 1:]], 1)
             for activation, nodes in structure.activations.items():
-                here = torch.zeros(len(bias), 1, dtype=torch.bool)
+                here = torch.zeros(len(bias), 1, dtype=torch.bool, device=bias.device)
                 here[nodes[structure.level[nodes] == level]] = True
                 values = torch.where(here, activation(z), values)
                 slopes = torch.where(here, activation.slope(z), slopes)
