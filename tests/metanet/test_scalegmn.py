@@ -11,6 +11,7 @@ from tests.networks import ACTIVATIONS, SPECS, generator, random_params, relativ
 from weightedit.delta import apply_delta, propose_delta, propose_deltas
 from weightedit.errors import SpecError, TypeMismatchError
 from weightedit.features import DELTA, GRADIENT, PARAMETER, SQUARED_GRADIENT
+from weightedit.metanet.layers import Damp
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, equivariance_error
@@ -201,6 +202,15 @@ def test_signals_keep_their_size_through_ten_layers(name, seed):
         sizes = [_rms(getattr(state, name)) for state in found]
         assert min(sizes) > 0.1 and max(sizes) < 10, (name, sizes)
         assert max(float(getattr(state, name).abs().max()) for state in found) < 300, name
+
+
+def test_the_gradient_of_damping():
+    values, edges = (torch.randn(2, 4, 3, dtype=torch.float64, generator=generator(i)).requires_grad_() for i in (0, 1))
+    with torch.no_grad():
+        edges[0, 1] = 0
+    plain = values / (1 + edges.square().mean(-1, keepdim=True)).sqrt()
+    torch.testing.assert_close(Damp.apply(values, edges), plain, rtol=1e-14, atol=0)
+    assert torch.autograd.gradcheck(Damp.apply, (values, edges))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
