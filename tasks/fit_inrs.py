@@ -155,12 +155,8 @@ def fit_shard(job: tuple[Config, int, ImageSet, Tensor, Path]) -> None:
     options = FitOptions(method=config.method, init=config.init, target_psnr=config.target_psnr)
     widths = (2, *config.hidden, images.images.shape[1])
     repeated = torch.arange(len(images)).repeat_interleave(config.repeats)
-    result = fit(
-        images.images[repeated], widths=widths, convention=Convention(), options=options, generator=generator
-    )
-    stack = replace(
-        result.stack, label=images.labels[repeated], index=images.index[repeated], split=split[repeated]
-    )
+    result = fit(images.images[repeated], widths=widths, convention=Convention(), options=options, generator=generator)
+    stack = replace(result.stack, label=images.labels[repeated], index=images.index[repeated], split=split[repeated])
     keep = torch.ones(len(stack), dtype=torch.bool)
     keep[result.missed] = False
     save_inrs(stack[keep], path)

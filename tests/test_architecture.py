@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ editing.operations editing.evaluation editing.editor
 data.images data.foreign_inrs data.inr_files data.inr_modules data.weight_set_tables data.weight_set_cards
 data.weight_sets
 run_plan run_state training
-plots checks demo cli
+plots checks demo description preview arguments cli
 """.split()
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
