@@ -1,0 +1,205 @@
+"""The editor: one INR or many, any convention, to disk and back, what it refuses, and that it can learn."""
+
+import json
+
+import pytest
+import torch
+
+from weightedit.demo import digit_images
+from weightedit.editing.editor import Editor
+from weightedit.editing.operations import operation
+from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
+from weightedit.inr.convention import NFN, Convention, convert
+from weightedit.inr.fitting import fit
+from weightedit.inr.siren import initial_params, render_images
+from weightedit.inr.stack import INRStack
+from weightedit.metanet.base import Metanetwork
+from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
+from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+
+WIDTHS = (2, 7, 5, 1)
+
+
+def make_editor(**config) -> Editor:
+    defaults = {"node_width": 6, "edge_width": 4, "layers": 1, "probes": 3, "levels": 3, "initial_scale": 0.1}
+    return Editor(ScaleGMN(ScaleGMNConfig(**{**defaults, **config})), "dilate").eval()
+
+
+def make_stack(count=5, convention=None, dtype=torch.float32) -> INRStack:
+    params = initial_params(count, WIDTHS, generator=torch.Generator().manual_seed(1))
+    psnr = torch.full((count,), 40.0)
+    return INRStack({k: v.to(dtype) for k, v in params.items()}, convention or Convention(), 6, 8, psnr=psnr)
+
+
+def assert_close(one, other, tolerance=1e-6):
+    assert set(one) == set(other)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance)
+
+
+def test_one_inr_and_a_stack_give_the_same():
+    editor, stack = make_editor(), make_stack()
+    together = editor(stack.params)
+    for number in range(len(stack)):
+        alone = editor({name: tensor[number] for name, tensor in stack.params.items()})
+        assert_close(alone, {name: tensor[number] for name, tensor in together.items()})
+    assert any(not torch.equal(together[name], stack.params[name]) for name in together)
+
+
+def test_another_convention_is_converting_by_hand():
+    editor, ours = make_editor().double(), make_stack(dtype=torch.float64)
+    theirs = convert(ours.params, ours.convention, NFN)
+    by_hand = convert(editor(convert(theirs, NFN, editor.convention)), editor.convention, NFN)
+    assert_close(editor(theirs, NFN), by_hand, 1e-12)
+    assert_close(convert(editor(theirs, NFN), NFN, ours.convention), editor(ours.params), 1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_batches_do_not_show(batch_size):
+    editor, stack = make_editor(), make_stack()
+    edited = editor.edit(stack, batch_size=batch_size)
+    assert_close(edited.params, editor(stack.params))
+    assert edited.psnr is None and (edited.height, edited.width) == (6, 8)
+
+
+def test_editing_keeps_no_graph_and_leaves_the_stack_alone():
+    editor, stack = make_editor(), make_stack()
+    before = {name: tensor.clone() for name, tensor in stack.params.items()}
+    assert not editor.edit(stack).params["layers.0.weight"].requires_grad
+    assert all(torch.equal(stack.params[name], before[name]) for name in before)
+    assert editor(stack.params)["layers.0.weight"].requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_inrs_of_another_type_keep_it(dtype):
+    editor, stack = make_editor(), make_stack(dtype=dtype)
+    edited = editor.edit(stack)
+    assert {tensor.dtype for tensor in edited.params.values()} == {dtype}
+    single = editor({name: tensor.float() for name, tensor in stack.params.items()})
+    assert_close({name: tensor.float() for name, tensor in edited.params.items()}, single, 1e-2)
+
+
+@pytest.mark.parametrize("kind", ["scalegmn", "mlp"])
+def test_saving_and_loading_is_exact(tmp_path, kind):
+    editor = make_editor() if kind == "scalegmn" else Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=8)), "erode", NFN)
+    folder = editor.save_pretrained(tmp_path / "editor", "# a card\n", {"steps": 3})
+    loaded = Editor.from_pretrained(folder)
+    assert (loaded.operation, loaded.convention) == (editor.operation, editor.convention)
+    assert not loaded.training
+    for name, tensor in editor.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    stack = make_stack()
+    mine, its = editor(stack.params), loaded(stack.params)
+    assert all(torch.equal(mine[name], its[name]) for name in mine)
+    assert json.loads((folder / "config.json").read_text())["training"] == {"steps": 3}
+
+
+def _changed(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:200]), "safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n"), "pickle"),
+        (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+        (lambda f: _changed(f, lambda c: c.pop("operation")), "lacks 'operation'"),
+        (lambda f: _changed(f, lambda c: c["metanet"].update(name="oracle")), "'oracle' is unknown"),
+        (lambda f: _changed(f, lambda c: c["metanet"]["config"].update(extra=1)), "makes no editor"),
+        (lambda f: _changed(f, lambda c: c.update(metanet="scalegmn")), "makes no editor"),
+        (lambda f: _changed(f, lambda c: c["convention"].pop("omega")), "makes no editor"),
+        (lambda f: _changed(f, lambda c: c["metanet"]["config"].update(node_width=7)), "do not fit ScaleGMN"),
+    ],
+)
+def test_truncated_forged_and_foreign_checkpoints_are_refused(tmp_path, forge, message):
+    folder = make_editor().save_pretrained(tmp_path / "editor", "")
+    forge(folder)
+    with pytest.raises((FileFormatError, ParamsError), match=message):
+        Editor.from_pretrained(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileFormatError, match="does not exist"):
+        Editor.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_metanet_that_is_not_registered_is_not_saved(tmp_path):
+    class Own(Metanetwork):
+        pass
+
+    with pytest.raises(SpecError, match="Own is not registered"):
+        Editor(Own(), "dilate").save_pretrained(tmp_path / "editor", "")
+    assert not (tmp_path / "editor").exists()
+
+
+def test_bad_parameters_are_refused():
+    editor, stack = make_editor(), make_stack()
+    params = {name: tensor.clone() for name, tensor in stack.params.items()}
+    params["layers.1.bias"][2, 0] = torch.nan
+    with pytest.raises(ParamsError, match="layers.1.bias of network 2 holds NaN"):
+        editor(params)
+    with pytest.raises(ParamsError, match="layers.i.weight"):
+        editor({name.replace("layers", "net"): tensor for name, tensor in stack.params.items()})
+    with pytest.raises(SpecError, match="2 inputs and 3 outputs"):
+        editor(initial_params(2, (2, 4, 4, 3), generator=torch.Generator()))
+    with pytest.raises(WeightEditError, match="batch_size 0"):
+        editor.edit(stack, batch_size=0)
+    with pytest.raises(ParamsError, match="empty stack"):
+        editor.edit(stack[:0])
+
+
+def test_it_reads_inrs_of_other_widths_and_depths():
+    editor = make_editor()
+    for widths in ((2, 4, 1), (2, 9, 3, 8, 1)):
+        params = initial_params(2, widths, generator=torch.Generator().manual_seed(0))
+        assert editor(params)["layers.0.weight"].shape == (2, widths[1], 2)
+
+
+def _train(editor, loss_of, steps, rate, goal):
+    """Adam with a short warm-up and a linear decay, until the loss is below `goal`; returns the loss and the steps."""
+    optimizer = torch.optim.Adam(editor.parameters(), rate, betas=(0.9, 0.95))
+    value = torch.inf
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 20) * (1 - step / steps)
+        loss = loss_of()
+        value = float(loss.detach())
+        if value < goal:
+            return value, step
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(editor.parameters(), 1.0)
+        optimizer.step()
+    return value, steps
+
+
+def test_it_learns_the_identity():
+    """From changes as large as the weights to small ones, in every tensor, and so in the rendering."""
+    editor, stack = make_editor(initial_scale=1.0), make_stack(16)
+
+    def sizes():
+        return {name: delta.square().mean().sqrt() for name, delta in editor.propose(stack.params).items()}
+
+    def difference():
+        return float((editor.edit(stack).render() - stack.render()).square().mean())
+
+    before, start = {name: float(size.detach()) for name, size in sizes().items()}, difference()
+    loss, _ = _train(editor, lambda: sum((size / before[n]).square() for n, size in sizes().items()), 80, 2e-2, 0.02)
+    assert loss < 0.02, sizes()
+    assert difference() < 0.2 * start
+
+
+@pytest.mark.slow
+def test_it_overfits_sixteen_inrs():
+    images = digit_images(16)[0]
+    stack, targets = fit(images, generator=torch.Generator().manual_seed(0)).stack, operation("dilate")(images)
+    editor = make_editor(node_width=16, edge_width=8, layers=2, probes=16)
+
+    def loss():
+        return (render_images(editor(stack.params), editor.convention, 28, 28) - targets).square().mean()
+
+    value, steps = _train(editor, loss, 600, 5e-3, 2e-3)
+    assert value < 2e-3 and steps < 400
