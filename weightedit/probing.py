@@ -24,24 +24,25 @@ class Reading:
 
 
 def probe(graph: NeuralGraph, inputs: Tensor) -> Reading:
-    """Run every network of `graph` (channel 0 its parameters) at the same inputs.
+    """Run every network of `graph` (channel 0: its parameters) at the same inputs; never in bf16, phases need more.
 
     Args:
         graph: of networks that all have in_features inputs.
         inputs: [P, in_features].
     """
-    layout, weights, biases = graph.layout, graph.edges[..., :1], graph.nodes[..., :1]
-    start = layout.at_level(0, biases)
-    networks = start.shape[-2] // inputs.shape[-1]
-    values = [inputs.T.repeat(networks, 1).to(start).expand(*start.shape[:-1], inputs.shape[0])]
-    slopes = [torch.ones_like(values[0])]
-    for level in range(1, layout.levels):
-        value, slope = activate(
-            graph, level, layout.transmit(level, weights, values[-1]) + layout.at_level(level, biases)
-        )
-        values.append(value)
-        slopes.append(slope)
-    return Reading(layout.join_levels(values), layout.join_levels(slopes))
+    with torch.autocast(inputs.device.type, enabled=False):
+        layout, weights, biases = graph.layout, graph.edges[..., :1], graph.nodes[..., :1]
+        start = layout.at_level(0, biases)
+        networks = start.shape[-2] // inputs.shape[-1]
+        values = [inputs.T.repeat(networks, 1).to(start).expand(*start.shape[:-1], inputs.shape[0])]
+        slopes = [torch.ones_like(values[0])]
+        for level in range(1, layout.levels):
+            value, slope = activate(
+                graph, level, layout.transmit(level, weights, values[-1]) + layout.at_level(level, biases)
+            )
+            values.append(value)
+            slopes.append(slope)
+        return Reading(layout.join_levels(values), layout.join_levels(slopes))
 
 
 def bias_reading(graph: NeuralGraph) -> Reading:

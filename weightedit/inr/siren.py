@@ -196,13 +196,14 @@ def render(params: Params, coordinates: Tensor, *, omega: float) -> Tensor:
             "for these networks; see coordinate_grid."
         )
     values = coordinates.expand(count, *coordinates.shape[-2:])
-    for i in range(last + 1):
-        weight, bias = params[f"layers.{i}.weight"], params[f"layers.{i}.bias"]
-        if i < last:
-            # Scaling the few parameters is cheaper than scaling the many pre-activations.
-            values = torch.sin(torch.baddbmm((omega * bias).unsqueeze(1), values, (omega * weight).mT))
-        else:
-            values = torch.baddbmm(bias.unsqueeze(1), values, weight.mT)
+    with torch.autocast(values.device.type, enabled=False):  # phases of tens of radians need float32
+        for i in range(last + 1):
+            weight, bias = params[f"layers.{i}.weight"], params[f"layers.{i}.bias"]
+            if i < last:
+                # Scaling the few parameters is cheaper than scaling the many pre-activations.
+                values = torch.sin(torch.baddbmm((omega * bias).unsqueeze(1), values, (omega * weight).mT))
+            else:
+                values = torch.baddbmm(bias.unsqueeze(1), values, weight.mT)
     return values
 
 

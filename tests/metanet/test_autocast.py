@@ -1,0 +1,23 @@
+"""Under bf16 autocast the phases of a SIREN, tens of radians, are still computed in float32."""
+
+import torch
+
+from weightedit.editing.editor import Editor
+from weightedit.inr.siren import initial_params, render_images
+from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+
+
+def test_bf16_changes_the_delta_by_percents_and_the_rendering_by_nothing() -> None:
+    config = ScaleGMNConfig(layers=1, node_width=16, edge_width=8, probes=9, forecast=16, refit=True)
+    editor = Editor(ScaleGMN(config), "dilate")
+    params = initial_params(4, (2, 16, 16, 1), generator=torch.Generator().manual_seed(0))
+    expected, picture = editor(params), render_images(params, editor.convention, 9, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        edited = editor(params)
+        assert torch.equal(render_images(params, editor.convention, 9, 9), picture)
+        render_images(edited, editor.convention, 9, 9).square().mean().backward()
+    for name, tensor in expected.items():
+        assert edited[name].dtype == torch.float32
+        change = (tensor - params[name]).norm()
+        assert 0 < float((edited[name] - tensor).norm()) < 0.03 * float(change), name
+    assert all(bool(torch.isfinite(p.grad).all()) for p in editor.parameters() if p.grad is not None)
