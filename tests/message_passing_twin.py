@@ -195,6 +195,7 @@ class ScaleGMNTwin(nn.Module):
 
     def __init__(self, metanet: ScaleGMN) -> None:
         super().__init__()
+        assert not metanet.config.refit, "the refit works on whole networks, no messages are passed in it"
         self.metanet = metanet
         self.encode = Node(metanet.encode)
         pairs = zip(metanet.edge_updates, metanet.node_updates, strict=True)

@@ -68,6 +68,14 @@ def test_equivariant_on_the_whole_path(symmetry, name, bidirectional, probes, fo
     assert_equivariant(_ragged(metanet, spec), spec, random_params(spec, seed=1), symmetry=symmetry)
 
 
+@pytest.mark.parametrize("name", ["relu", "sine", "tanh", "mixed"])
+def test_equivariant_with_the_refit_of_the_last_layer(name):
+    # Deltas of a SIREN's own size: the refit reads the edited network, where omega = 30 multiplies every rounding.
+    spec, metanet = SPECS[name], _metanet(strength=0.2, probes=9, forecast=6, refit=True)
+    assert_equivariant(_dense(metanet, spec), spec, _as_trained(random_params(spec, count=2)))
+    assert_equivariant(_ragged(metanet, spec), spec, _as_trained(random_params(spec, seed=1)))
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize(("symmetry", "name"), DECLARED)
 def test_equivariant_in_float32(symmetry, name, bidirectional):
@@ -315,6 +323,7 @@ def test_config_round_trip_and_refusals():
         ({"symmetry": "mirror"}, "symmetry 'mirror' is unknown"),
         ({"layers": 0}, "expected positive sizes"),
         ({"probes": -1}, "probes of at least 0"),
+        ({"refit": True, "forecast": 0}, "refit came without probes or without a forecast"),
     ):
         with pytest.raises(SpecError, match=message):
             ScaleGMNConfig.from_dict({**config.to_dict(), **spoil})
