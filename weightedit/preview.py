@@ -58,7 +58,7 @@ def draw_demo(found: Demo, name: str, path: str | Path) -> Path:
     """
     mean = {kind: float(values.mean()) for kind, values in found.errors.items()}
     height, width = found.images.shape[2:]
-    columns = [
+    columns: list[ImageColumn | ChangeColumn] = [
         ImageColumn(f"image\n{height} × {width}", found.images),
         ImageColumn("INR\nrendered", found.fitted.render(), _errors(found.errors["do nothing"])),
         ImageColumn("edited INR\nonly weights changed", found.edited.render(), _errors(found.errors["edited"])),
@@ -83,7 +83,7 @@ def draw_edit(name: str, before: INRStack, after: INRStack, path: str | Path) ->
     captions = [] if targets is None else _errors(mean_squared_errors(after, targets))
     columns.append(ImageColumn("edited INR\nonly weights changed", after.render(), captions))
     if targets is not None:
-        columns.append(ImageColumn(f"wanted\n{name} of the rendering", targets))
+        columns.append(ImageColumn(f"wanted\n{name} of the INR", targets))
     columns.append(change_column(before, after))
     return sheet(columns, path, heading=f"{name} by weights alone", labels=[str(n) for n in range(len(before))])
 
