@@ -193,7 +193,7 @@ def _draw_scale(figure: Figure, drawn: AxesImage, place: tuple[float, float, flo
     axes.set_xticklabels([f"\N{MINUS SIGN}{limit:.2g}", "0", f"+{limit:.2g}"])
     axes.tick_params(labelsize=7, length=2, pad=1.5, color=_GREY, labelcolor=_GREY)
     for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
-        label.set_horizontalalignment(side)
+        label.set(horizontalalignment=side)
     bar.outline.set(linewidth=0.4, edgecolor="#999999")  # type: ignore[operator]
 
 
