@@ -26,7 +26,7 @@ from weightedit.data.weight_sets import WeightSet, load_weight_set
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
-from weightedit.inr.fitting import FitOptions, fit
+from weightedit.inr.fitting import fit_directly
 from weightedit.inr.siren import render_images
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
@@ -170,8 +170,7 @@ def floor_error(test: WeightSet, config: Config) -> float:
     """What the same SIRENs reach when fitted to the target itself, on the first `floor_count` test INRs."""
     few = slice(config.floor_count)
     targets, stack = operation(config.operation)(test.floats()[few]), test.stack[few]
-    fitted = fit(targets, widths=stack.widths, convention=stack.convention, options=FitOptions(), initial=stack.params)
-    return float(mean_squared_errors(fitted.stack, targets).mean())
+    return float(mean_squared_errors(fit_directly(stack, targets), targets).mean())
 
 
 def report(

@@ -16,7 +16,7 @@ from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
 from weightedit.errors import WeightEditError
-from weightedit.inr.fitting import FitOptions, fit
+from weightedit.inr.fitting import FitOptions, fit, fit_directly
 from weightedit.inr.stack import INRStack
 
 _SIZE, _INNER = 28, 20
@@ -117,13 +117,3 @@ def run_demo(editor: Editor, count: int, *, seed: int = 0, progress: bool = Fals
         "floor": mean_squared_errors(fit_directly(fitted, targets), targets),
     }
     return Demo(labels, images, fitted, edited, targets, errors, count - len(images))
-
-
-def fit_directly(stack: INRStack, targets: Tensor) -> INRStack:
-    """The floor: the same INRs fitted to the targets themselves by gradient descent from their own weights, to 40 dB.
-
-    Args:
-        stack: where to start.
-        targets: float [N, C, H, W] in [0, 1].
-    """
-    return fit(targets, widths=stack.widths, convention=stack.convention, initial=stack.params).stack

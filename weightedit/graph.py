@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import cast
 
 import torch
@@ -126,10 +126,14 @@ class Layout(ABC):
         """The inverse of `networks`, for the node and edge tensors of all parts."""
         return torch.cat(tuple(nodes), -2), torch.cat(tuple(edges), -2)
 
+    @cached_property
+    def _constants(self) -> dict[tuple[Symmetry, torch.dtype, torch.device], NodeConstants]:
+        return {}
+
     def constants(self, symmetry: Symmetry, like: Tensor) -> NodeConstants:
         """What a metanetwork needs to know of every node, on the device and in the dtype of `like`."""
         key = (symmetry, like.dtype, like.device)
-        cache: dict = self.__dict__.setdefault("_constants", {})
+        cache = self._constants
         if key not in cache:
             groups = self.per_node(lambda spec: _group_table(spec, symmetry)).to(like)
             places = self.per_node(_place_table).to(like.device)
@@ -277,6 +281,12 @@ class DenseLayout(Layout):
         return ((tuple(self._blocks(edges)), tuple(self._levels(nodes)[1:])),)
 
 
+@lru_cache(maxsize=64)
+def dense_layout(spec: NetworkSpec) -> DenseLayout:
+    """The layout of an architecture, made once, so that its constants are too."""
+    return DenseLayout(spec)
+
+
 def _slices(sizes: Sequence[int]) -> list[slice]:
     ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
     return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
@@ -297,7 +307,7 @@ class NeuralGraph:
         first = features.weights[0]
         inputs = first.new_zeros(*first.shape[:-3], spec.widths[0], first.shape[-1])
         edges = torch.cat([weight.flatten(-3, -2) for weight in features.weights], -2)
-        return cls(torch.cat([inputs, *features.biases], -2), edges, DenseLayout(spec), features.types)
+        return cls(torch.cat([inputs, *features.biases], -2), edges, dense_layout(spec), features.types)
 
     @classmethod
     def from_params(

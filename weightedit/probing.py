@@ -89,6 +89,7 @@ def activate(graph: NeuralGraph, level: int, z: Tensor) -> tuple[Tensor, Tensor]
         return kinds[0][0](z), kinds[0][0].slope(z)
     value, slope = z, torch.ones_like(z)
     for activation, where in kinds:
+        assert where is not None, "several activations on one level come with their positions"
         part = z.index_select(-2, where)
         value = value.index_copy(-2, where, activation(part))
         slope = slope.index_copy(-2, where, activation.slope(part))

@@ -176,7 +176,7 @@ class NetworkSpec:
     def params_of(self, net: nn.Module) -> Params:
         """The parameters of `net` that this spec describes (the tensors themselves, not copies)."""
         named = dict(net.named_parameters())
-        params = {name: named[name] for name in self.param_shapes() if name in named}
+        params: Params = {name: named[name] for name in self.param_shapes() if name in named}
         self.check_shapes(params)
         return params
 

@@ -1,6 +1,6 @@
 """How good edited INRs are: their renderings against target images.
 
-Nothing about fitting: the floor that a direct fit of the target reaches is demo.py's and tasks/edit_inrs.py's.
+Nothing about fitting: the floor that a direct fit of the target reaches is inr/fitting.py's (fit_directly).
 """
 
 from __future__ import annotations

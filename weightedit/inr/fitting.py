@@ -159,6 +159,16 @@ def fit(
     return _result(images, params, steps, psnr, options, loop, warm=initial is not None)
 
 
+def fit_directly(stack: INRStack, targets: Tensor) -> INRStack:
+    """The floor: the same INRs fitted to the targets themselves by gradient descent from their own weights, to 40 dB.
+
+    Args:
+        stack: where to start.
+        targets: float [N, C, H, W] in [0, 1].
+    """
+    return fit(targets, widths=stack.widths, convention=stack.convention, initial=stack.params).stack
+
+
 def _result(
     images: Tensor, params: Params, steps: Tensor, psnr: Tensor, options: FitOptions, loop: FitLoop, *, warm: bool
 ) -> FitResult:

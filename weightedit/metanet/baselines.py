@@ -65,7 +65,7 @@ class FlatMLP(Metanetwork):
         self.spec = NetworkSpec.siren(config.widths)
         size = self.spec.parameter_count
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)
             sizes = [size, *[config.hidden] * config.layers]
             hidden = [
                 part

@@ -55,8 +55,8 @@ class LastLayerRefit(nn.Module):
 
     With a_j(p) the activations of the last hidden level under the proposed delta and r(p) what is still missing at
     probe p, it adds the ridge solution of sum_p (sum_j dw_j a_j(p) + db - r(p))^2 + lambda P |dw, db|^2, the learned
-    lambda in units of the mean square of a. Orthogonal changes of the a_j leave it equivariant; a_j is taken in the scale gauge. Solved in
-    float64, differentiable, 33 unknowns for a SIREN of width 32.
+    lambda in units of the mean square of a. Orthogonal changes of the a_j leave it equivariant; they are taken in the
+    scale gauge. Solved in float64, differentiable, 33 unknowns for a SIREN of width 32.
     """
 
     def __init__(self) -> None:

@@ -122,7 +122,7 @@ class ScaleGMN(Metanetwork):
         self._odd = [c for c, kind in enumerate(self.types_in) if kind.odd]
         self._even = [c for c, kind in enumerate(self.types_in) if not kind.odd]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)
             self._build(config)
 
     def _build(self, config: ScaleGMNConfig) -> None:
