@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from weightedit.cli import told_in_one_line
 from weightedit.data.weight_sets import WeightSet, load_weight_set
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
@@ -233,4 +235,5 @@ config.json holds the whole configuration.
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    config = tyro.cli(Config, description=__doc__)
+    sys.exit(told_in_one_line("edit_inrs", lambda: main(config)))

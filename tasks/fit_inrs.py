@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from weightedit.cli import told_in_one_line
 from weightedit.data.images import ImageSet, load_images
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.weight_sets import save_weight_set, split_by_image
@@ -163,4 +165,5 @@ def fit_shard(job: tuple[Config, int, ImageSet, Tensor, Path]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    config = tyro.cli(Config, description=__doc__)
+    sys.exit(told_in_one_line("fit_inrs", lambda: main(config)))

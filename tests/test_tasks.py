@@ -79,3 +79,11 @@ def test_wrong_input_is_refused(weights: Path, pictures: Path, tmp_path: Path) -
     greedy = ["--images", str(pictures), "--validation", "47", "--out", str(tmp_path / "greedy")]
     refused = run_task("fit_inrs.py", *greedy, check=False)
     assert refused.returncode != 0 and "validation 47" in refused.stderr
+
+
+@pytest.mark.parametrize(("task", "flag"), [("fit_inrs.py", "--images"), ("edit_inrs.py", "--weights")])
+def test_wrong_input_is_told_in_one_line(task: str, flag: str, tmp_path: Path) -> None:
+    ended = run_task(task, flag, str(tmp_path / "absent"), "--out", str(tmp_path / "out"), check=False)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "absent" in ended.stderr.splitlines()[-1]

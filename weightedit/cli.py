@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,16 +35,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     # What the library logs, such as INRs that missed their target, the commands say themselves.
     logging.getLogger("weightedit").addHandler(logging.NullHandler())
+    return told_in_one_line("weightedit", lambda: _COMMANDS[options.command](options))
+
+
+def told_in_one_line(program: str, run: Callable[[], object]) -> int:
+    """Run a program; its exit code, with errors about what came told in one line on stderr, not as a traceback.
+
+    Args:
+        program: the name that the line begins with.
+        run: the program; an int that it returns is the exit code.
+
+    Returns:
+        That, or 0; 2 after an error of errors.py or of the file system, 130 after Ctrl-C.
+    """
     try:
-        return _COMMANDS[options.command](options)
+        returned = run()
+        return returned if isinstance(returned, int) else 0
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (WeightEditError, TypeMismatchError, OSError) as error:
-        print(f"weightedit: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("weightedit: stopped; nothing was half written", file=sys.stderr)
+        print(f"{program}: stopped; nothing was half written", file=sys.stderr)
         return 130
 
 
