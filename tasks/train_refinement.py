@@ -1,0 +1,182 @@
+"""Meta-train the refinement rule: K-FAC whose numbers a small network chooses, for the steps that an edit can afford.
+
+    python tasks/train_refinement.py --weights runs/mnist-inrs --operations dilate --out runs/refine
+
+Inner problem: one INR, `steps` steps towards operation(its own rendering). Outer loss: the logarithm of the mean
+squared error against operation(source image) after the last step, by backpropagation through all steps; their number is
+drawn from 1 to `longest` for every batch. The best step is chosen on the validation INRs. Started again with the same
+arguments, a run goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from weightedit.cli import told_in_one_line
+from weightedit.data.weight_sets import WeightSet, load_weight_set
+from weightedit.editing.curvature import KFAC, LearnedKFAC, LearnedKFACConfig
+from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.operations import operation
+from weightedit.editing.refinement import RefinementRule, refine, target_of
+from weightedit.editing.rendering_problem import RenderingProblem
+from weightedit.inr.convention import Convention
+from weightedit.inr.siren import render_images
+from weightedit.training import TrainOptions, train
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment.
+
+    Attributes:
+        weights: folder of a weight set (tasks/fit_inrs.py).
+        out: folder of the run; the finished rule is written to out/rule.
+        operations: what is learned on, dealt out among the INRs in turn.
+        longest: most steps of an inner problem.
+        train_limit: use the first so many training INRs; 0 for all.
+        validation_limit: INRs to choose the best step on.
+        test_limit: INRs of the test figures; 0 for all.
+        rule: what is trained.
+        training: how.
+        smoke: seconds instead of minutes, to see that everything runs.
+    """
+
+    weights: str = "runs/mnist-inrs"
+    out: str = "runs/refine"
+    operations: tuple[str, ...] = ("dilate",)
+    longest: int = 12
+    train_limit: int = 0
+    validation_limit: int = 128
+    test_limit: int = 1000
+    rule: LearnedKFACConfig = field(default_factory=LearnedKFACConfig)
+    training: TrainOptions = field(
+        default_factory=lambda: TrainOptions(
+            steps=600,
+            batch_size=16,
+            learning_rate=1e-2,
+            weight_decay=0.0,
+            betas=(0.9, 0.98),
+            warmup_steps=20,
+            schedule="cosine",
+            clip_norm=1.0,
+            ema_decay=0.98,
+            validate_every=50,
+            checkpoint_every=50,
+        )
+    )
+    smoke: bool = False
+
+
+class Problems:
+    """INRs, the targets that their renderings give, and the targets of their source images."""
+
+    def __init__(self, weights: WeightSet, operations: tuple[str, ...]) -> None:
+        self.weights = weights
+        self.convention: Convention = weights.stack.convention
+        turn = torch.arange(len(weights)) % len(operations)
+        floats = weights.floats()
+        self.known, self.wanted = torch.empty_like(floats), torch.empty_like(floats)
+        for which, name in enumerate(operations):
+            rows = (turn == which).nonzero().squeeze(1)
+            self.wanted[rows] = operation(name)(floats[rows])
+            for part in rows.split(1000):
+                self.known[part] = target_of(name, weights.stack[part])
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __getitem__(self, rows: Tensor) -> dict[str, Any]:
+        params = {name: tensor[rows] for name, tensor in self.weights.stack.params.items()}
+        return {"params": params, "known": self.known[rows], "wanted": self.wanted[rows]}
+
+
+def main(config: Config) -> dict[str, dict[int, float]]:
+    """Train, test at every number of steps, write out/rule and out/result.json; returns the test figures."""
+    if config.smoke:
+        short = replace(config.training, steps=2, batch_size=2, warmup_steps=0, validate_every=1, checkpoint_every=1)
+        config = replace(config, train_limit=8, validation_limit=4, test_limit=4, longest=2, training=short)
+    limits = {"train": config.train_limit, "validation": config.validation_limit, "test": config.test_limit}
+    splits = {name: load_weight_set(config.weights, name, limit or None) for name, limit in limits.items()}
+    rule, out = LearnedKFAC(config.rule), Path(config.out)
+    problems = {name: Problems(part, config.operations) for name, part in splits.items()}
+    convention = splits["train"].stack.convention
+
+    def loss(module: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
+        assert isinstance(module, LearnedKFAC)
+        steps = int(torch.randint(1, config.longest + 1, (), generator=generator, device=generator.device))
+        found = module.refine(RenderingProblem(convention, batch["known"]), batch["params"], steps)
+        rendered = render_images(found, convention, *batch["wanted"].shape[-2:])
+        return (rendered - batch["wanted"]).square().mean().log()
+
+    def validate(module: nn.Module) -> float:
+        assert isinstance(module, LearnedKFAC)
+        budgets = sorted({1, config.longest // 2, config.longest} - {0})
+        errors = [error_after(problems["validation"], module, steps) for steps in budgets]
+        return sum(map(math.log, errors)) / len(errors)
+
+    result = train(rule, loss, problems["train"], validate, out / "run", config.training)
+    figures = {
+        name: {steps: error_after(problems["test"], chosen, steps) for steps in range(1, config.longest + 1)}
+        for name, chosen in (("K-FAC, numbers by hand", KFAC()), ("learned", rule))
+    }
+    facts = {
+        "figures": figures,
+        "config": asdict(config),
+        "counts": {name: len(part) for name, part in splits.items()},
+        "best_step": result.best_step,
+        "seconds": result.seconds,
+        "finished": result.finished,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "result.json").write_text(json.dumps(facts, indent=2, default=str))
+    table = report(figures)
+    print(f"{', '.join(config.operations)}: mean squared error x 1e-2 on {len(splits['test'])} test INRs\n{table}")
+    rule.save_pretrained(out / "rule", model_card(config, facts, table), json.loads(json.dumps(facts, default=str)))
+    print(f"rule written to {out / 'rule'}")
+    return figures
+
+
+def error_after(problems: Problems, rule: RefinementRule, steps: int) -> float:
+    """Mean squared error against the targets of the source images."""
+    refined = refine(problems.weights.stack, problems.known, steps, rule=rule)
+    return float(mean_squared_errors(refined, problems.wanted).mean())
+
+
+def report(figures: dict[str, dict[int, float]]) -> str:
+    """A Markdown table, a row per number of steps."""
+    rows = [f"| steps | {' | '.join(figures)} |", "|---" * (1 + len(figures)) + "|"]
+    for steps in next(iter(figures.values())):
+        rows.append(f"| {steps} | {' | '.join(f'{100 * found[steps]:.3f}' for found in figures.values())} |")
+    return "\n".join(rows)
+
+
+def model_card(config: Config, facts: dict[str, Any], table: str) -> str:
+    """The README.md beside a rule's weights."""
+    return f"""# weightedit refinement rule
+
+K-FAC with the last layer in closed form, whose step sizes, momenta and dampings a small network chooses per INR, layer
+and step from invariants. It refines a SIREN towards operation(its own rendering). Trained on
+{", ".join(config.operations)} with {facts["counts"]["train"]:,} INRs
+for {config.training.steps:,} steps of {config.training.batch_size} INRs, 1 to
+{config.longest} inner steps each, in {facts["seconds"] / 60:.0f} minutes.
+
+Mean squared error x 1e-2 against operation(source image), {facts["counts"]["test"]:,} test INRs:
+
+{table}
+
+config.json holds the whole configuration.
+"""
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    sys.exit(told_in_one_line("train_refinement", lambda: main(config)))

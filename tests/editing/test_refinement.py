@@ -1,0 +1,257 @@
+"""Gradients, factors and steps against autograd and dense linear algebra; what refinement promises; wrong input."""
+
+import pytest
+import torch
+from torch.func import jacrev, vmap
+
+from weightedit.editing.curvature import (
+    KFAC,
+    RIDGE,
+    LearnedKFAC,
+    LearnedKFACConfig,
+    LevenbergMarquardt,
+)
+from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.refinement import GradientSteps, refine, target_of
+from weightedit.editing.rendering_problem import RenderingProblem
+from weightedit.errors import FileFormatError, ParamsError, WeightEditError
+from weightedit.inr.convention import Convention
+from weightedit.inr.siren import coordinate_grid, initial_params, render, render_images
+from weightedit.inr.stack import INRStack
+from weightedit.optim.hand_designed import Adam
+from weightedit.spec import NetworkSpec
+from weightedit.symmetry import act, random_element
+
+SIZE = (7, 6)
+CASES = {
+    "grey": (Convention(), (2, 9, 8, 1)),
+    "colour, deep, other convention": (Convention(20.0, "ij", -1.0, 1.0, 0.0), (2, 8, 7, 6, 3)),
+    "one hidden layer": (Convention(), (2, 10, 1)),
+}
+RULES = {
+    "adam": GradientSteps(Adam(4e-3)),
+    "adam, last layer solved": GradientSteps(Adam(4e-3, (0.7, 0.98)), solve_last=True),
+    "kfac": KFAC(),
+    "learned": LearnedKFAC(),
+    "lm": LevenbergMarquardt(),
+}
+
+
+def _networks(case, count=3, dtype=torch.float64):
+    convention, widths = CASES[case]
+    generator = torch.Generator().manual_seed(1)
+    params = initial_params(count, widths, omega=convention.omega, generator=generator)
+    params = {name: tensor.to(dtype) for name, tensor in params.items()}
+    targets = torch.rand(count, widths[-1], *SIZE, generator=generator, dtype=dtype)
+    return INRStack(params, convention, *SIZE), targets
+
+
+def _raw_residual(stack, targets):
+    """[N, P, C], from the plain renderer."""
+    grid = RenderingProblem(stack.convention, targets).grid[:, :2]
+    torch.testing.assert_close(grid.float(), coordinate_grid(*SIZE, stack.convention.coordinates))
+    return render(stack.params, grid, omega=stack.convention.omega) - stack.convention.to_raw(targets).flatten(2).mT
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pass_is_what_autograd_says(case):
+    stack, targets = _networks(case)
+    problem = RenderingProblem(stack.convention, targets)
+    layers = problem.layers(stack.params)
+    found = problem.evaluate(layers)
+    torch.testing.assert_close(found.residual, _raw_residual(stack, targets), rtol=1e-11, atol=1e-12)
+    leaves = [tensor.clone().requires_grad_() for layer in layers for tensor in layer]
+    again = problem.evaluate([type(layers[0])(*pair) for pair in zip(leaves[::2], leaves[1::2], strict=True)])
+    (again.residual.square().sum() / (2 * problem.grid.shape[0])).backward()
+    for i in range(len(layers)):
+        gradient = problem.gradient(found, i)
+        torch.testing.assert_close(gradient[..., :-1], leaves[2 * i].grad, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(gradient[..., -1], leaves[2 * i + 1].grad, rtol=1e-10, atol=1e-12)
+    for name, tensor in problem.params(layers).items():
+        torch.testing.assert_close(tensor, stack.params[name], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_factors_are_those_of_the_exact_jacobian(case):
+    """J_l a_l^T is the derivative of an output by V_l; the factors are second moments of the two, over the pixels."""
+    stack, targets = _networks(case, count=2)
+    problem = RenderingProblem(stack.convention, targets)
+    omega, grid = stack.convention.omega, problem.grid[:, :2]
+    derivative = vmap(jacrev(lambda params: render(params, grid, omega=omega)))(stack.params)
+    found = problem.evaluate(problem.layers(stack.params))
+    for i in range(len(found.jacobians)):
+        bias = derivative[f"layers.{i}.bias"] / omega  # [N, P, C, out], by the phase
+        torch.testing.assert_close(found.jacobians[i], bias.movedim(2, 1), rtol=1e-9, atol=1e-11)
+        outer, inner = problem.factors(found, i)
+        expected = torch.einsum("npco,npcq->noq", bias, bias) / len(grid)
+        torch.testing.assert_close(outer, expected, rtol=1e-9, atol=1e-11)
+        values = problem.grid if i == 0 else torch.cat([found.inputs[i - 1], torch.ones(2, len(grid), 1)], -1)
+        torch.testing.assert_close(inner, values.mT @ values / len(grid), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_last_layer_is_at_its_optimum(case):
+    stack, targets = _networks(case)
+    problem = RenderingProblem(stack.convention, targets)
+    layers = problem.solve_last(problem.layers(stack.params), RIDGE)
+    found = problem.evaluate(layers)
+    gradient = problem.gradient(found, len(layers) - 1)
+    gradient[..., :-1] += RIDGE * layers[-1].weight
+    assert gradient.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_levenberg_marquardt_takes_the_dense_step(case):
+    """One step against (J^T J + lambda I)^-1 J^T r with J from autograd; sine layers count omega times."""
+    stack, targets = _networks(case, count=2)
+    rule, omega = LevenbergMarquardt(damping=0.5), stack.convention.omega
+    problem = RenderingProblem(stack.convention, targets)
+    grid = problem.grid[:, :2]
+    derivative = vmap(jacrev(lambda params: render(params, grid, omega=omega)))(stack.params)
+    names = list(stack.params)
+    scale = [1.0 if name.startswith(f"layers.{len(names) // 2 - 1}.") else omega for name in names]
+    columns = [derivative[name].flatten(3).flatten(1, 2) / s for name, s in zip(names, scale, strict=True)]
+    jacobian, residual = torch.cat(columns, -1), _raw_residual(stack, targets).flatten(1)
+    damping = 0.5 * (jacobian @ jacobian.mT).diagonal(dim1=1, dim2=2).mean(1)
+    eye = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype)
+    normal = jacobian.mT @ jacobian + damping[:, None, None] * eye
+    step = torch.linalg.solve(normal, jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1)
+    parts = step.split([tensor[0].numel() for tensor in stack.params.values()], 1)
+    moved = {k: p - (d / s).view(p.shape) for (k, p), d, s in zip(stack.params.items(), parts, scale, strict=True)}
+    expected = problem.params(problem.solve_last(problem.layers(moved), RIDGE))
+    for name, tensor in rule.refine(problem, stack.params, 1).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("solve_last", [False, True])
+def test_gradient_steps_are_torchs(solve_last):
+    """Adam on the images' mean squared error, against torch.optim on the plain renderer."""
+    stack, targets = _networks("colour, deep, other convention")
+    found = refine(stack, targets, 4, rule=GradientSteps(Adam(1e-3), solve_last))
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in stack.params.items()}
+    last = [name for name in leaves if name.startswith("layers.3.")]
+    optimizer = torch.optim.Adam([p for k, p in leaves.items() if not (solve_last and k in last)], lr=1e-3)
+    problem = RenderingProblem(stack.convention, targets)
+
+    def solved() -> None:
+        with torch.no_grad():
+            best = problem.params(problem.solve_last(problem.layers(leaves), RIDGE))
+            for name in last:
+                leaves[name].copy_(best[name])
+
+    for _ in range(4):
+        if solve_last:
+            solved()
+        optimizer.zero_grad()
+        errors = (render_images(leaves, stack.convention, *SIZE) - targets).square().mean((1, 2, 3))
+        errors.sum().backward()
+        optimizer.step()
+    if solve_last:
+        solved()
+    for name, tensor in found.params.items():
+        torch.testing.assert_close(tensor, leaves[name].detach(), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_every_rule_lowers_the_error_and_treats_networks_one_by_one(rule):
+    stack, targets = _networks("grey", count=5, dtype=torch.float32)
+    errors = [float(mean_squared_errors(refine(stack, targets, steps, rule=rule), targets).mean()) for steps in (0, 8)]
+    before = float(mean_squared_errors(stack, targets).mean())
+    assert errors[1] < 0.5 * before and errors[1] < errors[0] <= before * (1 + 1e-6)
+    whole, chunked = (refine(stack, targets, 3, rule=rule, chunk=chunk).params for chunk in (5, 2))
+    for name in whole:
+        torch.testing.assert_close(whole[name], chunked[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", [KFAC(), LearnedKFAC(), LevenbergMarquardt()], ids=["kfac", "learned", "lm"])
+@pytest.mark.parametrize("case", CASES)
+def test_curvature_rules_are_equivariant(case, rule):
+    """Permuted, sign-flipped and phase-shifted INRs are refined to the same, permuted, flipped and shifted."""
+    stack, targets = _networks(case)
+    spec = NetworkSpec.siren(stack.widths, stack.convention.omega)
+    element = random_element(spec, generator=torch.Generator().manual_seed(3), count=3, dtype=torch.float64)
+    rule = rule.double() if isinstance(rule, LearnedKFAC) else rule
+    if isinstance(rule, LearnedKFAC):
+        torch.nn.init.normal_(rule.body[2].weight, std=0.1, generator=torch.Generator().manual_seed(4))
+    problem = RenderingProblem(stack.convention, targets)
+    expected = act(element, spec, rule.refine(problem, stack.params, 3))
+    found = rule.refine(problem, act(element, spec, stack.params), 3)
+    for name, tensor in found.items():
+        assert (tensor - expected[name]).abs().max() < 1e-9 * expected[name].abs().max(), name
+
+
+def test_learned_rule_begins_as_kfac_and_comes_back_from_disk(tmp_path):
+    stack, targets = _networks("grey")
+    config = LearnedKFACConfig(width=5, rate=0.2, momentum=0.4, damping=0.05)
+    problem, rule = RenderingProblem(stack.convention, targets), LearnedKFAC(config).double()
+    for name, tensor in rule.refine(problem, stack.params, 4).items():
+        expected = KFAC(0.2, 0.4, 0.05).refine(problem, stack.params, 4)[name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-12)
+    rule = LearnedKFAC(config)
+    torch.nn.init.normal_(rule.body[2].weight)
+    back = LearnedKFAC.from_pretrained(rule.save_pretrained(tmp_path / "rule", "# card"))
+    assert back.config == config
+    for name, tensor in rule.state_dict().items():
+        assert torch.equal(tensor, back.state_dict()[name])
+
+
+def test_gradients_reach_the_learned_rule_through_all_steps():
+    stack, targets = _networks("grey", dtype=torch.float64)
+    rule = LearnedKFAC().double()
+    torch.nn.init.normal_(rule.body[2].weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    problem = RenderingProblem(stack.convention, targets)
+    bias = rule.body[2].bias
+
+    def loss():
+        return (
+            render_images(rule.refine(problem, stack.params, 3), stack.convention, *SIZE).sub(targets).square().mean()
+        )
+
+    loss().backward()
+    exact = bias.grad.clone()
+    for i in range(4):
+        with torch.no_grad():
+            bias[i] += 1e-5
+            above = loss()
+            bias[i] -= 2e-5
+            below = loss()
+            bias[i] += 1e-5
+        assert float((above - below) / 2e-5) == pytest.approx(float(exact[i]), rel=1e-4, abs=1e-9)
+
+
+def test_any_function_of_images_is_a_target():
+    stack, _ = _networks("grey", dtype=torch.float32)
+
+    def mirrored(images):
+        return images.flip(-1)
+
+    assert torch.equal(target_of(mirrored, stack), stack.render().clamp(0, 1).flip(-1))
+
+
+def test_what_diverges_stays_as_it_was():
+    stack, targets = _networks("grey", dtype=torch.float32)
+
+    class Explodes:
+        def refine(self, problem, params, steps):
+            return {k: torch.cat([p[:1], p[1:] / 0]) for k, p in params.items()}
+
+    found = refine(stack, targets, 1, rule=Explodes())
+    assert all(torch.equal(tensor, stack.params[name]) for name, tensor in found.params.items())
+
+
+def test_wrong_input(tmp_path):
+    stack, targets = _networks("grey", dtype=torch.float32)
+    with pytest.raises(WeightEditError, match="steps of at least 0"):
+        refine(stack, targets, -1)
+    for wrong in (targets[:2], targets[0], targets / 0):
+        with pytest.raises(ParamsError, match="one per INR"):
+            refine(stack, wrong, 1)
+    with pytest.raises(ParamsError, match="one SIREN"):
+        RenderingProblem(stack.convention, targets).layers({k: p[:1] for k, p in stack.params.items()})
+    with pytest.raises(WeightEditError, match="rate > 0"):
+        KFAC(rate=0.0)
+    from weightedit.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path / "other", {"x": torch.zeros(1)}, {"kind": "editor", "rule": {}}, "# card")
+    with pytest.raises(FileFormatError, match="no refinement rule"):
+        LearnedKFAC.from_pretrained(tmp_path / "other")

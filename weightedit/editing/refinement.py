@@ -1,0 +1,139 @@
+"""Refinement: steps of an update rule towards an image, after an edit or instead of one.
+
+The operation is usually known when an INR is edited, so its target can be made from the INR's own rendering,
+target = operation(rendering), and any function from images to images will do: no editor need have been trained for it.
+Here: the loop over a stack, the interface of rules, and rules made of any UpdateRule. Rules that use curvature, learned
+ones among them, are curvature.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from weightedit.editing.curvature import KFAC, RIDGE
+from weightedit.editing.operations import Operation, operation
+from weightedit.editing.rendering_problem import Layer, RenderingProblem
+from weightedit.errors import ParamsError, WeightEditError
+from weightedit.inr.stack import INRStack
+from weightedit.optim.rule import UpdateRule
+from weightedit.spec import NetworkSpec, Params
+
+CHUNK = 16
+"""INRs at once on a CPU: their activations stay in its cache."""
+
+
+class RefinementRule(Protocol):
+    """Anything that brings the renderings of N INRs nearer to targets in a number of steps."""
+
+    def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
+        """`params` (stacked, under problem.convention) after `steps` steps; nothing is changed in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class GradientSteps:
+    """Any UpdateRule on the gradient of the mean squared error of the rendering.
+
+    Args:
+        rule: such as optim.hand_designed.Adam.
+        solve_last: solve the last, linear layer in closed form at every step, instead of leaving it to the rule.
+    """
+
+    rule: UpdateRule
+    solve_last: bool = False
+
+    def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
+        """See RefinementRule.refine."""
+        spec, ridge = NetworkSpec.from_params(params, problem.convention.omega), RIDGE if self.solve_last else None
+        state, span = self.rule.init(spec, params), problem.convention.span
+        for _ in range(steps):
+            layers = problem.layers(params)
+            found = problem.evaluate(layers, ridge=ridge)
+            params = problem.params([*layers[:-1], found.last])
+            slopes = (problem.gradient(found, i) for i in range(len(layers)))
+            grads = [Layer(slope[..., :-1], slope[..., -1]) for slope in slopes]
+            # Of the image's mean squared error by theta: V is omega theta in a sine layer.
+            factor = 2 / (span**2 * found.residual.shape[2])
+            named = _scaled(problem, grads, factor)
+            if self.solve_last:
+                last = f"layers.{len(layers) - 1}"
+                named = {k: torch.zeros_like(g) if k.startswith(f"{last}.") else g for k, g in named.items()}
+            params, state = self.rule.update(named, state, params, loss=found.loss() / span**2)
+        if not self.solve_last:
+            return params
+        return problem.params(problem.solve_last(problem.layers(params), RIDGE))
+
+
+def _scaled(problem: RenderingProblem, grads: list[Layer], factor: float) -> Params:
+    named: Params = {}
+    for i, grad in enumerate(grads):
+        scale = factor * (problem.convention.omega if i < len(grads) - 1 else 1.0)
+        named[f"layers.{i}.weight"], named[f"layers.{i}.bias"] = grad.weight * scale, grad.bias * scale
+    return named
+
+
+def target_of(choice: str | Operation | Callable[[Tensor], Tensor], stack: INRStack) -> Tensor:
+    """operation(rendering) of every INR, [N, C, H, W] in [0, 1]: the target that is known at edit time."""
+    with torch.no_grad():
+        return operation(choice).on_rendering(stack.render())
+
+
+@torch.no_grad()
+def refine(
+    stack: INRStack,
+    targets: Tensor,
+    steps: int,
+    *,
+    rule: RefinementRule | None = None,
+    chunk: int | None = None,
+    progress: bool = False,
+) -> INRStack:
+    """INRs after `steps` steps towards `targets`; PSNR, which no longer holds, is dropped.
+
+    Args:
+        stack: where to start: INRs, or INRs that an editor has edited.
+        targets: [N, C, H, W] in [0, 1], see `target_of`.
+        steps: at least 0. The rules that solve the last layer do so even at 0.
+        rule: how; None is KFAC().
+        chunk: INRs at once; None chooses: few on a CPU, whose cache they share, thousands elsewhere.
+        progress: show a tqdm bar.
+
+    Returns:
+        A stack of the same convention; an INR whose steps led to infinite or undefined weights stays as it was.
+
+    Raises:
+        WeightEditError: a negative number of steps, a chunk below 1.
+        ParamsError: targets that do not fit the stack, or are not finite.
+    """
+    if steps < 0 or (chunk is not None and chunk < 1):
+        raise WeightEditError(
+            f"steps {steps}, chunk {chunk} came; expected steps of at least 0, a chunk of at least 1."
+        )
+    expected = (len(stack), stack.widths[-1])
+    if targets.dim() != 4 or tuple(targets.shape[:2]) != expected or not bool(targets.isfinite().all()):
+        raise ParamsError(
+            f"targets of shape {tuple(targets.shape)} came; expected finite images {expected} x height x width, one "
+            "per INR: see target_of."
+        )
+    weight = stack.params["layers.0.weight"]
+    size = chunk or (CHUNK if weight.device.type == "cpu" else 2048)
+    chosen, parts = rule or KFAC(), []
+    with tqdm(total=len(stack), desc="refining", unit="INR", disable=not progress) as bar:
+        for rows in torch.arange(len(stack), device=weight.device).split(size):
+            before = {name: tensor[rows] for name, tensor in stack.params.items()}
+            problem = RenderingProblem(stack.convention, targets[rows].to(weight))
+            parts.append(_finite(chosen.refine(problem, before, steps), before))
+            bar.update(len(rows))
+    return stack.with_params({name: torch.cat([part[name] for part in parts]) for name in stack.params})
+
+
+def _finite(after: Params, before: Params) -> Params:
+    """`after`, but `before` for the networks with anything in it that is not finite."""
+    good = torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in after.values()]).all(0)
+    return {k: torch.where(good.view(-1, *[1] * (after[k].dim() - 1)), after[k], before[k]) for k in after}

@@ -1,0 +1,169 @@
+"""Fitting N SIRENs to N target images at once, as their refinement sees it: residuals, gradients, curvature factors.
+
+Here: one pass over the pixels, forwards and backwards, and the closed-form last layer. Which step is taken with it is
+refinement.py's and curvature.py's. Everything is differentiable, so that a rule can be meta-trained through its steps;
+inr/fitting_kernel.py computes the same gradients in place, for fits from scratch that take a hundred steps.
+
+Formulas, elementary. Legend: a_l what layer l reads, with a 1 appended; V_l weight and bias of layer l, times omega in
+a sine layer, so that a_{l+1} = sin(V_l a_l); r residual, value of the last layer minus target, C outputs, P pixels.
+* Loss of one network: sum r^2 / (2 P). With J_l the derivative of the outputs by the phases V_l a_l, its gradient by
+  V_l is sum_{c, p} r J_l a_l^T / P.
+* Its Gauss-Newton matrix for V_l alone is about G_l (x) A_l, with A_l = sum_p a_l a_l^T / P and
+  G_l = sum_{c, p} J_l J_l^T / P (Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate
+  Curvature", 2015).
+* Last layer: min over it of |r|^2 / P + ridge |A|^2 is a linear system. At its solution the loss has the gradient with
+  that layer held fixed (variable projection: Golub and Pereyra, 1973).
+* First layer: its phase is a function of the row plus one of the column: sines are needed on H + W places only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from weightedit.errors import ParamsError
+from weightedit.inr.convention import Convention, widths_of
+from weightedit.spec import Params
+
+
+class Layer(NamedTuple):
+    """V of one layer of N networks: weight [N, out, in] and bias [N, out], times omega in a sine layer."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Pass(NamedTuple):
+    """One pass over all pixels of N networks with `hidden` sine layers.
+
+    Attributes:
+        inputs: per layer but the first, what it reads: [N, P, in].
+        jacobians: per sine layer, the derivative of the outputs by its phases: [N, C, P, out].
+        residual: [N, P, C].
+        last: the last layer it was made with.
+    """
+
+    inputs: list[Tensor]
+    jacobians: list[Tensor]
+    residual: Tensor
+    last: Layer
+
+    def loss(self) -> Tensor:
+        """Mean squared residual [N], over pixels and outputs, on the networks' raw scale."""
+        return self.residual.square().mean((1, 2))
+
+
+class RenderingProblem:
+    """N target images and what the networks' inputs and outputs mean.
+
+    Args:
+        convention: of the networks.
+        targets: floating point [N, C, H, W] in [0, 1].
+    """
+
+    def __init__(self, convention: Convention, targets: Tensor) -> None:
+        self.convention = convention
+        self.size = targets.shape[2], targets.shape[3]
+        self.targets = convention.to_raw(targets).flatten(2).mT.contiguous()  # [N, P, C]
+        rows, columns = (
+            torch.linspace(-1.0, 1.0, length, dtype=targets.dtype, device=targets.device) for length in self.size
+        )
+        places = rows.repeat_interleave(len(columns)), columns.repeat(len(rows))
+        self.axes = rows, columns
+        self.row_input = 1 if convention.coordinates == "xy" else 0
+        pair = places if self.row_input == 0 else places[::-1]
+        self.grid = torch.stack([*pair, torch.ones_like(places[0])], 1)  # [P, 3]: what the first layer reads, and the 1
+
+    def layers(self, params: Params) -> list[Layer]:
+        """V of every layer; raises ParamsError unless the networks map 2 coordinates to C outputs, one per target."""
+        widths, count = widths_of(params), len(params["layers.0.weight"])
+        if widths[0] != 2 or widths[-1] != self.targets.shape[2] or count != len(self.targets) or len(widths) < 3:
+            raise ParamsError(
+                f"{count} networks of widths {widths} came for {len(self.targets)} targets of {self.targets.shape[2]} "
+                "channels; expected one SIREN 2-hidden-..-channels per target: choose the targets of these INRs."
+            )
+        found = []
+        for i in range(len(widths) - 1):
+            scale = self.convention.omega if i < len(widths) - 2 else 1.0
+            found.append(Layer(params[f"layers.{i}.weight"] * scale, params[f"layers.{i}.bias"] * scale))
+        return found
+
+    def params(self, layers: list[Layer]) -> Params:
+        """The parameters of `layers`; the inverse of `layers()`."""
+        found: Params = {}
+        for i, layer in enumerate(layers):
+            scale = self.convention.omega if i < len(layers) - 1 else 1.0
+            found[f"layers.{i}.weight"], found[f"layers.{i}.bias"] = layer.weight / scale, layer.bias / scale
+        return found
+
+    def evaluate(self, layers: list[Layer], *, ridge: float | None = None) -> Pass:
+        """One pass, with the last layer as it is, or (with `ridge`) with the best one."""
+        values, cosines = self._forward(layers[:-1])
+        last = layers[-1] if ridge is None else self._best_last(values[-1], ridge)
+        residual = torch.baddbmm(last.bias.unsqueeze(1), values[-1], last.weight.mT) - self.targets
+        upstream = last.weight.unsqueeze(2)  # [N, C, 1, h]
+        jacobians = []
+        for i in range(len(cosines) - 1, -1, -1):
+            jacobian = cosines[i].unsqueeze(1) * upstream  # [N, C, P, h]
+            jacobians.append(jacobian)
+            if i:
+                upstream = torch.bmm(jacobian.flatten(1, 2), layers[i].weight).unflatten(1, jacobian.shape[1:3])
+        return Pass(values, jacobians[::-1], residual, last)
+
+    def solve_last(self, layers: list[Layer], ridge: float) -> list[Layer]:
+        """`layers` with the last one at its best; no derivative by the others is needed for it."""
+        return [*layers[:-1], self._best_last(self._forward(layers[:-1])[0][-1], ridge)]
+
+    def gradient(self, found: Pass, i: int) -> Tensor:
+        """Of the loss sum r^2 / (2 P) by [weight, bias] of layer i: [N, out, in + 1]."""
+        if i == len(found.jacobians):
+            change = found.residual
+        else:
+            change = (found.residual.mT.unsqueeze(-1) * found.jacobians[i]).sum(1)  # [N, P, h]
+        if i == 0:
+            return (change.mT @ self.grid) / len(self.grid)
+        weight = torch.bmm(change.mT, found.inputs[i - 1])
+        return torch.cat([weight, change.sum(1).unsqueeze(-1)], -1) / len(self.grid)
+
+    def factors(self, found: Pass, i: int) -> tuple[Tensor, Tensor]:
+        """G [N, out, out] and A [N, in + 1, in + 1] (for the first layer [3, 3], the same for all networks)."""
+        pixels, jacobian = len(self.grid), found.jacobians[i].flatten(1, 2)
+        outer = torch.bmm(jacobian.mT, jacobian) / pixels
+        if i == 0:
+            return outer, self.grid.mT @ self.grid / pixels
+        values = found.inputs[i - 1]
+        mean, square = values.mean(1).unsqueeze(-1), torch.bmm(values.mT, values) / pixels
+        corner = torch.ones_like(mean[:, :1])
+        return outer, torch.cat([torch.cat([square, mean], 2), torch.cat([mean.mT, corner], 2)], 1)
+
+    def _forward(self, sines: list[Layer]) -> tuple[list[Tensor], list[Tensor]]:
+        """Activations and cosines of the sine layers, [N, P, out]."""
+        value, cosine = self._first(sines[0])
+        values, cosines = [value], [cosine]
+        for layer in sines[1:]:
+            phase = torch.baddbmm(layer.bias.unsqueeze(1), values[-1], layer.weight.mT)
+            values.append(phase.sin())
+            cosines.append(phase.cos())
+        return values, cosines
+
+    def _first(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        rows, columns = self.axes
+        p = layer.weight[:, None, :, self.row_input] * rows[:, None]
+        q = torch.addcmul(layer.bias[:, None], layer.weight[:, None, :, 1 - self.row_input], columns[:, None])
+        sin_p, cos_p = p.sin().unsqueeze(2), p.cos().unsqueeze(2)
+        sin_q, cos_q = q.sin().unsqueeze(1), q.cos().unsqueeze(1)
+        value = torch.addcmul(sin_p * cos_q, cos_p, sin_q)
+        return value.flatten(1, 2), torch.addcmul(cos_p * cos_q, sin_p, sin_q, value=-1).flatten(1, 2)
+
+    def _best_last(self, values: Tensor, ridge: float) -> Layer:
+        """The last layer of least |r|^2 / P + ridge |weight|^2; the bias is free. values [N, P, h]."""
+        pixels = values.shape[1]
+        mean, wanted = values.mean(1, keepdim=True), self.targets.mean(1, keepdim=True)
+        gram = torch.baddbmm(mean.mT @ mean, values.mT, values, beta=-1.0, alpha=1.0 / pixels)
+        cross = torch.baddbmm(mean.mT @ wanted, values.mT, self.targets, beta=-1.0, alpha=1.0 / pixels)
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        factor = torch.linalg.cholesky_ex(gram + ridge * eye)[0]
+        weight = torch.cholesky_solve(cross, factor).mT
+        return Layer(weight, (wanted - mean @ weight.mT).squeeze(1))
