@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from weightedit.cli import main
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.weight_sets import save_weight_set
 from weightedit.demo import digit_images
+from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.editor import Editor
+from weightedit.editing.refinement import refine, target_of
 from weightedit.errors import FileFormatError
 from weightedit.inr.convention import NFN, Convention
 from weightedit.inr.siren import initial_params
@@ -363,3 +366,62 @@ def test_a_reader_that_goes_away_is_no_error(place):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_refine_needs_no_editor(place, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    code, out, err = run(
+        capsys, "edit", "in.safetensors", "--operation", "erode", "--rule", "kfac", "-o", "out.safetensors"
+    )
+    assert (code, err) == (0, "") and "rule   K-FAC" in out
+    expected = refine(make_stack(), target_of("erode", make_stack()), 10)
+    found = load_inrs("out.safetensors")
+    assert all(torch.equal(found.params[name], tensor) for name, tensor in expected.params.items())
+    assert found.provenance["edited"] == "erode (10 steps)"
+
+
+def test_a_function_of_ones_own_is_an_operation(place, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    Path("mine.py").write_text("def flip(images):\n    return images.flip(-1)\n")
+    words = ("--operation", "mine.py:flip", "--refine", 3, "--rule", "kfac", "--preview", "sheet.png")
+    code, out, err = run(capsys, "edit", "in.safetensors", *words, "-o", "out.safetensors")
+    assert (code, err) == (0, "") and "MSE    against flip" in out and Path("sheet.png").stat().st_size
+
+
+def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    rule = LearnedKFAC().save_pretrained("rule", "# card")
+    words = ("--editor", editor, "--refine", 2, "--rule", rule, "-o", "out.safetensors")
+    code, out, err = run(capsys, "edit", "in.safetensors", *words)
+    assert (code, err) == (0, "") and f"rule   {rule.resolve()}" in out
+    expected = Editor.from_pretrained(editor).edit(make_stack(), refine=2, rule=LearnedKFAC())
+    found = load_inrs("out.safetensors")
+    for name, tensor in expected.params.items():
+        torch.testing.assert_close(found.params[name], tensor, rtol=1e-4, atol=1e-5)
+    assert found.provenance["edited"] == "dilate (tiny, 2 steps)"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--operation dilate --editor none", "drop one"),
+        ("--operation nothing", "there is no operation 'nothing'"),
+        ("--operation absent.py:f", "absent.py could not be run"),
+        ("--operation empty.py:f", "empty.py has no function 'f'"),
+        ("--operation dilate --refine -1", "steps of at least 0"),
+        ("--operation dilate --rule none", "there is no rule at"),
+    ],
+)
+def test_wrong_words_of_refinement(place, capsys, words, message):
+    save_inrs(make_stack(), "in.safetensors")
+    Path("empty.py").write_text("")
+    code, _, err = run(capsys, "edit", "in.safetensors", *words.split(), "-o", "out.safetensors")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not Path("out.safetensors").exists()
+
+
+def test_preview_is_refused_before_the_work(place, editor, capsys):
+    save_inrs(INRStack(initial_params(2, (2, 6, 2)), Convention(), 8, 8), "two.safetensors")
+    words = ("--operation", "invert", "--preview", "sheet.png", "-o", "out.safetensors")
+    code, _, err = run(capsys, "edit", "two.safetensors", *words)
+    assert code == 2 and "draws 1 or 3" in err and not Path("out.safetensors").exists()

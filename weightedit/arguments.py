@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from weightedit.errors import FileFormatError, WeightEditError
 
+if TYPE_CHECKING:
+    from weightedit.editing.operations import Operation
+
 SHIPPED_EDITOR = "checkpoints/mnist-dilate"
+SHIPPED_RULE = "checkpoints/refine-rule"
 HUB = "hf://"
 
 _CLONE = Path(__file__).resolve().parent.parent
@@ -53,17 +59,24 @@ def count_argument(text: str) -> int:
 
 
 def find_editor(name: str | None) -> str | Path:
-    """Where the editor `name` is: its folder, or the name of a repository on the hub.
-
-    Args:
-        name: a path, or hf://owner/name; None is the shipped editor, looked up beside the package first.
+    """Where the editor `name` is: its folder, or the name of a repository on the hub; None is the shipped one.
 
     Raises:
         FileFormatError: no such folder; both places that were tried are named.
     """
+    return _find("editor", name, SHIPPED_EDITOR)
+
+
+def find_rule(name: str | None) -> str | Path:
+    """Where the refinement rule `name` is; as find_editor."""
+    return _find("rule", name, SHIPPED_RULE)
+
+
+def _find(kind: str, name: str | None, shipped: str) -> str | Path:
+    """A path as it stands or beside the package (None, the shipped one, there first), or the name behind hf://."""
     if name is not None and name.startswith(HUB):
         return name.removeprefix(HUB)
-    tried = [Path.cwd() / (name or SHIPPED_EDITOR), _CLONE / (name or SHIPPED_EDITOR)]
+    tried = [Path.cwd() / (name or shipped), _CLONE / (name or shipped)]
     if name is None:
         tried.reverse()
     for folder in tried:
@@ -71,9 +84,30 @@ def find_editor(name: str | None) -> str | Path:
             return folder.resolve()
     places = " or ".join(dict.fromkeys(map(str, tried)))
     raise FileFormatError(
-        f"there is no editor at {places}; expected the folder of a checkpoint: name one with --editor FOLDER (it is "
-        f"part of a clone of the project), or --editor {HUB}owner/name for one on the Hugging Face hub."
+        f"there is no {kind} at {places}; expected the folder of a checkpoint: name one with --{kind} FOLDER (it is "
+        f"part of a clone of the project), or --{kind} {HUB}owner/name for one on the Hugging Face hub."
     )
+
+
+def named_operation(text: str) -> Operation:
+    """The operation called `text`, or a function of the user's own, FILE.py:FUNCTION.
+
+    Raises:
+        WeightEditError: an unknown name, or a file that cannot be imported or has no such function.
+    """
+    from weightedit.editing.operations import operation
+
+    path, colon, name = text.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        return operation(text)
+    try:
+        found = runpy.run_path(path).get(name)
+    except Exception as error:  # whatever the user's own file raises
+        raise WeightEditError(f"{path} could not be run ({type(error).__name__}: {error}); correct it.") from error
+    if not callable(found):
+        raise WeightEditError(f"{path} has no function {name!r}; expected one from images [N, C, H, W] to the same.")
+    function: Any = found
+    return operation(function)
 
 
 def check_output(path: str | Path, suffix: str) -> Path:
@@ -177,12 +211,28 @@ Face hub, with --split and --limit. An image that misses the target PSNR is name
 
 def _add_edit(commands) -> None:
     text = """\
-Only weights are read and written. The preview shows the first INRs before and after, what the operation
-itself makes of the first rendering, and how the weights of one layer changed."""
-    example = f"weightedit edit in.safetensors --editor {SHIPPED_EDITOR} -o out.safetensors --preview sheet.png"
+Only weights are read and written. Two ways, which may follow each other:
+  an editor       a metanetwork changes the weights in one shot, and never looks at the image
+  --refine STEPS  each step brings the INR's rendering nearer to the operation applied to its rendering
+                  before the edit. With --operation instead of --editor there is nothing but these steps,
+                  so any function from images to images will do: none of your own needs training.
+The preview shows the first INRs before and after, what the operation itself makes of the first rendering,
+and how the weights of one layer changed."""
+    example = f"weightedit edit in.safetensors --editor {SHIPPED_EDITOR} -o out.safetensors --preview sheet.png\n"
+    example += "  weightedit edit in.safetensors --operation erode -o out.safetensors\n"
+    example += "  weightedit edit in.safetensors --operation mine.py:posterize --refine 20 -o out.safetensors"
     parser = _command(commands, "edit", "edit INRs by changing their weights", text, example)
     _add_inrs(parser)
     parser.add_argument("--editor", metavar="FOLDER", help=f"{_EDITOR} Default: the shipped {SHIPPED_EDITOR}")
+    operation = (
+        "by --refine alone: a name (dilate, erode, contrast, blur, invert, ...), or FILE.py:FUNCTION, a function "
+    )
+    operation += "from images [N, C, H, W] in [0, 1] to the same"
+    parser.add_argument("--operation", metavar="NAME", help=operation)
+    steps = "steps towards the operation of the rendering (default: 0 after an editor, 10 with --operation)"
+    parser.add_argument("--refine", type=int, metavar="STEPS", help=steps)
+    rule = f"of --refine: folder of a learned rule, or kfac (default: {SHIPPED_RULE} where it is found, else kfac)"
+    parser.add_argument("--rule", metavar="FOLDER", help=rule)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="edited INRs, .safetensors")
     parser.add_argument("--preview", metavar="PNG", help="also draw a sheet of the first 8")
 

@@ -17,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightedit.arguments import build_parser, check_output, chosen, find_editor
+from weightedit.arguments import build_parser, check_output, chosen, find_editor, find_rule, named_operation
 from weightedit.errors import FileFormatError, TypeMismatchError, WeightEditError
 
 if TYPE_CHECKING:
     from weightedit.data.images import ImageSet
     from weightedit.editing.editor import Editor
+    from weightedit.editing.refinement import RefinementRule
     from weightedit.inr.convention import Convention
     from weightedit.inr.stack import INRStack
 
@@ -130,24 +131,40 @@ def edit(options: argparse.Namespace) -> int:
     """INRs to edited INRs."""
     output = check_output(options.output, ".safetensors")
     preview = check_output(options.preview, ".png") if options.preview else None
-    stack, editor = _load_stack(options, options.size), _load_editor(options.editor)
+    if options.editor and options.operation:
+        raise WeightEditError(
+            "--editor and --operation came together; expected one of them, an editor has its own operation: drop one."
+        )
+    wanted = named_operation(options.operation) if options.operation else None
+    stack = _load_stack(options, options.size)
+    if preview is not None and stack.widths[-1] not in (1, 3):
+        raise WeightEditError(f"--preview came for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
+    editor = None if wanted else _load_editor(options.editor)
     from weightedit.data.inr_files import save_inrs
     from weightedit.editing.evaluation import mean_squared_errors
+    from weightedit.editing.refinement import refine, target_of
     from weightedit.preview import draw_edit, targets_of
 
-    started = time.perf_counter()
-    edited = editor.edit(stack, progress=_progress())
+    steps = options.refine if options.refine is not None else (0 if editor else 10)
+    rule = _load_rule(options.rule) if steps else None
+    choice = wanted or (editor.operation if editor else "")
+    started, edited = time.perf_counter(), stack
+    if editor:
+        edited = editor.edit(stack, progress=_progress())
+    if steps:
+        edited = refine(edited, target_of(choice, stack), steps, rule=rule, progress=_progress())
     _say(f"edited {_plural(len(stack), 'INR')} in {time.perf_counter() - started:.1f} s")
-    targets = targets_of(editor.operation, stack)
+    targets, name = targets_of(choice, stack), choice if isinstance(choice, str) else choice.name
     if targets is not None:
         before, after = (float(mean_squared_errors(inrs, targets).mean()) for inrs in (stack, edited))
-        _say(f"MSE    against {editor.operation} of the INRs' own renderings: {before:.2e} before, {after:.2e} after")
-    by = f"{editor.operation} ({Path(find_editor(options.editor)).name})"
-    save_inrs(replace(edited, provenance={**stack.provenance, "edited": by}), output)
+        _say(f"MSE    against {name} of the INRs' own renderings: {before:.2e} before, {after:.2e} after")
+    by = [Path(find_editor(options.editor)).name] if editor else []
+    by += [f"{steps} steps"] if steps else []
+    save_inrs(replace(edited, provenance={**stack.provenance, "edited": f"{name} ({', '.join(by)})"}), output)
     _say(f"wrote  {output}")
     if preview is not None:
         few = slice(0, _PREVIEW)
-        draw_edit(editor.operation, stack[few], edited[few], preview)
+        draw_edit(choice, stack[few], edited[few], preview)
         _say(f"drew   {preview} ({min(_PREVIEW, len(stack))} of {len(stack)})")
     return 0
 
@@ -240,6 +257,19 @@ def _load_editor(name: str | None) -> Editor:
     size = sum(parameter.numel() for parameter in editor.parameters())
     _say(f"editor {place}: {editor.operation}, {describe_metanet(editor.metanet)[0]}, {size:,} parameters")
     return editor
+
+
+def _load_rule(name: str | None) -> RefinementRule:
+    from weightedit.editing.curvature import KFAC, LearnedKFAC
+
+    try:
+        place = None if name == "kfac" else find_rule(name)
+    except FileFormatError:
+        if name is not None:
+            raise
+        place = None  # installed without the checkpoints of a clone
+    _say(f"rule   {place or 'K-FAC, numbers set by hand'}")
+    return LearnedKFAC.from_pretrained(place) if place else KFAC()
 
 
 def _read_images(options: argparse.Namespace) -> tuple[ImageSet, dict[int, str]]:

@@ -11,22 +11,22 @@ from torch import Tensor
 
 from weightedit.demo import Demo
 from weightedit.editing.evaluation import mean_squared_errors
-from weightedit.editing.operations import OPERATIONS
+from weightedit.editing.operations import OPERATIONS, Operation
 from weightedit.inr.stack import INRStack
 from weightedit.plots import ChangeColumn, ImageColumn, sheet
 
 
-def targets_of(name: str, stack: INRStack) -> Tensor | None:
-    """What the operation `name` itself makes of the renderings; None where it is unknown or not for these.
+def targets_of(choice: str | Operation, stack: INRStack) -> Tensor | None:
+    """What the operation itself makes of the renderings; None where it is unknown or not for these.
 
     Args:
-        name: of the operation.
+        choice: the operation, or its name.
         stack: N INRs.
 
     Returns:
         Float [N, C, H, W] in [0, 1], at the fitted size.
     """
-    wanted = OPERATIONS.get(name)
+    wanted = OPERATIONS.get(choice) if isinstance(choice, str) else choice
     if (
         wanted is None
         or stack.widths[0] != 2
@@ -69,17 +69,17 @@ def draw_demo(found: Demo, name: str, path: str | Path) -> Path:
     return sheet(columns, path, heading=heading, labels=[str(label) for label in found.labels.tolist()])
 
 
-def draw_edit(name: str, before: INRStack, after: INRStack, path: str | Path) -> Path:
+def draw_edit(choice: str | Operation, before: INRStack, after: INRStack, path: str | Path) -> Path:
     """The preview of an edit: INRs before and after, the operation on the first rendering where it is known, and the
     change in weights.
 
     Args:
-        name: of the operation.
+        choice: the operation, or its name.
         before, after: the same INRs, of 1 or 3 channels.
         path: of the PNG.
     """
     columns: list[ImageColumn | ChangeColumn] = [ImageColumn("INR\nrendered", before.render())]
-    targets = targets_of(name, before)
+    targets, name = targets_of(choice, before), choice if isinstance(choice, str) else choice.name
     captions = [] if targets is None else _errors(mean_squared_errors(after, targets))
     columns.append(ImageColumn("edited INR\nonly weights changed", after.render(), captions))
     if targets is not None:

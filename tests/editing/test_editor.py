@@ -7,7 +7,9 @@ import torch
 
 from weightedit.demo import digit_images
 from weightedit.editing.editor import Editor
+from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
+from weightedit.editing.refinement import target_of
 from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
 from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.fitting import fit
@@ -203,3 +205,25 @@ def test_it_overfits_sixteen_inrs():
 
     value, steps = _train(editor, loss, 600, 5e-3, 2e-3)
     assert value < 2e-3 and steps < 400
+
+
+def test_refined_edits_lie_nearer_to_the_operation() -> None:
+    """By call and by stack alike; one INR alone as in a stack; other conventions too."""
+    editor = Editor(ScaleGMN(ScaleGMNConfig(layers=1, node_width=8, edge_width=4, probes=4)), "invert")
+    params = initial_params(3, (2, 8, 8, 1), generator=torch.Generator().manual_seed(0))
+    stack = INRStack(convert(params, Convention(), NFN), NFN, 9, 9)
+    targets = target_of("invert", stack)
+    plain, refined = editor.edit(stack), editor.edit(stack, refine=6)
+    assert mean_squared_errors(refined, targets).mean() < 0.2 * mean_squared_errors(plain, targets).mean()
+    called = editor(stack.params, NFN, refine=6, size=(9, 9))
+    single = editor({name: tensor[1] for name, tensor in stack.params.items()}, NFN, refine=6, size=(9, 9))
+    pictures = [render_images(p, NFN, 9, 9) for p in (called, {k: t[None] for k, t in single.items()})]
+    torch.testing.assert_close(pictures[0], refined.render(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(pictures[1], refined.render()[1:2], rtol=0, atol=1e-3)
+
+
+def test_refinement_needs_a_size() -> None:
+    editor = Editor(ScaleGMN(ScaleGMNConfig(layers=1, node_width=4, edge_width=4, probes=2)), "dilate")
+    for words in ({"refine": 1}, {"refine": -1, "size": (8, 8)}):
+        with pytest.raises(WeightEditError, match="steps of at least 0 and a size"):
+            editor(initial_params(1, (2, 4, 1)), **words)

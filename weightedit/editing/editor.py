@@ -1,7 +1,7 @@
 """The editor: a metanetwork with a delta head and the operation it was trained for.
 
-One shot: parameters in, edited parameters out. Training it is tasks/edit_inrs.py; what an operation means on images is
-operations.py.
+One shot: parameters in, edited parameters out; then, if wanted, the steps of refinement.py. Training it is
+tasks/edit_inrs.py; what an operation means on images is operations.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from tqdm import tqdm
 
 from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
 from weightedit.delta import apply_delta, propose_delta
+from weightedit.editing.curvature import KFAC
+from weightedit.editing.refinement import RefinementRule, target_of
+from weightedit.editing.refinement import refine as refine_stack
+from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.inr.convention import Convention, convert
 from weightedit.inr.stack import INRStack
@@ -46,20 +50,41 @@ class Editor(nn.Module):
         self.operation = operation
         self.convention = convention or Convention()
 
-    def forward(self, params: Mapping[str, Tensor], convention: Convention | None = None) -> Params:
+    def forward(
+        self,
+        params: Mapping[str, Tensor],
+        convention: Convention | None = None,
+        *,
+        refine: int = 0,
+        size: tuple[int, int] | None = None,
+        rule: RefinementRule | None = None,
+    ) -> Params:
         """Edited parameters, differentiable in the editor's weights and in `params`.
 
         Args:
             params: one INR (layers.i.weight [out, in]) or a stack ([N, out, in]).
             convention: of `params`; None: the editor's own.
+            refine: steps, after the one-shot edit, towards the operation of the rendering before it.
+            size: height and width of that rendering; needed for `refine`.
+            rule: of these steps; None is KFAC().
 
         Raises ParamsError on parameters that are no canonical network or not finite, SpecError on one that the
-        metanetwork cannot treat.
+        metanetwork cannot treat, WeightEditError on `refine` without `size`.
         """
         convention = convention or self.convention
         own = convert(dict(params), convention, self.convention)
-        edited = apply_delta(own, self.propose(own))
-        return convert(edited, self.convention, convention)
+        edited = convert(apply_delta(own, self.propose(own)), self.convention, convention)
+        if not refine:
+            return edited
+        if size is None or refine < 0:
+            raise WeightEditError(
+                f"refine {refine}, size {size} came; expected steps of at least 0 and a size: (28, 28)."
+            )
+        single = edited["layers.0.weight"].dim() == 2
+        before, after = ({k: p[None] if single else p for k, p in which.items()} for which in (params, edited))
+        targets = target_of(self.operation, INRStack(before, convention, *size))
+        after = (rule or KFAC()).refine(RenderingProblem(convention, targets), after, refine)
+        return {name: tensor[0] if single else tensor for name, tensor in after.items()}
 
     def propose(self, params: Mapping[str, Tensor]) -> Params:
         """The delta for `params` under the editor's own convention, computed in the editor's floating-point type."""
@@ -68,11 +93,21 @@ class Editor(nn.Module):
         return {name: tensor.to(params[name].dtype) for name, tensor in delta.items()}
 
     @torch.no_grad()
-    def edit(self, stack: INRStack, *, batch_size: int = 32, progress: bool = False) -> INRStack:
+    def edit(
+        self,
+        stack: INRStack,
+        *,
+        refine: int = 0,
+        rule: RefinementRule | None = None,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> INRStack:
         """A whole stack edited in batches, on the editor's device; PSNR, which no longer holds, is dropped.
 
         Args:
             stack: INRs of any convention.
+            refine: steps, after the one-shot edit, towards the operation of the rendering before it.
+            rule: of these steps; None is KFAC().
             batch_size: INRs at once; 32 keep a CPU's caches warm.
             progress: show a tqdm bar.
         """
@@ -89,7 +124,10 @@ class Editor(nn.Module):
             bar.update(len(part["layers.0.weight"]))
         bar.close()
         home = stack.params["layers.0.weight"].device
-        return stack.with_params({name: torch.cat([part[name] for part in parts]).to(home) for name in stack.params})
+        edited = stack.with_params({k: torch.cat([part[k] for part in parts]).to(home) for k in stack.params})
+        if not refine:
+            return edited
+        return refine_stack(edited, target_of(self.operation, stack), refine, rule=rule, progress=progress)
 
     def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
         """Write model.safetensors, config.json and README.md (the model card), atomically.
