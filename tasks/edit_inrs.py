@@ -50,6 +50,8 @@ class Config:
         metanet: of the ScaleGMN.
         training: of the ScaleGMN.
         control_steps: training steps of the flat-MLP control; 0 for none.
+        frontier: do not train; measure error against time of the shipped editor, the shipped rule and their rivals
+            instead (edit_frontier.py has more options).
         smoke: seconds instead of hours, to see that everything runs.
     """
 
@@ -77,6 +79,7 @@ class Config:
         )
     )
     control_steps: int = 4000
+    frontier: bool = False
     smoke: bool = False
 
 
@@ -236,4 +239,9 @@ config.json holds the whole configuration.
 
 if __name__ == "__main__":
     config = tyro.cli(Config, description=__doc__)
+    if config.frontier:
+        import edit_frontier
+
+        wanted = edit_frontier.Config(config.weights, config.out, config.operation, smoke=config.smoke)
+        sys.exit(told_in_one_line("edit_inrs", lambda: edit_frontier.main(wanted)))
     sys.exit(told_in_one_line("edit_inrs", lambda: main(config)))

@@ -1,4 +1,4 @@
-"""Pictures to look at: sheets of images beside changes in weights, and renderings pixel by pixel.
+"""Pictures to look at: sheets of images beside changes in weights, renderings pixel by pixel, errors against time.
 
 Here: drawing, and writing a PNG under a temporary name that is then moved, so that it is whole or not there. What is
 drawn is decided elsewhere. Images are drawn on the one range 0..1 whatever they hold, so that columns can be compared;
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,6 +151,68 @@ def mosaic(images: Tensor, path: str | Path) -> Path:
     array = page[0].numpy() if channels == 1 else page.permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG")
+    return _put(buffer.getvalue(), path)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One contender's error against its time.
+
+    Attributes:
+        label: in the legend.
+        milliseconds, errors: of its points, from left to right; one point is drawn as a mark.
+        own: whether it is one of ours, drawn strongly.
+    """
+
+    label: str
+    milliseconds: Sequence[float]
+    errors: Sequence[float]
+    own: bool = False
+
+
+def frontier(panels: Mapping[str, Sequence[Curve]], path: str | Path, *, heading: str = "", floor: float = 0.0) -> Path:
+    """Draw error against time, both on logarithmic axes, one panel beside the other with one legend.
+
+    Args:
+        panels: title -> curves; the same contenders in the same order in each.
+        path: as in `sheet`.
+        heading: a line above.
+        floor: an error drawn as a dotted line in every panel; 0 for none.
+
+    Returns:
+        The path.
+
+    Raises:
+        WeightEditError: no panels.
+        FileFormatError: a place that cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    if not panels:
+        raise WeightEditError("no panels came; expected at least one: give the curves to draw.")
+    figure = Figure(figsize=(4.2 * len(panels) + 2.4, 4.2), dpi=_DPI, facecolor="white", layout="constrained")
+    first = None
+    for number, (title, curves) in enumerate(panels.items()):
+        first = axes = figure.add_subplot(1, len(panels), number + 1, sharey=first)
+        others = 0
+        for curve in curves:
+            colour = None if curve.own else f"{0.25 + 0.1 * others:.2f}"
+            others += not curve.own
+            mark = "o" if curve.own else "sv^Dx"[(others - 1) % 5]
+            style = {"color": colour, "marker": mark, "markersize": 4, "linewidth": 2.2 if curve.own else 1.1}
+            axes.plot(curve.milliseconds, curve.errors, label=curve.label, **style)
+        if floor:
+            axes.axhline(floor, color=_GREY, linestyle=":", linewidth=1, label="floor")
+        axes.set(xscale="log", yscale="log", xlabel="milliseconds per INR", title=title)
+        axes.grid(True, which="major", color="0.9")
+    assert first is not None
+    figure.axes[0].set_ylabel("mean squared error")
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    if heading:
+        figure.suptitle(heading, size=10, weight="bold")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
     return _put(buffer.getvalue(), path)
 
 
