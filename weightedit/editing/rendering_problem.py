@@ -102,7 +102,7 @@ class RenderingProblem:
         """One pass, with the last layer as it is, or (with `ridge`) with the best one."""
         values, cosines = self._forward(layers[:-1])
         last = layers[-1] if ridge is None else self._best_last(values[-1], ridge)
-        residual = torch.baddbmm(last.bias.unsqueeze(1), values[-1], last.weight.mT) - self.targets
+        residual = torch.bmm(values[-1], last.weight.mT).add_(last.bias.unsqueeze(1)).sub_(self.targets)
         upstream = last.weight.unsqueeze(2)  # [N, C, 1, h]
         jacobians = []
         for i in range(len(cosines) - 1, -1, -1):
@@ -118,14 +118,16 @@ class RenderingProblem:
 
     def gradient(self, found: Pass, i: int) -> Tensor:
         """Of the loss sum r^2 / (2 P) by [weight, bias] of layer i: [N, out, in + 1]."""
+        residual, pixels = found.residual.mT.unsqueeze(-1), len(self.grid)  # [N, C, P, 1]
         if i == len(found.jacobians):
-            change = found.residual
-        else:
-            change = (found.residual.mT.unsqueeze(-1) * found.jacobians[i]).sum(1)  # [N, P, h]
+            weight = torch.bmm(found.residual.mT, found.inputs[-1])
+            return torch.cat([weight, residual.sum(2)], -1) / pixels
+        jacobian = found.jacobians[i].flatten(1, 2).mT  # [N, out, C P]
+        # The residual goes onto what the layer reads: of the two it is often the smaller.
         if i == 0:
-            return (change.mT @ self.grid) / len(self.grid)
-        weight = torch.bmm(change.mT, found.inputs[i - 1])
-        return torch.cat([weight, change.sum(1).unsqueeze(-1)], -1) / len(self.grid)
+            return torch.bmm(jacobian, (residual * self.grid).flatten(1, 2)) / pixels
+        weight = torch.bmm(jacobian, (residual * found.inputs[i - 1].unsqueeze(1)).flatten(1, 2))
+        return torch.cat([weight, torch.bmm(jacobian, residual.flatten(1, 2))], -1) / pixels
 
     def factors(self, found: Pass, i: int) -> tuple[Tensor, Tensor]:
         """G [N, out, out] and A [N, in + 1, in + 1] (for the first layer [3, 3], the same for all networks)."""
@@ -143,7 +145,7 @@ class RenderingProblem:
         value, cosine = self._first(sines[0])
         values, cosines = [value], [cosine]
         for layer in sines[1:]:
-            phase = torch.baddbmm(layer.bias.unsqueeze(1), values[-1], layer.weight.mT)
+            phase = torch.bmm(values[-1], layer.weight.mT).add_(layer.bias.unsqueeze(1))
             values.append(phase.sin())
             cosines.append(phase.cos())
         return values, cosines
@@ -154,8 +156,8 @@ class RenderingProblem:
         q = torch.addcmul(layer.bias[:, None], layer.weight[:, None, :, 1 - self.row_input], columns[:, None])
         sin_p, cos_p = p.sin().unsqueeze(2), p.cos().unsqueeze(2)
         sin_q, cos_q = q.sin().unsqueeze(1), q.cos().unsqueeze(1)
-        value = torch.addcmul(sin_p * cos_q, cos_p, sin_q)
-        return value.flatten(1, 2), torch.addcmul(cos_p * cos_q, sin_p, sin_q, value=-1).flatten(1, 2)
+        value, cosine = (sin_p * cos_q).addcmul_(cos_p, sin_q), (cos_p * cos_q).addcmul_(sin_p, sin_q, value=-1)
+        return value.flatten(1, 2), cosine.flatten(1, 2)
 
     def _best_last(self, values: Tensor, ridge: float) -> Layer:
         """The last layer of least |r|^2 / P + ridge |weight|^2; the bias is free. values [N, P, h]."""
