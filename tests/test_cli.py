@@ -188,6 +188,8 @@ def test_info_of_an_editor_and_a_weight_set(place, editor, capsys):
         assert words in out
     Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("bare", "")
     assert "not recorded" in run(capsys, "info", "bare")[1]
+    LearnedKFAC().save_pretrained("rule", "")
+    assert "learned K-FAC, 516 parameters" in run(capsys, "info", "rule")[1]
     stack = make_stack(index=torch.arange(3), split=torch.tensor([0, 1, 2]), psnr=torch.tensor([40.2, 40.4, 42.1]))
     save_weight_set("set", stack, torch.zeros(3, 1, 9, 7, dtype=torch.uint8))
     _, out, _ = run(capsys, "info", "set")

@@ -253,9 +253,9 @@ of continuous coordinates, so any resolution will do."""
 
 def _add_info(commands) -> None:
     text = """\
-PATH is an INR file, a weight set (a folder with card.json), or an editor's folder. Shown are kind, count,
-widths, convention, provenance, PSNR and the symmetry of every layer; for an editor what it does, its
-size, and the test figures of its training."""
+PATH is an INR file, a weight set (a folder with card.json), or the folder of an editor or a rule. Shown are
+kind, count, widths, convention, provenance, PSNR and the symmetry of every layer; for an editor what it
+does, its size, and the test figures of its training."""
     parser = _command(commands, "info", "say what a file or folder is", text, f"weightedit info {SHIPPED_EDITOR}")
     _add_inrs(parser)
 

@@ -1,8 +1,9 @@
-"""What a path holds, in a few plain facts: INR files, weight sets, editors. Printing is cli.py's."""
+"""What a path holds, in a few plain facts: INR files, weight sets, editors, refinement rules. Printing is cli.py's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from weightedit.checkpoint import CONFIG, FILES, load_checkpoint
 from weightedit.data.inr_files import load_inrs
 from weightedit.data.weight_set_cards import CARD, read_card
+from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.editor import Editor
 from weightedit.inr.convention import DWSNETS, NFN, Convention
 from weightedit.inr.stack import INRStack
@@ -25,7 +27,7 @@ def describe(path: str | Path, convention: Convention | None = None, size: tuple
     """Name and value of what is known about a path, in the order to be read.
 
     Args:
-        path: an INR file or a folder of them, a weight set, or an editor's checkpoint folder.
+        path: an INR file or a folder of them, a weight set, or the checkpoint folder of an editor or a rule.
         convention, size: of foreign INR files, as load_inrs takes them.
 
     Raises:
@@ -35,7 +37,8 @@ def describe(path: str | Path, convention: Convention | None = None, size: tuple
     if (folder / CARD).is_file():
         return _weight_set(folder)
     if (folder / CONFIG).is_file():
-        return _editor(folder)
+        kind = load_checkpoint(folder)[1].get("kind")
+        return _rule(folder) if kind == "refinement rule" else _editor(folder)
     return _inrs(load_inrs(path, convention, size=size))
 
 
@@ -115,6 +118,17 @@ def _editor(folder: Path) -> Facts:
         return [*facts, ("test MSE", f"not recorded in {CONFIG}; see README.md in the folder")]
     ordered = {f"{value:.3e}": name for name, value in sorted(figures.items(), key=lambda item: -item[1])}
     return [*facts, *_rows("test MSE", ordered)]
+
+
+def _rule(folder: Path) -> Facts:
+    rule = LearnedKFAC.from_pretrained(folder)
+    config = ", ".join(f"{name} {value}" for name, value in asdict(rule.config).items())
+    return [
+        ("kind", "refinement rule"),
+        ("rule", f"learned K-FAC, {sum(p.numel() for p in rule.parameters()):,} parameters"),
+        ("config", config),
+        ("test MSE", "by number of steps: see README.md in the folder"),
+    ]
 
 
 def _network(widths: tuple[int, ...], convention: Convention, size: str) -> Facts:
