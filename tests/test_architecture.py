@@ -36,6 +36,7 @@ ORDER = [  # fmt: skip
     "inr.convention",
     "inr.siren",
     "inr.stack",
+    "inr.widening",
     "inr.fitting_kernel",
     "inr.fitting_loop",
     "inr.fitting",
