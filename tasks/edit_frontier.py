@@ -76,7 +76,7 @@ STEPS: dict[str, tuple[int, ...]] = {
     "K-FAC": (1, 2, 3, 5, 8, 12, 20, 40),
     "Levenberg-Marquardt": (1, 2, 3, 5),
     "one-shot editor": (0,),
-    "learned steps": (1, 2, 3, 4, 5, 6, 8, 10, 12, 16),
+    "learned steps": (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 40),
     "one-shot, then learned steps": (0, 1, 2, 3, 5, 8, 12),
 }
 OWN = ("one-shot editor", "learned steps", "one-shot, then learned steps")

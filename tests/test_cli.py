@@ -279,9 +279,9 @@ BAD = {
         "cannot be read",
     ),
     "unknown operation": (
-        lambda p: Editor(FlatMLP(FlatMLPConfig((2, 32, 32, 1), hidden=4)), "sharpen").save_pretrained(p / "odd", ""),
+        lambda p: Editor(FlatMLP(FlatMLPConfig((2, 32, 32, 1), hidden=4)), "embolden").save_pretrained(p / "odd", ""),
         "demo --editor odd -o out.png",
-        "there is no operation 'sharpen'",
+        "there is no operation 'embolden'",
     ),
     "NaN weights": (_nan, "edit in.safetensors -o out.safetensors", "INR 1 has NaN"),
     "wrong size": (None, "info in.safetensors --size 28", "states the size (9, 7), but (28, 28)"),
@@ -390,6 +390,19 @@ def test_a_function_of_ones_own_is_an_operation(place, capsys):
     assert (code, err) == (0, "") and "MSE    against flip" in out and Path("sheet.png").stat().st_size
 
 
+def test_strength_goes_from_nothing_to_beyond(place, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    before, means = make_stack().render().mean(), []
+    for strength in (0, 0.5, 1, 2):
+        words = ("--operation", "invert", "--strength", strength, "--rule", "kfac", "--preview", "sheet.png")
+        assert run(capsys, "edit", "in.safetensors", *words, "-o", "out.safetensors")[0] == 0
+        means.append(float((load_inrs("out.safetensors").render().mean() - before).abs()))
+        if strength == 0:
+            found = load_inrs("out.safetensors").params
+            assert all(torch.equal(found[name], tensor) for name, tensor in make_stack().params.items())
+    assert means == sorted(means) and means[0] == 0.0
+
+
 def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
     save_inrs(make_stack(), "in.safetensors")
     rule = LearnedKFAC().save_pretrained("rule", "# card")
@@ -411,6 +424,8 @@ def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
         ("--operation absent.py:f", "absent.py could not be run"),
         ("--operation empty.py:f", "empty.py has no function 'f'"),
         ("--operation dilate --refine -1", "steps of at least 0"),
+        ("--operation dilate --strength -1", "strength -1.0 came"),
+        ("--strength 0.5", "name the operation"),
         ("--operation dilate --rule none", "there is no rule at"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from weightedit.errors import FileFormatError, WeightEditError
-from weightedit.plots import ChangeColumn, ImageColumn, mosaic, sheet
+from weightedit.plots import ChangeColumn, Curve, ImageColumn, frontier, mosaic, sheet
 
 
 def _pixels(path):
@@ -121,3 +121,14 @@ def test_no_global_state(tmp_path):
     before, figures = settings(), "matplotlib.pyplot" in sys.modules
     sheet(_columns(1), tmp_path / "sheet.png")
     assert settings() == before and ("matplotlib.pyplot" in sys.modules) == figures
+
+
+def test_frontier_has_a_panel_per_title(tmp_path):
+    curves = [Curve("one", [1.0, 10.0], [0.1, 0.01], own=True), Curve("two", [5.0], [0.05])]
+    sizes = [
+        _pixels(frontier(panels, tmp_path / "plot.png", heading="A heading", floor=1e-3)).shape[1]
+        for panels in ({"left": curves}, {"left": curves, "right": curves})
+    ]
+    assert sizes[0] < sizes[1]
+    with pytest.raises(WeightEditError, match="no panels"):
+        frontier({}, tmp_path / "plot.png")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from weightedit.data.weight_sets import load_weight_set
+from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.editor import Editor
 
 ROOT = Path(__file__).parent.parent
@@ -87,3 +88,16 @@ def test_wrong_input_is_told_in_one_line(task: str, flag: str, tmp_path: Path) -
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
     assert "absent" in ended.stderr.splitlines()[-1]
+
+
+def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
+    words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "refine"))
+    result = run_task("train_refinement.py", *words)
+    assert "| steps | K-FAC, numbers by hand | learned |" in result.stdout
+    assert LearnedKFAC.from_pretrained(tmp_path / "refine" / "rule").config.width == 32
+    found = run_task(
+        "edit_inrs.py", "--frontier", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "plot")
+    )
+    for name in ("Adam", "K-FAC", "Levenberg-Marquardt", "one-shot editor", "learned steps"):
+        assert f"| {name} |" in found.stdout
+    assert (tmp_path / "plot" / "frontier.png").stat().st_size > 10_000

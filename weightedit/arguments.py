@@ -231,6 +231,8 @@ and how the weights of one layer changed."""
     parser.add_argument("--operation", metavar="NAME", help=operation)
     steps = "steps towards the operation of the rendering (default: 0 after an editor, 10 with --operation)"
     parser.add_argument("--refine", type=int, metavar="STEPS", help=steps)
+    strength = "how much of the operation --refine aims at: 0.5 is half the way, 2 twice (default: 1)"
+    parser.add_argument("--strength", type=float, default=1.0, metavar="S", help=strength)
     rule = f"of --refine: folder of a learned rule, or kfac (default: {SHIPPED_RULE} where it is found, else kfac)"
     parser.add_argument("--rule", metavar="FOLDER", help=rule)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="edited INRs, .safetensors")

@@ -136,6 +136,8 @@ def edit(options: argparse.Namespace) -> int:
             "--editor and --operation came together; expected one of them, an editor has its own operation: drop one."
         )
     wanted = named_operation(options.operation) if options.operation else None
+    if options.strength != 1.0 and not wanted:
+        raise WeightEditError("--strength came without --operation; an editor has one strength: name the operation.")
     stack = _load_stack(options, options.size)
     if preview is not None and stack.widths[-1] not in (1, 3):
         raise WeightEditError(f"--preview came for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
@@ -151,20 +153,24 @@ def edit(options: argparse.Namespace) -> int:
     started, edited = time.perf_counter(), stack
     if editor:
         edited = editor.edit(stack, progress=_progress())
-    if steps:
-        edited = refine(edited, target_of(choice, stack), steps, rule=rule, progress=_progress())
+    if steps and options.strength > 0:  # at strength 0 an INR stays as it is, bit for bit
+        edited = refine(
+            edited, target_of(choice, stack, strength=options.strength), steps, rule=rule, progress=_progress()
+        )
     _say(f"edited {_plural(len(stack), 'INR')} in {time.perf_counter() - started:.1f} s")
-    targets, name = targets_of(choice, stack), choice if isinstance(choice, str) else choice.name
+    name = choice if isinstance(choice, str) else choice.name
+    targets = targets_of(choice, stack, options.strength)
     if targets is not None:
         before, after = (float(mean_squared_errors(inrs, targets).mean()) for inrs in (stack, edited))
         _say(f"MSE    against {name} of the INRs' own renderings: {before:.2e} before, {after:.2e} after")
     by = [Path(find_editor(options.editor)).name] if editor else []
     by += [f"{steps} steps"] if steps else []
+    by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
     save_inrs(replace(edited, provenance={**stack.provenance, "edited": f"{name} ({', '.join(by)})"}), output)
     _say(f"wrote  {output}")
     if preview is not None:
         few = slice(0, _PREVIEW)
-        draw_edit(choice, stack[few], edited[few], preview)
+        draw_edit(choice, stack[few], edited[few], preview, strength=options.strength)
         _say(f"drew   {preview} ({min(_PREVIEW, len(stack))} of {len(stack)})")
     return 0
 

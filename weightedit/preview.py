@@ -12,16 +12,18 @@ from torch import Tensor
 from weightedit.demo import Demo
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import OPERATIONS, Operation
+from weightedit.editing.refinement import target_of
 from weightedit.inr.stack import INRStack
 from weightedit.plots import ChangeColumn, ImageColumn, sheet
 
 
-def targets_of(choice: str | Operation, stack: INRStack) -> Tensor | None:
+def targets_of(choice: str | Operation, stack: INRStack, strength: float = 1.0) -> Tensor | None:
     """What the operation itself makes of the renderings; None where it is unknown or not for these.
 
     Args:
         choice: the operation, or its name.
         stack: N INRs.
+        strength: as in refinement.target_of.
 
     Returns:
         Float [N, C, H, W] in [0, 1], at the fitted size.
@@ -33,7 +35,7 @@ def targets_of(choice: str | Operation, stack: INRStack) -> Tensor | None:
         or (wanted.channels is not None and stack.widths[-1] not in wanted.channels)
     ):
         return None
-    return wanted.on_rendering(stack.render())
+    return target_of(wanted, stack, strength=strength)
 
 
 def change_column(before: INRStack, after: INRStack) -> ChangeColumn:
@@ -69,7 +71,9 @@ def draw_demo(found: Demo, name: str, path: str | Path) -> Path:
     return sheet(columns, path, heading=heading, labels=[str(label) for label in found.labels.tolist()])
 
 
-def draw_edit(choice: str | Operation, before: INRStack, after: INRStack, path: str | Path) -> Path:
+def draw_edit(
+    choice: str | Operation, before: INRStack, after: INRStack, path: str | Path, *, strength: float = 1.0
+) -> Path:
     """The preview of an edit: INRs before and after, the operation on the first rendering where it is known, and the
     change in weights.
 
@@ -77,15 +81,17 @@ def draw_edit(choice: str | Operation, before: INRStack, after: INRStack, path: 
         choice: the operation, or its name.
         before, after: the same INRs, of 1 or 3 channels.
         path: of the PNG.
+        strength: of the operation that was aimed at.
     """
     columns: list[ImageColumn | ChangeColumn] = [ImageColumn("INR\nrendered", before.render())]
-    targets, name = targets_of(choice, before), choice if isinstance(choice, str) else choice.name
+    targets, name = targets_of(choice, before, strength), choice if isinstance(choice, str) else choice.name
     captions = [] if targets is None else _errors(mean_squared_errors(after, targets))
     columns.append(ImageColumn("edited INR\nonly weights changed", after.render(), captions))
     if targets is not None:
         columns.append(ImageColumn(f"wanted\n{name} of the INR", targets))
     columns.append(change_column(before, after))
-    return sheet(columns, path, heading=f"{name} by weights alone", labels=[str(n) for n in range(len(before))])
+    heading = f"{name} by weights alone" + (f", strength {strength:g}" if strength != 1.0 else "")
+    return sheet(columns, path, heading=heading, labels=[str(n) for n in range(len(before))])
 
 
 def _errors(values: Tensor, name: str = "MSE ") -> list[str]:

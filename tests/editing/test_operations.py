@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from weightedit.editing.operations import OPERATIONS, Operation, operation
 from weightedit.errors import WeightEditError
@@ -83,6 +84,11 @@ def test_the_short_operations_are_what_they_say():
     assert torch.equal(operation("identity")(images), images)
     assert torch.equal(operation("invert")(images), 1 - images)
     assert torch.equal(operation("darken")(images), images * images)
+    assert torch.equal(operation("brighten")(images), images.sqrt())
+    assert torch.equal(operation("shift")(images)[..., 2:], images[..., :-2])
+    assert torch.equal(operation("shift")(images)[..., :2], images[..., :1].expand(-1, -1, -1, 2))
+    expected = (2 * images - operation("blur")(images)).clamp(0, 1)
+    assert torch.equal(operation("sharpen")(images), expected)
     binomial = np.outer([0.25, 0.5, 0.25], [0.25, 0.5, 0.25])
     expected = [
         [cv2.filter2D(channel.numpy(), -1, binomial, borderType=cv2.BORDER_REPLICATE) for channel in image]
@@ -131,7 +137,9 @@ def test_a_function_of_the_user_is_an_operation():
 
 
 def test_unknown_operations_are_refused():
-    with pytest.raises(WeightEditError, match="there is no operation 'dilatate'.*blur, contrast, contrast-nfn, darken"):
+    with pytest.raises(
+        WeightEditError, match="there is no operation 'dilatate'.*blur, brighten, contrast, contrast-nfn, darken"
+    ):
         operation("dilatate")
     with pytest.raises(WeightEditError, match="an operation was given as int"):
         operation(3)  # type: ignore[arg-type]
@@ -155,3 +163,21 @@ def test_bad_images_are_refused():
         operation("contrast-nfn")(good)
     with pytest.raises(WeightEditError, match="operation 'crop' returned"):
         Operation("crop", "too small", lambda images: images[..., 1:])(good)
+
+
+@pytest.mark.parametrize("size", [(21, 21), (12, 25)])
+def test_rotate_is_a_rotation_in_pixels(size):
+    """Against scipy's interpolation at the places that a rotation by 15 degrees anticlockwise comes from."""
+    image = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows, columns = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in size), indexing="ij")
+    angle = np.deg2rad(15)
+    # Rows point down: what is now at (row, column) was turned anticlockwise from the place read here.
+    from_row = np.cos(angle) * rows + np.sin(angle) * columns
+    from_column = -np.sin(angle) * rows + np.cos(angle) * columns
+    places = [from_row + (size[0] - 1) / 2, from_column + (size[1] - 1) / 2]
+    expected = ndimage.map_coordinates(image[0, 0].numpy(), places, order=1, mode="nearest")
+    assert np.allclose(operation("rotate")(image)[0, 0].numpy(), expected, atol=1e-9)
+    bright = torch.zeros(1, 1, 21, 21)
+    bright[..., 10, 18] = 1.0  # right of the centre
+    row, column = np.unravel_index(int(operation("rotate")(bright).argmax()), (21, 21))
+    assert row < 10 and column > 10  # went up

@@ -228,6 +228,14 @@ def test_any_function_of_images_is_a_target():
     assert torch.equal(target_of(mirrored, stack), stack.render().clamp(0, 1).flip(-1))
 
 
+def test_strength_of_a_target():
+    stack, _ = _networks("grey", dtype=torch.float32)
+    picture, wanted = stack.render().clamp(0, 1), target_of("invert", stack)
+    assert torch.equal(target_of("invert", stack, strength=0.0), picture)
+    torch.testing.assert_close(target_of("invert", stack, strength=0.25), 0.75 * picture + 0.25 * wanted)
+    torch.testing.assert_close(target_of("invert", stack, strength=3.0), (3 * wanted - 2 * picture).clamp(0, 1))
+
+
 def test_what_diverges_stays_as_it_was():
     stack, targets = _networks("grey", dtype=torch.float32)
 
@@ -246,6 +254,9 @@ def test_wrong_input(tmp_path):
     for wrong in (targets[:2], targets[0], targets / 0):
         with pytest.raises(ParamsError, match="one per INR"):
             refine(stack, wrong, 1)
+    for strength in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(WeightEditError, match="expected a finite number"):
+            target_of("invert", stack, strength=strength)
     with pytest.raises(ParamsError, match="one SIREN"):
         RenderingProblem(stack.convention, targets).layers({k: p[:1] for k, p in stack.params.items()})
     with pytest.raises(WeightEditError, match="rate > 0"):

@@ -12,6 +12,7 @@ that an error on [-1, 1] is 4 times the mean squared error on [0, 1].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -183,6 +184,28 @@ def _blur(images: Tensor) -> Tensor:
     return functional.conv2d(padded, kernel, groups=channels).clamp(0.0, 1.0)  # rounding may pass 1 by one ulp
 
 
+def _sharpen(images: Tensor) -> Tensor:
+    return (2.0 * images - _blur(images)).clamp(0.0, 1.0)
+
+
+def _brighten(images: Tensor) -> Tensor:
+    return images.sqrt()
+
+
+def _shift(images: Tensor) -> Tensor:
+    return functional.pad(images, (2, 0, 0, 0), mode="replicate")[..., :-2]
+
+
+def _rotate(images: Tensor) -> Tensor:
+    """Every pixel of the result looks where it came from, in pixels about the centre."""
+    height, width = images.shape[2:]
+    cosine, sine = math.cos(math.pi / 12), math.sin(math.pi / 12)
+    matrix = images.new_tensor([[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]])
+    places = functional.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    turned = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
+    return turned.clamp(0.0, 1.0)  # rounding may pass 1 by one ulp
+
+
 def _contrast(images: Tensor) -> Tensor:
     return _per_byte_image(images, _equalize_rgb if images.shape[1] == 3 else _equalize)
 
@@ -258,6 +281,10 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             ),
             Operation("invert", "1 - x", _invert),
             Operation("darken", "gamma 2: x squared", _darken),
+            Operation("brighten", "gamma 1/2: the square root of x", _brighten),
+            Operation("sharpen", "x + (x - blur(x)), cut off at 0 and 1", _sharpen),
+            Operation("shift", "two pixels to the right, the left border repeated", _shift),
+            Operation("rotate", "15 degrees anticlockwise, bilinear, border pixels repeated", _rotate),
             Operation("blur", "3x3 binomial filter, (1 2 1)/4 along each axis, border pixels repeated", _blur),
         )
     }

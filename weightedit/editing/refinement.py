@@ -8,6 +8,7 @@ ones among them, are curvature.py's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,10 +79,28 @@ def _scaled(problem: RenderingProblem, grads: list[Layer], factor: float) -> Par
     return named
 
 
-def target_of(choice: str | Operation | Callable[[Tensor], Tensor], stack: INRStack) -> Tensor:
-    """operation(rendering) of every INR, [N, C, H, W] in [0, 1]: the target that is known at edit time."""
+def target_of(
+    choice: str | Operation | Callable[[Tensor], Tensor], stack: INRStack, *, strength: float = 1.0
+) -> Tensor:
+    """The target that is known at edit time: from the rendering (at strength 0) to the operation of it (at 1).
+
+    Args:
+        choice: the operation, its name, or any function from images [N, C, H, W] in [0, 1] to the same.
+        stack: N INRs.
+        strength: share of the way; beyond 1 the change is exaggerated and cut off at 0 and 1.
+
+    Returns:
+        Float [N, C, H, W] in [0, 1] at the fitted size, without gradients.
+
+    Raises:
+        WeightEditError: an unknown operation, or a strength that is negative or not finite.
+    """
+    if not 0.0 <= strength < math.inf:
+        raise WeightEditError(f"strength {strength} came; expected a finite number of at least 0: 1 is the operation.")
     with torch.no_grad():
-        return operation(choice).on_rendering(stack.render())
+        rendering = stack.render()
+        wanted = operation(choice).on_rendering(rendering)
+        return wanted if strength == 1.0 else rendering.clamp(0.0, 1.0).lerp(wanted, strength).clamp(0.0, 1.0)
 
 
 @torch.no_grad()
