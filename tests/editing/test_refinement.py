@@ -195,6 +195,15 @@ def test_learned_rule_begins_as_kfac_and_comes_back_from_disk(tmp_path):
         assert torch.equal(tensor, back.state_dict()[name])
 
 
+def test_learned_rule_refines_float64_too():
+    stack, targets = _networks("grey")
+    found = refine(stack, targets, 3, rule=LearnedKFAC())
+    expected = refine(stack, targets, 3, rule=KFAC())
+    for name, tensor in found.params.items():
+        assert tensor.dtype == torch.float64
+        torch.testing.assert_close(tensor, expected.params[name], rtol=1e-4, atol=1e-6)
+
+
 def test_gradients_reach_the_learned_rule_through_all_steps():
     stack, targets = _networks("grey", dtype=torch.float64)
     rule = LearnedKFAC().double()
@@ -259,8 +268,11 @@ def test_wrong_input(tmp_path):
             target_of("invert", stack, strength=strength)
     with pytest.raises(ParamsError, match="one SIREN"):
         RenderingProblem(stack.convention, targets).layers({k: p[:1] for k, p in stack.params.items()})
-    with pytest.raises(WeightEditError, match="rate > 0"):
-        KFAC(rate=0.0)
+    for make in (lambda: KFAC(rate=0.0), lambda: LearnedKFACConfig(momentum=1.0)):
+        with pytest.raises(WeightEditError, match="rate > 0"):
+            make()
+    with pytest.raises(WeightEditError, match="horizon of at least 1"):
+        LearnedKFACConfig(width=0)
     from weightedit.checkpoint import save_checkpoint
 
     save_checkpoint(tmp_path / "other", {"x": torch.zeros(1)}, {"kind": "editor", "rule": {}}, "# card")

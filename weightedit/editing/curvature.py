@@ -105,7 +105,10 @@ class LearnedKFACConfig:
 
     Attributes:
         width: hidden units of the network that steers.
-        horizon: steps from the end beyond which all steps look alike.
+        horizon: unit of the clocks of steps done and left; beyond two of them all steps look alike.
+
+    Raises:
+        WeightEditError: a width or horizon that is no whole number of at least 1, or numbers that KFAC refuses.
     """
 
     width: int = 32
@@ -113,6 +116,11 @@ class LearnedKFACConfig:
     rate: float = 0.3
     momentum: float = 0.5
     damping: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(size, int) and size >= 1 for size in (self.width, self.horizon)):
+            raise WeightEditError(f"{self} came; expected a width and a horizon of at least 1: correct them.")
+        KFAC(self.rate, self.momentum, self.damping)
 
 
 class LearnedKFAC(nn.Module):
@@ -164,7 +172,8 @@ class LearnedKFAC(nn.Module):
         seen = torch.cat([of_network, now.new_tensor(clock).expand(len(now), -1)], -1)
         place = now.new_tensor([[float(i == 0), float(i == depth - 1)] for i in range(depth)])
         seen = torch.cat([seen.unsqueeze(1).expand(-1, depth, -1), place.expand(len(now), -1, -1)], -1)
-        rate, momentum, damping_in, damping_out = self.body(seen).unbind(-1)
+        found = self.body(seen.to(next(self.parameters()).dtype)).to(now.dtype)
+        rate, momentum, damping_in, damping_out = found.unbind(-1)
         start = self._start
         logit = torch.logit(torch.as_tensor(start.momentum, dtype=now.dtype, device=now.device))
         return Steering(
