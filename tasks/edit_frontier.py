@@ -30,6 +30,7 @@ from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
 from weightedit.editing.refinement import GradientSteps, RefinementRule, refine, target_of
+from weightedit.errors import WeightEditError
 from weightedit.inr.fitting import fit_directly
 from weightedit.inr.stack import INRStack
 from weightedit.optim.hand_designed import Adam
@@ -49,6 +50,7 @@ class Config:
         operation: what the edit is; the editor is asked only if it is its own.
         editor: a one-shot editor; empty is the shipped one, "none" is none.
         rule: a learned refinement rule; empty is the shipped one.
+        without: contenders to leave out, such as Levenberg-Marquardt, whose cost grows with the cube of the pixels.
         test_count: test INRs, in batches of 64.
         single_count: of these, how many are timed one by one.
         tune_count: validation INRs on which the hand-made rules are tuned.
@@ -62,6 +64,7 @@ class Config:
     operation: str = "dilate"
     editor: str = ""
     rule: str = ""
+    without: tuple[str, ...] = ()
     test_count: int = 256
     single_count: int = 8
     tune_count: int = 64
@@ -163,7 +166,11 @@ def contenders(config: Config) -> tuple[dict[Key, Callable[[INRStack], INRStack]
 
     jobs: dict[Key, Callable[[INRStack], INRStack]] = {}
     tuned: dict[Key, str] = {}
-    for name, all_steps in STEPS.items():
+    unknown = set(config.without) - set(STEPS)
+    if unknown:
+        raise WeightEditError(f"--without {sorted(unknown)} came; expected names among {', '.join(STEPS)}: correct it.")
+    for name in (name for name in STEPS if name not in config.without):
+        all_steps = STEPS[name]
         for steps in tqdm(all_steps[:2] if config.smoke else all_steps, desc=name):
             if name in OWN:
                 if name.startswith("one-shot") and editor is None:
