@@ -59,5 +59,5 @@ def test_the_floor_starts_from_the_inrs_themselves():
 
 
 def test_an_operation_that_is_not_known_is_refused():
-    with pytest.raises(WeightEditError, match="no operation 'sharpen'"):
-        run_demo(Editor(ScaleGMN(SMALL), "sharpen"), 2)
+    with pytest.raises(WeightEditError, match="no operation 'embolden'"):
+        run_demo(Editor(ScaleGMN(SMALL), "embolden"), 2)
