@@ -172,7 +172,7 @@ def test_curvature_rules_are_equivariant(case, rule):
     element = random_element(spec, generator=torch.Generator().manual_seed(3), count=3, dtype=torch.float64)
     rule = rule.double() if isinstance(rule, LearnedKFAC) else rule
     if isinstance(rule, LearnedKFAC):
-        torch.nn.init.normal_(rule.body[2].weight, std=0.1, generator=torch.Generator().manual_seed(4))
+        torch.nn.init.normal_(rule.last.weight, std=0.1, generator=torch.Generator().manual_seed(4))
     problem = RenderingProblem(stack.convention, targets)
     expected = act(element, spec, rule.refine(problem, stack.params, 3))
     found = rule.refine(problem, act(element, spec, stack.params), 3)
@@ -188,7 +188,7 @@ def test_learned_rule_begins_as_kfac_and_comes_back_from_disk(tmp_path):
         expected = KFAC(0.2, 0.4, 0.05).refine(problem, stack.params, 4)[name]
         torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-12)
     rule = LearnedKFAC(config)
-    torch.nn.init.normal_(rule.body[2].weight)
+    torch.nn.init.normal_(rule.last.weight)
     back = LearnedKFAC.from_pretrained(rule.save_pretrained(tmp_path / "rule", "# card"))
     assert back.config == config
     for name, tensor in rule.state_dict().items():
@@ -207,9 +207,9 @@ def test_learned_rule_refines_float64_too():
 def test_gradients_reach_the_learned_rule_through_all_steps():
     stack, targets = _networks("grey", dtype=torch.float64)
     rule = LearnedKFAC().double()
-    torch.nn.init.normal_(rule.body[2].weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(rule.last.weight, std=0.05, generator=torch.Generator().manual_seed(0))
     problem = RenderingProblem(stack.convention, targets)
-    bias = rule.body[2].bias
+    bias = rule.last.bias
 
     def loss():
         return (

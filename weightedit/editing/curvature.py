@@ -12,6 +12,7 @@ One K-FAC step of sine layer l, mean(M) being that of M's diagonal (Martens and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
 from weightedit.editing.rendering_problem import Layer, Pass, RenderingProblem
@@ -138,12 +140,12 @@ class LearnedKFAC(nn.Module):
         self.config = config or LearnedKFACConfig()
         start = KFAC(self.config.rate, self.config.momentum, self.config.damping)
         self._start = Steering(start.rate, start.momentum, start.damping, start.damping)
+        self._logit = math.log(start.momentum / (1 - start.momentum)) if start.momentum else -math.inf
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            last = nn.Linear(self.config.width, 4)
-            self.body = nn.Sequential(nn.Linear(11, self.config.width), nn.Tanh(), last)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+            self.first, self.last = nn.Linear(11, self.config.width), nn.Linear(self.config.width, 4)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine."""
@@ -152,33 +154,36 @@ class LearnedKFAC(nn.Module):
     def trajectory(self, problem: RenderingProblem, params: Params, steps: int) -> tuple[Params, Tensor]:
         """The refined parameters, and the losses on the way [steps, N] (before each step), differentiable."""
         layers, momenta, losses = problem.layers(params), [], []
-        span = problem.convention.span
+        span, clocks = problem.convention.span, self._clocks(steps, len(layers) - 1, problem.targets)
         for step in range(steps):
             found = problem.evaluate(layers, ridge=RIDGE)
             losses.append(found.loss() / span**2)
-            steering = self._steer(losses, step, steps, len(layers) - 1)
-            layers, momenta = kfac_step(problem, layers, found, steering, momenta)
+            layers, momenta = kfac_step(problem, layers, found, self._steer(losses, clocks[step]), momenta)
         end = problem.solve_last(layers, RIDGE)
         kept = torch.stack(losses) if losses else next(iter(params.values())).new_zeros(0, len(problem.targets))
         return problem.params(end), kept
 
-    def _steer(self, losses: list[Tensor], step: int, steps: int, depth: int) -> Steering:
-        now, left, horizon = losses[-1], steps - step, self.config.horizon
-        before = losses[-2] if step else now
-        logs = [(x + 1e-8).log() for x in (now, before, losses[0])]
-        of_network = torch.stack([logs[0] / 5 + 1, logs[0] - logs[1], (logs[0] - logs[2]) / 3], -1)
-        clock = [step / horizon, left / horizon, 1 / left, 1 / (step + 1), float(step == 0), float(step == 1)]
-        clock = [min(x, 2.0) for x in clock]
-        seen = torch.cat([of_network, now.new_tensor(clock).expand(len(now), -1)], -1)
-        place = now.new_tensor([[float(i == 0), float(i == depth - 1)] for i in range(depth)])
-        seen = torch.cat([seen.unsqueeze(1).expand(-1, depth, -1), place.expand(len(now), -1, -1)], -1)
-        found = self.body(seen.to(next(self.parameters()).dtype)).to(now.dtype)
-        rate, momentum, damping_in, damping_out = found.unbind(-1)
+    def _clocks(self, steps: int, depth: int, like: Tensor) -> Tensor:
+        """[steps, L, width]: what the first linear map makes of the clocks and of the layer's place, for all steps."""
+        horizon, rows = self.config.horizon, []
+        for step in range(steps):
+            left = steps - step
+            clock = [step / horizon, left / horizon, 1 / left, 1 / (step + 1), float(step == 0), float(step == 1)]
+            clock = [min(x, 2.0) for x in clock]
+            rows.append([[*clock, float(i == 0), float(i == depth - 1)] for i in range(depth)])
+        seen = torch.tensor(rows, dtype=self.first.weight.dtype, device=like.device).view(steps, depth, 8)
+        return functional.linear(seen, self.first.weight[:, 3:], self.first.bias)
+
+    def _steer(self, losses: list[Tensor], clock: Tensor) -> Steering:
+        now = losses[-1]
+        logs = (torch.stack([now, losses[-2] if len(losses) > 1 else now, losses[0]], -1) + 1e-8).log()
+        seen = torch.stack([logs[:, 0] / 5 + 1, logs[:, 0] - logs[:, 1], (logs[:, 0] - logs[:, 2]) / 3], -1)
+        hidden = functional.linear(seen.to(clock.dtype), self.first.weight[:, :3]).unsqueeze(1) + clock
+        rate, momentum, damping_in, damping_out = self.last(hidden.tanh()).to(now.dtype).unbind(-1)
         start = self._start
-        logit = torch.logit(torch.as_tensor(start.momentum, dtype=now.dtype, device=now.device))
         return Steering(
             start.rate * rate.exp(),
-            torch.sigmoid(logit + momentum),
+            torch.sigmoid(momentum + self._logit),
             start.damping_in * damping_in.exp(),
             start.damping_out * damping_out.exp(),
         )
