@@ -9,6 +9,8 @@ estimator that never calls its forward) and the average is still right.
 
 The decay of the averaged weights, min(ema_decay, (1 + s) / (10 + s)) after s steps, is the one of TensorFlow's
 ExponentialMovingAverage: a short memory at first, because the average starts at the initial weights.
+
+The file is long because everything that a bit-exact resume must keep in step is one class, _Run.
 """
 
 import inspect

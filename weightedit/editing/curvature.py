@@ -46,7 +46,7 @@ class Steering(NamedTuple):
 
 @dataclass(frozen=True)
 class KFAC:
-    """K-FAC with numbers set by hand; the defaults are the best found on MNIST dilation for 5 to 15 steps.
+    """K-FAC with numbers set by hand; the defaults are a first guess that tasks/edit_frontier.py betters.
 
     Args:
         rate: of the step, 1 being Newton's for every layer by itself.
@@ -148,20 +148,14 @@ class LearnedKFAC(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
-        """See RefinementRule.refine."""
-        return self.trajectory(problem, params, steps)[0]
-
-    def trajectory(self, problem: RenderingProblem, params: Params, steps: int) -> tuple[Params, Tensor]:
-        """The refined parameters, and the losses on the way [steps, N] (before each step), differentiable."""
+        """See RefinementRule.refine; differentiable in the rule's own weights."""
         layers, momenta, losses = problem.layers(params), [], []
         span, clocks = problem.convention.span, self._clocks(steps, len(layers) - 1, problem.targets)
         for step in range(steps):
             found = problem.evaluate(layers, ridge=RIDGE)
             losses.append(found.loss() / span**2)
             layers, momenta = kfac_step(problem, layers, found, self._steer(losses, clocks[step]), momenta)
-        end = problem.solve_last(layers, RIDGE)
-        kept = torch.stack(losses) if losses else next(iter(params.values())).new_zeros(0, len(problem.targets))
-        return problem.params(end), kept
+        return problem.params(problem.solve_last(layers, RIDGE))
 
     def _clocks(self, steps: int, depth: int, like: Tensor) -> Tensor:
         """[steps, L, width]: what the first linear map makes of the clocks and of the layer's place, for all steps."""
