@@ -25,13 +25,17 @@ from torch import Tensor, nn
 
 from weightedit.cli import told_in_one_line
 from weightedit.data.weight_sets import WeightSet, load_weight_set
-from weightedit.editing.editor import Editor
+from weightedit.editing.editor import Editor, EditorOptions
 from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.guidance import check_guides
 from weightedit.editing.operations import operation
+from weightedit.inr.convention import Convention
 from weightedit.inr.fitting import fit_directly
 from weightedit.inr.siren import render_images
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+from weightedit.spec import NetworkSpec
+from weightedit.symmetry import act, random_element
 from weightedit.training import TrainOptions, TrainResult, train
 
 
@@ -47,7 +51,11 @@ class Config:
         validation_limit: INRs to choose the best step on; 0 for all.
         test_limit: INRs of the test figure; 0 for all.
         floor_count: test INRs whose target is fitted directly for the floor.
-        metanet: of the ScaleGMN.
+        metanet: of the ScaleGMN; its switches are the ingredients of the study (edit_study.py). extra_types follow from
+            the guides.
+        editor: what surrounds it: guides made from the known target, a solved last layer, wider INRs.
+        augment: act on every training INR with a random element of its symmetry group; an equivariant metanetwork
+            cannot gain by it.
         training: of the ScaleGMN.
         control_steps: training steps of the flat-MLP control; 0 for none.
         frontier: do not train; measure error against time of the shipped editor, the shipped rule and their rivals
@@ -63,6 +71,8 @@ class Config:
     test_limit: int = 0
     floor_count: int = 256
     metanet: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
+    editor: EditorOptions = field(default_factory=EditorOptions)
+    augment: bool = False
     training: TrainOptions = field(
         default_factory=lambda: TrainOptions(
             steps=20_000,
@@ -86,8 +96,8 @@ class Config:
 class Examples:
     """INRs and their targets, in memory; what `train` draws its batches from."""
 
-    def __init__(self, weights: WeightSet, name: str) -> None:
-        self.params, self.targets = weights.stack.params, operation(name)(weights.floats())
+    def __init__(self, weights: WeightSet, targets: Tensor) -> None:
+        self.params, self.targets = weights.stack.params, targets
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -100,22 +110,32 @@ def edit_loss(editor: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Mean squared error of the edited INRs' renderings, over images and pixels."""
     assert isinstance(editor, Editor)
     height, width = batch["targets"].shape[-2:]
-    rendered = render_images(editor(batch["params"]), editor.convention, height, width)
-    return (rendered - batch["targets"]).square().mean()
+    edited = editor(batch["params"], size=(height, width))
+    return (render_images(edited, editor.convention, height, width) - batch["targets"]).square().mean()
+
+
+def augmented_loss(editor: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
+    """`edit_loss` after a random element of the symmetry group has acted on every INR."""
+    assert isinstance(editor, Editor)
+    params = batch["params"]
+    spec, count = NetworkSpec.from_params(params, editor.convention.omega), len(batch["targets"])
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    element = random_element(spec, torch.Generator().manual_seed(seed), count=count, dtype=torch.float32)
+    return edit_loss(editor, {**batch, "params": act(element, spec, params)})
 
 
 def run_training(
     editor: Editor, splits: dict[str, WeightSet], config: Config, options: TrainOptions, out: Path
 ) -> TrainResult:
     """Train `editor` in place; it ends up holding the weights of its best validation step."""
-    validation = splits["validation"]
-    targets = operation(config.operation)(validation.floats())
+    targets = {name: operation(config.operation)(splits[name].floats()) for name in ("train", "validation")}
 
     def validate(model: nn.Module) -> float:
         assert isinstance(model, Editor)
-        return float(mean_squared_errors(model.edit(validation.stack), targets).mean())
+        return float(mean_squared_errors(model.edit(splits["validation"].stack), targets["validation"]).mean())
 
-    return train(editor, edit_loss, Examples(splits["train"], config.operation), validate, out, options)
+    examples, loss = Examples(splits["train"], targets["train"]), augmented_loss if config.augment else edit_loss
+    return train(editor, loss, examples, validate, out, options)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -131,7 +151,7 @@ def main(config: Config) -> dict[str, float]:
         )
     }
     stack, out = splits["test"].stack, Path(config.out)
-    editor = Editor(ScaleGMN(config.metanet), config.operation, stack.convention)
+    editor = build_editor(config, stack.convention)
     result = run_training(editor, splits, config, config.training, out / "run")
     figures = {
         "edited": test_error(editor, splits["test"], config),
@@ -148,6 +168,13 @@ def main(config: Config) -> dict[str, float]:
     if int(os.environ.get("RANK", "0")) == 0:
         report(config, editor, figures, result, splits, out)
     return figures
+
+
+def build_editor(config: Config, convention: Convention) -> Editor:
+    """The editor that `config` describes, untrained."""
+    extra = tuple((kind.scale, kind.odd) for kind in check_guides(config.editor.guides))
+    metanet = ScaleGMN(replace(config.metanet, extra_types=extra))
+    return Editor(metanet, config.operation, convention, config.editor)
 
 
 def _smoke(config: Config) -> Config:
@@ -215,6 +242,17 @@ def report(
 def model_card(config: Config, facts: dict[str, Any], lines: list[str]) -> str:
     """The README.md beside an editor's weights."""
     counts, training = facts["counts"], config.training
+    known = [f"guides made from the operation of the rendering ({', '.join(config.editor.guides)})"]
+    known = known if config.editor.guides else []
+    known += ["the last layer solved towards the operation of the rendering"] if config.editor.solve_last else []
+    told = f"input weights and {config.metanet.probes} learned probes{'' if known else ' only'}"
+    told = ", ".join(
+        [
+            told,
+            *known,
+            f"output {config.editor.widen} times as wide" if config.editor.widen > 1 else "output of the same size",
+        ]
+    )
     minutes, batch = facts["seconds"] / 60, training.batch_size * training.accumulate * facts["processes"]
     return f"""# weightedit editor: {config.operation}
 
@@ -225,8 +263,8 @@ A ScaleGMN of {facts["parameters"]:,} parameters that changes the weights of a S
 |---|---|
 {chr(10).join(lines)}
 
-Protocol P1: one SIREN per image from independent random initialisations, input weights and
-{config.metanet.probes} learned probes only, one shot, output of the same size, target made from the source image.
+Protocol P1: one SIREN per image from independent random initialisations, one shot, {told}, target made from the source
+image.
 {counts["train"]:,} training, {counts["validation"]:,} validation (choice of the best step) and {counts["test"]:,} test
 INRs. The floor is the same SIREN fitted to the target itself, on {min(config.floor_count, counts["test"])} of the test
 INRs; the flat MLP is the control without equivariance, trained by the same code for {config.control_steps:,} steps.

@@ -46,6 +46,8 @@ class Config:
         test_split: name of the test split; "" for none.
         validation: images kept for validation, at most half of the training split.
         limit: use the first so many images of each split; 0 for all.
+        test_limit: of the test split, where it should differ; 0 for as many as `limit` says.
+        size: resize the images to size x size; 0 keeps theirs.
         repeats: INRs per image, each from its own initialisation (in all three splits).
         hidden: hidden widths of the SIREN.
         init: "siren" or "dwsnets".
@@ -63,6 +65,8 @@ class Config:
     test_split: str = "test"
     validation: int = 5000
     limit: int = 0
+    test_limit: int = 0
+    size: int = 0
     repeats: int = 1
     hidden: tuple[int, ...] = (32, 32)
     init: str = "siren"
@@ -80,6 +84,8 @@ def main(config: Config) -> Path:
         config = replace(config, limit=48, validation=16, shard=32, workers=1)
     if config.repeats < 1 or config.shard < 1:
         raise WeightEditError(f"repeats {config.repeats}, shard {config.shard}: expected at least 1 each; change them.")
+    if min(config.limit, config.test_limit, config.size) < 0:
+        raise WeightEditError(f"{config} came; expected limits and a size of at least 0, 0 being all: correct them.")
     out, started = Path(config.out), time.perf_counter()
     parts = out.with_name(f"{out.name}.parts-{derive_seed(*_identity(config)):016x}")
     parts.mkdir(parents=True, exist_ok=True)
@@ -109,8 +115,8 @@ def _identity(config: Config) -> tuple[str, ...]:
 
 def read_images(config: Config) -> tuple[ImageSet, Tensor]:
     """Images of all splits, indexed apart (test indices follow the training split's), and the split of each."""
-    limit = config.limit or None
-    train = load_images(config.images, config.train_split, limit=limit)
+    size = (config.size, config.size) if config.size else None
+    train = load_images(config.images, config.train_split, limit=config.limit or None, size=size)
     if not 0 <= config.validation <= len(train) // 2:
         raise WeightEditError(
             f"validation {config.validation} of {len(train)} images; expected at most half: lower --validation."
@@ -119,7 +125,7 @@ def read_images(config: Config) -> tuple[ImageSet, Tensor]:
     split = split_by_image(train.index, counts=counts, seed=config.seed)
     if not config.test_split:
         return train, split
-    test = load_images(config.images, config.test_split, limit=limit)
+    test = load_images(config.images, config.test_split, limit=config.test_limit or config.limit or None, size=size)
     images = ImageSet(
         torch.cat([train.images, test.images]),
         torch.cat([train.labels, test.labels]),

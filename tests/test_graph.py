@@ -154,11 +154,10 @@ def test_node_constants_agree(views, symmetry):
         assert got[:, 0].tolist() == expected and got.dtype == torch.float64
     level = _level_of_node(SPEC)
     widths = SPEC.widths
-    ends = [i if w_level in (0, SPEC.depth) else 0 for w_level, w in enumerate(widths) for i in range(w)]
     expected = {
         "level": level,
         "height": [SPEC.depth - x for x in level],
-        "position": ends,
+        "position": [i for width in widths for i in range(width)],
         "in_degree": [0 if x == 0 else widths[x - 1] for x in level],
         "out_degree": [0 if x == SPEC.depth else widths[x + 1] for x in level],
     }

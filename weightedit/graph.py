@@ -156,7 +156,7 @@ class NodeConstants:
     shift: Tensor
     level: Tensor
     height: Tensor  # levels above, 0 for outputs
-    position: Tensor  # index in its level for inputs and outputs, 0 for hidden neurons
+    position: Tensor  # index in its level
     in_degree: Tensor
     out_degree: Tensor
 
@@ -175,8 +175,8 @@ def _group_table(spec: NetworkSpec, symmetry: Symmetry) -> Tensor:
 def _place_table(spec: NetworkSpec) -> Tensor:
     rows = []
     for level, width in enumerate(spec.widths):
-        position = torch.arange(width) if level in (0, spec.depth) else torch.zeros(width, dtype=torch.long)
-        rows.append(torch.stack([torch.full((width,), level), torch.full((width,), spec.depth - level), position], 1))
+        ends = torch.tensor([level, spec.depth - level]).expand(width, 2)
+        rows.append(torch.cat([ends, torch.arange(width).unsqueeze(1)], 1))
     return torch.cat(rows)
 
 

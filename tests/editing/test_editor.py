@@ -11,6 +11,7 @@ from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
 from weightedit.editing.refinement import target_of
 from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
+from weightedit.features import DELTA, PARAMETER
 from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.fitting import fit
 from weightedit.inr.siren import initial_params, render_images
@@ -131,7 +132,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 def test_a_metanet_that_is_not_registered_is_not_saved(tmp_path):
     class Own(Metanetwork):
-        pass
+        types_in, types_out = (PARAMETER,), (DELTA,)
 
     with pytest.raises(SpecError, match="Own is not registered"):
         Editor(Own(), "dilate").save_pretrained(tmp_path / "editor", "")

@@ -1,12 +1,14 @@
 """The editor: a metanetwork with a delta head and the operation it was trained for.
 
-One shot: parameters in, edited parameters out; then, if wanted, the steps of refinement.py. Training it is
-tasks/edit_inrs.py; what an operation means on images is operations.py.
+One shot: parameters in, edited parameters out; then, if wanted, the steps of refinement.py. An editor may be informed:
+guided by the target that the operation makes of the INR's own rendering (guidance.py), with its last layer solved
+towards it. Training it is tasks/edit_inrs.py; what an operation means on images is operations.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,18 +17,46 @@ from tqdm import tqdm
 
 from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
 from weightedit.delta import apply_delta, propose_delta
-from weightedit.editing.curvature import KFAC
+from weightedit.editing.curvature import KFAC, RIDGE
+from weightedit.editing.guidance import check_guides, guides
 from weightedit.editing.refinement import RefinementRule, target_of
 from weightedit.editing.refinement import refine as refine_stack
 from weightedit.editing.rendering_problem import RenderingProblem
-from weightedit.errors import FileFormatError, ParamsError, WeightEditError
+from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
+from weightedit.features import PARAMETER, check_types
 from weightedit.inr.convention import Convention, convert
 from weightedit.inr.stack import INRStack
+from weightedit.inr.widening import widened
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.registry import build_metanet, describe_metanet
 from weightedit.spec import NetworkSpec, Params
 
 _CONFIG_KEYS = ("metanet", "operation", "convention")
+
+
+@dataclass(frozen=True)
+class EditorOptions:
+    """What an editor does besides adding its metanetwork's delta.
+
+    Attributes:
+        guides: features made from the known target, names of guidance.GUIDES.
+        solve_last: solve the last layer towards the known target, after the delta.
+        widen: hidden widths of the edited INR, as a multiple of the given one's.
+    """
+
+    guides: tuple[str, ...] = ()
+    solve_last: bool = False
+    widen: int = 1
+
+    def __post_init__(self) -> None:
+        check_guides(self.guides)
+        if self.widen < 1:
+            raise SpecError(f"widen {self.widen} came; expected at least 1, which keeps the width.")
+
+    @property
+    def informed(self) -> bool:
+        """Whether the target must be known, hence the size of the image."""
+        return bool(self.guides) or self.solve_last
 
 
 class Editor(nn.Module):
@@ -36,6 +66,9 @@ class Editor(nn.Module):
         metanet: with types_out (DELTA,).
         operation: name of the operation it was trained for.
         convention: under which it was trained; INRs of other conventions are converted exactly, and back.
+        options: see EditorOptions; the metanetwork reads one more channel per guide.
+
+    Raises TypeMismatchError if the metanetwork does not read just these channels.
 
     >>> from weightedit.inr.siren import initial_params
     >>> from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
@@ -44,8 +77,16 @@ class Editor(nn.Module):
     torch.Size([3, 16, 16])
     """
 
-    def __init__(self, metanet: Metanetwork, operation: str, convention: Convention | None = None) -> None:
+    def __init__(
+        self,
+        metanet: Metanetwork,
+        operation: str,
+        convention: Convention | None = None,
+        options: EditorOptions | None = None,
+    ) -> None:
         super().__init__()
+        self.options = options or EditorOptions()
+        check_types(metanet.types_in, (PARAMETER, *check_guides(self.options.guides)), "the editor's metanetwork")
         self.metanet = metanet
         self.operation = operation
         self.convention = convention or Convention()
@@ -65,31 +106,46 @@ class Editor(nn.Module):
             params: one INR (layers.i.weight [out, in]) or a stack ([N, out, in]).
             convention: of `params`; None: the editor's own.
             refine: steps, after the one-shot edit, towards the operation of the rendering before it.
-            size: height and width of that rendering; needed for `refine`.
+            size: height and width of that rendering; needed for `refine` and by an informed editor.
             rule: of these steps; None is KFAC().
 
         Raises ParamsError on parameters that are no canonical network or not finite, SpecError on one that the
-        metanetwork cannot treat, WeightEditError on `refine` without `size`.
+        metanetwork cannot treat, WeightEditError where a size is needed and missing.
         """
-        convention = convention or self.convention
-        own = convert(dict(params), convention, self.convention)
-        edited = convert(apply_delta(own, self.propose(own)), self.convention, convention)
-        if not refine:
-            return edited
-        if size is None or refine < 0:
+        if refine < 0 or (size is None and (refine or self.options.informed)):
             raise WeightEditError(
                 f"refine {refine}, size {size} came; expected steps of at least 0 and a size: (28, 28)."
             )
-        single = edited["layers.0.weight"].dim() == 2
-        before, after = ({k: p[None] if single else p for k, p in which.items()} for which in (params, edited))
-        targets = target_of(self.operation, INRStack(before, convention, *size))
-        after = (rule or KFAC()).refine(RenderingProblem(convention, targets), after, refine)
-        return {name: tensor[0] if single else tensor for name, tensor in after.items()}
+        convention = convention or self.convention
+        single = params["layers.0.weight"].dim() == 2 if "layers.0.weight" in params else False
+        given = {name: tensor[None] for name, tensor in params.items()} if single else dict(params)
+        own = convert(given, convention, self.convention)
+        problem = None
+        if size is not None and (refine or self.options.informed):
+            NetworkSpec.from_params(own, self.convention.omega).check_params(own)
+            problem = RenderingProblem(
+                self.convention, target_of(self.operation, INRStack(own, self.convention, *size))
+            )
+        start = widened(own, self.options.widen, self.convention.omega)
+        edited = apply_delta(start, self.propose(start, problem))
+        if problem is not None and self.options.solve_last:
+            edited = problem.params(problem.solve_last(problem.layers(edited), RIDGE))
+        if problem is not None and refine:
+            edited = (rule or KFAC()).refine(problem, edited, refine)
+        edited = convert(edited, self.convention, convention)
+        return {name: tensor[0] for name, tensor in edited.items()} if single else edited
 
-    def propose(self, params: Mapping[str, Tensor]) -> Params:
-        """The delta for `params` under the editor's own convention, computed in the editor's floating-point type."""
+    def propose(self, params: Mapping[str, Tensor], problem: RenderingProblem | None = None) -> Params:
+        """The delta for `params` under the editor's own convention, computed in the editor's floating-point type.
+
+        Args:
+            params: one INR or a stack; a stack if the editor has guides.
+            problem: what the guides are made from.
+        """
         spec, dtype = NetworkSpec.from_params(params, self.convention.omega), next(self.parameters()).dtype
-        delta = propose_delta(self.metanet, spec, {name: tensor.to(dtype) for name, tensor in params.items()})
+        extra = guides(self.options.guides, problem, dict(params)) if problem is not None else []
+        cast = [(kind, {name: tensor.to(dtype) for name, tensor in guide.items()}) for kind, guide in extra]
+        delta = propose_delta(self.metanet, spec, {name: tensor.to(dtype) for name, tensor in params.items()}, cast)
         return {name: tensor.to(params[name].dtype) for name, tensor in delta.items()}
 
     @torch.no_grad()
@@ -120,11 +176,13 @@ class Editor(nn.Module):
         parts = []
         for start in range(0, len(stack), batch_size):
             part = {name: tensor[start : start + batch_size].to(device) for name, tensor in stack.params.items()}
-            parts.append(self(part, stack.convention))
+            parts.append(self(part, stack.convention, size=(stack.height, stack.width)))
             bar.update(len(part["layers.0.weight"]))
         bar.close()
         home = stack.params["layers.0.weight"].device
-        edited = stack.with_params({k: torch.cat([part[k] for part in parts]).to(home) for k in stack.params})
+        edited = replace(
+            stack, params={k: torch.cat([part[k] for part in parts]).to(home) for k in stack.params}, psnr=None
+        )
         if not refine:
             return edited
         return refine_stack(edited, target_of(self.operation, stack), refine, rule=rule, progress=progress)
@@ -143,6 +201,7 @@ class Editor(nn.Module):
             "metanet": {"name": name, "config": config},
             "operation": self.operation,
             "convention": self.convention.to_dict(),
+            "options": asdict(self.options),
             "training": dict(training or {}),
         }
         return save_checkpoint(folder, self.metanet.state_dict(), facts, card)
@@ -156,7 +215,9 @@ class Editor(nn.Module):
         tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
         try:
             metanet = build_metanet(config["metanet"]["name"], config["metanet"]["config"])
-            editor = cls(metanet, str(config["operation"]), Convention.from_dict(config["convention"]))
+            given = dict(config.get("options", {}))  # editors older than the options have none
+            options = EditorOptions(**{**given, "guides": tuple(given.get("guides", ()))})
+            editor = cls(metanet, str(config["operation"]), Convention.from_dict(config["convention"]), options)
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(
                 f"{source} holds a config that makes no editor ({error}); expected one that save_pretrained wrote. "

@@ -10,23 +10,26 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from weightedit.errors import WeightEditError
+from weightedit.inr.convention import widths_of
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.spec import Params
 
 
-def widen(stack: INRStack, factor: int, *, generator: torch.Generator | None = None) -> INRStack:
+def widen(stack: INRStack, factor: int, *, seed: int = 0) -> INRStack:
     """The same pictures from SIRENs whose hidden layers are `factor` times as wide.
 
-    New neurons are drawn as in a fresh SIREN of the new widths (initialisation "siren") and may read old ones; no old
-    neuron and no output reads a new one, so the function is the same up to the rounding of sums.
+    New neurons are drawn as in a fresh SIREN of the new widths (initialisation "siren"), the same ones for every INR,
+    and may read old ones; no old neuron and no output reads a new one, so the function is the same up to the rounding
+    of sums.
 
     Args:
         stack: N INRs.
         factor: at least 1; 1 returns the stack itself.
-        generator: where the new neurons come from; None is PyTorch's global CPU generator.
+        seed: of the new neurons.
 
     Returns:
         N INRs of widths (inputs, factor * hidden, ..., outputs); everything but the weights is kept.
@@ -38,20 +41,23 @@ def widen(stack: INRStack, factor: int, *, generator: torch.Generator | None = N
         raise WeightEditError(f"factor {factor} came; expected at least 1: 2 doubles the hidden widths.")
     if factor == 1:
         return stack
-    inputs, *hidden, outputs = stack.widths
+    return replace(stack, params=widened(stack.params, factor, stack.convention.omega, seed=seed))
+
+
+def widened(params: Params, factor: int, omega: float, *, seed: int = 0) -> Params:
+    """`widen` on the bare parameters of N stacked INRs; differentiable in them."""
+    if factor == 1:
+        return params
+    inputs, *hidden, outputs = widths_of(params)
     widths = (inputs, *(factor * width for width in hidden), outputs)
-    fresh = initial_params(len(stack), widths, omega=stack.convention.omega, generator=generator)
-    params: Params = {}
-    for name, old in stack.params.items():
-        new = fresh[name].to(old)
-        last = name.startswith(f"layers.{len(widths) - 2}.")
-        params[name] = _placed(old, new.zero_() if last else new)
-    return replace(stack, params=params)
+    fresh = initial_params(1, widths, omega=omega, generator=torch.Generator().manual_seed(seed))
+    last = f"layers.{len(widths) - 2}."
+    return {k: _placed(old, fresh[k].to(old), free=not k.startswith(last)) for k, old in params.items()}
 
 
-def _placed(old: Tensor, new: Tensor) -> Tensor:
-    """`new` [N, out', ...] with `old` [N, out, ...] in its first corner; old rows read nothing new."""
-    rows = old.shape[1]
-    new[:, :rows] = 0.0
-    new[(slice(None), *(slice(size) for size in old.shape[1:]))] = old
-    return new
+def _placed(old: Tensor, new: Tensor, *, free: bool) -> Tensor:
+    """`new` [1, out', ...] around `old` [N, out, ...] in its first corner; old rows read nothing new."""
+    rest = (new if free else torch.zeros_like(new)).expand(len(old), *new.shape[1:])[:, old.shape[1] :]
+    if old.dim() == 3:
+        old = functional.pad(old, (0, new.shape[2] - old.shape[2]))
+    return torch.cat([old, rest], 1)

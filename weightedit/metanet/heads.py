@@ -108,8 +108,17 @@ class LastLayerRefit(nn.Module):
 class DeltaHead(nn.Module):
     """Streams -> (weight delta [..., e, 1], bias delta [..., n, 1]) in the gauge, times the learned layer scales."""
 
-    def __init__(self, node_width: int, edge_width: int, readings: int, levels: int, initial_scale: float) -> None:
+    def __init__(
+        self,
+        node_width: int,
+        edge_width: int,
+        readings: int,
+        levels: int,
+        initial_scale: float,
+        rank_one: bool = True,
+    ) -> None:
         super().__init__()
+        self.rank_one = rank_one
         self.change_incoming = OddLinear(node_width, readings)
         self.change_outgoing = OddLinear(node_width, readings)
         self.gate_forecast = nn.Linear(node_width, 1)
@@ -135,7 +144,8 @@ class DeltaHead(nn.Module):
         target = torch.cat([self.product(z)[..., :1], scale[:, :1].expand(*z.shape[:-1], 1)], -1)
         at_target, at_source = layout.to_target(target), layout.to_source(self.product(z)[..., 1:])
         weights = raw * (at_target[..., :1] + at_source) + self.read_edges(state.edges)
-        weights = weights + layout.outer(x, y) / math.sqrt(x.shape[-1])
+        if self.rank_one:
+            weights = weights + layout.outer(x, y) / math.sqrt(x.shape[-1])
         weights = weights + layout.outer(change, readings.activations) / math.sqrt(change.shape[-1])
         biases = (self.read_bias(x, free) + change.sum(-1, keepdim=True) / math.sqrt(change.shape[-1])) * scale[:, 1:]
         return weights * at_target[..., 1:], biases

@@ -68,9 +68,12 @@ class NodeUpdate(nn.Module):
     Residual on all three streams; the two odd ones are gated by invariants.
     """
 
-    def __init__(self, width: int, slope_width: int, messages_in: int, messages_out: int) -> None:
+    def __init__(
+        self, width: int, slope_width: int, messages_in: int, messages_out: int, relative_signs: bool = True
+    ) -> None:
         super().__init__()
         self.width = width
+        self.relative_signs = relative_signs
         self.bridge = OddLinear(slope_width, 2 * width)
         self.mix_incoming = OddLinear(2 * width + messages_in, width)
         self.mix_outgoing = OddLinear(2 * width + messages_out, width)
@@ -93,7 +96,8 @@ class NodeUpdate(nn.Module):
             invariants += even
         mixed_in = unit_rms(self.mix_incoming(torch.cat(from_in, -1), free))
         mixed_out = unit_rms(self.mix_outgoing(torch.cat(from_out, -1), free))
-        invariants += [_pairs(self.pair_incoming(mixed_in, free)), _pairs(self.pair_outgoing(mixed_out, free))]
+        pairs = self.pair_incoming(mixed_in, free), self.pair_outgoing(mixed_out, free)
+        invariants += [_pairs(pair if self.relative_signs else pair.abs()) for pair in pairs]
         found = self.out(functional.silu(self.hidden(self.norm(torch.cat(invariants, -1)))))
         step, gate_in, gate_out = found.split(self.width, -1)
         return replace(
@@ -141,9 +145,18 @@ class EdgeUpdate(nn.Module):
     their number, and means of v at both.
     """
 
-    def __init__(self, node_width: int, edge_width: int, even_width: int = 0) -> None:
+    def __init__(
+        self,
+        node_width: int,
+        edge_width: int,
+        even_width: int = 0,
+        rank_one: bool = True,
+        edge_skip: bool = True,
+        relative_signs: bool = True,
+    ) -> None:
         super().__init__()
         self.edge_width = edge_width
+        self.rank_one, self.edge_skip, self.relative_signs = rank_one, edge_skip, relative_signs
         self.from_incoming = OddLinear(node_width, 3 * edge_width)
         self.from_outgoing = OddLinear(node_width, 3 * edge_width)
         self.from_invariant = nn.Linear(node_width, 2 * edge_width)
@@ -163,14 +176,19 @@ class EdgeUpdate(nn.Module):
         x = self.from_incoming(unit_rms(state.incoming), free).chunk(3, -1)
         y = self.from_outgoing(unit_rms(state.outgoing), free).chunk(3, -1)
         at_target, at_source = self.from_invariant(state.invariant).chunk(2, -1)
-        v = cast(Tensor, Damp.apply(self.product(layout.modulate(state.edges, x[0], y[0])), state.edges))
+        products = layout.modulate(state.edges, x[0], y[0])
+        products = products if self.relative_signs else products.abs()
+        v = cast(Tensor, Damp.apply(self.product(products), state.edges))
         v = layout.add_ends(v, at_target, at_source)
         if self.even is not None and even is not None:
             v = v + self.even(even)
         v = functional.silu(v)
         # Not addcmul: its gradient multiplies twice by the scalar 1. In place: fresh edge-sized memory is dear.
-        edges = (state.edges * self.gate(v)).add_(state.edges)
-        edges = edges.add_(layout.modulate(self.rank_gate(v), x[1], y[1]))
+        edges = state.edges * self.gate(v)
+        if self.edge_skip:
+            edges = edges.add_(state.edges)
+        if self.rank_one:
+            edges = edges.add_(layout.modulate(self.rank_gate(v), x[1], y[1]))
         new = replace(state, edges=edges)
         degree_in, degree_out = constants.in_degree.clamp(min=1), constants.out_degree.clamp(min=1)
         odd_in = layout.collect_at_target(edges, y[2]) * degree_in.rsqrt()

@@ -24,6 +24,8 @@ from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams
 from weightedit.probing import backpropagate, bias_reading, probe
 from weightedit.spec import SYMMETRIES, Symmetry
 
+_SWITCHES = {"rank_one", "edge_skip", "relative_signs", "neuron_codes"}
+
 
 @dataclass(frozen=True)
 class ScaleGMNConfig:
@@ -42,6 +44,11 @@ class ScaleGMNConfig:
         bidirectional: also send messages from targets to sources.
         levels: how many levels, from either end, have node codes and output scales of their own.
         initial_scale: size of a delta relative to the weights of its layer, at the start.
+        rank_one: keep the terms x_i y_j of edges and head, which let a zero weight become non-zero.
+        edge_skip: keep the edge of the layer before, e + update instead of update.
+        relative_signs: let nonlinear functions see products of two odd channels; else their absolute values only.
+        neuron_codes: a learned code for each of the first so many neurons of every level, which gives permutation
+            symmetry up on purpose; a control for studies, 0 for none.
         extra_types: channels after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         seed: of the initial weights.
     """
@@ -58,6 +65,10 @@ class ScaleGMNConfig:
     bidirectional: bool = True
     levels: int = 8
     initial_scale: float = 0.01
+    rank_one: bool = True
+    edge_skip: bool = True
+    relative_signs: bool = True
+    neuron_codes: int = 0
     extra_types: tuple[tuple[int, bool], ...] = ()
     seed: int = 0
 
@@ -65,8 +76,8 @@ class ScaleGMNConfig:
         if self.symmetry not in SYMMETRIES:
             raise SpecError(f"symmetry {self.symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
         sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels)
-        if min(sizes) < 1 or self.probes < 0:
-            raise SpecError(f"{self} came; expected positive sizes, and probes of at least 0.")
+        if min(sizes) < 1 or min(self.probes, self.neuron_codes) < 0:
+            raise SpecError(f"{self} came; expected positive sizes, and probes and neuron codes of at least 0.")
         if self.refit and not (self.probes and self.forecast):
             raise SpecError(
                 "refit came without probes or without a forecast; expected both, it fits the one to the other."
@@ -78,9 +89,13 @@ class ScaleGMNConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> ScaleGMNConfig:
-        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries."""
-        if set(data) != {field.name for field in fields(cls)}:
-            raise SpecError(f"entries {sorted(data)} came; expected {sorted(field.name for field in fields(cls))}.")
+        """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
+
+        The switches of ablations may be missing: configs older than they are have them on.
+        """
+        expected = {field.name for field in fields(cls)}
+        if not expected - _SWITCHES <= set(data) <= expected:
+            raise SpecError(f"entries {sorted(data)} came; expected {sorted(expected)}.")
         extra = data["extra_types"]
         assert isinstance(extra, (list, tuple))
         return cls(**{**data, "extra_types": tuple((int(k), bool(odd)) for k, odd in extra)})  # type: ignore[arg-type]
@@ -136,6 +151,8 @@ class ScaleGMN(Metanetwork):
         self.codes = LayerTable(config.levels, node, spread=0.5)
         self.input_codes = nn.Parameter(torch.randn(config.inputs, node))
         self.output_codes = nn.Parameter(torch.randn(config.outputs, node))
+        if config.neuron_codes:
+            self.neuron_codes = nn.Embedding(config.neuron_codes * config.levels, node)
         self.forecast = Forecast(read, config.forecast) if config.forecast else None
         seen = 2 * read if config.forecast else read
         self.lift_edges = nn.Linear(odd, edge, bias=False)
@@ -143,11 +160,15 @@ class ScaleGMN(Metanetwork):
         self.lift_incoming = OddLinear(seen + odd, node)
         self.lift_outgoing = OddLinear(seen, node)
         self.lift_invariant = nn.Linear(odd + 1 + even, node)
-        self.encode = NodeUpdate(node, node, 0, 0)
-        self.edge_updates = nn.ModuleList(EdgeUpdate(node, edge, 0 if i else even) for i in range(config.layers))
-        self.node_updates = nn.ModuleList(NodeUpdate(node, node, edge, edge) for _ in range(config.layers))
+        kept = config.relative_signs
+        switches = (config.rank_one, config.edge_skip, kept)
+        self.encode = NodeUpdate(node, node, 0, 0, kept)
+        self.edge_updates = nn.ModuleList(
+            EdgeUpdate(node, edge, 0 if i else even, *switches) for i in range(config.layers)
+        )
+        self.node_updates = nn.ModuleList(NodeUpdate(node, node, edge, edge, kept) for _ in range(config.layers))
         self.refit = LastLayerRefit() if config.refit else None
-        self.head = DeltaHead(node, edge, read, config.levels, config.initial_scale)
+        self.head = DeltaHead(node, edge, read, config.levels, config.initial_scale, config.rank_one)
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
         """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
@@ -223,6 +244,10 @@ class ScaleGMN(Metanetwork):
         position_in = constants.position.clamp(max=self.config.inputs - 1)
         position_out = constants.position.clamp(max=self.config.outputs - 1)
         ends = is_input * self.input_codes[position_in] + is_output * self.output_codes[position_out]
+        if self.config.neuron_codes:
+            place = constants.level.clamp(max=self.config.levels - 1) * self.config.neuron_codes
+            place = place + constants.position.clamp(max=self.config.neuron_codes - 1)
+            ends = ends + self.neuron_codes(place)
         return self.codes(constants) + ends
 
     @staticmethod
