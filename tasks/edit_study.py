@@ -214,7 +214,7 @@ def report(config: Config, results: Mapping[str, list[dict[str, float]]]) -> str
     """Markdown: a row per ingredient, mean and range over the seeds."""
     lines = [
         f"{config.operation}, one shot, {config.test_limit:,} test INRs, mean squared error x 1e-2, mean over "
-        f"{config.seeds} seeds (lowest to highest); equal training compute, {config.steps} steps of 32 INRs for the base",
+        f"{config.seeds} seeds (lowest to highest); equal training compute, {config.steps} steps of 32 for the base",
         "",
         "| editor | MSE x 1e-2 | parameters | steps |",
         "|---|---|---|---|",

@@ -264,7 +264,7 @@ def test_wrong_input(tmp_path):
         with pytest.raises(ParamsError, match="one per INR"):
             refine(stack, wrong, 1)
     for strength in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(WeightEditError, match="expected a finite number"):
+        with pytest.raises(WeightEditError, match="expected finite numbers"):
             target_of("invert", stack, strength=strength)
     with pytest.raises(ParamsError, match="one SIREN"):
         RenderingProblem(stack.convention, targets).layers({k: p[:1] for k, p in stack.params.items()})

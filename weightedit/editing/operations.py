@@ -44,6 +44,8 @@ class Operation:
         function: float images [N, C, H, W] in [0, 1] -> the same shape, values in [0, 1].
         channels: the channel counts it accepts; None accepts any.
         differentiable: whether autograd passes through it (the OpenCV operations detach).
+        graded: images and strengths [N, 1, 1, 1] -> images, from the image itself at 0 to `function` at 1; None blends
+            the two linearly.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Operation:
     function: Callable[[Tensor], Tensor]
     channels: tuple[int, ...] | None = None
     differentiable: bool = True
+    graded: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Apply the operation.
@@ -90,6 +93,35 @@ class Operation:
             WeightEditError: as for a call; NaN is not clamped away.
         """
         return self(rendering.clamp(0.0, 1.0))
+
+    def at(self, images: Tensor, strength: float | Tensor) -> Tensor:
+        """The operation by degrees.
+
+        Args:
+            images: as for a call.
+            strength: a number of at least 0, or one per image: 0 is the image itself, 1 the operation; beyond 1 the
+                change is exaggerated and cut off at 0 and 1.
+
+        Raises:
+            WeightEditError: as for a call; strengths that are negative, not finite, or not one per image.
+        """
+        amount = torch.as_tensor(strength, dtype=images.dtype, device=images.device)
+        if amount.dim() > 1 or (amount.dim() == 1 and amount.numel() != len(images)):
+            raise WeightEditError(
+                f"strengths of shape {tuple(amount.shape)} came for {len(images)} images; expected a number, or one each."
+            )
+        if not bool((amount.isfinite() & (amount >= 0)).all()):
+            raise WeightEditError(
+                f"strength {strength} came; expected finite numbers of at least 0: 1 is the operation."
+            )
+        if bool((amount == 1).all()):
+            return self(images)
+        self._check(images)
+        if images.numel() == 0:
+            return images.clone()
+        amount = amount.expand(len(images)).view(-1, 1, 1, 1)
+        graded = images.lerp(self(images), amount) if self.graded is None else self.graded(images, amount)
+        return torch.where(amount == 0, images, graded.clamp(0.0, 1.0))
 
     def _check(self, images: Tensor) -> None:
         if not isinstance(images, Tensor) or not images.is_floating_point():
@@ -196,14 +228,34 @@ def _shift(images: Tensor) -> Tensor:
     return functional.pad(images, (2, 0, 0, 0), mode="replicate")[..., :-2]
 
 
+def _shift_by(images: Tensor, strength: Tensor) -> Tensor:
+    shift = torch.zeros_like(strength).expand(-1, 1, 2, 3).squeeze(1).clone()
+    shift[:, 0, 2] = -2.0 * strength.flatten()
+    return moved(images, shift + torch.eye(2, 3, dtype=shift.dtype, device=shift.device))
+
+
 def _rotate(images: Tensor) -> Tensor:
-    """Every pixel of the result looks where it came from, in pixels about the centre."""
-    height, width = images.shape[2:]
-    cosine, sine = math.cos(math.pi / 12), math.sin(math.pi / 12)
-    matrix = images.new_tensor([[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]])
-    places = functional.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
-    turned = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
-    return turned.clamp(0.0, 1.0)  # rounding may pass 1 by one ulp
+    return _rotate_by(images, images.new_ones(len(images), 1, 1, 1))
+
+
+def _rotate_by(images: Tensor, strength: Tensor) -> Tensor:
+    angle = strength.flatten() * (math.pi / 12)
+    cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    rows = [torch.stack(row, -1) for row in ((cosine, -sine, zero), (sine, cosine, zero))]
+    return moved(images, torch.stack(rows, 1)).clamp(0.0, 1.0)  # rounding may pass 1 by one ulp
+
+
+def moved(images: Tensor, matrix: Tensor) -> Tensor:
+    """Every pixel (x, y) of the result, about the centre, shows the source at matrix (x, y, 1); border repeated."""
+    size = images.new_tensor([images.shape[3] / 2, images.shape[2] / 2])
+    matrix = torch.cat([matrix[..., :2] * size / size.unsqueeze(1), matrix[..., 2:] / size.unsqueeze(1)], -1)
+    places = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, places, padding_mode="border", align_corners=False)
+
+
+def _power(exponent: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """images to the power of exponent^strength: gammas that compose."""
+    return lambda images, strength: images ** (exponent**strength)
 
 
 def _contrast(images: Tensor) -> Tensor:
@@ -280,11 +332,23 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
                 differentiable=False,
             ),
             Operation("invert", "1 - x", _invert),
-            Operation("darken", "gamma 2: x squared", _darken),
-            Operation("brighten", "gamma 1/2: the square root of x", _brighten),
+            Operation("darken", "gamma 2: x squared; by degrees x^(2^s)", _darken, graded=_power(2.0)),
+            Operation(
+                "brighten", "gamma 1/2: the square root of x; by degrees x^(2^-s)", _brighten, graded=_power(0.5)
+            ),
             Operation("sharpen", "x + (x - blur(x)), cut off at 0 and 1", _sharpen),
-            Operation("shift", "two pixels to the right, the left border repeated", _shift),
-            Operation("rotate", "15 degrees anticlockwise, bilinear, border pixels repeated", _rotate),
+            Operation(
+                "shift",
+                "two pixels to the right, the left border repeated; by degrees 2 s pixels, bilinear",
+                _shift,
+                graded=_shift_by,
+            ),
+            Operation(
+                "rotate",
+                "15 degrees anticlockwise, bilinear, border pixels repeated; by degrees 15 s",
+                _rotate,
+                graded=_rotate_by,
+            ),
             Operation("blur", "3x3 binomial filter, (1 2 1)/4 along each axis, border pixels repeated", _blur),
         )
     }

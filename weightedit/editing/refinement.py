@@ -8,7 +8,6 @@ ones among them, are curvature.py's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -80,27 +79,23 @@ def _scaled(problem: RenderingProblem, grads: list[Layer], factor: float) -> Par
 
 
 def target_of(
-    choice: str | Operation | Callable[[Tensor], Tensor], stack: INRStack, *, strength: float = 1.0
+    choice: str | Operation | Callable[[Tensor], Tensor], stack: INRStack, *, strength: float | Tensor = 1.0
 ) -> Tensor:
     """The target that is known at edit time: from the rendering (at strength 0) to the operation of it (at 1).
 
     Args:
         choice: the operation, its name, or any function from images [N, C, H, W] in [0, 1] to the same.
         stack: N INRs.
-        strength: share of the way; beyond 1 the change is exaggerated and cut off at 0 and 1.
+        strength: a number, or one per INR, see Operation.at; beyond 1 the change is exaggerated and cut off.
 
     Returns:
         Float [N, C, H, W] in [0, 1] at the fitted size, without gradients.
 
     Raises:
-        WeightEditError: an unknown operation, or a strength that is negative or not finite.
+        WeightEditError: an unknown operation, or strengths that Operation.at refuses.
     """
-    if not 0.0 <= strength < math.inf:
-        raise WeightEditError(f"strength {strength} came; expected a finite number of at least 0: 1 is the operation.")
     with torch.no_grad():
-        rendering = stack.render()
-        wanted = operation(choice).on_rendering(rendering)
-        return wanted if strength == 1.0 else rendering.clamp(0.0, 1.0).lerp(wanted, strength).clamp(0.0, 1.0)
+        return operation(choice).at(stack.render().clamp(0.0, 1.0), strength)
 
 
 @torch.no_grad()
