@@ -2,9 +2,9 @@
 
     python tasks/train_predictive_editor.py --weights runs/mnist-inrs --operations dilate --out runs/predictive
 
-The predictor learns from pairs (an INR's rendering, the operation of its source image), with strengths drawn from 0 to 1
-if it knows several operations or is told to; the steps are those of a trained refinement rule (train_refinement.py). The
-best step is chosen on validation INRs. Started again with the same arguments, a run goes on where it was stopped.
+The predictor learns from pairs (an INR's rendering, the operation of its source image), with strengths drawn from 0 to
+1 if it knows several operations or is told to; the steps are those of a trained refinement rule (train_refinement.py).
+The best step is chosen on validation INRs. Started again with the same arguments, a run goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def test_figures(
 
 
 def forward_flops(editor: PredictiveEditor, test: WeightSet) -> int:
-    """Floating-point operations of the matrix products and convolutions of one edit of one INR, as torch counts them."""
+    """Floating-point operations of one edit of one INR: matrix products and convolutions, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         editor.edit(test.stack[:1], editor.operations[0])
     return counter.get_total_flops()
@@ -219,14 +219,14 @@ was learned from {counts["train"]:,} pairs of an INR and an edited source image.
 
 {told}
 
-Mean squared error, image in [0, 1], against the operation of the source image, {counts["test"]:,} test INRs, one SIREN per
-image from independent random initialisations, output of the same size:
+Mean squared error, image in [0, 1], against the operation of the source image, {counts["test"]:,} test INRs, one SIREN
+per image from independent random initialisations, output of the same size:
 
 {table}
 
 Trained for {training.steps:,} steps of {training.batch_size} pairs (best step {facts["best_step"]:,}, chosen on
-{counts["validation"]:,} validation INRs) in {facts["seconds"] / 60:.0f} minutes on {facts["hardware"]}, seed {training.seed}.
-config.json holds the whole configuration.
+{counts["validation"]:,} validation INRs) in {facts["seconds"] / 60:.0f} minutes on {facts["hardware"]}, seed
+{training.seed}. config.json holds the whole configuration.
 """
 
 

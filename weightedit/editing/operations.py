@@ -108,7 +108,7 @@ class Operation:
         amount = torch.as_tensor(strength, dtype=images.dtype, device=images.device)
         if amount.dim() > 1 or (amount.dim() == 1 and amount.numel() != len(images)):
             raise WeightEditError(
-                f"strengths of shape {tuple(amount.shape)} came for {len(images)} images; expected a number, or one each."
+                f"strengths of shape {tuple(amount.shape)} came for {len(images)} images; expected one, or one each."
             )
         if not bool((amount.isfinite() & (amount >= 0)).all()):
             raise WeightEditError(

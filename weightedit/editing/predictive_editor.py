@@ -141,7 +141,7 @@ class PredictiveEditor(nn.Module):
         amounts = torch.as_tensor(strength, dtype=torch.float32, device=device)
         if amounts.dim() > 1 or (amounts.dim() == 1 and amounts.numel() != len(stack)):
             raise WeightEditError(
-                f"strengths of shape {tuple(amounts.shape)} came for {len(stack)} INRs; expected one number, or one each."
+                f"strengths of shape {tuple(amounts.shape)} came for {len(stack)} INRs; expected one, or one each."
             )
         if not bool(((amounts >= 0) & (amounts <= 1)).all()):
             raise WeightEditError(f"strength {strength} came; expected 0 (nothing) to 1 (the operation).")
