@@ -32,6 +32,7 @@ from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
+from weightedit.preview import draw_strengths
 from weightedit.training import TrainOptions, train
 
 
@@ -168,7 +169,11 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     table = report(figures)
     print(f"mean squared error on {len(splits['test'])} test INRs, after {config.steps} steps\n{table}")
     editor.save_pretrained(out / "editor", model_card(config, facts, table), json.loads(json.dumps(facts, default=str)))
-    print(f"editor written to {out / 'editor'}")
+    shown = min(max(6, len(names)), len(splits["test"]))
+    draw_strengths(
+        editor, splits["test"].stack[:shown], splits["test"].floats()[:shown], out / "editor" / "strengths.png"
+    )
+    print(f"editor and strengths.png written to {out / 'editor'}")
     return figures
 
 

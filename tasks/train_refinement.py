@@ -4,7 +4,8 @@
 
 Inner problem: one INR, `steps` steps towards operation(its own rendering). Outer loss: the logarithm of the mean
 squared error against operation(source image) after the last step, by backpropagation through all steps; their number is
-drawn from 1 to `longest` for every batch. The best step is chosen on the validation INRs. Started again with the same
+drawn from 1 to `longest` for every batch. Batches come from all weight sets and output widths in turn, each from one
+architecture. The best step is chosen on the validation INRs of all of them. Started again with the same
 arguments, a run goes on where it was stopped.
 """
 
@@ -28,8 +29,10 @@ from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
 from weightedit.editing.refinement import RefinementRule, refine, target_of
 from weightedit.editing.rendering_problem import RenderingProblem
+from weightedit.errors import WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import render_images
+from weightedit.inr.widening import widen, widened
 from weightedit.training import TrainOptions, train
 
 
@@ -38,7 +41,8 @@ class Config:
     """One experiment.
 
     Attributes:
-        weights: folder of a weight set (tasks/fit_inrs.py).
+        weights: folders of weight sets (tasks/fit_inrs.py), of any architectures; the test figures are of the first.
+        widen: output widths to train at, as multiples of the given ones, see inr/widening.py.
         out: folder of the run; the finished rule is written to out/rule.
         operations: what is learned on, dealt out among the INRs in turn.
         longest: most steps of an inner problem.
@@ -50,7 +54,8 @@ class Config:
         smoke: seconds instead of minutes, to see that everything runs.
     """
 
-    weights: str = "runs/mnist-inrs"
+    weights: tuple[str, ...] = ("runs/mnist-inrs",)
+    widen: tuple[int, ...] = (1,)
     out: str = "runs/refine"
     operations: tuple[str, ...] = ("dilate",)
     longest: int = 12
@@ -99,16 +104,37 @@ class Problems:
         return {"params": params, "known": self.known[rows], "wanted": self.wanted[rows]}
 
 
+class Mixture:
+    """Several sets of problems, every batch from one of them: which one, its first index says."""
+
+    def __init__(self, parts: list[Problems], widen: tuple[int, ...]) -> None:
+        self.kinds = [(part, factor) for part in parts for factor in widen]
+        self.longest = max(map(len, parts))
+
+    def __len__(self) -> int:
+        return self.longest * len(self.kinds)
+
+    def __getitem__(self, rows: Tensor) -> dict[str, Any]:
+        part, factor = self.kinds[int(rows[0]) % len(self.kinds)]
+        batch = part[rows.div(len(self.kinds), rounding_mode="floor") % len(part)]
+        return {**batch, "params": widened(batch["params"], factor, part.convention.omega)}
+
+
 def main(config: Config) -> dict[str, dict[int, float]]:
     """Train, test at every number of steps, write out/rule and out/result.json; returns the test figures."""
     if config.smoke:
         short = replace(config.training, steps=2, batch_size=2, warmup_steps=0, validate_every=1, checkpoint_every=1)
         config = replace(config, train_limit=8, validation_limit=4, test_limit=4, longest=2, training=short)
     limits = {"train": config.train_limit, "validation": config.validation_limit, "test": config.test_limit}
-    splits = {name: load_weight_set(config.weights, name, limit or None) for name, limit in limits.items()}
+    sets = [
+        {name: load_weight_set(folder, name, limit or None) for name, limit in limits.items()}
+        for folder in config.weights
+    ]
+    if not sets or len({part["train"].stack.convention for part in sets}) > 1:
+        raise WeightEditError(f"--weights {config.weights} came; expected sets of one convention: convert them.")
     rule, out = LearnedKFAC(config.rule), Path(config.out)
-    problems = {name: Problems(part, config.operations) for name, part in splits.items()}
-    convention = splits["train"].stack.convention
+    problems = {name: [Problems(part[name], config.operations) for part in sets] for name in limits}
+    convention = problems["train"][0].convention
 
     def loss(module: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
         assert isinstance(module, LearnedKFAC)
@@ -119,19 +145,24 @@ def main(config: Config) -> dict[str, dict[int, float]]:
 
     def validate(module: nn.Module) -> float:
         assert isinstance(module, LearnedKFAC)
-        budgets = sorted({1, config.longest // 2, config.longest} - {0})
-        errors = [error_after(problems["validation"], module, steps) for steps in budgets]
-        return sum(map(math.log, errors)) / len(errors)
+        budgets, logs = sorted({1, config.longest // 2, config.longest} - {0}), []
+        for part in problems["validation"]:
+            for factor in config.widen:
+                logs += [math.log(error_after(part, module, steps, factor)) for steps in budgets]
+        return sum(logs) / len(logs)
 
-    result = train(rule, loss, problems["train"], validate, out / "run", config.training)
+    examples = Mixture(problems["train"], config.widen)
+    result = train(rule, loss, examples, validate, out / "run", config.training)
     figures = {
-        name: {steps: error_after(problems["test"], chosen, steps) for steps in range(1, config.longest + 1)}
+        name: {steps: error_after(problems["test"][0], chosen, steps) for steps in range(1, config.longest + 1)}
         for name, chosen in (("K-FAC, numbers by hand", KFAC()), ("learned", rule))
     }
     facts = {
         "figures": figures,
         "config": asdict(config),
-        "counts": {name: len(part) for name, part in splits.items()},
+        "counts": {name: sum(map(len, parts)) for name, parts in problems.items()},
+        "architectures": [list(part["train"].stack.widths) for part in sets],
+        "tested": len(problems["test"][0]),
         "best_step": result.best_step,
         "seconds": result.seconds,
         "finished": result.finished,
@@ -139,15 +170,15 @@ def main(config: Config) -> dict[str, dict[int, float]]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(facts, indent=2, default=str))
     table = report(figures)
-    print(f"{', '.join(config.operations)}: mean squared error x 1e-2 on {len(splits['test'])} test INRs\n{table}")
+    print(f"{', '.join(config.operations)}: mean squared error x 1e-2 on {len(problems['test'][0])} test INRs\n{table}")
     rule.save_pretrained(out / "rule", model_card(config, facts, table), json.loads(json.dumps(facts, default=str)))
     print(f"rule written to {out / 'rule'}")
     return figures
 
 
-def error_after(problems: Problems, rule: RefinementRule, steps: int) -> float:
+def error_after(problems: Problems, rule: RefinementRule, steps: int, factor: int = 1) -> float:
     """Mean squared error against the targets of the source images."""
-    refined = refine(problems.weights.stack, problems.known, steps, rule=rule)
+    refined = refine(widen(problems.weights.stack, factor), problems.known, steps, rule=rule)
     return float(mean_squared_errors(refined, problems.wanted).mean())
 
 
@@ -165,11 +196,14 @@ def model_card(config: Config, facts: dict[str, Any], table: str) -> str:
 
 K-FAC with the last layer in closed form, whose step sizes, momenta and dampings a small network chooses per INR, layer
 and step from invariants. It refines a SIREN towards operation(its own rendering). Trained on
-{", ".join(config.operations)} with {facts["counts"]["train"]:,} INRs
+{", ".join(config.operations)} with {facts["counts"]["train"]:,} INRs of
+{", ".join("-".join(map(str, widths)) for widths in facts["architectures"])},
+widened {", ".join(map(str, config.widen))} times,
 for {config.training.steps:,} steps of {config.training.batch_size} INRs, 1 to
 {config.longest} inner steps each, in {facts["seconds"] / 60:.0f} minutes.
 
-Mean squared error x 1e-2 against operation(source image), {facts["counts"]["test"]:,} test INRs:
+Mean squared error x 1e-2 against operation(source image), {facts["tested"]:,} test INRs of
+{Path(config.weights[0]).name}:
 
 {table}
 

@@ -91,7 +91,7 @@ def test_wrong_input_is_told_in_one_line(task: str, flag: str, tmp_path: Path) -
 
 
 def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
-    words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "refine"))
+    words = ("--smoke", "--weights", str(weights), str(weights), "--widen", "1", "2", "--out", str(tmp_path / "refine"))
     result = run_task("train_refinement.py", *words)
     assert "| steps | K-FAC, numbers by hand | learned |" in result.stdout
     assert LearnedKFAC.from_pretrained(tmp_path / "refine" / "rule").config.width == 32

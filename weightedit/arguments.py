@@ -178,6 +178,7 @@ INR, the image that was wanted, and how the weights changed. The table gives mea
 "do nothing" before the edit, "edited" after it, "floor" when the same INR is fitted to the wanted image."""
     parser = _command(commands, "demo", "edit real handwritten digits, without a download", text, "weightedit demo")
     parser.add_argument("--editor", metavar="FOLDER", help=f"{_EDITOR} Default: the shipped {SHIPPED_EDITOR}")
+    parser.add_argument("--operation", metavar="NAME", help="of an editor that knows several (default: its first)")
     parser.add_argument("-o", "--output", metavar="PNG", default="demo.png", help="the sheet (default: demo.png)")
     parser.add_argument("--count", type=count_argument, default=8, help="how many digits (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the SIRENs' initialisations (default: 0)")
@@ -212,7 +213,8 @@ Face hub, with --split and --limit. An image that misses the target PSNR is name
 def _add_edit(commands) -> None:
     text = """\
 Only weights are read and written. Two ways, which may follow each other:
-  an editor       a metanetwork changes the weights in one shot, and never looks at the image
+  an editor       a metanetwork changes the weights in one shot, and never looks at the image; or a predictive
+                  editor foresees the picture of the edited INR, and takes a few learned steps to it
   --refine STEPS  each step brings the INR's rendering nearer to the operation applied to its rendering
                   before the edit. With --operation instead of --editor there is nothing but these steps,
                   so any function from images to images will do: none of your own needs training.
@@ -224,15 +226,16 @@ and how the weights of one layer changed."""
     parser = _command(commands, "edit", "edit INRs by changing their weights", text, example)
     _add_inrs(parser)
     parser.add_argument("--editor", metavar="FOLDER", help=f"{_EDITOR} Default: the shipped {SHIPPED_EDITOR}")
-    operation = (
-        "by --refine alone: a name (dilate, erode, contrast, blur, invert, ...), or FILE.py:FUNCTION, a function "
-    )
-    operation += "from images [N, C, H, W] in [0, 1] to the same"
+    operation = "of an editor that knows several; or, without --editor, by --refine alone: a name (dilate, erode, "
+    operation += "contrast, blur, invert, ...), or FILE.py:FUNCTION, from images [N, C, H, W] in [0, 1] to the same"
     parser.add_argument("--operation", metavar="NAME", help=operation)
-    steps = "steps towards the operation of the rendering (default: 0 after an editor, 10 with --operation)"
+    steps = "steps towards the operation of the rendering (default: 0 after a one-shot editor, a predictive one's own "
+    steps += "number, 10 with --operation)"
     parser.add_argument("--refine", type=int, metavar="STEPS", help=steps)
-    strength = "how much of the operation --refine aims at: 0.5 is half the way, 2 twice (default: 1)"
+    strength = "how much of the operation: 0 leaves the INR as it is, 0.5 is half the way (default: 1)"
     parser.add_argument("--strength", type=float, default=1.0, metavar="S", help=strength)
+    widen = "hidden widths of the edited INRs, as a multiple of the given ones': room for more detail (default: 1)"
+    parser.add_argument("--widen", type=count_argument, default=1, metavar="K", help=widen)
     rule = f"of --refine: folder of a learned rule, or kfac (default: {SHIPPED_RULE} where it is found, else kfac)"
     parser.add_argument("--rule", metavar="FOLDER", help=rule)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="edited INRs, .safetensors")

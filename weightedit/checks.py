@@ -15,6 +15,7 @@ from torch import Tensor
 from weightedit.canonicalization import canonicalize
 from weightedit.delta import apply_delta
 from weightedit.editing.editor import Editor
+from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.features import features_from_params, params_from_features
 from weightedit.graph import NeuralGraph
 from weightedit.inr.convention import convert
@@ -68,9 +69,11 @@ def check_identity_edit(stack: INRStack) -> Check:
     return Check("identity edit", equal and worst < PICTURE_TOLERANCE, figure)
 
 
-def check_equivariance(stack: INRStack, editor: Editor | None = None) -> Check:
+def check_equivariance(stack: INRStack, editor: Editor | PredictiveEditor | None = None) -> Check:
     """The relative equivariance error of the editor (None: of a fresh ScaleGMN), its worst tensor, in float64."""
     spec, params = stack.spec, _double(stack.params)
+    if isinstance(editor, PredictiveEditor):
+        return _check_predictive(stack.with_params(params), editor)
     if editor is None:
         config = ScaleGMNConfig(inputs=spec.widths[0], outputs=spec.widths[-1], node_width=16, edge_width=8, layers=2)
         subject, judged = "a fresh ScaleGMN", Editor(ScaleGMN(config), "identity", stack.convention)
@@ -86,9 +89,28 @@ def check_equivariance(stack: INRStack, editor: Editor | None = None) -> Check:
         errors = equivariance_error(judged.double().propose, spec, params, symmetry=symmetry)
     finally:
         judged.to(dtype)
-    worst = max(errors, key=lambda tensor: errors[tensor])
     group = "" if symmetry == "full" else f" under {symmetry} symmetry"
-    figure = f"{subject}{group}: relative error {errors[worst]:.1e} at worst ({worst}), float64"
+    return _judgement(f"{subject}{group}", errors)
+
+
+def _check_predictive(stack: INRStack, editor: PredictiveEditor) -> Check:
+    name, dtype = editor.operations[0], next(editor.parameters()).dtype
+
+    def delta(params: Params) -> Params:
+        after = editor.edit(stack.with_params(params), name).params
+        return {key: after[key] - params[key] for key in params}
+
+    try:
+        editor.double()
+        errors = equivariance_error(delta, stack.spec, stack.params)
+    finally:
+        editor.to(dtype)
+    return _judgement(f"the editor ({editor.kind}, {name})", errors)
+
+
+def _judgement(subject: str, errors: dict[str, float]) -> Check:
+    worst = max(errors, key=lambda tensor: errors[tensor])
+    figure = f"{subject}: relative error {errors[worst]:.1e} at worst ({worst}), float64"
     return Check("equivariance", errors[worst] < EQUIVARIANCE_TOLERANCE, figure)
 
 

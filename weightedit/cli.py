@@ -23,6 +23,8 @@ from weightedit.errors import FileFormatError, TypeMismatchError, WeightEditErro
 if TYPE_CHECKING:
     from weightedit.data.images import ImageSet
     from weightedit.editing.editor import Editor
+    from weightedit.editing.operations import Operation
+    from weightedit.editing.predictive_editor import PredictiveEditor
     from weightedit.editing.refinement import RefinementRule
     from weightedit.inr.convention import Convention
     from weightedit.inr.stack import INRStack
@@ -70,18 +72,19 @@ def demo(options: argparse.Namespace) -> int:
     from weightedit.demo import run_demo
     from weightedit.preview import draw_demo
 
-    found = run_demo(editor, options.count, seed=options.seed, progress=_progress())
+    name = options.operation or editor.operations[0]
+    found = run_demo(editor, options.count, name, seed=options.seed, progress=_progress())
     if found.missed:
         _say(f"left out: {found.missed} of {options.count} digits, whose fit missed 40 dB")
     assert found.fitted.psnr is not None
     psnr = found.fitted.psnr
     _say(f"fitted {len(psnr)} digits of scikit-learn, 28 x 28, {psnr.min():.1f} to {psnr.max():.1f} dB")
-    _say(f"\nmean squared error against {editor.operation} of the image, x 1e-2\n")
+    _say(f"\nmean squared error against {name} of the image, x 1e-2\n")
     _say(f"{'digit':>5} {'do nothing':>11} {'edited':>8} {'floor':>8}")
     for label, *errors in zip(found.labels.tolist(), *(e.tolist() for e in found.errors.values()), strict=True):
         _say(f"{label:>5} {_hundredths(errors)}")
     _say(f"{'mean':>5} {_hundredths([float(errors.mean()) for errors in found.errors.values()])}\n")
-    draw_demo(found, editor.operation, output)
+    draw_demo(found, name, output)
     _say(f"drew   {output}")
     _say(f"took   {time.perf_counter() - started:.1f} s")
     return 0
@@ -131,31 +134,39 @@ def edit(options: argparse.Namespace) -> int:
     """INRs to edited INRs."""
     output = check_output(options.output, ".safetensors")
     preview = check_output(options.preview, ".png") if options.preview else None
-    if options.editor and options.operation:
-        raise WeightEditError(
-            "--editor and --operation came together; expected one of them, an editor has its own operation: drop one."
-        )
-    wanted = named_operation(options.operation) if options.operation else None
-    if options.strength != 1.0 and not wanted:
-        raise WeightEditError("--strength came without --operation; an editor has one strength: name the operation.")
+    alone = bool(options.operation) and options.editor is None
+    wanted = named_operation(str(options.operation)) if alone else None
     stack = _load_stack(options, options.size)
     if preview is not None and stack.widths[-1] not in (1, 3):
         raise WeightEditError(f"--preview came for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
-    editor = None if wanted else _load_editor(options.editor)
+    editor = None if alone else _load_editor(options.editor)
     from weightedit.data.inr_files import save_inrs
+    from weightedit.editing.editor import Editor
     from weightedit.editing.evaluation import mean_squared_errors
     from weightedit.editing.refinement import refine, target_of
+    from weightedit.inr.widening import widen
     from weightedit.preview import draw_edit, targets_of
 
-    steps = options.refine if options.refine is not None else (0 if editor else 10)
-    rule = _load_rule(options.rule) if steps else None
-    choice = wanted or (editor.operation if editor else "")
-    started, edited = time.perf_counter(), stack
-    if editor:
-        edited = editor.edit(stack, progress=_progress())
-    if steps and options.strength > 0:  # at strength 0 an INR stays as it is, bit for bit
-        edited = refine(
-            edited, target_of(choice, stack, strength=options.strength), steps, rule=rule, progress=_progress()
+    if isinstance(editor, Editor) and (options.operation or options.strength != 1.0 or options.widen != 1):
+        raise WeightEditError(
+            f"--operation, --strength or --widen came with an editor that has its own ({editor.operation}); expected "
+            "--editor with such options only where one editor knows several: drop one."
+        )
+    choice: str | Operation = wanted or options.operation or (editor.operations[0] if editor else "")
+    started, edited, steps, progress = time.perf_counter(), stack, options.refine, _progress()
+    if editor is None or isinstance(editor, Editor):
+        steps = options.refine if options.refine is not None else (0 if editor else 10)
+        rule = _load_rule(options.rule) if steps else None
+        edited = widen(editor.edit(stack, progress=progress) if editor else stack, options.widen)
+        if steps and options.strength > 0:  # at strength 0 an INR stays as it is, bit for bit
+            targets = target_of(choice, stack, strength=options.strength)
+            edited = refine(edited, targets, steps, rule=rule, progress=progress)
+    else:
+        if options.rule:
+            raise WeightEditError("--rule came with an editor that holds a rule of its own; expected one: drop --rule.")
+        steps = editor.steps if steps is None else steps
+        edited = editor.edit(
+            stack, options.operation, options.strength, steps=steps, factor=options.widen, progress=progress
         )
     _say(f"edited {_plural(len(stack), 'INR')} in {time.perf_counter() - started:.1f} s")
     name = choice if isinstance(choice, str) else choice.name
@@ -166,6 +177,7 @@ def edit(options: argparse.Namespace) -> int:
     by = [Path(find_editor(options.editor)).name] if editor else []
     by += [f"{steps} steps"] if steps else []
     by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
+    by += [f"{options.widen} times as wide"] if options.widen != 1 else []
     save_inrs(replace(edited, provenance={**stack.provenance, "edited": f"{name} ({', '.join(by)})"}), output)
     _say(f"wrote  {output}")
     if preview is not None:
@@ -254,14 +266,13 @@ def _load_stack(options: argparse.Namespace, size: tuple[int, int] | None) -> IN
     return stack
 
 
-def _load_editor(name: str | None) -> Editor:
-    from weightedit.editing.editor import Editor
-    from weightedit.metanet.registry import describe_metanet
+def _load_editor(name: str | None) -> Editor | PredictiveEditor:
+    from weightedit.editing.loading import load_editor
 
     place = find_editor(name)
-    editor = Editor.from_pretrained(place)
+    editor = load_editor(place)
     size = sum(parameter.numel() for parameter in editor.parameters())
-    _say(f"editor {place}: {editor.operation}, {describe_metanet(editor.metanet)[0]}, {size:,} parameters")
+    _say(f"editor {place}: {', '.join(editor.operations)}, {editor.kind}, {size:,} parameters")
     return editor
 
 

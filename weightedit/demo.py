@@ -15,6 +15,7 @@ from torch.nn import functional
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
+from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.errors import WeightEditError
 from weightedit.inr.fitting import FitOptions, fit, fit_directly
 from weightedit.inr.stack import INRStack
@@ -87,22 +88,35 @@ def _centred(image: Tensor, most: int) -> Tensor:
     return image.roll(shifts, (1, 2))
 
 
-def run_demo(editor: Editor, count: int, *, seed: int = 0, progress: bool = False) -> Demo:
+def run_demo(
+    editor: Editor | PredictiveEditor,
+    count: int,
+    name: str | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> Demo:
     """Fit, edit and measure.
 
     Args:
         editor: for one-channel INRs; its operation is looked up by name for the targets.
         count: how many digits.
+        name: which of the editor's operations; None is its first.
         seed: of the initialisations.
         progress: show tqdm bars.
 
     Raises:
         WeightEditError: a count out of range, an operation that is not known, or no digit that reached 40 dB.
     """
-    wanted = operation(editor.operation)
+    name = editor.operations[0] if name is None else name
+    if name not in editor.operations:
+        known = ", ".join(editor.operations)
+        raise WeightEditError(f"operation {name!r} came; this editor knows {known}: choose one of them.")
+    wanted = operation(name)
     images, labels = digit_images(count)
     options, generator = FitOptions(), torch.Generator().manual_seed(seed)
-    result = fit(images, convention=editor.convention, options=options, generator=generator, progress=progress)
+    convention = editor.convention if isinstance(editor, Editor) else None
+    result = fit(images, convention=convention, options=options, generator=generator, progress=progress)
     reached = result.psnr >= options.target_psnr
     if not bool(reached.any()):
         raise WeightEditError(
@@ -110,7 +124,10 @@ def run_demo(editor: Editor, count: int, *, seed: int = 0, progress: bool = Fals
         )
     images, labels, fitted = images[reached], labels[reached], result.kept()
     targets = wanted(images)
-    edited = editor.edit(fitted, progress=progress)
+    if isinstance(editor, Editor):
+        edited = editor.edit(fitted, progress=progress)
+    else:
+        edited = editor.edit(fitted, name, progress=progress)
     errors = {
         "do nothing": mean_squared_errors(fitted, targets),
         "edited": mean_squared_errors(edited, targets),

@@ -13,6 +13,7 @@ from weightedit.data.inr_files import load_inrs
 from weightedit.data.weight_set_cards import CARD, read_card
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.editor import Editor
+from weightedit.editing.predictive_editor import KIND, PredictiveEditor
 from weightedit.inr.convention import DWSNETS, NFN, Convention
 from weightedit.inr.stack import INRStack
 from weightedit.spec import NetworkSpec
@@ -38,7 +39,8 @@ def describe(path: str | Path, convention: Convention | None = None, size: tuple
         return _weight_set(folder)
     if (folder / CONFIG).is_file():
         kind = load_checkpoint(folder)[1].get("kind")
-        return _rule(folder) if kind == "refinement rule" else _editor(folder)
+        known = {"refinement rule": _rule, KIND: _predictive_editor}
+        return known.get(str(kind), _editor)(folder)
     return _inrs(load_inrs(path, convention, size=size))
 
 
@@ -118,6 +120,21 @@ def _editor(folder: Path) -> Facts:
         return [*facts, ("test MSE", f"not recorded in {CONFIG}; see README.md in the folder")]
     ordered = {f"{value:.3e}": name for name, value in sorted(figures.items(), key=lambda item: -item[1])}
     return [*facts, *_rows("test MSE", ordered)]
+
+
+def _predictive_editor(folder: Path) -> Facts:
+    editor = PredictiveEditor.from_pretrained(folder)
+    config = editor.predictor.config.to_dict()
+    facts = [
+        ("kind", KIND),
+        ("operations", ", ".join(editor.operations)),
+        ("parameters", f"{sum(p.numel() for p in editor.parameters()):,}"),
+        ("steps", f"{editor.steps} of learned K-FAC"),
+        ("config", ", ".join(f"{name} {value}" for name, value in config.items() if name != "operations")),
+    ]
+    figures = load_checkpoint(folder)[1].get("training", {}).get("figures", {})
+    errors = {name: f"{found['edited']:.3e} (do nothing {found['do nothing']:.3e})" for name, found in figures.items()}
+    return [*facts, *_rows("test MSE", errors)]
 
 
 def _rule(folder: Path) -> Facts:

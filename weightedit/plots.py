@@ -94,7 +94,8 @@ def sheet(
 
     count = _checked(columns, labels)
     tall = [_CELL + _GAP + (_CAPTION if any(column.captions for column in columns) else 0.0)] * count
-    left = _MARGIN + (_LABEL if labels else 0.0)
+    label = max([_LABEL, *(0.09 * len(text) for text in labels)])
+    left = _MARGIN + (label if labels else 0.0)
     width = left + len(columns) * (_CELL + _GAP) - _GAP + _MARGIN
     bar = _BAR if any(isinstance(column, ChangeColumn) for column in columns) else 0.0
     top = _MARGIN + (_HEADING if heading else 0.0) + _TITLES
@@ -114,7 +115,7 @@ def sheet(
             if column.captions:
                 _write(figure, x + _CELL / 2, y + _CELL + 0.14, column.captions[row], 7.5, color=_GREY)
             if labels and number == 0:
-                _write(figure, x - _LABEL / 2, y + _CELL / 2 + 0.05, labels[row], 10, color=_GREY)
+                _write(figure, x - label / 2, y + _CELL / 2 + 0.05, labels[row], 10, color=_GREY)
         if isinstance(column, ChangeColumn):
             _draw_scale(figure, drawn, (x, top + sum(tall) + 0.02, _CELL, 0.08), column.limit)
     buffer = io.BytesIO()

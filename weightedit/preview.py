@@ -5,13 +5,16 @@ Here: which columns a sheet has and what stands below each picture. How a sheet 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from weightedit.demo import Demo
 from weightedit.editing.evaluation import mean_squared_errors
-from weightedit.editing.operations import OPERATIONS, Operation
+from weightedit.editing.operations import OPERATIONS, Operation, operation
+from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.refinement import target_of
 from weightedit.inr.stack import INRStack
 from weightedit.plots import ChangeColumn, ImageColumn, sheet
@@ -92,6 +95,35 @@ def draw_edit(
     columns.append(change_column(before, after))
     heading = f"{name} by weights alone" + (f", strength {strength:g}" if strength != 1.0 else "")
     return sheet(columns, path, heading=heading, labels=[str(n) for n in range(len(before))])
+
+
+def draw_strengths(
+    editor: PredictiveEditor,
+    stack: INRStack,
+    sources: Tensor,
+    path: str | Path,
+    *,
+    strengths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+) -> Path:
+    """The strength knob swept: a row per INR, which takes the editor's operations in turn, a column per strength.
+
+    Args:
+        editor: with one operation or several.
+        stack: N INRs of 1 or 3 channels.
+        sources: their images [N, C, H, W] in [0, 1]; the last column shows the operation of these.
+        path: of the PNG.
+        strengths: of the columns.
+    """
+    names = [editor.operations[row % len(editor.operations)] for row in range(len(stack))]
+    columns: list[ImageColumn | ChangeColumn] = [ImageColumn("INR\nrendered", stack.render())]
+    for strength in strengths:
+        edited = [editor.edit(stack[row : row + 1], name, strength).render() for row, name in enumerate(names)]
+        title = f"strength {strength:g}\n" + ("the INR itself" if strength == 0 else "edited INR")
+        columns.append(ImageColumn(title, torch.cat(edited)))
+    wanted = torch.cat([operation(name)(sources[row : row + 1]) for row, name in enumerate(names)])
+    columns[-1] = ImageColumn(title, torch.cat(edited), _errors((torch.cat(edited) - wanted).square().mean((1, 2, 3))))
+    columns.append(ImageColumn("wanted\noperation of the image", wanted))
+    return sheet(columns, path, heading="operations by degrees, by weights alone", labels=names)
 
 
 def _errors(values: Tensor, name: str = "MSE ") -> list[str]:

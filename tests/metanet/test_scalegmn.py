@@ -316,19 +316,37 @@ def test_types_are_declared():
     assert metanet.types_in == (PARAMETER, GRADIENT, SQUARED_GRADIENT) and metanet.types_out == (DELTA,)
 
 
+@pytest.mark.parametrize("switch", [{"rank_one": False}, {"edge_skip": False}, {"relative_signs": False}])
+def test_every_switch_does_something_and_keeps_the_symmetry(switch):
+    spec = SPECS["mixed"]
+    params = _as_trained(random_params(spec))
+    on, off = (_dense(_metanet(**kept), spec) for kept in ({}, switch))
+    assert any(relative(off(params)[name], on(params)[name]) > 1e-3 for name in params)
+    assert_equivariant(off, spec, params)
+
+
+def test_neuron_codes_give_permutations_up():
+    spec = SPECS["sine"]
+    params = _as_trained(random_params(spec))
+    coded = _dense(_metanet(symmetry="permutation", neuron_codes=32), spec)
+    assert max(equivariance_error(coded, spec, params, symmetry="permutation").values()) > 1e-2
+
+
 def test_config_round_trip_and_refusals():
     config = ScaleGMNConfig(**SMALL, extra_types=((-1, True),), symmetry="sign", bidirectional=False, seed=3)
     assert ScaleGMNConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     for spoil, message in (
         ({"symmetry": "mirror"}, "symmetry 'mirror' is unknown"),
         ({"layers": 0}, "expected positive sizes"),
-        ({"probes": -1}, "probes of at least 0"),
+        ({"probes": -1}, "probes and neuron codes of at least 0"),
         ({"refit": True, "forecast": 0}, "refit came without probes or without a forecast"),
     ):
         with pytest.raises(SpecError, match=message):
             ScaleGMNConfig.from_dict({**config.to_dict(), **spoil})
     with pytest.raises(SpecError, match="entries .* came; expected"):
         ScaleGMNConfig.from_dict({"inputs": 2})
+    older = {name: value for name, value in ScaleGMNConfig().to_dict().items() if name != "rank_one"}
+    assert ScaleGMNConfig.from_dict(older) == ScaleGMNConfig()
     with pytest.raises(SpecError, match="entries .* came; expected"):
         ScaleGMNConfig.from_dict({**config.to_dict(), "width": 2})
 

@@ -128,8 +128,8 @@ class LearnedKFACConfig:
 class LearnedKFAC(nn.Module):
     """K-FAC whose numbers a small network chooses, per INR, layer and step: a learned update rule for refinement.
 
-    It sees invariants only: the logarithms of the loss and of how it changed, the steps done and left, and where a
-    layer lies (first, or not; last sine layer, or not). At the start it is the KFAC of its config exactly.
+    It sees invariants only: the logarithms of the loss and of how it changed, the steps done and left, where a layer
+    lies (first, or not; last sine layer, or not) and its two widths. At the start it is the KFAC of its config exactly.
 
     Args:
         config: see LearnedKFACConfig.
@@ -143,29 +143,30 @@ class LearnedKFAC(nn.Module):
         self._logit = math.log(start.momentum / (1 - start.momentum)) if start.momentum else -math.inf
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            self.first, self.last = nn.Linear(11, self.config.width), nn.Linear(self.config.width, 4)
+            self.first, self.last = nn.Linear(13, self.config.width), nn.Linear(self.config.width, 4)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine; differentiable in the rule's own weights."""
         layers, momenta, losses = problem.layers(params), [], []
-        span, clocks = problem.convention.span, self._clocks(steps, len(layers) - 1, problem.targets)
+        span, clocks = problem.convention.span, self._clocks(steps, layers[:-1], problem.targets)
         for step in range(steps):
             found = problem.evaluate(layers, ridge=RIDGE)
             losses.append(found.loss() / span**2)
             layers, momenta = kfac_step(problem, layers, found, self._steer(losses, clocks[step]), momenta)
         return problem.params(problem.solve_last(layers, RIDGE))
 
-    def _clocks(self, steps: int, depth: int, like: Tensor) -> Tensor:
-        """[steps, L, width]: what the first linear map makes of the clocks and of the layer's place, for all steps."""
-        horizon, rows = self.config.horizon, []
+    def _clocks(self, steps: int, sines: list[Layer], like: Tensor) -> Tensor:
+        """[steps, L, width]: what the first linear map makes of the clocks and of the layers, for all steps."""
+        horizon, rows, depth = self.config.horizon, [], len(sines)
+        widths = [[math.log2(n / 32) / 2 for n in layer.weight.shape[1:]] for layer in sines]
         for step in range(steps):
             left = steps - step
             clock = [step / horizon, left / horizon, 1 / left, 1 / (step + 1), float(step == 0), float(step == 1)]
             clock = [min(x, 2.0) for x in clock]
-            rows.append([[*clock, float(i == 0), float(i == depth - 1)] for i in range(depth)])
-        seen = torch.tensor(rows, dtype=self.first.weight.dtype, device=like.device).view(steps, depth, 8)
+            rows.append([[*clock, float(i == 0), float(i == depth - 1), *widths[i]] for i in range(depth)])
+        seen = torch.tensor(rows, dtype=self.first.weight.dtype, device=like.device).view(steps, depth, 10)
         return functional.linear(seen, self.first.weight[:, 3:], self.first.bias)
 
     def _steer(self, losses: list[Tensor], clock: Tensor) -> Steering:

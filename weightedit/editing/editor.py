@@ -135,6 +135,16 @@ class Editor(nn.Module):
         edited = convert(edited, self.convention, convention)
         return {name: tensor[0] for name, tensor in edited.items()} if single else edited
 
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Names of the operations it knows: its own."""
+        return (self.operation,)
+
+    @property
+    def kind(self) -> str:
+        """What a person is told that it is."""
+        return describe_metanet(self.metanet)[0]
+
     def propose(self, params: Mapping[str, Tensor], problem: RenderingProblem | None = None) -> Params:
         """The delta for `params` under the editor's own convention, computed in the editor's floating-point type.
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
 from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.predictor import Predictor, PredictorConfig
+from weightedit.editing.refinement import choose_networks, finite_or
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.inr.convention import Convention
@@ -50,6 +51,11 @@ class PredictiveEditor(nn.Module):
         """Names of the operations it knows."""
         return self.predictor.config.operations
 
+    @property
+    def kind(self) -> str:
+        """What a person is told that it is."""
+        return f"predictive, {self.steps} steps"
+
     def forward(
         self,
         params: Mapping[str, Tensor],
@@ -57,6 +63,7 @@ class PredictiveEditor(nn.Module):
         size: tuple[int, int],
         codes: Tensor,
         amounts: Tensor,
+        steps: int | None = None,
     ) -> Params:
         """Edited parameters, differentiable in the editor's weights and in `params`.
 
@@ -66,15 +73,16 @@ class PredictiveEditor(nn.Module):
             size: height and width of the picture that is predicted.
             codes: long [N], see Predictor.code.
             amounts: strengths [N].
+            steps: None is the editor's own number.
 
+        Returns those of `params` where the strength is 0 or the steps led to infinite or undefined weights.
         Raises ParamsError on parameters that are no canonical network or not finite.
         """
         NetworkSpec.from_params(params, convention.omega).check_params(params)
-        before = dict(params)
-        wanted = self.predictor(render_images(before, convention, *size), codes, amounts)
-        after = self.rule.refine(RenderingProblem(convention, wanted), before, self.steps)
-        keep = amounts == 0
-        return {k: torch.where(keep.view(-1, *[1] * (p.dim() - 1)), before[k], p) for k, p in after.items()}
+        before, steps = dict(params), self.steps if steps is None else steps
+        wanted = self.predictor(render_images(before, convention, *size).to(amounts), codes, amounts)
+        problem = RenderingProblem(convention, wanted.to(before["layers.0.weight"]))
+        return choose_networks(amounts > 0, finite_or(self.rule.refine(problem, before, steps), before), before)
 
     @torch.no_grad()
     def predict(self, stack: INRStack, operation: str | None = None, strength: float | Tensor = 1.0) -> Tensor:
@@ -113,20 +121,13 @@ class PredictiveEditor(nn.Module):
         if batch_size < 1 or (steps is not None and steps < 0):
             raise WeightEditError(f"batch_size {batch_size}, steps {steps} came; expected at least 1, and at least 0.")
         codes, amounts = self._wanted(stack, operation, strength)
-        wide, own, parts = widen(stack, factor), self.steps, []
+        wide, parts, size = widen(stack, factor), [], (stack.height, stack.width)
         home, device = stack.params["layers.0.weight"].device, amounts.device
-        try:
-            self.steps = own if steps is None else steps
-            with tqdm(total=len(stack), desc="editing", unit="INR", disable=not progress) as bar:
-                for rows in torch.arange(len(stack)).split(batch_size):
-                    part = {k: p[rows.to(home)].to(device) for k, p in wide.params.items()}
-                    size, which = (stack.height, stack.width), rows.to(device)
-                    parts.append(
-                        self(part, stack.convention, size, codes[which], amounts[which].to(part["layers.0.weight"]))
-                    )
-                    bar.update(len(rows))
-        finally:
-            self.steps = own
+        with tqdm(total=len(stack), desc="editing", unit="INR", disable=not progress) as bar:
+            for rows in torch.arange(len(stack)).split(batch_size):
+                part, which = {k: p[rows.to(home)].to(device) for k, p in wide.params.items()}, rows.to(device)
+                parts.append(self(part, stack.convention, size, codes[which], amounts[which], steps))
+                bar.update(len(rows))
         return replace(wide, params={k: torch.cat([p[k] for p in parts]).to(home) for k in wide.params}, psnr=None)
 
     def _wanted(self, stack: INRStack, operation: str | None, strength: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +138,9 @@ class PredictiveEditor(nn.Module):
             raise WeightEditError(
                 f"no operation came; this editor knows {', '.join(self.operations)}: choose one of them."
             )
-        device = self.predictor.last.weight.device
-        amounts = torch.as_tensor(strength, dtype=torch.float32, device=device)
+        weight = self.predictor.last.weight
+        device = weight.device
+        amounts = torch.as_tensor(strength, dtype=weight.dtype, device=device)
         if amounts.dim() > 1 or (amounts.dim() == 1 and amounts.numel() != len(stack)):
             raise WeightEditError(
                 f"strengths of shape {tuple(amounts.shape)} came for {len(stack)} INRs; expected one, or one each."

@@ -142,12 +142,16 @@ def refine(
         for rows in torch.arange(len(stack), device=weight.device).split(size):
             before = {name: tensor[rows] for name, tensor in stack.params.items()}
             problem = RenderingProblem(stack.convention, targets[rows].to(weight))
-            parts.append(_finite(chosen.refine(problem, before, steps), before))
+            parts.append(finite_or(chosen.refine(problem, before, steps), before))
             bar.update(len(rows))
     return stack.with_params({name: torch.cat([part[name] for part in parts]) for name in stack.params})
 
 
-def _finite(after: Params, before: Params) -> Params:
+def finite_or(after: Params, before: Params) -> Params:
     """`after`, but `before` for the networks with anything in it that is not finite."""
-    good = torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in after.values()]).all(0)
-    return {k: torch.where(good.view(-1, *[1] * (after[k].dim() - 1)), after[k], before[k]) for k in after}
+    return choose_networks(torch.stack([p.flatten(1).isfinite().all(1) for p in after.values()]).all(0), after, before)
+
+
+def choose_networks(mask: Tensor, one: Params, other: Params) -> Params:
+    """Network by network, `one` where `mask` [N] is true, else `other`."""
+    return {k: torch.where(mask.view(-1, *[1] * (p.dim() - 1)), p, other[k]) for k, p in one.items()}

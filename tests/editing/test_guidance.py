@@ -1,0 +1,115 @@
+"""Guides: the gradient against autograd, K-FAC's direction against its step, their types; guided editors."""
+
+import pytest
+import torch
+
+from weightedit.editing.curvature import KFAC
+from weightedit.editing.editor import Editor, EditorOptions
+from weightedit.editing.guidance import GUIDES, guides
+from weightedit.editing.operations import operation
+from weightedit.editing.refinement import target_of
+from weightedit.editing.rendering_problem import RenderingProblem
+from weightedit.errors import SpecError, TypeMismatchError, WeightEditError
+from weightedit.inr.convention import NFN, Convention, convert
+from weightedit.inr.siren import initial_params, render_images
+from weightedit.inr.stack import INRStack
+from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+from weightedit.testing import assert_equivariant
+
+
+def make_stack(count=3) -> INRStack:
+    params = initial_params(count, (2, 6, 5, 1), generator=torch.Generator().manual_seed(1))
+    return INRStack({k: v.double() for k, v in params.items()}, Convention(), 9, 8)
+
+
+def make_editor(seed=0, **options) -> Editor:
+    wanted = EditorOptions(**options)
+    extra = tuple((GUIDES[name].scale, GUIDES[name].odd) for name in wanted.guides)
+    config = ScaleGMNConfig(node_width=6, edge_width=4, layers=1, probes=3, levels=3, extra_types=extra, seed=seed)
+    return Editor(ScaleGMN(config), "dilate", options=wanted).eval().double()
+
+
+def test_the_gradient_is_autograds_and_kfac_steps_to_where_kfac_goes():
+    stack = make_stack()
+    problem = RenderingProblem(stack.convention, target_of("dilate", stack))
+    (_, gradient), (_, step) = guides(("gradient", "kfac"), problem, stack.params)
+    params = {name: tensor.clone().requires_grad_() for name, tensor in stack.params.items()}
+    missed = render_images(params, stack.convention, 9, 8) - target_of("dilate", stack)
+    missed.square().mean((1, 2, 3)).sum().backward()
+    for name, tensor in params.items():
+        assert tensor.grad is not None
+        # RenderingProblem halves the square, and writes sine layers as omega theta: constants per layer.
+        ratio = gradient[name] / tensor.grad
+        torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-6, atol=0)
+    after = KFAC().refine(problem, stack.params, 1)
+    for name in ("layers.0.weight", "layers.1.bias"):
+        torch.testing.assert_close(stack.params[name] + step[name], after[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(GUIDES))
+def test_guides_transform_as_their_types_say(name):
+    stack = make_stack()
+    problem = RenderingProblem(stack.convention, target_of("dilate", stack))
+
+    def found(params):
+        return guides((name,), problem, params)[0][1]
+
+    assert_equivariant(found, stack.spec, stack.params, kind=GUIDES[name])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guides": ("gradient",)},
+        {"guides": ("kfac", "gradient"), "solve_last": True},
+        {"solve_last": True},
+    ],
+)
+def test_a_guided_editor_is_equivariant_and_survives_the_disk(options, tmp_path):
+    editor, stack = make_editor(**options), make_stack()
+
+    def delta(params):
+        with torch.no_grad():
+            after = editor(params, size=(9, 8))
+        return {name: after[name] - params[name] for name in params}
+
+    assert_equivariant(delta, stack.spec, stack.params)
+    editor.save_pretrained(tmp_path / "editor", "")
+    again = Editor.from_pretrained(tmp_path / "editor").double()
+    one, other = editor.edit(stack).params, again.edit(stack).params
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    alone = editor({name: tensor[1] for name, tensor in stack.params.items()}, size=(9, 8))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(tensor, one[name][1], rtol=1e-9, atol=1e-12)
+    theirs = convert(stack.params, stack.convention, NFN)
+    back = convert(editor(theirs, NFN, size=(9, 8)), NFN, stack.convention)
+    for name, tensor in back.items():
+        torch.testing.assert_close(tensor, one[name], rtol=1e-7, atol=1e-9)
+
+
+def test_a_solved_last_layer_lowers_the_error_towards_the_known_target():
+    stack = make_stack()
+    wanted = operation("dilate").on_rendering(stack.render())
+    errors = [
+        float((make_editor(solve_last=solved).edit(stack).render() - wanted).square().mean())
+        for solved in (False, True)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_wider_output():
+    stack = make_stack()
+    edited = make_editor(widen=3).edit(stack)
+    assert edited.widths == (2, 18, 15, 1)
+    assert float((edited.render() - stack.render()).abs().max()) > 0
+
+
+def test_wrong_options():
+    with pytest.raises(SpecError, match="gradient, kfac"):
+        EditorOptions(guides=("momentum",))
+    with pytest.raises(SpecError, match="at least 1"):
+        EditorOptions(widen=0)
+    with pytest.raises(TypeMismatchError, match="the editor's metanetwork"):
+        Editor(ScaleGMN(ScaleGMNConfig(layers=1)), "dilate", options=EditorOptions(guides=("gradient",)))
+    with pytest.raises(WeightEditError, match="a size"):
+        make_editor(solve_last=True)(make_stack().params)

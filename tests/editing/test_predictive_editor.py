@@ -1,0 +1,169 @@
+"""Predicted pictures and the editor that steps towards them: symmetry, strengths, architectures, learning, disk."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
+from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.loading import load_editor
+from weightedit.editing.operations import OPERATIONS, operation
+from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.editing.predictor import Predictor, PredictorConfig, warp
+from weightedit.editing.refinement import refine
+from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
+from weightedit.inr.convention import NFN, Convention, convert
+from weightedit.inr.fitting import fit
+from weightedit.inr.siren import initial_params
+from weightedit.inr.stack import INRStack
+from weightedit.testing import assert_equivariant
+
+TWO = ("dilate", "rotate")
+
+
+def make_predictor(**changes) -> Predictor:
+    torch.manual_seed(0)
+    predictor = Predictor(PredictorConfig(**{"operations": TWO, "width": 6, "tiles": 3, "warp": True, **changes}))
+    if predictor.generators is not None:
+        torch.nn.init.normal_(predictor.generators, std=0.05)
+    return predictor
+
+
+def make_editor(steps=2, **changes) -> PredictiveEditor:
+    return PredictiveEditor(make_predictor(**changes), LearnedKFAC(LearnedKFACConfig()), steps).eval()
+
+
+def make_stack(widths=(2, 7, 5, 1), count=3, convention=None, dtype=torch.float32, size=(9, 8)) -> INRStack:
+    params = initial_params(count, widths, generator=torch.Generator().manual_seed(1))
+    return INRStack({k: v.to(dtype) for k, v in params.items()}, convention or Convention(), *size)
+
+
+def test_strength_zero_changes_nothing_and_small_strengths_little():
+    editor, images = make_editor(), torch.rand(3, 1, 9, 8)
+    codes = torch.tensor([0, 1, 1])
+    torch.testing.assert_close(editor.predictor(images, codes, torch.zeros(3)), images, rtol=0, atol=1e-5)
+    stack = fit(functional.interpolate(images, (16, 16))).stack
+    for name in TWO:
+        same = editor.edit(stack, name, 0.0)
+        assert all(torch.equal(same.params[key], stack.params[key]) for key in stack.params)
+        near, far = (
+            float((editor.edit(stack, name, s).render() - stack.render()).square().mean()) for s in (0.01, 1.0)
+        )
+        assert near < 0.1 * far, name
+    each = editor.edit(stack, "dilate", torch.tensor([0.0, 1.0, 0.0]))
+    changed = (each.params["layers.1.weight"] != stack.params["layers.1.weight"]).flatten(1).any(1)
+    assert changed.tolist() == [False, True, False]
+
+
+def test_it_is_equivariant():
+    editor, stack = make_editor().double(), make_stack(dtype=torch.float64)
+
+    def delta(params):
+        after = editor.edit(stack.with_params(params), "rotate", 0.7).params
+        return {name: after[name] - params[name] for name in params}
+
+    assert_equivariant(delta, stack.spec, stack.params)
+
+
+def test_the_convention_does_not_matter():
+    editor, ours = make_editor().double(), make_stack(dtype=torch.float64)
+    theirs = INRStack(convert(ours.params, ours.convention, NFN), NFN, 9, 8)
+    one, other = editor.edit(ours, "dilate").render(), editor.edit(theirs, "dilate").render()
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("widths", [(2, 5, 1), (2, 9, 4, 1), (2, 4, 5, 6, 1)])
+def test_any_architecture_size_and_output_width(widths):
+    editor, stack = make_editor(), make_stack(widths, size=(12, 7))
+    edited = editor.edit(stack, "rotate", factor=2, batch_size=2)
+    assert edited.widths == (2, *(2 * n for n in widths[1:-1]), 1) and edited.psnr is None
+    aimed = editor.predict(stack, "rotate")
+    by_hand = refine(stack, aimed, 2, rule=editor.rule)
+    found = editor.edit(stack, "rotate").params
+    for name, tensor in by_hand.params.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_warp_is_the_exponential_of_its_generator():
+    image = functional.interpolate(torch.rand(2, 1, 4, 4), (28, 28), mode="bicubic").clamp(0, 1)
+    angle = torch.pi / 12
+    turn = torch.tensor([[0.0, -angle, 0.0], [angle, 0.0, 0.0]])
+    shift = torch.tensor([[0.0, 0.0, -2.0], [0.0, 0.0, 0.0]])
+    for generator, name in ((turn, "rotate"), (shift, "shift")):
+        for strength in (1.0, 0.3):
+            wanted = operation(name).at(image, strength)
+            torch.testing.assert_close(warp(image, strength * generator.expand(2, 2, 3)), wanted, rtol=0, atol=1e-5)
+
+
+def test_it_learns_an_operation_from_examples():
+    predictor = Predictor(PredictorConfig(("invert",), width=4, blocks=1))
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    codes, full = torch.zeros(16, dtype=torch.long), torch.ones(16)
+    optimizer = torch.optim.Adam(predictor.parameters(), lr=2e-2)
+    for _ in range(200):
+        loss = functional.mse_loss(predictor(images, codes, full), 1 - images)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 1e-3 < functional.mse_loss(images, 1 - images)
+    smooth = functional.interpolate(images, (12, 12), mode="bicubic").clamp(0, 1)
+    stack = fit(smooth).stack
+    editor = PredictiveEditor(predictor, LearnedKFAC(), 6).eval()
+    assert mean_squared_errors(editor.edit(stack), 1 - smooth).mean() < 5e-3
+
+
+def test_to_disk_and_back(tmp_path):
+    editor, stack = make_editor(steps=3), make_stack()
+    editor.save_pretrained(tmp_path / "editor", "# card\n", {"figures": {}})
+    again = load_editor(tmp_path / "editor")
+    assert isinstance(again, PredictiveEditor) and again.steps == 3 and again.operations == TWO
+    one, other = (e.edit(stack, "dilate", 0.5).params for e in (editor, again))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    make_editor().rule.save_pretrained(tmp_path / "rule", "")
+    with pytest.raises(FileFormatError, match="another kind of checkpoint"):
+        PredictiveEditor.from_pretrained(tmp_path / "rule")
+
+
+def test_wrong_input():
+    editor, stack = make_editor(), make_stack()
+    for words, message in (
+        ((), "no operation came"),
+        (("embolden",), "this editor knows dilate, rotate"),
+        (("dilate", 1.5), "expected 0"),
+        (("dilate", float("nan")), "expected 0"),
+        (("dilate", torch.ones(2)), "expected one, or one each"),
+    ):
+        with pytest.raises(WeightEditError, match=message):
+            editor.edit(stack, *words)
+    with pytest.raises(WeightEditError, match="at least 0"):
+        editor.edit(stack, "dilate", steps=-1)
+    with pytest.raises(ParamsError, match="expected \\[N, 1, H, W\\]"):
+        editor.edit(make_stack((2, 5, 3)), "dilate")
+    with pytest.raises(ParamsError, match="empty"):
+        editor.edit(stack[:0], "dilate")
+    with pytest.raises(SpecError, match="twice"):
+        PredictorConfig(("dilate", "dilate"))
+    with pytest.raises(SpecError, match="at least 1"):
+        PredictorConfig(width=0)
+    with pytest.raises(WeightEditError, match="at least 0"):
+        make_editor(steps=-1)
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_operations_by_degrees(name):
+    channels = 3 if name == "contrast-nfn" else 1
+    small = torch.rand(3, channels, 6, 6, generator=torch.Generator().manual_seed(2))
+    images = functional.interpolate(small, (30, 30), mode="bilinear")
+    chosen = operation(name)
+    assert torch.equal(chosen.at(images, 0.0), images) and torch.equal(chosen.at(images, 1.0), chosen(images))
+    torch.testing.assert_close(chosen.at(images, 0.99999), chosen(images), rtol=0, atol=2e-3)
+    steps = [chosen.at(images, s) for s in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    if name != "identity":
+        far = [float((step - images).square().mean()) for step in steps]
+        assert all(a < b for a, b in zip(far, far[1:], strict=False)), far
+    mixed = chosen.at(images, torch.tensor([0.0, 0.5, 1.0]))
+    for row, step in enumerate((steps[0], steps[2], steps[4])):
+        torch.testing.assert_close(mixed[row], step[row], rtol=0, atol=1e-5)
+    for wrong in (-1.0, float("inf"), torch.ones(2)):
+        with pytest.raises(WeightEditError, match="strength"):
+            chosen.at(images, wrong)
