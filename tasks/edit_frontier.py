@@ -3,9 +3,9 @@
     python tasks/edit_frontier.py --weights runs/mnist-inrs --out runs/frontier
 
 All see the INR's weights only. Rules that refine make their target from the INR's own rendering, and that is part of
-their time; the error is taken against operation(source image). Numbers of hand-made rules are tuned for every number of
-steps on validation INRs. Contenders take turns (A B C A B C ...), and the median of the rounds counts. Written are
-frontier.json, frontier.md and frontier.png.
+their time; a predictive editor is never told the operation. The error is taken against operation(source image). Numbers
+of hand-made rules are tuned for every number of steps on validation INRs. Contenders take turns (A B C A B C ...), and
+the median of the rounds counts. Written are frontier.json, frontier.md and frontier.png.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from weightedit.arguments import find_editor, find_rule
+from weightedit.arguments import SHIPPED_PREDICTIVE, find_editor, find_rule
 from weightedit.cli import told_in_one_line
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import KFAC, LearnedKFAC, LevenbergMarquardt
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
+from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.refinement import GradientSteps, RefinementRule, refine, target_of
 from weightedit.errors import WeightEditError
 from weightedit.inr.fitting import fit_directly
@@ -49,6 +50,7 @@ class Config:
         out: folder for table, figures and plot.
         operation: what the edit is; the editor is asked only if it is its own.
         editor: a one-shot editor; empty is the shipped one, "none" is none.
+        predictive: a predictive editor that knows the operation; empty is the shipped one, "none" is none.
         rule: a learned refinement rule; empty is the shipped one.
         without: contenders to leave out, such as Levenberg-Marquardt, whose cost grows with the cube of the pixels.
         test_count: test INRs, in batches of 64.
@@ -63,6 +65,7 @@ class Config:
     out: str = "runs/frontier"
     operation: str = "dilate"
     editor: str = ""
+    predictive: str = ""
     rule: str = ""
     without: tuple[str, ...] = ()
     test_count: int = 256
@@ -81,8 +84,9 @@ STEPS: dict[str, tuple[int, ...]] = {
     "one-shot editor": (0,),
     "learned steps": (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 40),
     "one-shot, then learned steps": (0, 1, 2, 3, 5, 8, 12),
+    "predictive editor": (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 40),
 }
-OWN = ("one-shot editor", "learned steps", "one-shot, then learned steps")
+OWN = ("one-shot editor", "learned steps", "one-shot, then learned steps", "predictive editor")
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ def contenders(config: Config) -> tuple[dict[Key, Callable[[INRStack], INRStack]
     editor = None if config.editor == "none" else Editor.from_pretrained(find_editor(config.editor or None))
     if editor is not None and editor.operation != config.operation:
         editor = None
+    predictive = _predictive(config)
     tune = load_weight_set(config.weights, "validation", config.tune_count)
     known, wanted = target_of(config.operation, tune.stack), operation(config.operation)(tune.floats())
 
@@ -164,6 +169,9 @@ def contenders(config: Config) -> tuple[dict[Key, Callable[[INRStack], INRStack]
 
         return edit
 
+    def foresee(by: PredictiveEditor, steps: int) -> Callable[[INRStack], INRStack]:
+        return lambda stack: by.edit(stack, config.operation, steps=steps)
+
     jobs: dict[Key, Callable[[INRStack], INRStack]] = {}
     tuned: dict[Key, str] = {}
     unknown = set(config.without) - set(STEPS)
@@ -173,6 +181,10 @@ def contenders(config: Config) -> tuple[dict[Key, Callable[[INRStack], INRStack]
         all_steps = STEPS[name]
         for steps in tqdm(all_steps[:2] if config.smoke else all_steps, desc=name):
             if name in OWN:
+                if name == "predictive editor":
+                    if predictive is not None:
+                        jobs[name, steps] = foresee(predictive, steps)
+                    continue
                 if name.startswith("one-shot") and editor is None:
                     continue
                 jobs[name, steps] = by(learned, steps, editor if name.startswith("one-shot") else None)
@@ -184,6 +196,19 @@ def contenders(config: Config) -> tuple[dict[Key, Callable[[INRStack], INRStack]
             best = candidates(name, steps)[min(found)[1]]
             tuned[name, steps], jobs[name, steps] = str(best), by(best, steps)
     return jobs, tuned
+
+
+def _predictive(config: Config) -> PredictiveEditor | None:
+    if config.predictive == "none":
+        return None
+    folder = find_editor(config.predictive or SHIPPED_PREDICTIVE)
+    editor = PredictiveEditor.from_pretrained(folder)
+    if config.operation not in editor.operations and config.predictive:
+        raise WeightEditError(
+            f"--predictive {config.predictive} came, which knows {', '.join(editor.operations)} and not "
+            f'{config.operation}; expected one that does: name it, or "none".'
+        )
+    return editor if config.operation in editor.operations else None
 
 
 def take_turns(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import tyro
 
+from weightedit.arguments import SHIPPED_PREDICTIVE, find_editor
 from weightedit.cli import told_in_one_line
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.editor import Editor
@@ -47,7 +48,7 @@ class Config:
     """
 
     weights: tuple[str, ...] = ("runs/mnist-inrs",)
-    editor: str = "checkpoints/mnist-dilate-predictive"
+    editor: str = SHIPPED_PREDICTIVE
     operation: str = ""
     strength: float = 1.0
     factors: tuple[int, ...] = (1,)
@@ -62,7 +63,7 @@ def main(config: Config) -> list[dict[str, object]]:
     """Evaluate, print and write the table; returns its rows."""
     if config.smoke:
         config = replace(config, test_limit=4, floor_count=2, factors=config.factors[:1])
-    editor = load_editor(config.editor)
+    editor = load_editor(find_editor(config.editor))
     name = config.operation or editor.operations[0]
     if isinstance(editor, Editor) and (config.factors != (1,) or config.steps or config.strength != 1.0):
         raise WeightEditError(

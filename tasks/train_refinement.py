@@ -42,7 +42,9 @@ class Config:
 
     Attributes:
         weights: folders of weight sets (tasks/fit_inrs.py), of any architectures; the test figures are of the first.
-        widen: output widths to train at, as multiples of the given ones, see inr/widening.py.
+        widen: output widths to train at, as multiples of the given ones, see inr/widening.py. A folder or a width named
+            twice is drawn twice as often.
+        start: folder of a trained rule to go on from; empty for a new one.
         out: folder of the run; the finished rule is written to out/rule.
         operations: what is learned on, dealt out among the INRs in turn.
         longest: most steps of an inner problem.
@@ -56,6 +58,7 @@ class Config:
 
     weights: tuple[str, ...] = ("runs/mnist-inrs",)
     widen: tuple[int, ...] = (1,)
+    start: str = ""
     out: str = "runs/refine"
     operations: tuple[str, ...] = ("dilate",)
     longest: int = 12
@@ -132,7 +135,10 @@ def main(config: Config) -> dict[str, dict[int, float]]:
     ]
     if not sets or len({part["train"].stack.convention for part in sets}) > 1:
         raise WeightEditError(f"--weights {config.weights} came; expected sets of one convention: convert them.")
-    rule, out = LearnedKFAC(config.rule), Path(config.out)
+    rule, out = (
+        LearnedKFAC.from_pretrained(config.start) if config.start else LearnedKFAC(config.rule),
+        Path(config.out),
+    )
     problems = {name: [Problems(part[name], config.operations) for part in sets] for name in limits}
     convention = problems["train"][0].convention
 
@@ -146,8 +152,8 @@ def main(config: Config) -> dict[str, dict[int, float]]:
     def validate(module: nn.Module) -> float:
         assert isinstance(module, LearnedKFAC)
         budgets, logs = sorted({1, config.longest // 2, config.longest} - {0}), []
-        for part in problems["validation"]:
-            for factor in config.widen:
+        for part in dict(zip(config.weights, problems["validation"], strict=True)).values():
+            for factor in dict.fromkeys(config.widen):
                 logs += [math.log(error_after(part, module, steps, factor)) for steps in budgets]
         return sum(logs) / len(logs)
 
@@ -161,7 +167,7 @@ def main(config: Config) -> dict[str, dict[int, float]]:
         "figures": figures,
         "config": asdict(config),
         "counts": {name: sum(map(len, parts)) for name, parts in problems.items()},
-        "architectures": [list(part["train"].stack.widths) for part in sets],
+        "architectures": list(dict.fromkeys(part["train"].stack.widths for part in sets)),
         "tested": len(problems["test"][0]),
         "best_step": result.best_step,
         "seconds": result.seconds,
@@ -198,7 +204,7 @@ K-FAC with the last layer in closed form, whose step sizes, momenta and dampings
 and step from invariants. It refines a SIREN towards operation(its own rendering). Trained on
 {", ".join(config.operations)} with {facts["counts"]["train"]:,} INRs of
 {", ".join("-".join(map(str, widths)) for widths in facts["architectures"])},
-widened {", ".join(map(str, config.widen))} times,
+widened {", ".join(map(str, dict.fromkeys(config.widen)))} times,
 for {config.training.steps:,} steps of {config.training.batch_size} INRs, 1 to
 {config.longest} inner steps each, in {facts["seconds"] / 60:.0f} minutes.
 

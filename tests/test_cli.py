@@ -17,6 +17,8 @@ from weightedit.data.weight_sets import save_weight_set
 from weightedit.demo import digit_images
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.editor import Editor
+from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.editing.refinement import refine, target_of
 from weightedit.errors import FileFormatError
 from weightedit.inr.convention import NFN, Convention
@@ -189,7 +191,7 @@ def test_info_of_an_editor_and_a_weight_set(place, editor, capsys):
     Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("bare", "")
     assert "not recorded" in run(capsys, "info", "bare")[1]
     LearnedKFAC().save_pretrained("rule", "")
-    assert "learned K-FAC, 516 parameters" in run(capsys, "info", "rule")[1]
+    assert "learned K-FAC, 580 parameters" in run(capsys, "info", "rule")[1]
     stack = make_stack(index=torch.arange(3), split=torch.tensor([0, 1, 2]), psnr=torch.tensor([40.2, 40.4, 42.1]))
     save_weight_set("set", stack, torch.zeros(3, 1, 9, 7, dtype=torch.uint8))
     _, out, _ = run(capsys, "info", "set")
@@ -419,13 +421,14 @@ def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--operation dilate --editor none", "drop one"),
+        ("--operation dilate --editor checkpoints/mnist-dilate", "drop one"),
+        ("--widen 2 --editor checkpoints/mnist-dilate", "drop one"),
         ("--operation nothing", "there is no operation 'nothing'"),
         ("--operation absent.py:f", "absent.py could not be run"),
         ("--operation empty.py:f", "empty.py has no function 'f'"),
         ("--operation dilate --refine -1", "steps of at least 0"),
         ("--operation dilate --strength -1", "strength -1.0 came"),
-        ("--strength 0.5", "name the operation"),
+        ("--strength 0.5 --editor checkpoints/mnist-dilate", "drop one"),
         ("--operation dilate --rule none", "there is no rule at"),
     ],
 )
@@ -435,6 +438,58 @@ def test_wrong_words_of_refinement(place, capsys, words, message):
     code, _, err = run(capsys, "edit", "in.safetensors", *words.split(), "-o", "out.safetensors")
     assert code == 2 and message in err and err.count("\n") == 1
     assert not Path("out.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def predictive(tmp_path_factory):
+    """A folder with a small predictive editor of two operations, untrained."""
+    torch.manual_seed(0)
+    built = PredictiveEditor(Predictor(PredictorConfig(("dilate", "invert"), width=4)), LearnedKFAC(), 2)
+    figures = {"dilate 1": {"do nothing": 0.1, "predicted picture": 0.1, "edited": 0.05}}
+    return str(built.save_pretrained(tmp_path_factory.mktemp("editors") / "two", "# two\n", {"figures": figures}))
+
+
+def test_a_predictive_editor_everywhere(place, predictive, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    words = ("--editor", predictive, "--operation", "invert", "--strength", 0.5, "--widen", 2, "--refine", 3)
+    code, out, err = run(capsys, "edit", "in.safetensors", *words, "-o", "out.safetensors", "--preview", "sheet.png")
+    assert (code, err) == (0, "") and "dilate, invert, predictive, 2 steps" in out and Path("sheet.png").stat().st_size
+    found = load_inrs("out.safetensors")
+    expected = PredictiveEditor.from_pretrained(predictive).edit(make_stack(), "invert", 0.5, steps=3, factor=2)
+    assert all(torch.equal(found.params[name], tensor) for name, tensor in expected.params.items())
+    assert found.provenance["edited"] == "invert (two, 3 steps, strength 0.5, 2 times as wide)"
+    code, out, err = run(capsys, "check", "in.safetensors", "--editor", predictive, "--limit", 2)
+    assert (code, err) == (0, "") and "predictive, 2 steps, dilate" in out
+    code, out, err = run(capsys, "info", predictive)
+    assert (code, err) == (0, "") and "dilate, invert" in out and "5.000e-02" in out
+    code, out, err = run(capsys, "demo", "--editor", predictive, "--operation", "invert", "--count", 2)
+    assert (code, err) == (0, "") and "against invert of the image" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "no operation came; this editor knows dilate, invert"),
+        ("--operation erode", "this editor knows dilate, invert"),
+        ("--operation dilate --strength 2", "expected 0 (nothing) to 1"),
+        ("--operation dilate --rule kfac", "drop --rule"),
+        ("--operation dilate --refine -1", "steps -1"),
+    ],
+)
+def test_wrong_words_with_a_predictive_editor(place, predictive, capsys, words, message):
+    save_inrs(make_stack(), "in.safetensors")
+    given = ("--editor", predictive, *words.split())
+    code, _, err = run(capsys, "edit", "in.safetensors", *given, "-o", "out.safetensors")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not Path("out.safetensors").exists()
+
+
+def test_widen_without_an_editor(place, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    words = ("--operation", "invert", "--widen", 3, "--rule", "kfac", "--preview", "sheet.png")
+    assert run(capsys, "edit", "in.safetensors", *words, "-o", "out.safetensors")[0] == 0
+    given, wide = make_stack().widths, load_inrs("out.safetensors").widths
+    assert wide == (given[0], *(3 * n for n in given[1:-1]), given[-1])
 
 
 def test_preview_is_refused_before_the_work(place, editor, capsys):

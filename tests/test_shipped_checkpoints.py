@@ -15,6 +15,7 @@ from weightedit.editing.curvature import KFAC, LearnedKFAC
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
+from weightedit.editing.predictive_editor import KIND, PredictiveEditor
 from weightedit.editing.refinement import refine, target_of
 from weightedit.inr.fitting import fit
 
@@ -26,13 +27,16 @@ def of_kind(kind: str) -> list[Path]:
 
 
 def test_there_are_checkpoints() -> None:
-    assert {"mnist-dilate", "refine-rule"} <= {folder.name for folder in FOLDERS}
+    expected = {"mnist-dilate", "mnist-dilate-predictive", "mnist-multi", "cifar-contrast", "refine-rule"}
+    assert expected <= {folder.name for folder in FOLDERS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_is_small_and_names_no_machine(folder: Path) -> None:
     assert all(path.stat().st_size <= 5 * 2**20 for path in folder.iterdir())
-    assert not Path(load_checkpoint(folder)[1]["training"]["config"]["weights"]).is_absolute()
+    assert "/work/" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
+    weights = load_checkpoint(folder)[1]["training"]["config"]["weights"]
+    assert not any(Path(place).is_absolute() for place in ([weights] if isinstance(weights, str) else weights))
 
 
 @pytest.mark.parametrize("folder", of_kind("editor"), ids=lambda folder: folder.name)
@@ -43,6 +47,31 @@ def test_editor_reproduces_its_figure(folder: Path) -> None:
         # The fits, and hence the figures, depend on rounding.
         assert float(found.errors[row].mean()) == pytest.approx(stated[row], rel=0.05), row
     assert stated["edited"] < stated["do nothing"]
+
+
+@pytest.mark.parametrize("folder", of_kind(KIND), ids=lambda folder: folder.name)
+def test_predictive_editor_reproduces_its_figures(folder: Path) -> None:
+    config, editor = load_checkpoint(folder)[1], PredictiveEditor.from_pretrained(folder)
+    if editor.predictor.config.channels != 1:
+        return
+    images = digit_images(config["training"]["digits"]["count"])[0]
+    stack = fit(images, generator=torch.Generator().manual_seed(config["training"]["digits"]["seed"])).stack
+    for name, stated in config["training"]["digits"]["edited"].items():
+        wanted = operation(name)(images)
+        error = float(mean_squared_errors(editor.edit(stack, name), wanted).mean())
+        assert error == pytest.approx(stated, rel=0.05), name
+        assert error < 0.5 * float(mean_squared_errors(stack, wanted).mean()), name
+
+
+def test_the_contrast_editor_works_on_colours() -> None:
+    editor = PredictiveEditor.from_pretrained(Path(__file__).parent.parent / "checkpoints" / "cifar-contrast")
+    source = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, 3, 5, 5, generator=source) * 0.4 + 0.3
+    images = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1)
+    stack = fit(images, generator=source).stack
+    wanted = operation("contrast")(images)
+    before, after = (mean_squared_errors(inrs, wanted).mean() for inrs in (stack, editor.edit(stack)))
+    assert after < 0.7 * before
 
 
 @pytest.mark.parametrize("folder", of_kind("refinement rule"), ids=lambda folder: folder.name)

@@ -12,6 +12,7 @@ from PIL import Image
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.editor import Editor
+from weightedit.editing.predictive_editor import PredictiveEditor
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,3 +102,29 @@ def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
     for name in ("Adam", "K-FAC", "Levenberg-Marquardt", "one-shot editor", "learned steps"):
         assert f"| {name} |" in found.stdout
     assert (tmp_path / "plot" / "frontier.png").stat().st_size > 10_000
+
+
+def test_train_predictive_editor_then_evaluate(weights: Path, tmp_path: Path) -> None:
+    rule = LearnedKFAC().save_pretrained(tmp_path / "rule", "")
+    words = ("--smoke", "--weights", str(weights), "--rule", str(rule), "--out", str(tmp_path / "run"))
+    result = run_task("train_predictive_editor.py", *words, "--operations", "dilate", "rotate", "--predictor.warp")
+    assert "| dilate 0.5 |" in result.stdout and "| rotate 1 |" in result.stdout
+    editor = tmp_path / "run" / "editor"
+    assert PredictiveEditor.from_pretrained(editor).operations == ("dilate", "rotate")
+    assert (editor / "strengths.png").stat().st_size > 10_000
+    words = ("--editor", str(editor), "--weights", str(weights), "--out", str(tmp_path / "transfer"))
+    found = run_task("evaluate_editor.py", "--smoke", *words, "--factors", "2", "--steps", "0", "2")
+    assert found.stdout.count("| 2-32-32-1 | 28 x 28 | 2-64-64-1 |") == 2
+    refused = run_task("evaluate_editor.py", *words, "--operation", "embolden", check=False)
+    assert refused.returncode == 2 and "no operation 'embolden'" in refused.stderr.splitlines()[-1]
+
+
+def test_the_study_resumes(weights: Path, tmp_path: Path) -> None:
+    rows = ("base: permutation + sign + phase, 16 probes", "output 2 times as wide")
+    words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "study"), "--only", *rows)
+    first = run_task("edit_study.py", *words)
+    assert all(f"| {row} |" in first.stdout for row in rows)
+    again = run_task("edit_study.py", *words)
+    assert again.stdout == first.stdout and "it/s" not in again.stderr
+    refused = run_task("edit_study.py", "--smoke", "--weights", str(weights), "--only", "magic", check=False)
+    assert refused.returncode == 2 and "magic" in refused.stderr.splitlines()[-1]

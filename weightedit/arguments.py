@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from weightedit.editing.operations import Operation
 
 SHIPPED_EDITOR = "checkpoints/mnist-dilate"
+SHIPPED_PREDICTIVE = "checkpoints/mnist-dilate-predictive"
 SHIPPED_RULE = "checkpoints/refine-rule"
 HUB = "hf://"
 

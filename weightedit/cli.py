@@ -157,7 +157,7 @@ def edit(options: argparse.Namespace) -> int:
     if editor is None or isinstance(editor, Editor):
         steps = options.refine if options.refine is not None else (0 if editor else 10)
         rule = _load_rule(options.rule) if steps else None
-        edited = widen(editor.edit(stack, progress=progress) if editor else stack, options.widen)
+        edited = editor.edit(stack, progress=progress) if editor else widen(stack, options.widen)
         if steps and options.strength > 0:  # at strength 0 an INR stays as it is, bit for bit
             targets = target_of(choice, stack, strength=options.strength)
             edited = refine(edited, targets, steps, rule=rule, progress=progress)

@@ -46,9 +46,9 @@ def change_column(before: INRStack, after: INRStack) -> ChangeColumn:
     count = len(before.widths) - 1
     layer = max(range(count), key=lambda i: before.params[f"layers.{i}.weight"][0].numel())
     weights = before.params[f"layers.{layer}.weight"]
-    change = (after.params[f"layers.{layer}.weight"] - weights).detach()
+    rows, columns = weights.shape[1:]  # of a widened INR, what was there before
+    change = (after.params[f"layers.{layer}.weight"][:, :rows, :columns] - weights).detach()
     sizes = change.flatten(1).norm(dim=1) / weights.flatten(1).norm(dim=1)
-    rows, columns = change.shape[1:]
     captions = [f"{100 * size:.1f} % of the weights" for size in sizes.tolist()]
     return ChangeColumn(f"change in weights\nlayer {layer}, {rows} × {columns}", change, captions)
 
