@@ -215,12 +215,15 @@ def report(figures: dict[str, dict[str, float]]) -> str:
 def model_card(config: Config, facts: dict[str, Any], table: str) -> str:
     """The README.md beside an editor's weights."""
     counts, training = facts["counts"], config.training
+    knob = "Trained with strengths from 0 to 1."
+    if not (config.graded or len(config.operations) > 1):
+        knob = "Trained at strength 1; below it, the predicted change is scaled."
     told = "\n".join(f"* {name}: {operation(name).description}" for name in config.operations)
     return f"""# weightedit predictive editor: {", ".join(config.operations)}
 
 Predicts the edited picture from an INR's rendering and takes {config.steps} learned steps of the weights towards it:
 {facts["parameters"]:,} parameters, {facts["flops"] / 1e6:.0f} MFLOP per INR. The operation itself is never computed; it
-was learned from {counts["train"]:,} pairs of an INR and an edited source image. Strengths go from 0 to 1.
+was learned from {counts["train"]:,} pairs of an INR and an edited source image. {knob}
 
 {told}
 
