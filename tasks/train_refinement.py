@@ -166,7 +166,10 @@ def main(config: Config) -> dict[str, dict[int, float]]:
     facts = {
         "figures": figures,
         "config": asdict(config),
-        "counts": {name: sum(map(len, parts)) for name, parts in problems.items()},
+        "counts": {
+            name: sum(map(len, dict(zip(config.weights, parts, strict=True)).values()))
+            for name, parts in problems.items()
+        },
         "architectures": list(dict.fromkeys(part["train"].stack.widths for part in sets)),
         "tested": len(problems["test"][0]),
         "best_step": result.best_step,
