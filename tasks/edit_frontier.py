@@ -4,8 +4,8 @@
 
 All see the INR's weights only. Rules that refine make their target from the INR's own rendering, and that is part of
 their time; a predictive editor is never told the operation. The error is taken against operation(source image). Numbers
-of hand-made rules are tuned for every number of steps on validation INRs. Contenders take turns (A B C A B C ...), and
-the median of the rounds counts. Written are frontier.json, frontier.md and frontier.png.
+of hand-made rules are tuned for every number of steps on validation INRs. Contenders take turns at every batch (A B C A
+B C ...), and the median counts. Written are frontier.json, frontier.md and frontier.png.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Config:
         test_count: test INRs, in batches of 64.
         single_count: of these, how many are timed one by one.
         tune_count: validation INRs on which the hand-made rules are tuned.
-        rounds: turns that every contender takes.
+        rounds: turns that every contender takes at every batch.
         threads: of torch; 0 as torch chooses.
         smoke: seconds instead of minutes.
     """
@@ -71,7 +71,7 @@ class Config:
     test_count: int = 256
     single_count: int = 8
     tune_count: int = 64
-    rounds: int = 3
+    rounds: int = 2
     threads: int = 0
     smoke: bool = False
 
@@ -214,18 +214,18 @@ def _predictive(config: Config) -> PredictiveEditor | None:
 def take_turns(
     jobs: Mapping[Key, Callable[[INRStack], INRStack]], stack: INRStack, size: int, config: Config
 ) -> dict[Key, float]:
-    """Median milliseconds per INR over the rounds, in batches of `size`."""
+    """Median milliseconds per INR over batches of `size` and rounds; contenders take turns at every batch."""
     stack = stack if size > 1 else stack[: config.single_count]
-    seconds: dict[Key, list[float]] = {key: [] for key in jobs}
-    parts = [stack[start : start + size] for start in range(0, len(stack), size)]
+    taken: dict[Key, list[float]] = {key: [] for key in jobs}
     for _ in tqdm(range(config.rounds), desc=f"times, batch of {size}"):
-        for key, job in jobs.items():
-            job(parts[0][:1])
-            before = time.perf_counter()
-            for part in parts:
+        for start in range(0, len(stack), size):
+            part = stack[start : start + size]
+            for key, job in jobs.items():
+                job(part[:1])
+                before = time.perf_counter()
                 job(part)
-            seconds[key].append(time.perf_counter() - before)
-    return {key: 1e3 * statistics.median(found) / len(stack) for key, found in seconds.items()}
+                taken[key].append((time.perf_counter() - before) / len(part))
+    return {key: 1e3 * statistics.median(found) for key, found in taken.items()}
 
 
 def curves(points: list[Point], size: int) -> list[Curve]:

@@ -135,7 +135,10 @@ def run_training(
         return float(mean_squared_errors(model.edit(splits["validation"].stack), targets["validation"]).mean())
 
     examples, loss = Examples(splits["train"], targets["train"]), augmented_loss if config.augment else edit_loss
-    return train(editor, loss, examples, validate, out, options)
+    about = {"weights": config.weights, "operation": config.operation, "augment": config.augment}
+    about |= {"editor": asdict(config.editor), "metanet": type(editor.metanet).__name__}
+    about |= asdict(config.metanet) if isinstance(editor.metanet, ScaleGMN) else {}
+    return train(editor, loss, examples, validate, out, options, about=about)
 
 
 def main(config: Config) -> dict[str, float]:
@@ -242,6 +245,8 @@ def report(
 def model_card(config: Config, facts: dict[str, Any], lines: list[str]) -> str:
     """The README.md beside an editor's weights."""
     counts, training = facts["counts"], config.training
+    control = "; the flat MLP is the control without equivariance,\ntrained by the same code for "
+    control = f"{control}{config.control_steps:,} steps" if config.control_steps else ""
     known = [f"guides made from the operation of the rendering ({', '.join(config.editor.guides)})"]
     known = known if config.editor.guides else []
     known += ["the last layer solved towards the operation of the rendering"] if config.editor.solve_last else []
@@ -267,7 +272,7 @@ Protocol P1: one SIREN per image from independent random initialisations, one sh
 image.
 {counts["train"]:,} training, {counts["validation"]:,} validation (choice of the best step) and {counts["test"]:,} test
 INRs. The floor is the same SIREN fitted to the target itself, on {min(config.floor_count, counts["test"])} of the test
-INRs; the flat MLP is the control without equivariance, trained by the same code for {config.control_steps:,} steps.
+INRs{control}.
 
 Trained for {facts["steps"]:,} steps of {batch} INRs (best step {facts["best_step"]:,}) in {minutes:.0f} minutes on
 {facts["hardware"]}, {facts["processes"]} process(es), seed {training.seed}.

@@ -14,7 +14,7 @@ import multiprocessing
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +170,12 @@ def run(job: tuple[Config, str, int]) -> None:
     """One row with one seed, unless its result is there."""
     config, name, seed = job
     place = _place(config, name, seed)
-    if place.exists():
-        return
     experiment, start = rows(config)[name], base(config)
+    plain = json.loads(json.dumps({**asdict(experiment), "steps": config.steps, "weights": config.weights}))
+    if place.exists():
+        if json.loads(place.read_text())["experiment"] != plain:
+            raise WeightEditError(f"{place} holds another experiment; expected the same one: choose another --out.")
+        return
     validation, test = (
         load_weight_set(config.weights, which, limit or None)
         for which, limit in (("validation", config.validation_limit), ("test", config.test_limit))
@@ -193,6 +196,8 @@ def run(job: tuple[Config, str, int]) -> None:
         "seconds": result.seconds,
         "parameters": sum(p.numel() for p in editor.parameters()),
         "train_inrs": len(train),
+        "tested": len(test),
+        "experiment": plain,
     }
     place.write_text(json.dumps(facts, indent=2))
 
@@ -212,8 +217,9 @@ def step_flops(experiment: Experiment) -> int:
 
 def report(config: Config, results: Mapping[str, list[dict[str, float]]]) -> str:
     """Markdown: a row per ingredient, mean and range over the seeds."""
+    tested = next(iter(results.values()))[0]["tested"]
     lines = [
-        f"{config.operation}, one shot, {config.test_limit:,} test INRs, mean squared error x 1e-2, mean over "
+        f"{config.operation}, one shot, {tested:,} test INRs, mean squared error x 1e-2, mean over "
         f"{config.seeds} seeds (lowest to highest); equal training compute, {config.steps} steps of 32 for the base",
         "",
         "| editor | MSE x 1e-2 | parameters | steps |",

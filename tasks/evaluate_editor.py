@@ -65,6 +65,9 @@ def main(config: Config) -> list[dict[str, object]]:
         config = replace(config, test_limit=4, floor_count=2, factors=config.factors[:1])
     editor = load_editor(find_editor(config.editor))
     name = config.operation or editor.operations[0]
+    if name not in editor.operations:
+        known = ", ".join(editor.operations)
+        raise WeightEditError(f"--operation {name} came; this editor knows {known}: choose one of them.")
     if isinstance(editor, Editor) and (config.factors != (1,) or config.steps or config.strength != 1.0):
         raise WeightEditError(
             f"--factors {config.factors}, --steps {config.steps}, --strength {config.strength} came with a one-shot "
@@ -77,7 +80,8 @@ def main(config: Config) -> list[dict[str, object]]:
         nothing = float(mean_squared_errors(test.stack, wanted).mean())
         few = slice(config.floor_count)
         for factor in config.factors:
-            given = widen(test.stack[few], factor)
+            own = editor.options.widen if isinstance(editor, Editor) else 1
+            given = widen(test.stack[few], factor * own)
             floor = float(mean_squared_errors(fit_directly(given, wanted[few]), wanted[few]).mean())
             for steps in config.steps or (None,):
                 started = time.perf_counter()
@@ -85,6 +89,7 @@ def main(config: Config) -> list[dict[str, object]]:
                     edited = editor.edit(test.stack)
                 else:
                     edited = editor.edit(test.stack, name, config.strength, steps=steps, factor=factor)
+                seconds = time.perf_counter() - started
                 found.append(
                     {
                         "weights": Path(folder).name,
@@ -96,7 +101,7 @@ def main(config: Config) -> list[dict[str, object]]:
                         "do nothing": nothing,
                         "error": float(mean_squared_errors(edited, wanted).mean()),
                         "floor": floor,
-                        "ms per INR": 1e3 * (time.perf_counter() - started) / len(test),
+                        "ms per INR": 1e3 * seconds / len(test),
                     }
                 )
     text = report(config, name, found)

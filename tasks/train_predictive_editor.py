@@ -48,7 +48,7 @@ class Config:
         rule: folder of the refinement rule; empty for the shipped one.
         steps: of the rule, in the finished editor.
         train_limit, validation_limit, test_limit: INRs of each split; 0 for all.
-        predictor: sizes of the predictor; operations and channels follow from the rest.
+        predictor: sizes of the predictor; operations, channels and graded follow from the rest.
         training: of the predictor.
         smoke: seconds instead of minutes.
     """
@@ -116,8 +116,10 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     splits = {name: load_weight_set(config.weights, name, limit or None) for name, limit in limits.items()}
     names, graded = config.operations, config.graded or len(config.operations) > 1
     pairs = {name: Pairs(splits[name], f"rendering {name}") for name in ("train", "validation")}
-    predictor = Predictor(replace(config.predictor, operations=names, channels=splits["train"].stack.widths[-1]))
-    out = Path(config.out)
+    channels = splits["train"].stack.widths[-1]
+    predictor = Predictor(replace(config.predictor, operations=names, channels=channels, graded=graded))
+    rule, out = LearnedKFAC.from_pretrained(find_rule(config.rule or None)), Path(config.out)
+    editor = PredictiveEditor(predictor, rule, config.steps)
 
     def loss(module: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
         count, device = len(batch["sources"]), generator.device
@@ -146,15 +148,14 @@ def main(config: Config) -> dict[str, dict[str, float]]:
                 total += float(functional.mse_loss(found, wanted))
         return total / len(names) / (2 if graded else 1)
 
-    result = train(predictor, loss, pairs["train"], validate, out / "run", config.training)
-    editor = PredictiveEditor(
-        predictor.cpu(), LearnedKFAC.from_pretrained(find_rule(config.rule or None)), config.steps
-    )
-    figures = test_figures(editor.eval(), splits["test"], (0.5, 1.0) if graded else (1.0,))
+    about = {"weights": config.weights, **predictor.config.to_dict()}
+    result = train(predictor, loss, pairs["train"], validate, out / "run", config.training, about=about)
+    figures = test_figures(editor.cpu().eval(), splits["test"], (0.5, 1.0) if graded else (1.0,))
     facts = {
         "figures": figures,
         "config": asdict(config),
         "counts": {name: len(part) for name, part in splits.items()},
+        "steps": result.steps,
         "best_step": result.best_step,
         "best_validation": result.best_validation,
         "seconds": result.seconds,
@@ -170,10 +171,8 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     print(f"mean squared error on {len(splits['test'])} test INRs, after {config.steps} steps\n{table}")
     editor.save_pretrained(out / "editor", model_card(config, facts, table), json.loads(json.dumps(facts, default=str)))
     shown = min(max(6, len(names)), len(splits["test"]))
-    draw_strengths(
-        editor, splits["test"].stack[:shown], splits["test"].floats()[:shown], out / "editor" / "strengths.png"
-    )
-    print(f"editor and strengths.png written to {out / 'editor'}")
+    draw_strengths(editor, splits["test"].stack[:shown], splits["test"].floats()[:shown], out / "strengths.png")
+    print(f"editor and strengths.png written to {out}")
     return figures
 
 
@@ -217,7 +216,7 @@ def model_card(config: Config, facts: dict[str, Any], table: str) -> str:
     counts, training = facts["counts"], config.training
     knob = "Trained with strengths from 0 to 1."
     if not (config.graded or len(config.operations) > 1):
-        knob = "Trained at strength 1; below it, the predicted change is scaled."
+        knob = "Trained at strength 1; below it, the change of the picture is scaled."
     told = "\n".join(f"* {name}: {operation(name).description}" for name in config.operations)
     return f"""# weightedit predictive editor: {", ".join(config.operations)}
 
@@ -232,7 +231,7 @@ per image from independent random initialisations, output of the same size:
 
 {table}
 
-Trained for {training.steps:,} steps of {training.batch_size} pairs (best step {facts["best_step"]:,}, chosen on
+Trained for {facts["steps"]:,} steps of {training.batch_size} pairs (best step {facts["best_step"]:,}, chosen on
 {counts["validation"]:,} validation INRs) in {facts["seconds"] / 60:.0f} minutes on {facts["hardware"]}, seed
 {training.seed}. config.json holds the whole configuration.
 """

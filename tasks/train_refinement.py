@@ -4,9 +4,9 @@
 
 Inner problem: one INR, `steps` steps towards operation(its own rendering). Outer loss: the logarithm of the mean
 squared error against operation(source image) after the last step, by backpropagation through all steps; their number is
-drawn from 1 to `longest` for every batch. Batches come from all weight sets and output widths in turn, each from one
-architecture. The best step is chosen on the validation INRs of all of them. Started again with the same
-arguments, a run goes on where it was stopped.
+drawn from 1 to `longest` for every batch. Every batch comes from one weight set at one output width, drawn at random.
+The best step is chosen on the validation INRs of all of them. Started again with the same arguments, a run goes on
+where it was stopped.
 """
 
 from __future__ import annotations
@@ -157,8 +157,10 @@ def main(config: Config) -> dict[str, dict[int, float]]:
                 logs += [math.log(error_after(part, module, steps, factor)) for steps in budgets]
         return sum(logs) / len(logs)
 
+    about = {name: asdict(config)[name] for name in ("weights", "widen", "start", "operations", "longest", "rule")}
     examples = Mixture(problems["train"], config.widen)
-    result = train(rule, loss, examples, validate, out / "run", config.training)
+    result = train(rule, loss, examples, validate, out / "run", config.training, about=about)
+    rule.cpu()
     figures = {
         name: {steps: error_after(problems["test"][0], chosen, steps) for steps in range(1, config.longest + 1)}
         for name, chosen in (("K-FAC, numbers by hand", KFAC()), ("learned", rule))
@@ -172,6 +174,7 @@ def main(config: Config) -> dict[str, dict[int, float]]:
         },
         "architectures": list(dict.fromkeys(part["train"].stack.widths for part in sets)),
         "tested": len(problems["test"][0]),
+        "steps": result.steps,
         "best_step": result.best_step,
         "seconds": result.seconds,
         "finished": result.finished,
@@ -187,8 +190,9 @@ def main(config: Config) -> dict[str, dict[int, float]]:
 
 def error_after(problems: Problems, rule: RefinementRule, steps: int, factor: int = 1) -> float:
     """Mean squared error against the targets of the source images."""
-    refined = refine(widen(problems.weights.stack, factor), problems.known, steps, rule=rule)
-    return float(mean_squared_errors(refined, problems.wanted).mean())
+    device = rule.first.weight.device if isinstance(rule, LearnedKFAC) else torch.device("cpu")
+    given, known = widen(problems.weights.stack, factor).to(device), problems.known.to(device)
+    return float(mean_squared_errors(refine(given, known, steps, rule=rule).to("cpu"), problems.wanted).mean())
 
 
 def report(figures: dict[str, dict[int, float]]) -> str:
@@ -208,7 +212,7 @@ and step from invariants. It refines a SIREN towards operation(its own rendering
 {", ".join(config.operations)} with {facts["counts"]["train"]:,} INRs of
 {", ".join("-".join(map(str, widths)) for widths in facts["architectures"])},
 widened {", ".join(map(str, dict.fromkeys(config.widen)))} times,
-for {config.training.steps:,} steps of {config.training.batch_size} INRs, 1 to
+for {facts["steps"]:,} steps of {config.training.batch_size} INRs, 1 to
 {config.longest} inner steps each, in {facts["seconds"] / 60:.0f} minutes.
 
 Mean squared error x 1e-2 against operation(source image), {facts["tested"]:,} test INRs of

@@ -111,12 +111,14 @@ def test_train_predictive_editor_then_evaluate(weights: Path, tmp_path: Path) ->
     assert "| dilate 0.5 |" in result.stdout and "| rotate 1 |" in result.stdout
     editor = tmp_path / "run" / "editor"
     assert PredictiveEditor.from_pretrained(editor).operations == ("dilate", "rotate")
-    assert (editor / "strengths.png").stat().st_size > 10_000
+    assert (tmp_path / "run" / "strengths.png").stat().st_size > 10_000
+    again = run_task("train_predictive_editor.py", *words, "--operations", "dilate", "rotate", "--predictor.warp")
+    assert again.stdout == result.stdout
     words = ("--editor", str(editor), "--weights", str(weights), "--out", str(tmp_path / "transfer"))
     found = run_task("evaluate_editor.py", "--smoke", *words, "--factors", "2", "--steps", "0", "2")
     assert found.stdout.count("| 2-32-32-1 | 28 x 28 | 2-64-64-1 |") == 2
     refused = run_task("evaluate_editor.py", *words, "--operation", "embolden", check=False)
-    assert refused.returncode == 2 and "no operation 'embolden'" in refused.stderr.splitlines()[-1]
+    assert refused.returncode == 2 and "this editor knows dilate, rotate" in refused.stderr.splitlines()[-1]
 
 
 def test_the_study_resumes(weights: Path, tmp_path: Path) -> None:

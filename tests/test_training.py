@@ -42,9 +42,10 @@ def one_thread():
         STARTED.pop().terminate()
 
 
-def run(folder, options=OPTIONS, *, model=None, loss=mean_squared_error, data=None, check=validate):
+def run(folder, options=OPTIONS, *, model=None, loss=mean_squared_error, data=None, check=validate, about=None):
     model = make_model() if model is None else model
-    return model, train(model, loss, Examples() if data is None else data, check, folder, options, progress=False)
+    data = Examples() if data is None else data
+    return model, train(model, loss, data, check, folder, options, about=about, progress=False)
 
 
 def run_noisy(folder, options=NOISY):
@@ -395,6 +396,8 @@ def test_another_runs_folder(tmp_path):
         run(tmp_path, replace(OPTIONS, steps=10))
     with pytest.raises(WeightEditError, match="examples was 100 and is 40 now"):
         run(tmp_path, data=Examples(40))
+    with pytest.raises(WeightEditError, match="about task was None and is 'other' now"):
+        run(tmp_path, about={"task": "other"})
     with pytest.raises(ParamsError, match="unexpected 0.bias"):
         run(tmp_path, model=torch.nn.Linear(4, 1))
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before

@@ -73,7 +73,7 @@ def check_equivariance(stack: INRStack, editor: Editor | PredictiveEditor | None
     """The relative equivariance error of the editor (None: of a fresh ScaleGMN), its worst tensor, in float64."""
     spec, params = stack.spec, _double(stack.params)
     if isinstance(editor, PredictiveEditor):
-        return _check_predictive(stack.with_params(params), editor)
+        return _check_whole(stack.with_params(params), editor)
     if editor is None:
         config = ScaleGMNConfig(inputs=spec.widths[0], outputs=spec.widths[-1], node_width=16, edge_width=8, layers=2)
         subject, judged = "a fresh ScaleGMN", Editor(ScaleGMN(config), "identity", stack.convention)
@@ -82,6 +82,8 @@ def check_equivariance(stack: INRStack, editor: Editor | PredictiveEditor | None
         subject, judged = f"{subject} ({name}, {editor.operation})", editor
         params = convert(params, stack.convention, editor.convention)
         spec = NetworkSpec.siren(spec.widths, editor.convention.omega)
+    if judged.options.informed or judged.options.widen > 1:
+        return _check_whole(stack.with_params(_double(stack.params)), judged)
     symmetry = getattr(getattr(judged.metanet, "config", None), "symmetry", "full")
     assert symmetry in SYMMETRIES
     dtype = next(judged.parameters()).dtype
@@ -93,12 +95,15 @@ def check_equivariance(stack: INRStack, editor: Editor | PredictiveEditor | None
     return _judgement(f"{subject}{group}", errors)
 
 
-def _check_predictive(stack: INRStack, editor: PredictiveEditor) -> Check:
+def _check_whole(stack: INRStack, editor: Editor | PredictiveEditor) -> Check:
+    """The whole edit, of what was there before it: of a widened INR, the given neurons."""
     name, dtype = editor.operations[0], next(editor.parameters()).dtype
 
     def delta(params: Params) -> Params:
-        after = editor.edit(stack.with_params(params), name).params
-        return {key: after[key] - params[key] for key in params}
+        given = stack.with_params(params)
+        after = (editor.edit(given) if isinstance(editor, Editor) else editor.edit(given, name)).params
+        corner = {key: after[key][tuple(slice(n) for n in p.shape)] for key, p in params.items()}
+        return {key: corner[key] - params[key] for key in params}
 
     try:
         editor.double()

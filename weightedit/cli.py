@@ -157,8 +157,13 @@ def edit(options: argparse.Namespace) -> int:
     if editor is None or isinstance(editor, Editor):
         steps = options.refine if options.refine is not None else (0 if editor else 10)
         rule = _load_rule(options.rule) if steps else None
+        if options.rule and not steps:
+            raise WeightEditError(
+                "--rule came without steps; expected both or none: add --refine STEPS, or drop --rule."
+            )
         edited = editor.edit(stack, progress=progress) if editor else widen(stack, options.widen)
-        if steps and options.strength > 0:  # at strength 0 an INR stays as it is, bit for bit
+        steps = 0 if options.strength == 0 else steps  # then an INR stays as it is, bit for bit
+        if steps:
             targets = target_of(choice, stack, strength=options.strength)
             edited = refine(edited, targets, steps, rule=rule, progress=progress)
     else:
@@ -178,7 +183,8 @@ def edit(options: argparse.Namespace) -> int:
     by += [f"{steps} steps"] if steps else []
     by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
     by += [f"{options.widen} times as wide"] if options.widen != 1 else []
-    save_inrs(replace(edited, provenance={**stack.provenance, "edited": f"{name} ({', '.join(by)})"}), output)
+    told = f"{name} ({', '.join(by or ['no steps'])})"
+    save_inrs(replace(edited, provenance={**stack.provenance, "edited": told}), output)
     _say(f"wrote  {output}")
     if preview is not None:
         few = slice(0, _PREVIEW)

@@ -141,13 +141,13 @@ def _act_on_channel(
         weight, bias = features.weights[level][..., channel], features.biases[level][..., channel]
         if level > 0:
             column = _factor(element.scale[level - 1], element.outgoing[level - 1], kind, inverse=True)
-            weight = _pick(weight * column.unsqueeze(-2), element.permutation[level - 1], -1)
+            weight = _pick(weight * column.to(weight.device).unsqueeze(-2), element.permutation[level - 1], -1)
         if level < spec.depth - 1:
-            row = _factor(element.scale[level], element.incoming[level], kind)
+            row = _factor(element.scale[level], element.incoming[level], kind).to(weight.device)
             weight = _pick(weight * row.unsqueeze(-1), element.permutation[level], -2)
             bias = bias * row
             if kind.affine and layer.activation.name == "sine":
-                bias = bias + element.shift[level] * (math.pi / layer.activation.parameter)
+                bias = bias + element.shift[level].to(bias.device) * (math.pi / layer.activation.parameter)
             bias = _pick(bias, element.permutation[level], -1)
         weights.append(weight)
         biases.append(bias)

@@ -17,7 +17,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,6 +100,7 @@ def train(
     folder: str | Path,
     options: TrainOptions,
     *,
+    about: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train `model` in place, or go on where the run in `folder` stopped; the model ends up holding the best weights.
@@ -120,6 +121,8 @@ def train(
             it must not communicate, and should take less than the process group's timeout.
         folder: the run's folder (see run_state.py); a folder that holds another run is refused.
         options: see TrainOptions.
+        about: what else makes the run what it is, JSON values (the data, the task): a folder whose run was about
+            something else is refused.
         progress: a progress bar on process 0.
     Returns:
         TrainResult. After a call that ended before the first validation, the model holds the current weights.
@@ -131,7 +134,9 @@ def train(
     modes = [(module, module.training) for module in model.modules()]
     with _accelerator(Path(folder), options) as accelerator, preserved_random(accelerator.device):
         try:
-            return _Run(accelerator, model, loss, data, validate, (Path(folder), options)).complete(progress)
+            return _Run(accelerator, model, loss, data, validate, (Path(folder), options, about or {})).complete(
+                progress
+            )
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -152,9 +157,18 @@ class _Pending:
 class _Run:
     """One call of train: what every process holds and does."""
 
-    def __init__(self, accelerator: "Accelerator", model, loss, data, validate, place: tuple[Path, TrainOptions]):
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        model,
+        loss,
+        data,
+        validate,
+        place: tuple[Path, TrainOptions, Mapping[str, Any]],
+    ):
         self.accelerator, self.model, self.loss, self.data, self.validate = accelerator, model, loss, data, validate
-        self.folder, self.options = place
+        self.folder, self.options, about = place
+        self.about = {f"about {name}": value for name, value in about.items()}
         self.device, self.main, self.called = accelerator.device, accelerator.is_main_process, time.perf_counter()
         require_option(len(data) >= 1, "data", f"of length {len(data)}", "at least one example")
         model.to(self.device).train()
@@ -204,7 +218,12 @@ class _Run:
         if self.main:
             claim_folder(
                 self.folder,
-                {**asdict(self.options), "processes": self.accelerator.num_processes, "examples": len(self.data)},
+                {
+                    **asdict(self.options),
+                    **self.about,
+                    "processes": self.accelerator.num_processes,
+                    "examples": len(self.data),
+                },
                 may_differ=frozenset({"checkpoint_every", "max_seconds", "log_with", "cpu"}),
                 may_grow=frozenset({"steps"}),
             )

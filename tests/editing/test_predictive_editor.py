@@ -16,6 +16,7 @@ from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.fitting import fit
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
+from weightedit.symmetry import act, random_element
 from weightedit.testing import assert_equivariant
 
 TWO = ("dilate", "rotate")
@@ -63,6 +64,35 @@ def test_it_is_equivariant():
         return {name: after[name] - params[name] for name in params}
 
     assert_equivariant(delta, stack.spec, stack.params)
+
+
+def test_a_wider_output_does_not_depend_on_how_the_neurons_stand():
+    editor, stack = make_editor().double(), make_stack(dtype=torch.float64)
+    element = random_element(stack.spec, torch.Generator().manual_seed(3), count=len(stack))
+    other = stack.with_params(act(element, stack.spec, stack.params))
+    one, two = (editor.edit(inrs, "rotate", factor=3).render() for inrs in (stack, other))
+    assert float((one - stack.render()).abs().max()) > 0.1
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_stepped_in_float32(dtype):
+    editor, stack = make_editor(), make_stack(dtype=dtype)
+    edited = editor.edit(stack, "dilate")
+    assert edited.params["layers.1.weight"].dtype == dtype
+    assert refine(stack, editor.predict(stack, "dilate"), 2, rule=editor.rule).params["layers.0.bias"].dtype == dtype
+    exact = editor.edit(stack.with_params({k: p.float() for k, p in stack.params.items()}), "dilate")
+    for name, tensor in exact.params.items():
+        assert torch.equal(edited.params[name], tensor.to(dtype)), name
+
+
+def test_a_predictor_that_saw_full_strength_only_scales_its_change():
+    graded, plain = make_predictor(warp=False), make_predictor(warp=False, graded=False)
+    plain.load_state_dict(graded.state_dict())
+    images, codes = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    full = plain(images, codes, torch.ones(2))
+    torch.testing.assert_close(full, graded(images, codes, torch.ones(2)))
+    torch.testing.assert_close(plain(images, codes, torch.full((2,), 0.3)), images + 0.3 * (full - images))
 
 
 def test_the_convention_does_not_matter():

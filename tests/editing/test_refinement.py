@@ -278,3 +278,10 @@ def test_wrong_input(tmp_path):
     save_checkpoint(tmp_path / "other", {"x": torch.zeros(1)}, {"kind": "editor", "rule": {}}, "# card")
     with pytest.raises(FileFormatError, match="no refinement rule"):
         LearnedKFAC.from_pretrained(tmp_path / "other")
+
+
+@pytest.mark.parametrize("rule", [KFAC(), LearnedKFAC()])
+def test_a_flat_target_at_the_raw_zero_is_reached(rule):
+    stack = INRStack(initial_params(3, (2, 8, 8, 1), generator=torch.Generator().manual_seed(0)), Convention(), 9, 8)
+    flat = torch.full((3, 1, 9, 8), 0.5)
+    assert float((refine(stack, flat, 5, rule=rule).render() - flat).abs().max()) < 1e-4

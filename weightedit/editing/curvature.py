@@ -95,8 +95,8 @@ def kfac_step(
 
 
 def _solve(matrix: Tensor, damping: Tensor | float, right: Tensor) -> Tensor:
-    """(matrix + damping mean(diagonal) I)^-1 right, for positive semidefinite matrices [N, n, n]."""
-    size = damping * matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    """(matrix + damping mean(diagonal) I)^-1 right, for positive semidefinite matrices [N, n, n]; finite at zero."""
+    size = damping * matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-20
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return torch.cholesky_solve(right, torch.linalg.cholesky_ex(matrix + size * eye)[0])
 

@@ -19,7 +19,7 @@ from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
 from weightedit.delta import apply_delta, propose_delta
 from weightedit.editing.curvature import KFAC, RIDGE
 from weightedit.editing.guidance import check_guides, guides
-from weightedit.editing.refinement import RefinementRule, target_of
+from weightedit.editing.refinement import RefinementRule, finite_or, target_of
 from weightedit.editing.refinement import refine as refine_stack
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
@@ -102,6 +102,8 @@ class Editor(nn.Module):
     ) -> Params:
         """Edited parameters, differentiable in the editor's weights and in `params`.
 
+        The target of an informed editor and of `refine`, and the guides made from it, count as constants.
+
         Args:
             params: one INR (layers.i.weight [out, in]) or a stack ([N, out, in]).
             convention: of `params`; None: the editor's own.
@@ -120,6 +122,9 @@ class Editor(nn.Module):
         single = params["layers.0.weight"].dim() == 2 if "layers.0.weight" in params else False
         given = {name: tensor[None] for name, tensor in params.items()} if single else dict(params)
         own = convert(given, convention, self.convention)
+        home = {name: tensor.dtype for name, tensor in own.items()}
+        if refine or self.options.informed:  # curvature needs float32 at least
+            own = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in own.items()}
         problem = None
         if size is not None and (refine or self.options.informed):
             NetworkSpec.from_params(own, self.convention.omega).check_params(own)
@@ -131,8 +136,8 @@ class Editor(nn.Module):
         if problem is not None and self.options.solve_last:
             edited = problem.params(problem.solve_last(problem.layers(edited), RIDGE))
         if problem is not None and refine:
-            edited = (rule or KFAC()).refine(problem, edited, refine)
-        edited = convert(edited, self.convention, convention)
+            edited = finite_or((rule or KFAC()).refine(problem, edited, refine), edited)
+        edited = convert({name: p.to(home[name]) for name, p in edited.items()}, self.convention, convention)
         return {name: tensor[0] for name, tensor in edited.items()} if single else edited
 
     @property

@@ -17,8 +17,8 @@ from weightedit.features import DELTA, GRADIENT, ChannelType
 from weightedit.spec import Params
 
 GUIDES: dict[str, ChannelType] = {"gradient": GRADIENT, "kfac": DELTA}
-"""The gradient of the squared error, which acts dually to the weights; and the step that K-FAC would take, which acts
-as a delta does: its last layer is the change to the closed-form one."""
+"""The gradient of the mean squared error by the parameters, which acts dually to the weights; and the step that K-FAC
+would take, which acts as a delta does: its last layer is the change to the closed-form one."""
 
 
 def check_guides(names: Sequence[str]) -> tuple[ChannelType, ...]:
@@ -43,13 +43,11 @@ def guides(names: Sequence[str], problem: RenderingProblem, params: Params) -> l
     types, layers, found = check_guides(names), problem.layers(params), []
     for name in names:
         if name == "gradient":
-            seen = problem.evaluate(layers)
-            moved = [problem.gradient(seen, i) for i in range(len(layers))]
-            change = [Layer(slope[..., :-1], slope[..., -1]) for slope in moved]
-        else:
-            start = KFAC()
-            steering = Steering(start.rate, start.momentum, start.damping, start.damping)
-            new, _ = kfac_step(problem, layers, problem.evaluate(layers, ridge=RIDGE), steering, [])
-            change = [Layer(a.weight - b.weight, a.bias - b.bias) for a, b in zip(new, layers, strict=True)]
+            found.append(problem.gradients(problem.evaluate(layers)))
+            continue
+        start = KFAC()
+        steering = Steering(start.rate, start.momentum, start.damping, start.damping)
+        new, _ = kfac_step(problem, layers, problem.evaluate(layers, ridge=RIDGE), steering, [])
+        change = [Layer(a.weight - b.weight, a.bias - b.bias) for a, b in zip(new, layers, strict=True)]
         found.append(problem.params(change))
     return list(zip(types, found, strict=True))

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
 from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.predictor import Predictor, PredictorConfig
-from weightedit.editing.refinement import choose_networks, finite_or
-from weightedit.editing.rendering_problem import RenderingProblem
+from weightedit.editing.refinement import choose_networks, take_steps
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import render_images
@@ -80,9 +79,9 @@ class PredictiveEditor(nn.Module):
         """
         NetworkSpec.from_params(params, convention.omega).check_params(params)
         before, steps = dict(params), self.steps if steps is None else steps
-        wanted = self.predictor(render_images(before, convention, *size).to(amounts), codes, amounts)
-        problem = RenderingProblem(convention, wanted.to(before["layers.0.weight"]))
-        return choose_networks(amounts > 0, finite_or(self.rule.refine(problem, before, steps), before), before)
+        exact = {name: p.to(torch.promote_types(p.dtype, torch.float32)) for name, p in before.items()}
+        wanted = self.predictor(render_images(exact, convention, *size).to(amounts), codes, amounts)
+        return choose_networks(amounts > 0, take_steps(self.rule, convention, before, wanted, steps), before)
 
     @torch.no_grad()
     def predict(self, stack: INRStack, operation: str | None = None, strength: float | Tensor = 1.0) -> Tensor:
@@ -147,7 +146,7 @@ class PredictiveEditor(nn.Module):
             )
         if not bool(((amounts >= 0) & (amounts <= 1)).all()):
             raise WeightEditError(f"strength {strength} came; expected 0 (nothing) to 1 (the operation).")
-        code = self.predictor.code(operation or next(iter(self.operations)))
+        code = self.predictor.code(next(iter(self.operations)) if operation is None else operation)
         return torch.full((len(stack),), code, device=device), amounts.expand(len(stack))
 
     def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
@@ -173,7 +172,7 @@ class PredictiveEditor(nn.Module):
                 raise ValueError(f"it is of kind {config['kind']!r}")
             predictor = Predictor(PredictorConfig.from_dict(config["predictor"]))
             editor = cls(predictor, LearnedKFAC(LearnedKFACConfig(**config["rule"])), int(config["steps"]))
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise FileFormatError(
                 f"{source} holds no predictive editor ({error}); expected one of save_pretrained: name its folder."
             ) from None

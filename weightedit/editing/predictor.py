@@ -35,6 +35,7 @@ class PredictorConfig:
         blocks: residual blocks of one 3x3 convolution each, after the first convolution.
         tiles: the coarse context is a grid of tiles x tiles means; 0 for none.
         warp: whether pictures may be moved.
+        graded: whether strengths between 0 and 1 were trained; if not, the change at strength 1 is scaled.
         seed: of the initial weights.
 
     Raises:
@@ -47,6 +48,7 @@ class PredictorConfig:
     blocks: int = 2
     tiles: int = 0
     warp: bool = False
+    graded: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -112,6 +114,12 @@ class Predictor(nn.Module):
             raise ParamsError(
                 f"renderings of shape {tuple(images.shape)} came; expected [N, {self.config.channels}, H, W]."
             )
+        if not self.config.graded:
+            full = self._predict(images, codes, torch.ones_like(strengths))
+            return images + strengths.view(-1, 1, 1, 1) * (full - images)
+        return self._predict(images, codes, strengths)
+
+    def _predict(self, images: Tensor, codes: Tensor, strengths: Tensor) -> Tensor:
         amount = strengths.view(-1, 1)
         code = self.codes(codes)
         modulation = self.modulation(torch.cat([code, amount * code], 1)).unsqueeze(-1).unsqueeze(-1)

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from weightedit.editing.curvature import KFAC, RIDGE
 from weightedit.editing.operations import Operation, operation
-from weightedit.editing.rendering_problem import Layer, RenderingProblem
+from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import ParamsError, WeightEditError
+from weightedit.inr.convention import Convention
 from weightedit.inr.stack import INRStack
 from weightedit.optim.rule import UpdateRule
 from weightedit.spec import NetworkSpec, Params
@@ -51,31 +52,19 @@ class GradientSteps:
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine."""
         spec, ridge = NetworkSpec.from_params(params, problem.convention.omega), RIDGE if self.solve_last else None
-        state, span = self.rule.init(spec, params), problem.convention.span
+        state = self.rule.init(spec, params)
         for _ in range(steps):
             layers = problem.layers(params)
             found = problem.evaluate(layers, ridge=ridge)
             params = problem.params([*layers[:-1], found.last])
-            slopes = (problem.gradient(found, i) for i in range(len(layers)))
-            grads = [Layer(slope[..., :-1], slope[..., -1]) for slope in slopes]
-            # Of the image's mean squared error by theta: V is omega theta in a sine layer.
-            factor = 2 / (span**2 * found.residual.shape[2])
-            named = _scaled(problem, grads, factor)
+            named = problem.gradients(found)
             if self.solve_last:
                 last = f"layers.{len(layers) - 1}"
                 named = {k: torch.zeros_like(g) if k.startswith(f"{last}.") else g for k, g in named.items()}
-            params, state = self.rule.update(named, state, params, loss=found.loss() / span**2)
+            params, state = self.rule.update(named, state, params, loss=found.loss() / problem.convention.span**2)
         if not self.solve_last:
             return params
         return problem.params(problem.solve_last(problem.layers(params), RIDGE))
-
-
-def _scaled(problem: RenderingProblem, grads: list[Layer], factor: float) -> Params:
-    named: Params = {}
-    for i, grad in enumerate(grads):
-        scale = factor * (problem.convention.omega if i < len(grads) - 1 else 1.0)
-        named[f"layers.{i}.weight"], named[f"layers.{i}.bias"] = grad.weight * scale, grad.bias * scale
-    return named
 
 
 def target_of(
@@ -141,10 +130,18 @@ def refine(
     with tqdm(total=len(stack), desc="refining", unit="INR", disable=not progress) as bar:
         for rows in torch.arange(len(stack), device=weight.device).split(size):
             before = {name: tensor[rows] for name, tensor in stack.params.items()}
-            problem = RenderingProblem(stack.convention, targets[rows].to(weight))
-            parts.append(finite_or(chosen.refine(problem, before, steps), before))
+            parts.append(take_steps(chosen, stack.convention, before, targets[rows], steps))
             bar.update(len(rows))
     return stack.with_params({name: torch.cat([part[name] for part in parts]) for name in stack.params})
+
+
+def take_steps(rule: RefinementRule, convention: Convention, params: Params, targets: Tensor, steps: int) -> Params:
+    """`rule` on stacked INRs, in float32 at least; those whose weights would not be finite stay as they were."""
+    dtype = params["layers.0.weight"].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    problem = RenderingProblem(convention, targets.to(params["layers.0.weight"].device, wide))
+    after = rule.refine(problem, {name: tensor.to(wide) for name, tensor in params.items()}, steps)
+    return finite_or({name: tensor.to(dtype) for name, tensor in after.items()}, params)
 
 
 def finite_or(after: Params, before: Params) -> Params:

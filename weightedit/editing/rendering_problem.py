@@ -129,6 +129,15 @@ class RenderingProblem:
         weight = torch.bmm(jacobian, (residual * found.inputs[i - 1].unsqueeze(1)).flatten(1, 2))
         return torch.cat([weight, torch.bmm(jacobian, residual.flatten(1, 2))], -1) / pixels
 
+    def gradients(self, found: Pass) -> Params:
+        """Of every image's mean squared error, in [0, 1], by the parameters themselves; named as they are."""
+        # V is omega theta in a sine layer.
+        factor, named = 2 / (self.convention.span**2 * found.residual.shape[2]), {}
+        for i in range(len(found.jacobians) + 1):
+            slope = self.gradient(found, i) * (factor * (self.convention.omega if i < len(found.jacobians) else 1.0))
+            named[f"layers.{i}.weight"], named[f"layers.{i}.bias"] = slope[..., :-1], slope[..., -1]
+        return named
+
     def factors(self, found: Pass, i: int) -> tuple[Tensor, Tensor]:
         """G [N, out, out] and A [N, in + 1, in + 1] (for the first layer [3, 3], the same for all networks)."""
         pixels, jacobian = len(self.grid), found.jacobians[i].flatten(1, 2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from weightedit.errors import WeightEditError
@@ -22,9 +21,10 @@ from weightedit.spec import Params
 def widen(stack: INRStack, factor: int, *, seed: int = 0) -> INRStack:
     """The same pictures from SIRENs whose hidden layers are `factor` times as wide.
 
-    New neurons are drawn as in a fresh SIREN of the new widths (initialisation "siren"), the same ones for every INR,
-    and may read old ones; no old neuron and no output reads a new one, so the function is the same up to the rounding
-    of sums.
+    New neurons are drawn as in a fresh SIREN of the new widths (initialisation "siren"), the same ones for every INR.
+    They read the coordinates and each other, old neurons read old ones, and the outputs read old ones only
+    (block-diagonal), so the function is the same up to the rounding of sums, and what an equivariant map makes of the
+    wider INR does not depend on how the old neurons were ordered, signed or shifted.
 
     Args:
         stack: N INRs.
@@ -51,13 +51,13 @@ def widened(params: Params, factor: int, omega: float, *, seed: int = 0) -> Para
     inputs, *hidden, outputs = widths_of(params)
     widths = (inputs, *(factor * width for width in hidden), outputs)
     fresh = initial_params(1, widths, omega=omega, generator=torch.Generator().manual_seed(seed))
-    last = f"layers.{len(widths) - 2}."
-    return {k: _placed(old, fresh[k].to(old), free=not k.startswith(last)) for k, old in params.items()}
-
-
-def _placed(old: Tensor, new: Tensor, *, free: bool) -> Tensor:
-    """`new` [1, out', ...] around `old` [N, out, ...] in its first corner; old rows read nothing new."""
-    rest = (new if free else torch.zeros_like(new)).expand(len(old), *new.shape[1:])[:, old.shape[1] :]
-    if old.dim() == 3:
-        old = functional.pad(old, (0, new.shape[2] - old.shape[2]))
-    return torch.cat([old, rest], 1)
+    found: Params = {}
+    for name, old in params.items():
+        new = fresh[name].to(old)[:, old.shape[1] :]  # none in the last layer
+        if old.dim() == 3:
+            more = new.shape[2] - old.shape[2]
+            old = functional.pad(old, (0, more))
+            if more:
+                new = functional.pad(new[..., -more:], (new.shape[2] - more, 0))
+        found[name] = torch.cat([old, new.expand(len(old), *new.shape[1:])], 1)
+    return found
