@@ -18,6 +18,7 @@ ORDER = [  # fmt: skip
     "layer",
     "tracing",
     "spec",
+    "wiring",
     "features",
     "symmetry",
     "blocks",

@@ -1,11 +1,14 @@
 import pytest
 import torch
 
+from weightedit.delta import apply_delta
 from weightedit.errors import WeightEditError
 from weightedit.optim.hand_designed import Adam
 from weightedit.spec import NetworkSpec
+from weightedit.wiring import Wiring
 
 SPEC = NetworkSpec.siren((2, 5, 1))
+WIRING = Wiring.of(SPEC)
 
 
 def _problem():
@@ -22,7 +25,7 @@ def test_adam_is_torchs_adam():
         theirs = {k: p.clone().requires_grad_() for k, p in params.items()}
         optimizer = torch.optim.Adam(theirs.values(), lr=0.1, betas=(0.8, 0.95))
         rule = Adam(0.1, (0.8, 0.95), horizon=horizon)
-        state = rule.init(SPEC, params)
+        state = rule.init(WIRING, params)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10) if horizon else None
         for _ in range(10):
             optimizer.zero_grad()
@@ -30,7 +33,9 @@ def test_adam_is_torchs_adam():
             optimizer.step()
             if schedule:
                 schedule.step()
-            params, state = rule.update({k: 2 * (p - centre[k]) for k, p in params.items()}, state, params)
+            grads = {k: 2 * (p - centre[k]) for k, p in params.items()}
+            delta, state = rule.update(WIRING, grads, state, params)
+            params = apply_delta(params, delta)
         for k, p in params.items():
             torch.testing.assert_close(p, theirs[k].detach(), rtol=1e-12, atol=1e-12)
 

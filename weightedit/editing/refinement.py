@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from weightedit.delta import apply_delta
 from weightedit.editing.curvature import KFAC, RIDGE
 from weightedit.editing.operations import Operation, operation
 from weightedit.editing.rendering_problem import RenderingProblem
@@ -24,6 +25,7 @@ from weightedit.inr.convention import Convention
 from weightedit.inr.stack import INRStack
 from weightedit.optim.rule import UpdateRule
 from weightedit.spec import NetworkSpec, Params
+from weightedit.wiring import Wiring
 
 CHUNK = 16
 """INRs at once on a CPU: their activations stay in its cache."""
@@ -52,7 +54,8 @@ class GradientSteps:
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine."""
         spec, ridge = NetworkSpec.from_params(params, problem.convention.omega), RIDGE if self.solve_last else None
-        state = self.rule.init(spec, params)
+        wiring = Wiring.of(spec)
+        state = self.rule.init(wiring, params)
         for _ in range(steps):
             layers = problem.layers(params)
             found = problem.evaluate(layers, ridge=ridge)
@@ -61,7 +64,9 @@ class GradientSteps:
             if self.solve_last:
                 last = f"layers.{len(layers) - 1}"
                 named = {k: torch.zeros_like(g) if k.startswith(f"{last}.") else g for k, g in named.items()}
-            params, state = self.rule.update(named, state, params, loss=found.loss() / problem.convention.span**2)
+            loss = found.loss() / problem.convention.span**2
+            delta, state = self.rule.update(wiring, named, state, params, loss=loss)
+            params = apply_delta(params, delta)
         if not self.solve_last:
             return params
         return problem.params(problem.solve_last(problem.layers(params), RIDGE))

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from weightedit.errors import WeightEditError
-from weightedit.spec import NetworkSpec, Params
-
-
-class AdamState(NamedTuple):
-    """First and second moments, and how many steps were done."""
-
-    first: Params
-    second: Params
-    steps: int
+from weightedit.optim.rule import RuleState, beside, started, warmth
+from weightedit.spec import Params
+from weightedit.wiring import Wiring
 
 
 @dataclass(frozen=True)
@@ -44,24 +36,24 @@ class Adam:
         if not self.learning_rate > 0 or not all(0 <= beta < 1 for beta in self.betas) or self.epsilon < 0:
             raise WeightEditError(f"{self} came; expected a positive learning rate and betas in [0, 1): correct them.")
 
-    def init(self, spec: NetworkSpec, params: Params) -> AdamState:
+    def init(self, wiring: Wiring, params: Params) -> RuleState:
         """Zero moments."""
-        zeros = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
-        return AdamState(zeros, dict(zeros), 0)
+        return started(wiring, params, "first", "second")
 
     def update(
-        self, grads: Params, state: AdamState, params: Params, *, loss: Tensor | None = None
-    ) -> tuple[Params, AdamState]:
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> tuple[Params, RuleState]:
         """See UpdateRule.update."""
-        (beta1, beta2), done = self.betas, state.steps + 1
-        first = {name: torch.lerp(state.first[name], g, 1 - beta1) for name, g in grads.items()}
-        second = {name: torch.lerp(state.second[name], g * g, 1 - beta2) for name, g in grads.items()}
-        rate, root = self.learning_rate * self._cosine(state.steps) / (1 - beta1**done), math.sqrt(1 - beta2**done)
-        new = {
-            name: torch.addcdiv(params[name], first[name], second[name].sqrt() / root + self.epsilon, value=-rate)
-            for name in params
-        }
-        return new, AdamState(first, second, done)
+        (beta1, beta2), deltas, new = self.betas, {}, {}
+        for name, grad in grads.items():
+            before = state[name]
+            step = before["step"] + 1
+            first, second = before["first"].lerp(grad, 1 - beta1), before["second"].lerp(grad * grad, 1 - beta2)
+            steps = beside(step, grad)
+            rate = self.learning_rate * self._cosine(steps - 1) / warmth(beta1, steps)
+            deltas[name] = -rate * first / (second.sqrt() / warmth(beta2, steps).sqrt() + self.epsilon)
+            new[name] = {"step": step, "first": first, "second": second}
+        return deltas, new
 
-    def _cosine(self, step: int) -> float:
-        return 1.0 if self.horizon is None else 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.horizon)))
+    def _cosine(self, step: Tensor) -> Tensor | float:
+        return 1.0 if self.horizon is None else 0.5 * (1 + (math.pi * (step / self.horizon).clamp(max=1.0)).cos())
