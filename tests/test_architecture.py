@@ -19,6 +19,7 @@ ORDER = [  # fmt: skip
     "tracing",
     "spec",
     "wiring",
+    "rewiring",
     "features",
     "symmetry",
     "blocks",

@@ -32,12 +32,14 @@ class NeuronSet:
         size: how many.
         group: the factors that a neuron may carry.
         permutable: False for inputs, outputs, and neurons of which nothing is known.
+        order: sets of the same order are permuted together (a normalisation's outputs with its inputs).
     """
 
     name: str
     size: int
     group: NeuronGroup = NeuronGroup()
     permutable: bool = False
+    order: int = -1
 
     def __str__(self) -> str:
         found = [word for word in ("scale", "flip", "shift") if getattr(self.group, word)]
@@ -129,6 +131,16 @@ class Wiring:
             )
         return found.pop()
 
+    def report(self) -> str:
+        """One line per parameter: its shape and the symmetry of the neurons it goes to; then what is outside."""
+        width = max((len(wire.name) for wire in self.wires), default=0)
+        lines = [
+            f"{wire.name:{width}}  {'x'.join(map(str, wire.shape)):>14}  {self.sets[wire.target]}"
+            for wire in self.wires
+        ]
+        lines += [f"{name}: outside the neural graph" for name in self.outside]
+        return "\n".join([*lines, *self.notes])
+
     @classmethod
     def of(cls, spec: NetworkSpec) -> Wiring:
         """The wiring of a chain of linear layers; one object per spec."""
@@ -141,7 +153,7 @@ def _of_chain(spec: NetworkSpec) -> Wiring:
     names = ["inputs", *(layer.weight.removesuffix(".weight") for layer in spec.layers)]
     hidden = range(1, spec.depth)
     sets = [
-        NeuronSet(name, size, group, i in hidden)
+        NeuronSet(name, size, group, i in hidden, i)
         for i, (name, size, group) in enumerate(zip(names, spec.widths, groups, strict=True))
     ]
     wires = []

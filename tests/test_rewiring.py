@@ -1,0 +1,136 @@
+"""What a wiring claims is true: every claimed permutation and factor leaves the module's function as it was."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from tests.modules import CNN, GPT, ResidualMLP, ResNet, Unreadable, ViT
+from weightedit.rewiring import wiring_of
+from weightedit.spec import NetworkSpec
+from weightedit.wiring import Wiring
+
+IMAGE = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+NETS = {
+    "ResNet": (lambda: ResNet(), IMAGE),
+    "ResNet with GroupNorm": (lambda: ResNet(norm=lambda n: nn.GroupNorm(1, n)), IMAGE),
+    "CNN": (lambda: CNN((3, 4, 5, 6)), IMAGE),
+    "pooled CNN": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 2), nn.ReLU(), nn.Flatten(),
+            nn.Linear(5 * 4, 6), nn.Tanh(), nn.Dropout(0.0), nn.Linear(6, 2),
+        ),
+        IMAGE,
+    ),
+    "residual MLP": (lambda: ResidualMLP(), torch.randn(7, 3, dtype=torch.float64)),
+    "ViT": (lambda: ViT(), IMAGE),
+    "GPT": (lambda: GPT(), torch.randint(11, (3, 6))),
+    "attention module": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True),
+        torch.randn(2, 5, 8, dtype=torch.float64),
+    ),
+    "unreadable": (lambda: Unreadable(), torch.randn(7, 3, dtype=torch.float64)),
+}  # fmt: skip
+EXPECTED = {  # parameter: symmetry of the neurons that it goes to
+    "ResNet": {
+        "stem.weight": "permutation + scale", "bn.weight": "permutation + scale", "head.weight": "none",
+        "blocks.2.conv1.weight": "permutation + scale", "blocks.2.bn2.bias": "permutation + scale",
+    },
+    "CNN": {"convs.0.weight": "permutation + scale", "convs.2.bias": "permutation + scale", "head.bias": "none"},
+    "residual MLP": {
+        "first.weight": "permutation + scale", "norm.weight": "permutation + flip",
+        "up.weight": "permutation + scale", "down.bias": "permutation + flip",
+    },
+    "ViT": {"patch.weight": "none", "blocks.0.up.weight": "permutation", "blocks.1.down.weight": "none"},
+    "GPT": {"blocks.0.up.weight": "permutation", "blocks.0.attention.qkv.weight": "none"},
+    "unreadable": {"first.weight": "none", "last.bias": "none"},
+}  # fmt: skip
+OUTSIDE = {"ViT": {"token", "position"}, "GPT": {"tokens.weight", "positions.weight"}}
+
+
+def prepared(name):
+    """The network in float64 with every parameter random, norms with next to no epsilon (it breaks invariance)."""
+    net, x = NETS[name]
+    torch.manual_seed(0)
+    net = net().double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eps = 1e-14
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return net, x
+
+
+def acted(wiring, params, seed=0):
+    """`params` under a random element of everything that the wiring claims."""
+    source = torch.Generator().manual_seed(seed)
+    orders = {s.order: torch.randperm(s.size, generator=source) for s in wiring.sets if s.permutable}
+    places = [orders[s.order] if s.permutable else torch.arange(s.size) for s in wiring.sets]
+    factors = []
+    for s in wiring.sets:
+        q = torch.ones(s.size, dtype=torch.float64)
+        if s.group.scale:
+            q = q * (4 * torch.rand(s.size, generator=source, dtype=torch.float64) - 2).exp()
+        if s.group.flip:
+            q = q * (2.0 * torch.randint(2, (s.size,), generator=source) - 1)
+        factors.append(q)
+    new = dict(params)
+    for wire in wiring.wires:
+        matrix = wire.matrix(params[wire.name])[places[wire.target]] * factors[wire.target][:, None, None]
+        if wire.source is not None:
+            matrix = matrix[:, places[wire.source]] / factors[wire.source][None, :, None]
+        new[wire.name] = matrix.reshape(wire.shape)
+    return new
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_claim_holds(name):
+    net, x = prepared(name)
+    wiring = wiring_of(net)
+    params = {k: p.detach() for k, p in net.named_parameters()}
+    buffers = {k: b.clone() for k, b in net.named_buffers()}
+    before = functional_call(net, (params, buffers), (x,))
+    for seed in range(3):
+        after = functional_call(net, (acted(wiring, params, seed), {k: b.clone() for k, b in buffers.items()}), (x,))
+        torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_is_found(name):
+    net, _ = prepared(name)
+    wiring = wiring_of(net)
+    assert {k: str(wiring.sets[wiring.by_name[k].target]) for k in EXPECTED[name]} == EXPECTED[name]
+    assert set(wiring.outside) == OUTSIDE.get(name, set())
+    names = {k for k, _ in net.named_parameters()}
+    assert set(wiring.by_name) | set(wiring.outside) == names
+    assert all(k in wiring.report() for k in names)
+
+
+def test_what_cannot_be_traced_is_noted():
+    assert "cannot be traced" in wiring_of(Unreadable()).notes[0]
+
+
+def test_an_unknown_module_is_outside():
+    wiring = wiring_of(nn.Sequential(nn.Linear(2, 3), nn.LSTM(3, 3)))
+    assert {name for name in wiring.outside} == {f"1.{name}" for name, _ in nn.LSTM(3, 3).named_parameters()}
+    assert [str(s) for s in wiring.sets] == ["none", "none"]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.SiLU])
+def test_a_chain_is_wired_as_its_spec(activation):
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 5), activation(), nn.Linear(5, 6, bias=False), activation(), nn.Linear(6, 2)
+    )
+    found, expected = wiring_of(net), Wiring.of(NetworkSpec.from_module(net))
+    assert found.wires == expected.wires
+    assert [(s.size, s.group, s.permutable) for s in found.sets] == [
+        (s.size, s.group, s.permutable) for s in expected.sets
+    ]
+
+
+def test_tied_layers_are_fixed():
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+    net[2].weight = net[0].weight
+    wiring = wiring_of(net)
+    assert {str(wiring.sets[w.target]) for w in wiring.wires} == {"none"}
