@@ -1,46 +1,264 @@
+"""What every hand-designed rule must keep (a new one is one more line of CONTRACT), and what each of them is."""
+
+import math
+
 import pytest
 import torch
+from torch.func import vmap
 
+from tests.networks import ACTIVATIONS, generator, random_params, relative
 from weightedit.delta import apply_delta
 from weightedit.errors import WeightEditError
-from weightedit.optim.hand_designed import Adam
+from weightedit.optim.hand_designed import SGD, Adam, AdamW, GeometricAdam, RMSprop
+from weightedit.optim.muon import Muon
 from weightedit.spec import NetworkSpec
+from weightedit.symmetry import act, random_element
 from weightedit.wiring import Wiring
 
-SPEC = NetworkSpec.siren((2, 5, 1))
+SPEC = NetworkSpec.mlp((3, 6, 5, 2), [ACTIVATIONS["relu"], ACTIVATIONS["tanh"]])
 WIRING = Wiring.of(SPEC)
+CONTRACT = {
+    "sgd": SGD(0.1),
+    "momentum": SGD(0.1, 0.9),
+    "nesterov": SGD(0.1, 0.9, nesterov=True),
+    "adam": Adam(0.1),
+    "adamw": AdamW(0.1),
+    "rmsprop": RMSprop(0.01, momentum=0.5),
+    "muon": Muon(0.02, precision="parameters"),
+    "geometric adam": GeometricAdam(0.1),
+    "geometric adam, permutations": GeometricAdam(0.1, symmetry="permutation"),
+}
+over_rules = pytest.mark.parametrize("rule", CONTRACT.values(), ids=CONTRACT.keys())
 
 
-def _problem():
-    generator = torch.Generator().manual_seed(0)
-    shapes = SPEC.param_shapes()
-    params = {k: torch.randn(3, *shape, generator=generator, dtype=torch.float64) for k, shape in shapes.items()}
-    return params, {k: torch.randn(p.shape, generator=generator, dtype=torch.float64) for k, p in params.items()}
+def _problem(count=3, dtype=torch.float64):
+    """Stacked parameters, and the centre of a quadratic."""
+    return random_params(SPEC, count=count, dtype=dtype), random_params(SPEC, count=count, dtype=dtype, seed=1)
 
 
-def test_adam_is_torchs_adam():
-    """Ten steps on a quadratic, with a constant rate and with a cosine."""
-    for horizon in (None, 10):
-        params, centre = _problem()
-        theirs = {k: p.clone().requires_grad_() for k, p in params.items()}
-        optimizer = torch.optim.Adam(theirs.values(), lr=0.1, betas=(0.8, 0.95))
-        rule = Adam(0.1, (0.8, 0.95), horizon=horizon)
-        state = rule.init(WIRING, params)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10) if horizon else None
-        for _ in range(10):
-            optimizer.zero_grad()
-            sum((p - centre[k]).square().sum() for k, p in theirs.items()).backward()
-            optimizer.step()
-            if schedule:
-                schedule.step()
-            grads = {k: 2 * (p - centre[k]) for k, p in params.items()}
-            delta, state = rule.update(WIRING, grads, state, params)
-            params = apply_delta(params, delta)
-        for k, p in params.items():
-            torch.testing.assert_close(p, theirs[k].detach(), rtol=1e-12, atol=1e-12)
+def _gradient(params, centre):
+    return {name: 2 * (p - centre[name]) for name, p in params.items()}
 
 
-@pytest.mark.parametrize("numbers", [{"learning_rate": 0.0}, {"betas": (1.0, 0.9)}, {"epsilon": -1.0}])
-def test_numbers_out_of_range(numbers):
-    with pytest.raises(WeightEditError, match="positive learning rate"):
-        Adam(**numbers)
+def _train(rule, params, centre, steps=4, state=None):
+    state = rule.init(WIRING, params) if state is None else state
+    for _ in range(steps):
+        delta, state = rule.update(WIRING, _gradient(params, centre), state, params)
+        params = apply_delta(params, delta)
+    return params, state
+
+
+def _close(got, expected, tolerance=1e-12):
+    assert got.keys() == expected.keys()
+    for name in got:
+        torch.testing.assert_close(got[name], expected[name], rtol=tolerance, atol=tolerance)
+
+
+@over_rules
+def test_a_step_descends(rule):
+    params, centre = _problem()
+    before, after = (
+        sum(float((p - centre[k]).square().sum()) for k, p in q.items())
+        for q in (params, _train(rule, params, centre, 20)[0])
+    )
+    assert after < 0.97 * before
+
+
+@over_rules
+def test_a_stack_is_its_networks(rule):
+    params, centre = _problem()
+    together, state = _train(rule, params, centre)
+    for i in range(3):
+        alone, own = _train(rule, *({k: p[i] for k, p in q.items()} for q in (params, centre)))
+        _close({k: p[i] for k, p in together.items()}, alone)
+        _close({k: s["step"][i] for k, s in state.items()}, {k: s["step"] for k, s in own.items()})
+
+
+@over_rules
+def test_vmap_is_the_stack(rule):
+    params, centre = _problem()
+    _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, centre), _train(rule, params, centre)[0])
+
+
+@over_rules
+def test_pure_and_deterministic(rule):
+    params, centre = _problem()
+    params, state = _train(rule, params, centre, 1)
+    inputs = [params, _gradient(params, centre), *state.values()]
+    copies = [{k: t.clone() for k, t in tensors.items()} for tensors in inputs]
+    first, second = (rule.update(WIRING, inputs[1], state, params)[0] for _ in range(2))
+    for name in first:
+        assert torch.equal(first[name], second[name])
+        assert first[name].shape == params[name].shape
+    for tensors, copy in zip(inputs, copies, strict=True):
+        assert all(torch.equal(tensors[k], copy[k]) for k in copy)
+
+
+@over_rules
+def test_meta_gradients_are_finite_at_zero_gradients(rule):
+    params, _ = _problem()
+    params["layers.0.weight"][:, 1] = 0  # and a neuron into which nothing leads
+    grads = {k: torch.zeros_like(p).requires_grad_() for k, p in params.items()}
+    leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
+    state, total = rule.init(WIRING, params), torch.zeros((), dtype=torch.float64)
+    for _ in range(2):
+        delta, state = rule.update(WIRING, grads, state, leaves)
+        total = total + sum(d.sum() for d in delta.values())
+    found = torch.autograd.grad(total, [*grads.values(), *leaves.values()], allow_unused=True)
+    assert all(bool(f.isfinite().all()) for f in found if f is not None)
+
+
+@over_rules
+def test_meta_gradients_are_finite_differences(rule):
+    params, centre = _problem(count=1)
+
+    def outcome(start):
+        return sum(p.sin().sum() for p in _train(rule, start, centre, 3)[0].values())
+
+    leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
+    found = torch.autograd.grad(outcome(leaves), list(leaves.values()))
+    source = generator(5)
+    way = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+    ends = [outcome({k: p + h * way[k] for k, p in params.items()}) for h in (1e-5, -1e-5)]
+    along = sum((f * way[k]).sum() for f, k in zip(found, way, strict=True))
+    torch.testing.assert_close(along, (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-7)
+
+
+@over_rules
+def test_float32_stays_float32(rule):
+    params, centre = _problem(dtype=torch.float32)
+    params, state = _train(rule, params, centre, 2)
+    assert {t.dtype for tensors in (params, *state.values()) for t in tensors.values()} == {torch.float32}
+
+
+TORCHS = {
+    "sgd": (SGD(0.01), torch.optim.SGD, {"lr": 0.01}),
+    "momentum": (SGD(0.01, 0.9), torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
+    "nesterov": (SGD(0.01, 0.9, True), torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+    "adam": (Adam(0.1, (0.8, 0.95)), torch.optim.Adam, {"lr": 0.1, "betas": (0.8, 0.95)}),
+    "adamw": (AdamW(0.1, weight_decay=0.3), torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.3}),
+    "rmsprop": (RMSprop(0.01, 0.9, 1e-6), torch.optim.RMSprop, {"lr": 0.01, "alpha": 0.9, "eps": 1e-6}),
+    "rmsprop momentum": (RMSprop(0.01, momentum=0.7), torch.optim.RMSprop, {"lr": 0.01, "momentum": 0.7}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("rule, theirs, numbers", TORCHS.values(), ids=TORCHS.keys())
+def test_ten_steps_are_torchs(rule, theirs, numbers, dtype):
+    params, centre = _problem(dtype=dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    _close(_train(rule, params, centre, 10)[0], _torchs(theirs, numbers, params, centre), tolerance)
+
+
+def _torchs(optimizer, numbers, params, centre, schedule=None):
+    leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
+    optimizer = optimizer(leaves.values(), **numbers)
+    schedule = schedule and schedule(optimizer)
+    for _ in range(10):
+        for k, leaf in leaves.items():
+            leaf.grad = 2 * (leaf.detach() - centre[k])
+        optimizer.step()
+        if schedule:
+            schedule.step()
+    return {k: leaf.detach() for k, leaf in leaves.items()}
+
+
+def test_adams_horizon_is_torchs_cosine():
+    params, centre = _problem()
+    expected = _torchs(
+        torch.optim.Adam, {"lr": 0.1}, params, centre, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10)
+    )
+    _close(_train(Adam(0.1, horizon=10), params, centre, 10)[0], expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_torchs_muon_and_adamw(dtype, nesterov):
+    params, centre = ({k: p[0] for k, p in q.items()} for q in _problem(dtype=dtype))
+    rule = Muon(0.02, 0.9, nesterov, 0.3, others=AdamW(0.05, weight_decay=0.1))
+    got = _train(rule, params, centre, 10)[0]
+    for kind, theirs, numbers in (
+        ("weight", torch.optim.Muon, {"lr": 0.02, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.3}),
+        ("bias", torch.optim.AdamW, {"lr": 0.05, "weight_decay": 0.1}),
+    ):
+        part = {k: p for k, p in params.items() if k.endswith(kind)}
+        expected = _torchs(theirs, numbers, part, centre)
+        _close({k: got[k] for k in part}, expected, 1e-12 if dtype == torch.float64 else 2e-6)
+
+
+def test_muon_equalizes_singular_values():
+    params, centre = _problem(count=1)
+    for precision, tolerance in (("parameters", 1e-9), ("bfloat16", 0.05)):
+        rule = Muon(1.0, weight_decay=0.0, precision=precision)
+        delta, _ = rule.update(WIRING, _gradient(params, centre), rule.init(WIRING, params), params)
+        for i in range(3):
+            values = torch.linalg.svdvals(delta[f"layers.{i}.weight"])
+            rows, columns = delta[f"layers.{i}.weight"].shape[-2:]
+            values = values / math.sqrt(max(1, rows / columns))
+            assert 0.3 - tolerance < float(values.min()) and float(values.max()) < 1.3 + tolerance
+
+
+RELU = NetworkSpec.mlp((4, 16, 12, 3), ACTIVATIONS["relu"])
+FACTORS = (math.exp(-3), math.exp(3))
+
+
+def _function_distance(rule, symmetry="scale", spec=RELU, steps=100):
+    """Of a network and a transformed copy after `steps` on the same batches, relative to the first one's outputs."""
+    wiring, source = Wiring.of(spec), generator(3)
+    params = random_params(spec)
+    copy = act(random_element(spec, source, symmetry=symmetry, scale_range=FACTORS), spec, params)
+    test = torch.randn(64, 4, generator=source, dtype=torch.float64)
+    runs = [[q, rule.init(wiring, q)] for q in (params, copy)]
+    before = spec.forward(params, test)
+    torch.testing.assert_close(spec.forward(copy, test), before, rtol=1e-10, atol=1e-10)
+    for _ in range(steps):
+        x = torch.randn(32, 4, generator=source, dtype=torch.float64)
+        target = torch.stack([x.sin().sum(-1), x[:, 0] * x[:, 1], x.amax(-1)], -1)
+        for run in runs:
+            leaves = {k: p.requires_grad_() for k, p in run[0].items()}
+            loss = (spec.forward(leaves, x) - target).square().mean()
+            grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+            own = {k: p.detach() for k, p in leaves.items()}
+            delta, run[1] = rule.update(wiring, grads, run[1], own)
+            run[0] = apply_delta(own, delta)
+    one, other = (spec.forward(run[0], test) for run in runs)
+    assert relative(one, before) > 0.1  # they did learn
+    return relative(other, one)
+
+
+def test_geometric_adam_keeps_rescaled_copies_together_and_adam_does_not():
+    assert _function_distance(GeometricAdam(0.01)) < 1e-9
+    assert _function_distance(Adam(0.01)) > 0.1
+    assert _function_distance(GeometricAdam(0.01, symmetry="permutation")) > 0.1
+
+
+def test_geometric_adam_keeps_signs_and_permutations():
+    spec = NetworkSpec.mlp((4, 9, 7, 3), [ACTIVATIONS["tanh"], ACTIVATIONS["relu"]])
+    assert _function_distance(GeometricAdam(0.01), "full", spec) < 1e-9
+    assert _function_distance(GeometricAdam(0.01, symmetry="sign"), "sign", spec) < 1e-9
+    assert _function_distance(GeometricAdam(0.01), "full", NetworkSpec.siren((4, 9, 7, 3), omega=2.0)) < 1e-9
+
+
+RANGES = [
+    (Adam, {"learning_rate": 0.0}, "positive learning rate"),
+    (Adam, {"betas": (1.0, 0.9)}, r"betas in \[0, 1\)"),
+    (Adam, {"epsilon": -1.0}, "positive learning rate"),
+    (AdamW, {"weight_decay": -1.0}, "weight decay that is not negative"),
+    (AdamW, {"learning_rate": -1.0}, "positive learning rate"),
+    (SGD, {"learning_rate": 0.0}, "positive learning rate, a momentum"),
+    (SGD, {"momentum": 1.0}, r"a momentum in \[0, 1\)"),
+    (SGD, {"nesterov": True}, "a positive one where nesterov is asked for"),
+    (RMSprop, {"alpha": 1.0}, r"alpha and momentum in \[0, 1\)"),
+    (RMSprop, {"epsilon": -1.0}, "an epsilon that is not negative"),
+    (Muon, {"iterations": 0}, "at least one iteration"),
+    (Muon, {"precision": "float8"}, "a precision among bfloat16, parameters"),
+    (GeometricAdam, {"betas": (0.9, 1.0)}, r"betas in \[0, 1\)"),
+    (GeometricAdam, {"symmetry": "rotation"}, "a symmetry among full, permutation, sign, scale"),
+]
+
+
+@pytest.mark.parametrize("kind, numbers, message", RANGES)
+def test_numbers_out_of_range(kind, numbers, message):
+    with pytest.raises(WeightEditError, match=message):
+        kind(**numbers)
