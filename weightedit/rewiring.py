@@ -160,11 +160,12 @@ class _Reading:
                     self.wire(parameter, "weight", *ends, parameter.shape[1])
                     if key == "in_proj_weight" and module.in_proj_bias is not None:
                         self.wire(module.in_proj_bias, "bias", ends[0])
-        elif isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-            source = self.new(f"inputs of {name}", module.weight.shape[1], known=False)
-            self.matrix(name, module, source, known=False)
-        elif module.weight is not None and module.weight.dim() == 1:  # a normalisation
-            self.scale_and_shift(module, self.new(name, module.weight.shape[0], known=False))
+            return
+        weight: Any = module.weight
+        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+            self.matrix(name, module, self.new(f"inputs of {name}", weight.shape[1], known=False), known=False)
+        elif weight is not None:  # a normalisation
+            self.scale_and_shift(module, self.new(name, weight.numel(), known=False))
 
     def scale_and_shift(self, module: Any, target: int) -> None:
         self.wire(module.weight, "gain", target)
