@@ -1,0 +1,530 @@
+"""The contract of an optimizer, over every rule; then what is LearnedOptimizer's own."""
+
+import copy
+import io
+import logging
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from tests.modules import GPT, ResNet
+from tests.rules import Recorder, TinyRule
+from weightedit.checkpoint import save_checkpoint
+from weightedit.errors import FileFormatError, NonFiniteError, ParamsError, WeightEditError
+from weightedit.optim.hand_designed import SGD, Adam, GeometricAdam
+from weightedit.optim.loading import load_rule
+from weightedit.optim.muon import Muon
+from weightedit.optim.optimizer import LearnedOptimizer, optimizer_factory
+from weightedit.spec import NetworkSpec
+from weightedit.wiring import Wiring
+
+RULES = {
+    "adam": lambda: Adam(1e-2),
+    "geometric": lambda: GeometricAdam(1e-2),
+    "muon": lambda: Muon(1e-2, precision="parameters"),
+    "sgd": lambda: SGD(0.1, momentum=0.9),
+    "tiny": TinyRule,
+}
+
+
+@pytest.fixture(params=RULES, name="rule")
+def _rule(request):
+    return RULES[request.param]()
+
+
+def network(seed=0, dtype=torch.float32):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
+
+
+X = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(net, x=X):
+    return net(x.to(next(net.parameters()).dtype)).square().mean()
+
+
+def train(net, optimizer, steps, scheduler=None):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of(net).backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+def assert_same(net, other, **tolerance):
+    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+# The contract, over every rule.
+
+
+def test_two_runs_are_equal_and_the_loss_falls(rule):
+    net, other = network(), network()
+    before = loss_of(net).item()
+    train(net, LearnedOptimizer(net, rule), 20)
+    train(other, LearnedOptimizer(other, rule), 20)
+    assert_same(net, other)
+    assert loss_of(net).item() < before
+
+
+def test_a_closure_is_called_once_first_and_its_loss_is_returned(rule):
+    net, other = network(), network()
+    optimizer, plain = LearnedOptimizer(net, rule), LearnedOptimizer(other, rule)
+    calls = []
+
+    def closure():
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        calls.append(loss_of(net))
+        calls[-1].backward()
+        return calls[-1]
+
+    with torch.no_grad():
+        assert optimizer.step(closure) is calls[0]
+    assert len(calls) == 1
+    loss = loss_of(other)
+    loss.backward()
+    plain.observe(loss)
+    assert plain.step() is None
+    assert_same(net, other)
+
+
+def test_parameters_without_gradient_stay(rule):
+    net = network()
+    before = copy.deepcopy(net)
+    net[0].weight.requires_grad_(False)
+    optimizer = LearnedOptimizer(net, rule)
+    optimizer.step()  # no gradient anywhere
+    train(net, optimizer, 2)
+    assert torch.equal(net[0].weight, before[0].weight) and not torch.equal(net[2].weight, before[2].weight)
+    assert net[0].weight not in optimizer.state and net[2].weight in optimizer.state
+
+
+def test_lr_and_decay_belong_to_groups_and_are_read_at_every_step(rule):
+    net, other = network(), network()
+    groups = [{"params": net[0].parameters(), "weight_decay": 0.1}, {"params": list(net[2].parameters()), "lr": 0.25}]
+    optimizer = LearnedOptimizer(groups, rule, lr=torch.tensor(2.0), net=net)
+    plain = LearnedOptimizer(other, rule)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    start = copy.deepcopy(net)
+    train(net, optimizer, 1)
+    train(other, plain, 1)
+    for i, lr, decay in ((0, 2.0, 0.1), (2, 0.25, 0.0)):
+        for p, p0, q in zip(net[i].parameters(), start[i].parameters(), other[i].parameters(), strict=True):
+            torch.testing.assert_close(p, (1 - lr * decay) * p0 + lr * (q - p0))
+    optimizer.param_groups[0]["lr"].zero_()
+    kept = net[0].weight.clone()
+    train(net, optimizer, 1)
+    assert torch.equal(net[0].weight, kept)
+
+
+@pytest.mark.parametrize("lr", [1.0, torch.tensor(1.0)], ids=["number", "tensor"])
+def test_schedulers(rule, lr):
+    net, other = network(), network()
+    optimizer, plain = LearnedOptimizer(net, rule, lr=lr), LearnedOptimizer(other, rule)
+    schedules = torch.optim.lr_scheduler
+    scheduler = schedules.SequentialLR(
+        optimizer, [schedules.LinearLR(optimizer, 0.1, total_iters=3), schedules.CosineAnnealingLR(optimizer, 7)], [3]
+    )
+    for step in range(10):
+        plain.param_groups[0]["lr"] = float(optimizer.param_groups[0]["lr"])
+        train(net, optimizer, 1, scheduler)
+        train(other, plain, 1)
+        assert step == 0 or plain.param_groups[0]["lr"] != 1.0 or step == 3
+    assert_same(net, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_resuming_continues_bitwise(rule, dtype):
+    """Also in bfloat16, whose moments torch would round when it loads them."""
+    net = network(dtype=dtype)
+    optimizer = LearnedOptimizer(net, rule)
+    train(net, optimizer, 3)
+    file = io.BytesIO()
+    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other = network(seed=5, dtype=dtype)
+    other.load_state_dict(saved["net"])
+    resumed = LearnedOptimizer(other, rule)
+    resumed.load_state_dict(saved["optimizer"])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for state in resumed.state.values():
+        assert {key: value.dtype for key, value in state.items()} == {
+            key: torch.float32 if key == "step" else wide for key in state
+        }
+    train(net, optimizer, 3)
+    train(other, resumed, 3)
+    assert_same(net, other)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_and_pickles_go_on_alike(rule, duplicate):
+    net = network()
+    optimizer = LearnedOptimizer(net, rule)
+    train(net, optimizer, 3)
+    other, copied = duplicate((net, optimizer))
+    train(net, optimizer, 3)
+    train(other, copied, 3)
+    assert_same(net, other)
+
+
+def test_no_gradient_and_no_lr_change_nothing_and_fill_the_state(rule):
+    net = network()
+    before = copy.deepcopy(net)
+    optimizer = LearnedOptimizer(net, rule, lr=0.0, weight_decay=0.1)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert_same(net, before)
+    assert set(optimizer.state) == set(net.parameters())
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_distributed_checkpoints(rule, flat):
+    """As torch.distributed.checkpoint reads and writes an optimizer: all state by parameter name."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    net = network()
+    optimizer = LearnedOptimizer(net, rule)
+    train(net, optimizer, 3)
+    saved = copy.deepcopy(get_optimizer_state_dict(net, optimizer, options=options))
+    other = copy.deepcopy(net)
+    resumed = LearnedOptimizer(other, rule)
+    set_optimizer_state_dict(other, resumed, saved, options=options)
+    train(net, optimizer, 3)
+    train(other, resumed, 3)
+    assert_same(net, other)
+
+
+def test_groups_are_added_by_name(rule):
+    """A layer that is unfrozen later takes its place in the graph."""
+    net = network()
+    optimizer = LearnedOptimizer(net[2].parameters(), rule, net=net)
+    train(net, optimizer, 1)
+    optimizer.add_param_group({"params": net[0].parameters(), "lr": 0.5})
+    assert [group["param_names"] for group in optimizer.param_groups] == [
+        ["2.weight", "2.bias"],
+        ["0.weight", "0.bias"],
+    ]
+    train(net, optimizer, 1)
+    assert [int(optimizer.state[layer.weight]["step"]) for layer in (net[0], net[2])] == [1, 2]
+    with pytest.raises(ParamsError, match="two parameters called '0.weight'"):
+        optimizer.add_param_group({"params": [net[0].weight]})
+
+
+def test_accumulated_gradients_and_clipping(rule):
+    net, other = network(), network()
+    optimizer, plain = LearnedOptimizer(net, rule), LearnedOptimizer(other, rule)
+    for _ in range(3):
+        for part in X.split(4):
+            (loss_of(net, part) / 4).backward()
+        for one in (net, other):
+            if one is other:
+                loss_of(other).backward()
+            nn.utils.clip_grad_norm_(one.parameters(), 0.01)
+        for one in (optimizer, plain):
+            one.step()
+            one.zero_grad()
+    assert_same(net, other, rtol=1e-4, atol=1e-6)
+
+
+def test_grad_scaler(rule):
+    """Its scale does not matter, and a step that overflows is left out."""
+    net, other = network(), network()
+    optimizer, plain = LearnedOptimizer(net, rule), LearnedOptimizer(other, rule)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(4):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(net)).backward()
+        if step == 2:
+            net[0].weight.grad[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+    train(other, plain, 3)
+    assert_same(net, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("bad", [torch.nan, 1e30])
+def test_a_step_that_is_not_finite_is_refused_by_name(rule, nonfinite, bad, caplog):
+    """A gradient of 1e30 has a finite Adam step and an infinite second moment, after which Adam would stand still."""
+    if bad == 1e30 and not isinstance(rule, Adam):
+        pytest.skip("finite for this rule")
+    net = network()
+    optimizer = LearnedOptimizer(net, rule, nonfinite=nonfinite)
+    train(net, optimizer, 2)
+    before, state = copy.deepcopy(net), copy.deepcopy(optimizer.state_dict()["state"])
+    loss_of(net).backward()
+    net[2].bias.grad[1] = bad
+    message = r"of 2.bias at step 3 came out infinite or NaN"
+    if nonfinite == "raise":
+        with pytest.raises(NonFiniteError, match=message):
+            optimizer.step()
+    else:
+        with caplog.at_level(logging.WARNING):
+            optimizer.step()
+        assert "2.bias at step 3" in caplog.text and optimizer.skipped_steps == 1
+    assert_same(net, before)
+    torch.testing.assert_close(optimizer.state_dict()["state"], state, rtol=0, atol=0)
+    train(net, optimizer, 1)
+    assert int(optimizer.state[net[2].bias]["step"]) == 3
+
+
+def test_accelerate_prepares_it(rule):
+    from accelerate import Accelerator
+
+    net, other = network(), network()
+    optimizer = LearnedOptimizer(net, rule)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+    accelerator = Accelerator(cpu=True)
+    prepared, wrapped, scheduler = accelerator.prepare(net, optimizer, scheduler)
+    plain = LearnedOptimizer(other, rule)
+    for _ in range(3):
+        wrapped.zero_grad()
+        accelerator.backward(loss_of(prepared))
+        wrapped.step()
+        scheduler.step()
+    train(other, plain, 3, torch.optim.lr_scheduler.StepLR(plain, 1, 0.9))
+    assert_same(net, other)
+
+
+# Agreement with torch.
+
+
+def test_adam_is_torchs_adam_and_decay_makes_it_adamw():
+    for decay, theirs in ((0.0, torch.optim.Adam), (0.1, torch.optim.AdamW)):
+        net, other = network(dtype=torch.float64), network(dtype=torch.float64)
+        train(net, LearnedOptimizer(net, Adam(1.0), lr=1e-2, weight_decay=decay), 10)
+        train(other, theirs(other.parameters(), lr=1e-2, weight_decay=decay), 10)
+        assert_same(net, other, rtol=1e-12, atol=1e-12)
+
+
+# What the rule is shown.
+
+
+def test_the_loss_that_a_rule_is_told():
+    net, rule = network(), Recorder()
+    optimizer = LearnedOptimizer(net, rule)
+    loss_of(net).backward()
+    optimizer.observe(2.5)
+    optimizer.step()
+    optimizer.step()  # once told, once used
+    optimizer.observe(2.5)
+    optimizer.step(lambda: 1.5)  # a closure comes first
+    optimizer.step(lambda: torch.tensor([0.5], requires_grad=True))
+    told = [None if loss is None else (loss.item(), loss.shape, loss.requires_grad) for loss in rule.losses]
+    assert told == [(2.5, (), False), None, (1.5, (), False), (0.5, (), False)]
+
+
+def test_a_rule_that_needs_the_whole_network_gets_it():
+    net, rule = network(), Recorder(whole=True)
+    net[0].requires_grad_(False)
+    before = copy.deepcopy(net)
+    optimizer = LearnedOptimizer(net, rule)
+    train(net, optimizer, 1)
+    assert list(rule.grads[0]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert not rule.grads[0]["0.weight"].any()
+    assert_same(net[0], before[0])
+    assert net[0].weight not in optimizer.state and net[2].weight in optimizer.state
+
+
+def test_half_precision_is_seen_as_float32():
+    net, rule = network(dtype=torch.bfloat16), Recorder()
+    train(net, LearnedOptimizer(net, rule), 1)
+    assert {grad.dtype for grad in rule.grads[0].values()} == {torch.float32}
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.bfloat16}
+
+
+# What it is given.
+
+
+def test_a_stack_of_networks_is_optimized_by_its_wiring():
+    spec = NetworkSpec.siren((2, 5, 1))
+    generator = torch.Generator().manual_seed(0)
+    params = {k: nn.Parameter(torch.randn(3, *s, generator=generator)) for k, s in spec.param_shapes().items()}
+    optimizer = LearnedOptimizer(params.items(), Adam(1e-2), wiring=Wiring.of(spec))
+    sum(p.square().sum() for p in params.values()).backward()
+    optimizer.step()
+    assert {state["step"].shape for state in optimizer.state.values()} == {(3,)}
+    with pytest.raises(ParamsError, match="without a name"):
+        LearnedOptimizer(list(params.values()), Adam(1e-2), wiring=Wiring.of(spec))
+
+
+def test_parameters_alone_are_isolated_matrices():
+    tensors = [nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (4,), (2, 3, 3, 3), ())]
+    rule = Recorder()
+    optimizer = LearnedOptimizer(tensors, rule)
+    for tensor in tensors:
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    wires = rule.wirings[0].wires
+    assert [(wire.kind, wire.view) for wire in wires] == [
+        ("weight", (4, 3, 1)),
+        ("bias", (4, 1, 1)),
+        ("weight", (2, 3, 9)),
+    ]
+    assert len({end for w in wires for end in (w.target, w.source) if end is not None}) == 5
+    assert [group["outside"] for group in optimizer.param_groups] == [False, True]
+    assert optimizer.state[tensors[3]] and tensors[3].item() < 1
+    with pytest.raises(WeightEditError, match="parameters alone came for Recorder, which reads the network's graph"):
+        LearnedOptimizer(tensors, Recorder(needs_wiring=True))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda net: net])
+def test_names_are_the_users_modules(wrap):
+    optimizer = LearnedOptimizer(wrap(network()), Adam())
+    assert optimizer.param_groups[0]["param_names"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_parameters_outside_the_graph_are_told_of_and_moved_by_adamw(caplog):
+    net = GPT()
+    names = ["positions.weight", "tokens.weight"]
+    with caplog.at_level(logging.WARNING):
+        optimizer = LearnedOptimizer(net, TinyRule(), lr=0.5, weight_decay=0.1)
+    assert "2 parameters are not in the neural graph" in caplog.text and "AdamW at lr 0.001" in caplog.text
+    inside, outside = optimizer.param_groups
+    assert (inside["lr"], outside["lr"], outside["outside"]) == (0.5, 1e-3, True)
+    assert sorted(outside["param_names"]) == names and all(name in caplog.text for name in names)
+    twins = [nn.Parameter(p.detach().clone()) for p in outside["params"]]
+    theirs = torch.optim.AdamW(twins, lr=1e-3, weight_decay=0.1)
+    for seed in range(3):
+        tokens = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(seed))
+        net.zero_grad()
+        nn.functional.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten()).backward()
+        for twin, p in zip(twins, outside["params"], strict=True):
+            twin.grad = p.grad.clone()
+        optimizer.step()
+        theirs.step()
+    torch.testing.assert_close([p.detach() for p in outside["params"]], [p.detach() for p in twins])
+
+
+def test_outside_can_be_stated(caplog):
+    net = GPT()
+    optimizer = LearnedOptimizer(net, TinyRule(), outside=Adam(1e-4), outside_lr=2.0)
+    assert optimizer.param_groups[1]["lr"] == 2.0 and "by Adam at lr 2.0" in caplog.text
+    caplog.clear()
+    frozen = GPT()
+    frozen.tokens.requires_grad_(False)
+    frozen.positions.requires_grad_(False)
+    LearnedOptimizer(frozen, TinyRule())
+    assert not caplog.text
+
+
+def test_a_residual_network_with_batch_norm_trains():
+    net = ResNet()
+    optimizer = LearnedOptimizer(net, Adam(1e-2))
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(images), torch.arange(8) % 5)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] and len(optimizer.param_groups) == 1
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize("flag", ["foreach", "fused", "capturable", "maximize", "differentiable"])
+def test_flags_are_refused_by_name(flag):
+    with pytest.raises(WeightEditError, match=f"{flag}=True came; LearnedOptimizer does not take it"):
+        LearnedOptimizer(network(), Adam(), **{flag: True})
+    net = network()
+    with pytest.raises(WeightEditError, match=f"{flag}=True came"):
+        LearnedOptimizer([{"params": net.parameters(), flag: True}], Adam(), net=net)
+    LearnedOptimizer(net, Adam(), **{flag: False})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"lr": -1.0}, WeightEditError, "lr=-1.0 came; expected one finite number"),
+        ({"lr": torch.ones(2)}, WeightEditError, "expected one finite number"),
+        ({"weight_decay": float("nan")}, WeightEditError, "weight_decay=nan came"),
+        ({"nonfinite": "ignore"}, WeightEditError, "nonfinite='ignore' came"),
+        ({"betas": (0.9, 0.9)}, TypeError, "betas came; expected lr, weight_decay"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        LearnedOptimizer(network(), Adam(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        (lambda: {nn.Parameter(torch.ones(2))}, TypeError, "a set of parameters came"),
+        (lambda: ["weight"], TypeError, "a str came as a parameter"),
+        (lambda: [nn.Parameter(torch.ones(2, dtype=torch.complex64))], ParamsError, "parameter.0 is complex"),
+        (lambda: [("a", nn.Parameter(torch.ones(2)))] * 2, ParamsError, "two parameters called 'a'"),
+    ],
+)
+def test_wrong_parameters(params, error, message):
+    with pytest.raises(error, match=message):
+        LearnedOptimizer([{"params": params()}], Adam())
+
+
+def test_sparse_gradients_are_refused():
+    embedding = nn.Embedding(5, 3, sparse=True)
+    optimizer = LearnedOptimizer(embedding, Adam())
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(WeightEditError, match="weight has a sparse gradient"):
+        optimizer.step()
+
+
+def test_a_shard_is_refused_and_ddp_named():
+    net = network()
+    optimizer = LearnedOptimizer(net, Adam())
+    with torch.no_grad():
+        net[0].weight.set_(net[0].weight.flatten()[:7].clone())  # as FSDP leaves it
+    net[0].weight.grad = torch.ones(7)
+    with pytest.raises(
+        WeightEditError, match="0.weight came as a Parameter of shape .7,., a shard.*DDP instead of FSDP"
+    ):
+        optimizer.step()
+
+
+def test_a_state_of_another_rule_is_refused():
+    net = network()
+    optimizer = LearnedOptimizer(net, Adam())
+    train(net, optimizer, 1)
+    with pytest.raises(ParamsError, match="first, second came for 0.weight; expected step, mean of TinyRule"):
+        LearnedOptimizer(net, TinyRule()).load_state_dict(optimizer.state_dict())
+
+
+def test_loading_names_the_kinds_of_rules(tmp_path):
+    save_checkpoint(tmp_path / "editor", {"a": torch.ones(1)}, {"kind": "editor"}, "card")
+    with pytest.raises(FileFormatError, match="kind 'editor'; expected an update rule"):
+        load_rule(tmp_path / "editor")
+    with pytest.raises(FileFormatError, match="does not exist"):
+        LearnedOptimizer(network(), str(tmp_path / "a" / "b" / "nothing"))
+
+
+# Trainers that make the optimizer, and loops that own the step.
+
+
+def test_the_factory():
+    net = network()
+    optimizer = optimizer_factory()(net, rule=Adam(), lr=0.5)
+    assert isinstance(optimizer, LearnedOptimizer) and optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_updates_agree(rule):
+    net, other = network(), network()
+    train(net, LearnedOptimizer(net, rule, compile=True), 4)
+    train(other, LearnedOptimizer(other, rule), 4)
+    assert_same(net, other, rtol=1e-5, atol=1e-7)

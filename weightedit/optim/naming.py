@@ -1,0 +1,107 @@
+"""Names for what a torch optimizer is given: a module, tensors, (name, tensor) pairs, or dictionaries of these.
+
+An update rule knows parameters by their names in a wiring. Here: finding the names, wires for tensors that came alone,
+and the refusal of tensors that are pieces of a parameter. What an optimizer does with them is optimizer.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.errors import ParamsError, WeightEditError
+from weightedit.wiring import NeuronSet, Wire, Wiring
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The user's module inside DistributedDataParallel, DataParallel and torch.compile, whose names have no prefix."""
+    while True:
+        if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            net = net.module
+        elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
+            net = inner
+        else:
+            return net
+
+
+def paired(
+    params: Any, names: Mapping[int, str], taken: Iterable[str], *, generate: bool = True
+) -> list[tuple[str, Tensor]]:
+    """(name, tensor) for everything in `params`.
+
+    Args:
+        params: one tensor, or an iterable of tensors and (name, tensor) pairs; not a set, whose order is not fixed.
+        names: id of a tensor -> its name in the network; they come before the names in pairs.
+        taken: names that other tensors of the optimizer have.
+        generate: call tensors without a name parameter.N, instead of refusing them.
+
+    Raises TypeError on anything else, ParamsError where a name is missing or would stand for two tensors, and for a
+    complex tensor.
+    """
+    if isinstance(params, set | str):
+        raise TypeError(f"a {type(params).__name__} of parameters came; expected a list, whose order stays: pass one.")
+    found: dict[str, Tensor] = {}
+    used = set(taken)
+    for item in [params] if isinstance(params, Tensor) else params:
+        given, tensor = (item[0], item[-1]) if isinstance(item, tuple) and item else (None, item)
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"a {type(tensor).__name__} came as a parameter; expected tensors or (name, tensor) pairs.")
+        name = names.get(id(tensor), given)
+        if name is None and not generate:
+            raise ParamsError(
+                f"a parameter of shape {tuple(tensor.shape)} came without a name; expected (name, tensor) pairs, so "
+                "that it can be found in the wiring: pass pairs, or net=, the network that it belongs to."
+            )
+        name = name or f"parameter.{len(used)}"
+        if name in used:
+            raise ParamsError(f"two parameters called {name!r} came; expected one of each name: pass each tensor once.")
+        if tensor.is_complex():
+            raise ParamsError(f"{name} is complex; expected real numbers: give such parameters to another optimizer.")
+        refuse_shard(name, tensor)
+        used.add(name)
+        found[name] = tensor
+    return list(found.items())
+
+
+def with_isolated(wiring: Wiring, tensors: Iterable[tuple[str, Tensor]]) -> Wiring:
+    """`wiring` and a wire for each of `tensors` between sets of neurons of its own: no symmetry is claimed of them.
+
+    A tensor with one axis becomes a bias, one with more a weight [targets, sources, kernel positions]; one without
+    axes or elements gets no wire.
+    """
+    sets, wires = list(wiring.sets), list(wiring.wires)
+    for name, tensor in tensors:
+        if tensor.dim() == 0 or tensor.numel() == 0:
+            continue
+        ends = [NeuronSet(name, size, order=len(sets) + i) for i, size in enumerate(tensor.shape[:2])]
+        target, source = len(sets), len(sets) + 1 if len(ends) == 2 else None
+        kind = "bias" if source is None else "weight"
+        wires.append(Wire(name, tuple(tensor.shape), kind, target, source, ends[-1].size if source else 1))
+        sets += ends
+    return Wiring(tuple(sets), tuple(wires), wiring.outside, wiring.notes)
+
+
+def refuse_shard(name: str, tensor: Tensor, wire: Wire | None = None) -> None:
+    """Raise WeightEditError if `tensor` is a piece of a parameter (FSDP, tensor parallelism, ZeRO stage 3)."""
+    if type(tensor) in (nn.Parameter, Tensor):
+        axes = 0 if wire is None else tensor.dim() - len(wire.shape)
+        whole = wire is None or (axes in (0, 1) and tensor.shape[axes:] == wire.shape)
+    else:
+        whole = not (_is_distributed(tensor) or hasattr(tensor, "_is_flat_param"))
+    if not whole:
+        expected = "the whole parameter" if wire is None else f"the whole parameter, {'x'.join(map(str, wire.shape))}"
+        raise WeightEditError(
+            f"{name} came as a {type(tensor).__name__} of shape {tuple(tensor.shape)}, a shard; expected {expected}, "
+            "since an update rule reads the network as a graph: train with DDP instead of FSDP."
+        )
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)

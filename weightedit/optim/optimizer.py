@@ -1,0 +1,319 @@
+"""Any update rule as a torch.optim.Optimizer, for every training loop that takes one.
+
+Here: parameter groups, state, closures, and the refusal of steps that are not finite. The rule proposes a delta for
+all wired parameters at once; parameters outside the wiring are moved by a rule designed by hand, in groups of their
+own. All state is the rule's, and stands in `state[parameter]`; one step is
+
+    p <- (1 - lr weight_decay) p + lr delta
+
+Rules run in float32 at least, whatever the parameters' dtype.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
+from weightedit.optim.hand_designed import Adam
+from weightedit.optim.loading import load_rule
+from weightedit.optim.naming import paired, refuse_shard, unwrapped, with_isolated
+from weightedit.optim.rule import RuleState, UpdateRule
+from weightedit.optim.stepping import all_finite, check_numbers, fault, proposed, read_options, rule_name, stepped, wide
+from weightedit.rewiring import wiring_of
+from weightedit.spec import Params
+from weightedit.wiring import Wiring
+
+_LOG = logging.getLogger(__name__)
+
+
+class _One(NamedTuple):
+    """One parameter that a step concerns: where it stands, and its gradient (None: the rule reads it, nothing more)."""
+
+    param: Tensor
+    group: dict[str, Any]
+    grad: Tensor | None
+
+
+class _Step(NamedTuple):
+    """What a rule would have its parameters and their state become."""
+
+    ones: dict[str, _One]
+    state: RuleState
+    new: Params
+
+    def fault(self) -> str | None:
+        """What is not finite, in words."""
+        grads = {name: one.grad for name, one in self.ones.items()}
+        return None if all_finite(self.new, self.state) else fault(self.new, self.state, grads)
+
+    def take(self, states: dict[Tensor, Any]) -> None:
+        for name, quantities in self.state.items():
+            states[self.ones[name].param] = quantities
+        for name, tensor in self.new.items():
+            self.ones[name].param.copy_(tensor.view_as(self.ones[name].param))
+
+
+class LearnedOptimizer(torch.optim.Optimizer):
+    """An update rule, learned or designed by hand, as an ordinary optimizer.
+
+    LearnedOptimizer(net, rule) optimizes all of a network. Groups with their own lr and weight_decay go with the
+    network that names them: LearnedOptimizer(groups, rule, net=net). Parameters without a network are treated as
+    isolated matrices, which rules that need the graph refuse.
+
+    Args:
+        params: a module; or what torch optimizers take: tensors, (name, tensor) pairs, or dictionaries with `params`
+            and perhaps `lr` and `weight_decay`.
+        rule: an UpdateRule, or the folder or hub name of a learned one.
+        lr: factor of the rule's delta, a number >= 0 or a tensor; 1 is the step that the rule was made for.
+        weight_decay: decoupled; a step takes the part lr * weight_decay of a parameter away.
+        net: the network that `params` belong to, for their names and wiring.
+        wiring: instead of the one read from the network.
+        options: fields of StepOptions.
+
+    Attributes:
+        rule, wiring, options: as given or read.
+        skipped_steps: how many steps were refused under nonfinite="skip".
+
+    Raises:
+        WeightEditError: flags of torch optimizers that have no meaning here; numbers out of range; shards.
+        ParamsError: parameters whose names cannot be found, or are found twice.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        rule: UpdateRule | str | Path,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        net: nn.Module | None = None,
+        wiring: Wiring | None = None,
+        **options: Any,
+    ) -> None:
+        self.options = read_options(options)
+        self.rule: UpdateRule = load_rule(rule) if isinstance(rule, str | Path) else rule
+        self._outside: UpdateRule = self.options.outside or Adam(1.0)
+        self.skipped_steps = 0
+        self._observed: Any = None
+        self._updates: dict[bool, Callable[..., tuple[Params, RuleState]]] = {}
+        if isinstance(params, nn.Module):
+            net, params = params, list(unwrapped(params).named_parameters())
+        net = None if net is None else unwrapped(net)
+        self._net = None if net is None else weakref.ref(net)
+        self._isolates = net is None and wiring is None
+        if self._isolates and getattr(self.rule, "needs_wiring", False):
+            raise WeightEditError(
+                f"parameters alone came for {rule_name(self.rule)}, which reads the network's graph; expected the "
+                "network: LearnedOptimizer(net, rule), or LearnedOptimizer(params, rule, net=net)."
+            )
+        self.wiring = wiring or (Wiring((), ()) if net is None else wiring_of(net))
+        self._outside_wiring = Wiring((), ())
+        check_numbers({"lr": lr, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False})
+
+    # Parameters.
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; parameters outside the wiring get a group of their own, with outside=True.
+
+        Parameters added later are found by name in the network, which the optimizer knows as long as it lives and as
+        the optimizer is not a copy; or else come as (name, tensor) pairs.
+        """
+        given = {key: value for key, value in param_group.items() if key not in ("params", "param_names", "outside")}
+        check_numbers(given)
+        net = self._net() if self._net is not None else None
+        names = {} if net is None else {id(p): name for name, p in net.named_parameters()}
+        taken = chain.from_iterable(group["param_names"] for group in self.param_groups)
+        pairs = paired(param_group["params"], names, taken, generate=net is not None or self._isolates)
+        if self._isolates:
+            self.wiring = with_isolated(self.wiring, pairs)
+        inside = [pair for pair in pairs if pair[0] in self.wiring.by_name]
+        outside = [pair for pair in pairs if pair[0] not in self.wiring.by_name]
+        if inside or not outside:
+            super().add_param_group({**given, **_group(inside), "outside": False})
+        if outside:
+            super().add_param_group({"lr": self._outside_lr(), **given, **_group(outside), "outside": True})
+            self._outside_wiring = with_isolated(self._outside_wiring, [(n, _with_axis(p)) for n, p in outside])
+            self._tell([name for name, p in outside if p.requires_grad])
+
+    def _outside_lr(self) -> float:
+        own = 1e-3 if self.options.outside is None else 1.0
+        return own if self.options.outside_lr is None else self.options.outside_lr
+
+    def _tell(self, names: list[str]) -> None:
+        if names:
+            rule = "AdamW" if self.options.outside is None else rule_name(self.options.outside)
+            _LOG.warning(
+                "%d parameters are not in the neural graph, and are optimized by %s at lr %s in a group of their own: "
+                "%s. %s",
+                len(names),
+                rule,
+                self.param_groups[-1]["lr"],
+                ", ".join(names),
+                " ".join(self.wiring.notes),
+            )
+
+    # Steps.
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Tell the next step the loss at which the gradients were taken (one number, or one per stacked network).
+
+        For loops without a closure and rules that use the loss; without it they do without. A closure's loss comes
+        first.
+        """
+        self._observed = loss
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step from the gradients of the parameters; those without one stay.
+
+        Args:
+            closure: computes the gradients and returns the loss; called once, first, with gradients enabled.
+
+        Returns what the closure returned.
+        Raises NonFiniteError, with parameters and state as before, if the step would make a number infinite or NaN and
+        `nonfinite` is "raise"; WeightEditError for sparse gradients and for shards of parameters.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        seen, self._observed = (self._observed if result is None else result), None
+        loss = self._loss(seen)
+        concerned = [(outside, self._concerned(outside)) for outside in (False, True)]
+        steps = [
+            self._step(ones, loss, outside)
+            for outside, ones in concerned
+            if any(o.grad is not None for o in ones.values())
+        ]
+        for message in filter(None, (step.fault() for step in steps)):
+            self._refuse(message)
+            return result
+        for step in steps:
+            step.take(self.state)
+        return result
+
+    def _concerned(self, outside: bool) -> dict[str, _One]:
+        """The parameters with gradients, by name; with the others for a rule that needs all of them."""
+        found = {}
+        whole = not outside and getattr(self.rule, "whole", False)
+        for group in self.param_groups:
+            if bool(group["outside"]) != outside:
+                continue
+            for name, param in zip(group["param_names"], group["params"], strict=True):
+                if (param.grad is None and not whole) or not param.numel():
+                    continue
+                refuse_shard(name, param, None if outside else self.wiring.by_name[name])
+                if param.grad is not None and param.grad.layout != torch.strided:
+                    raise WeightEditError(
+                        f"{name} has a sparse gradient; expected a dense one: make its embedding with sparse=False, or "
+                        "give it to torch.optim.SparseAdam."
+                    )
+                found[name] = _One(param, group, param.grad)
+        return found
+
+    def _step(self, ones: dict[str, _One], loss: Tensor | None, outside: bool) -> _Step:
+        rule, wiring = (self._outside, self._outside_wiring) if outside else (self.rule, self.wiring)
+        params = {name: _with_axis(one.param.detach()) for name, one in ones.items()}
+        grads = {n: torch.zeros_like(params[n]) if o.grad is None else _with_axis(o.grad) for n, o in ones.items()}
+        if isinstance(rule, nn.Module):
+            _bring(rule, next(iter(params.values())).device)
+        if outside not in self._updates:
+            self._updates[outside] = torch.compile(rule.update) if self.options.compile else rule.update
+        state = {name: self.state[one.param] for name, one in ones.items() if self.state.get(one.param)}
+        deltas, state = proposed(rule, wiring, (grads, state, params), loss=loss, update=self._updates[outside])
+        taken = {name: one for name, one in ones.items() if one.grad is not None}
+        new = {n: stepped(params[n], deltas[n], one.group).to(one.param.dtype) for n, one in taken.items()}
+        return _Step(taken, {name: state[name] for name in taken}, new)
+
+    def _loss(self, seen: Any) -> Tensor | None:
+        if seen is None:
+            return None
+        first = next(chain.from_iterable(group["params"] for group in self.param_groups))
+        loss = wide(torch.as_tensor(seen).detach().to(first.device))
+        loss = loss.reshape(()) if loss.numel() == 1 else loss
+        distributed = torch.distributed
+        if self.options.average_loss and distributed.is_available() and distributed.is_initialized():
+            loss = loss.clone()
+            distributed.all_reduce(loss)
+            loss /= distributed.get_world_size()
+        return loss
+
+    def _refuse(self, message: str) -> None:
+        if self.options.nonfinite == "raise":
+            raise NonFiniteError(message)
+        self.skipped_steps += 1
+        _LOG.warning("%s (%d steps refused so far)", message, self.skipped_steps)
+
+    # Copies and checkpoints.
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but the state keeps the dtypes that it was saved with, and the parameters keep their names.
+
+        Raises ParamsError for the state of another kind of rule.
+        """
+        names = [group["param_names"] for group in self.param_groups]
+        flags = [group["outside"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, own, flag in zip(self.param_groups, names, flags, strict=True):
+            group["param_names"], group["outside"] = own, flag
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        here = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, param in zip(saved, here, strict=True):
+            for quantity, value in state_dict["state"].get(key, {}).items():
+                now = self.state[param].get(quantity)
+                if isinstance(now, Tensor) and (now.dtype, now.device) != (value.dtype, param.device):
+                    self.state[param][quantity] = value.to(param.device)
+        self._check_state()
+
+    def _check_state(self) -> None:
+        for group in self.param_groups:
+            for name, param in zip(group["param_names"], group["params"], strict=True):
+                if group["outside"] or not self.state.get(param):
+                    continue
+                expected = self.rule.init(self.wiring, {name: param.detach()})[name].keys()
+                if self.state[param].keys() != expected:
+                    raise ParamsError(
+                        f"a state with {', '.join(self.state[param])} came for {name}; expected {', '.join(expected)} "
+                        f"of {rule_name(self.rule)}: load the state of an optimizer with the same rule."
+                    )
+                return
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle keeps: all but the reference to the network, and what is compiled."""
+        own = ("rule", "wiring", "options", "skipped_steps", "_isolates", "_outside", "_outside_wiring")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_net": None, "_observed": None, "_updates": {}, **self.__dict__, **state})
+
+
+def optimizer_factory() -> type[LearnedOptimizer]:
+    """For trainers that make the optimizer from the model themselves: optimizer_factory()(model, rule=..., lr=...).
+
+    With Hugging Face's Trainer: optimizer_cls_and_kwargs=(optimizer_factory, {"rule": rule, "lr": 1.0}).
+    """
+    return LearnedOptimizer
+
+
+def _bring(rule: nn.Module, device: torch.device) -> None:
+    first = next(rule.parameters(), None)
+    if first is not None and first.device != device:
+        rule.to(device)
+
+
+def _with_axis(tensor: Tensor) -> Tensor:
+    """A number as a vector of one: wires have targets."""
+    return tensor if tensor.dim() else tensor.reshape(1)
+
+
+def _group(pairs: list[tuple[str, Tensor]]) -> dict[str, Any]:
+    return {"params": [tensor for _, tensor in pairs], "param_names": [name for name, _ in pairs]}
