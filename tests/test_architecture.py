@@ -50,6 +50,7 @@ ORDER = [  # fmt: skip
     "optim.stepping",
     "optim.loading",
     "optim.optimizer",
+    "optim.higher_bridge",
     "editing.operations",
     "editing.evaluation",
     "editing.rendering_problem",

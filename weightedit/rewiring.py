@@ -157,15 +157,15 @@ class _Reading:
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 2:
                     ends = [self.new(f"{name}.{key}", size, known=False) for size in parameter.shape]
-                    self.wire(parameter, "weight", *ends, parameter.shape[1])
+                    self.wire(parameter, "weight", ends[0], ends[1], parameter.shape[1])
                     if key == "in_proj_weight" and module.in_proj_bias is not None:
                         self.wire(module.in_proj_bias, "bias", ends[0])
             return
         weight: Any = module.weight
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
             self.matrix(name, module, self.new(f"inputs of {name}", weight.shape[1], known=False), known=False)
-        elif weight is not None:  # a normalisation
-            self.scale_and_shift(module, self.new(name, weight.numel(), known=False))
+        elif weight is not None and weight.dim() == 1:  # a normalisation
+            self.scale_and_shift(module, self.new(name, len(weight), known=False))
 
     def scale_and_shift(self, module: Any, target: int) -> None:
         self.wire(module.weight, "gain", target)

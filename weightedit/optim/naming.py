@@ -84,6 +84,11 @@ def with_isolated(wiring: Wiring, tensors: Iterable[tuple[str, Tensor]]) -> Wiri
     return Wiring(tuple(sets), tuple(wires), wiring.outside, wiring.notes)
 
 
+def with_axis(tensor: Tensor) -> Tensor:
+    """A number as a vector of one: wires have targets."""
+    return tensor if tensor.dim() else tensor.reshape(1)
+
+
 def refuse_shard(name: str, tensor: Tensor, wire: Wire | None = None) -> None:
     """Raise WeightEditError if `tensor` is a piece of a parameter (FSDP, tensor parallelism, ZeRO stage 3)."""
     if type(tensor) in (nn.Parameter, Tensor):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.loading import load_rule
-from weightedit.optim.naming import paired, refuse_shard, unwrapped, with_isolated
+from weightedit.optim.naming import paired, refuse_shard, unwrapped, with_axis, with_isolated
 from weightedit.optim.rule import RuleState, UpdateRule
 from weightedit.optim.stepping import all_finite, check_numbers, fault, proposed, read_options, rule_name, stepped, wide
 from weightedit.rewiring import wiring_of
@@ -121,6 +121,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     # Parameters.
 
+    @property
+    def outside(self) -> tuple[UpdateRule, Wiring]:
+        """The rule of parameters outside the wiring, and theirs: isolated wires."""
+        return self._outside, self._outside_wiring
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; parameters outside the wiring get a group of their own, with outside=True.
 
@@ -141,7 +146,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             super().add_param_group({**given, **_group(inside), "outside": False})
         if outside:
             super().add_param_group({"lr": self._outside_lr(), **given, **_group(outside), "outside": True})
-            self._outside_wiring = with_isolated(self._outside_wiring, [(n, _with_axis(p)) for n, p in outside])
+            self._outside_wiring = with_isolated(self._outside_wiring, [(n, with_axis(p)) for n, p in outside])
             self._tell([name for name, p in outside if p.requires_grad])
 
     def _outside_lr(self) -> float:
@@ -222,8 +227,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _step(self, ones: dict[str, _One], loss: Tensor | None, outside: bool) -> _Step:
         rule, wiring = (self._outside, self._outside_wiring) if outside else (self.rule, self.wiring)
-        params = {name: _with_axis(one.param.detach()) for name, one in ones.items()}
-        grads = {n: torch.zeros_like(params[n]) if o.grad is None else _with_axis(o.grad) for n, o in ones.items()}
+        params = {name: with_axis(one.param.detach()) for name, one in ones.items()}
+        grads = {n: torch.zeros_like(params[n]) if o.grad is None else with_axis(o.grad) for n, o in ones.items()}
         if isinstance(rule, nn.Module):
             _bring(rule, next(iter(params.values())).device)
         if outside not in self._updates:
@@ -308,11 +313,6 @@ def _bring(rule: nn.Module, device: torch.device) -> None:
     first = next(rule.parameters(), None)
     if first is not None and first.device != device:
         rule.to(device)
-
-
-def _with_axis(tensor: Tensor) -> Tensor:
-    """A number as a vector of one: wires have targets."""
-    return tensor if tensor.dim() else tensor.reshape(1)
 
 
 def _group(pairs: list[tuple[str, Tensor]]) -> dict[str, Any]:
