@@ -46,6 +46,8 @@ ORDER = [  # fmt: skip
     "optim.gauge",
     "optim.hand_designed",
     "optim.muon",
+    "optim.mlp_features",
+    "optim.mlp_rule",
     "optim.naming",
     "optim.stepping",
     "optim.loading",

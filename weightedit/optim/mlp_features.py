@@ -1,0 +1,83 @@
+"""The features of the per-parameter rules: what mlp_rule.py's networks see of a tensor, one entry at a time.
+
+Those of Metz et al., "Practical tradeoffs between memory, compute, and performance in learned optimizers" (2022), and a
+lean selection of them. Where the paper has second moments, here stand their roots, which do not underflow; where it
+adds an epsilon to them, here stands a small part of their mean over the tensor. Clocks are not among them, and the
+division by root mean squares over the tensor is left to the network's first layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from weightedit.optim.gauge import root
+from weightedit.wiring import Wire
+
+_DAMPING = 1e-8  # of second moments before their inverse root, in units of their mean over the tensor
+
+
+class Seen(NamedTuple):
+    """What is known of one tensor, each [.., quantities, rows, columns]; factors have one row or one column."""
+
+    gradient: Tensor
+    parameter: Tensor
+    momenta: Tensor
+    second: Tensor
+    damping: Tensor  # of the second moment
+    rows: Tensor  # mean squares over the columns, damped
+    columns: Tensor  # and over the rows
+    size: Tensor  # root of the mean row: Adafactor's factor is size / sqrt(row column)
+
+    def part(self, start: int, end: int) -> Seen:
+        """Rows start to end."""
+        return Seen(*(x[..., start:end, :] if x.shape[-2] > 1 else x for x in self))
+
+    def spread(self, *factors: Tensor) -> list[Tensor]:
+        """Row and column factors over all columns and rows."""
+        return [factor.expand(*factor.shape[:-2], *self.gradient.shape[-2:]) for factor in factors]
+
+
+def look(wire: Wire, gradient: Tensor, parameter: Tensor, moments: Mapping[str, Tensor]) -> Seen:
+    """What is known of the tensor of `wire`; gradient and parameter shaped as it, moments as MLPRule keeps them."""
+    gradient, parameter, second = (
+        wire.matrix(tensor).flatten(-2).unsqueeze(-3) for tensor in (gradient, parameter, moments["second"])
+    )
+    rows, columns = moments["rows"].unsqueeze(-1), moments["columns"].unsqueeze(-2)
+    return Seen(
+        *(gradient, parameter, wire.matrix(moments["momenta"]).flatten(-2), second, _damping(second)),
+        *(rows + _damping(rows), columns + _damping(columns), root(rows.mean(-2, keepdim=True))),
+    )
+
+
+def _damping(square: Tensor) -> Tensor:
+    """What makes second moments invertible: a small part of their mean, one number per tensor, or 1 if that is zero."""
+    mean = square.mean((-2, -1), keepdim=True)
+    return _DAMPING * mean + (mean == 0).to(mean.dtype)
+
+
+def full_features(seen: Seen) -> Tensor:
+    """[.., 4 + 2 momenta + 6 factors, n]; m / sqrt(v) follows gradient, parameter and momenta."""
+    damped, rows, columns = seen.second + seen.damping, seen.rows.rsqrt(), seen.columns.rsqrt()
+    inverse, factor = damped.rsqrt(), rows * seen.size * columns
+    parts = [
+        *(seen.gradient, seen.parameter, seen.momenta, seen.momenta * inverse),
+        *(damped * inverse, inverse, seen.gradient * factor, seen.momenta * factor),
+        *seen.spread(seen.rows * rows, seen.columns * columns, rows, columns),
+    ]
+    return torch.cat(parts, -3).flatten(-2)
+
+
+def lean_features(seen: Seen) -> Tensor:
+    """[.., 2 + 2 momenta + 4 factors, n], in the order of the full ones."""
+    inverse, rows, columns = (seen.second + seen.damping).rsqrt(), seen.rows.rsqrt(), seen.columns.rsqrt()
+    factor = rows * seen.size * columns
+    parts = [
+        *(seen.gradient, seen.parameter, seen.momenta, seen.momenta * inverse),
+        *(seen.gradient * factor, seen.momenta[..., :1, :, :] * factor),
+        *seen.spread(rows, columns),
+    ]
+    return torch.cat(parts, -3).flatten(-2)

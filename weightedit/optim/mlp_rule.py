@@ -1,0 +1,272 @@
+"""Learned update rules of the per-parameter kind: one small network maps what is known of a parameter to its step.
+
+The features are mlp_features.py's, each divided by its root mean square over the tensor, and the time as tanh(t / tau -
+1), which is the same for a whole tensor and enters as a bias. Sizes and features of the two presets follow Metz et al.
+(2022) and, for the lean set and the normalised output, Celo2 (2026).
+
+The rule adds to Adam's direction instead of replacing it, so that it optimizes before any meta-training:
+
+    delta = -exp(log step size) (m / sqrt(v) + correction F(features))
+
+Equivariant to permutations, and to nothing more: scales over a tensor break rescaling, a ReLU on odd features breaks
+signs. Features stand as [features, parameters], a third of the time of the other order, in pieces that fit the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
+from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.optim.gauge import inverse_root
+from weightedit.optim.mlp_features import Seen, full_features, lean_features, look
+from weightedit.optim.rule import RuleState, beside, warmth
+from weightedit.spec import Params
+from weightedit.wiring import Wire, Wiring
+
+KIND = "mlp-rule"
+FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
+_TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
+_PIECE = 16384  # parameters that go through the network at once
+
+
+@dataclass(frozen=True)
+class MLPRuleConfig:
+    """What defines an MLPRule.
+
+    Attributes:
+        features: "full" for all of the paper's, "lean" for ten of them.
+        hidden: widths of the hidden layers.
+        output: "exponential" for F = direction exp(magnitude); "normalised" for one number, the sum with Adam's
+            direction divided by its root mean square over the tensor (biases and gains are not: few of them would never
+            come to rest).
+        momenta: decays of the averaged gradients, the first one also of Adam's direction.
+        second: decay of the averaged squares.
+        factors: decays of the rows and columns; for "full" as many as `momenta`.
+        times: the tau of the clocks, in steps.
+        step_size: at the start; the rule's own weights hold its logarithm.
+        correction: how much F counts beside Adam's direction.
+
+    Raises:
+        WeightEditError: values outside these ranges.
+    """
+
+    features: str = "lean"
+    hidden: tuple[int, ...] = (8, 8)
+    output: str = "normalised"
+    momenta: tuple[float, ...] = (0.9, 0.99)
+    second: float = 0.999
+    factors: tuple[float, ...] = (0.999,)
+    times: tuple[float, ...] = (10.0, 100.0, 1000.0)
+    step_size: float = 1e-3
+    correction: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "momenta", "factors", "times"):  # JSON gives lists back
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        decays = (*self.momenta, self.second, *self.factors)
+        if self.features not in FEATURES or self.output not in OUTPUTS:
+            raise WeightEditError(f"{self} came; expected features in {FEATURES} and an output in {OUTPUTS}: choose.")
+        if not all(0 < decay < 1 for decay in decays) or not self.momenta or not self.factors:
+            raise WeightEditError(f"{self} came; expected decays inside (0, 1), at least one of each: correct them.")
+        if self.features == "full" and len(self.factors) != len(self.momenta):
+            raise WeightEditError(f"{self} came; expected as many factors as momenta for full features: correct them.")
+        sizes = (*self.hidden, *self.times, self.step_size)
+        if not self.hidden or not all(size > 0 for size in sizes) or self.correction < 0:
+            raise WeightEditError(
+                f"{self} came; expected at least one hidden layer, positive widths, times and step size, and a "
+                "correction that is not negative: correct them."
+            )
+
+    @classmethod
+    def small_fc(cls, step_size: float = 1e-3) -> MLPRuleConfig:
+        """39-32-32-2, all features: the size of the paper's small_fc_mlp."""
+        decays = (0.9, 0.99, 0.999)
+        return cls("full", (32, 32), "exponential", decays, 0.999, decays, _TIMES, step_size)
+
+    @classmethod
+    def lean(cls, step_size: float = 1e-3) -> MLPRuleConfig:
+        """13-8-8-1, fewer than 200 weights, three floats of state per parameter and the factors."""
+        return cls(step_size=step_size)
+
+    @property
+    def seen(self) -> int:
+        """Features per parameter, clocks not counted."""
+        momenta, factors = len(self.momenta), len(self.factors)
+        return 4 + 2 * momenta + 6 * factors if self.features == "full" else 2 + 2 * momenta + 4 * factors
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Widths of the network, inputs (clocks counted) and outputs included."""
+        return (self.seen + len(self.times), *self.hidden, 2 if self.output == "exponential" else 1)
+
+
+class MLPRule(nn.Module):
+    """A per-parameter learned update rule; an UpdateRule whose `forward` is its `update`.
+
+    Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
+    differentiable in all it is given. Half-precision parameters get float32 state.
+
+    Args:
+        config: see MLPRuleConfig; None for the lean one.
+        generator: of the rule's initial weights (CPU); None for one of seed 0.
+    """
+
+    complements: Tensor
+    factor_complements: Tensor
+    inverse_times: Tensor
+
+    def __init__(self, config: MLPRuleConfig | None = None, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config = config or MLPRuleConfig.lean()
+        generator = generator or torch.Generator().manual_seed(0)
+        pairs = zip(config.sizes, config.sizes[1:], strict=False)
+        self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, a, b) for a, b in pairs)
+        for layer in self._linear:
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
+        self.log_step_size = nn.Parameter(torch.tensor(math.log(config.step_size)))
+        for name, values in (
+            ("complements", [1 - decay for decay in config.momenta]),
+            ("factor_complements", [1 - decay for decay in config.factors]),
+            ("inverse_times", [1 / time for time in config.times]),
+        ):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
+
+    @property
+    def _linear(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def init(self, wiring: Wiring, params: Params) -> RuleState:
+        """Zeros: "momenta" [(N), K, *shape], "second" [(N), *shape], "rows" [(N), F, n], "columns" [(N), F, m]."""
+        lead, momenta, factors = wiring.lead(params), len(self.config.momenta), len(self.config.factors)
+        state: RuleState = {}
+        for name, tensor in params.items():
+            targets, sources, rest = wiring.by_name[name].view
+            dtype = torch.promote_types(tensor.dtype, torch.float32)
+            shapes = {
+                "momenta": (momenta, *wiring.by_name[name].shape),
+                "second": wiring.by_name[name].shape,
+                "rows": (factors, targets),
+                "columns": (factors, sources * rest),
+            }
+            state[name] = {key: tensor.new_zeros((*lead, *shape), dtype=dtype) for key, shape in shapes.items()}
+            state[name]["step"] = tensor.new_zeros(lead, dtype=torch.float32)
+        return state
+
+    def forward(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> tuple[Params, RuleState]:
+        """See UpdateRule.update; the loss is not looked at."""
+        deltas: Params = {}
+        new: RuleState = {}
+        if not grads:
+            return deltas, new
+        steps = torch.stack([state[name]["step"] for name in grads]) + 1
+        clocks, warm = self._clocks(steps), warmth(self.config.second, steps).sqrt()
+        warm = (warm / warmth(self.config.momenta[0], steps)).unbind()
+        for i, (name, grad) in enumerate(grads.items()):
+            wire, before = wiring.by_name[name], state[name]
+            gradient, parameter = grad.to(before["second"].dtype), params[name].to(before["second"].dtype)
+            new[name] = {"step": steps[i], **self._accumulate(wire, gradient, before)}
+            seen = look(wire, gradient, parameter, new[name])
+            normalised = self.config.output == "normalised" and wire.kind == "weight"
+            direction = self._direction(seen, clocks[i].to(gradient.dtype), None if normalised else warm[i])
+            if normalised:
+                direction = direction * inverse_root(direction.square().mean((-2, -1), keepdim=True))
+            delta = -self.log_step_size.exp().to(gradient.dtype) * direction
+            deltas[name] = delta.reshape(grad.shape).to(grad.dtype)
+        return deltas, new
+
+    def update(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> tuple[Params, RuleState]:
+        """See UpdateRule.update."""
+        return self(wiring, grads, state, params, loss=loss)
+
+    def _clocks(self, steps: Tensor) -> Tensor:
+        """The bias of the first layer, time included: [tensors, (N), hidden]."""
+        first = self._linear[0]
+        times = (steps.to(first.weight.dtype).unsqueeze(-1) * self.inverse_times.to(first.weight.dtype) - 1).tanh()
+        return times @ first.weight[:, self.config.seen :].mT + first.bias
+
+    def _accumulate(self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        axes, matrix = len(wire.shape), wire.matrix(gradient).flatten(-2)
+        square = matrix.square()
+        fresh = self.complements.to(gradient.dtype).view(-1, *[1] * axes)
+        fresh_factors = self.factor_complements.to(gradient.dtype).view(-1, 1)
+        return {
+            "momenta": before["momenta"].lerp(gradient.unsqueeze(-1 - axes), fresh),
+            "second": before["second"].lerp(square.view(gradient.shape), 1 - self.config.second),
+            "rows": before["rows"].lerp(square.mean(-1).unsqueeze(-2), fresh_factors),
+            "columns": before["columns"].lerp(square.mean(-2).unsqueeze(-2), fresh_factors),
+        }
+
+    def _direction(self, seen: Seen, clock: Tensor, warm: Tensor | None) -> Tensor:
+        """Adam's direction plus the correction, [.., rows, columns].
+
+        `warm` is what the uncorrected m / sqrt(v) is multiplied by; None: make its root mean square 1.
+        """
+        rows, columns = seen.gradient.shape[-2:]
+        count = rows if torch.compiler.is_compiling() else max(1, _PIECE * rows // seen.gradient.numel())
+        pieces = [seen.part(start, start + count) for start in range(0, rows, count)]
+        build = full_features if self.config.features == "full" else lean_features
+        built = [build(pieces[0])] if len(pieces) == 1 else []  # large tensors: twice, rather than kept
+        energies = [_energy(found) for found in built] or [_energy(build(piece)) for piece in pieces]
+        inverse = inverse_root(sum(energies[1:], energies[0]) / (rows * columns))
+        place = 2 + len(self.config.momenta)  # of m / sqrt(v) in both sets of features
+        first = self._linear[0].weight[:, : self.config.seen].to(clock.dtype) * inverse.unsqueeze(-2)
+        base = inverse[..., place : place + 1] if warm is None else beside(warm, inverse)
+        found = []
+        for piece in built or map(build, pieces):
+            out = self._network(first, clock, piece)
+            correction = out[..., 0, :] if out.shape[-2] == 1 else out[..., 0, :] * out[..., 1, :].exp()
+            found.append(base * piece[..., place, :] + self.config.correction * correction)
+        joined = found[0] if len(found) == 1 else torch.cat(found, -1)
+        return joined.unflatten(-1, (rows, columns))
+
+    def _network(self, first: Tensor, clock: Tensor, features: Tensor) -> Tensor:
+        """[.., features, n] -> [.., outputs, n]; `first` and `clock` are the first layer's weight and bias."""
+        x = _affine(first, clock, features)
+        for layer in self._linear[1:]:
+            x = _affine(layer.weight.to(x.dtype), layer.bias.to(x.dtype), x.relu_())
+        return x
+
+    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
+        """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
+        facts = {"kind": KIND, "rule": asdict(self.config), "training": dict(training or {})}
+        return save_checkpoint(folder, self.state_dict(), facts, card)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> MLPRule:
+        """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
+        tensors, config = load_checkpoint(source, required=("kind", "rule"))
+        try:
+            if config["kind"] != KIND:
+                raise ValueError(f"it is of kind {config['kind']!r}")
+            rule = cls(MLPRuleConfig(**config["rule"]))
+            load_into(rule, tensors)
+        except (TypeError, ValueError) as error:
+            raise FileFormatError(
+                f"{source} holds no per-parameter update rule ({error}); expected what MLPRule.save_pretrained writes: "
+                "give the folder of such a rule."
+            ) from error
+        return rule.eval()
+
+
+def _energy(features: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(features, dim=-1).square()
+
+
+def _affine(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """weight x + bias for x [.., in, n]; the weight and the bias may be of one network or of every one of a stack."""
+    if x.dim() == 2:
+        return torch.addmm(bias.unsqueeze(-1), weight, x)
+    weight = weight.expand(len(x), *weight.shape[-2:])
+    return torch.baddbmm(bias.unsqueeze(-1).expand(len(x), -1, 1), weight, x)
