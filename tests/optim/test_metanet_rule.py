@@ -1,0 +1,199 @@
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from tests.modules import CNN, ResNet, ViT
+from tests.networks import SPECS, generator, random_params, relative
+from tests.test_rewiring import acted
+from weightedit import symmetry
+from weightedit.delta import apply_delta
+from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.optim.hand_designed import SGD, Adam
+from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
+from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
+from weightedit.rewiring import wiring_of
+from weightedit.spec import NetworkSpec
+from weightedit.wiring import Wiring
+
+STEPS = 100
+
+
+def random_rule(seed=0, **config):
+    """A rule whose every weight counts, in float64, with steps small enough for 100 of them."""
+    rule = MetanetRule(MetanetRuleConfig(step_size=0.003, **config)).double()
+    source = generator(seed)
+    with torch.no_grad():
+        for p in rule.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=source, dtype=p.dtype))
+    return rule
+
+
+def trajectories(rule, spec, element, steps=STEPS):
+    """Largest relative difference of the functions of a network and of its transformed copy, trained alike."""
+    wiring, source = Wiring.of(spec), generator(3)
+    first = random_params(spec)
+    pair = [first, symmetry.act(element, spec, first)]
+    states = [rule.init(wiring, params) for params in pair]
+    x = torch.randn(256, spec.widths[0], generator=source, dtype=torch.float64)
+    y = torch.randint(spec.widths[-1], (256,), generator=source)
+
+    def loss(params, rows):
+        return functional.cross_entropy(spec.forward(params, x[rows]), y[rows])
+
+    worst = 0.0
+    with torch.no_grad():
+        for _ in range(steps):
+            rows = torch.randint(256, (32,), generator=source)
+            for i, params in enumerate(pair):
+                delta, states[i] = rule.update(wiring, grad(loss)(params, rows), states[i], params)
+                pair[i] = apply_delta(params, delta)
+            worst = max(worst, relative(spec.forward(pair[1], x), spec.forward(pair[0], x)))
+    assert relative(pair[0]["layers.0.weight"], first["layers.0.weight"]) > 0.02  # it did train
+    return worst
+
+
+@pytest.mark.parametrize("loss", [False, True])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "sine", "identity", "gelu", "mixed"])
+def test_networks_of_one_function_stay_of_one_function(name, loss):
+    """25 or 100 steps from permuted, flipped, rescaled and shifted weights, on the same batches, in float64.
+
+    A sine of omega 30 with weights of this size is chaotic: rounding grows a hundredfold a step. Here omega is 3.
+    """
+    spec = SPECS[name] if name != "sine" else NetworkSpec.siren((2, 5, 4, 3), 3.0)
+    steps = 100 if name in ("relu", "mixed") else 25
+    assert trajectories(random_rule(loss=loss), spec, symmetry.random_element(spec, generator(1)), steps) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "rule", [SGD(0.5), Adam(0.01), MLPRule(MLPRuleConfig.small_fc(0.01)).double(), random_rule(symmetry="sign")]
+)
+def test_other_rules_drift_under_rescaling(rule):
+    spec = SPECS["relu"]
+    assert trajectories(rule, spec, symmetry.random_element(spec, generator(1))) > 0.05
+
+
+@pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet(), ViT()], ids=["CNN", "ResNet", "ViT"])
+def test_deltas_transform_as_weights_in_any_module(net):
+    """Three updates with gradients that transform by the inverse: the delta of the copy is the copy of the delta."""
+    wiring, rule, source = wiring_of(net.double()), random_rule(), generator(2)
+    named = {k: p.detach() for k, p in net.named_parameters() if k in wiring.by_name}
+    params = {k: p + 0.1 * torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in named.items()}
+    copy = acted(wiring, params)
+    state, other = rule.init(wiring, params), rule.init(wiring, copy)
+    with torch.no_grad():
+        for _ in range(3):
+            potential = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+            _, pull = torch.func.vjp(lambda p: acted(wiring, p), params)
+            # gradients g' of the copy with pull(g') = g: act on g as the inverse transpose, found from the element
+            moved = inverse_transpose(wiring, params, potential)
+            for k, g in pull(moved)[0].items():
+                torch.testing.assert_close(g, potential[k])
+            delta, state = rule.update(wiring, potential, state, params)
+            changed, other = rule.update(wiring, moved, other, copy)
+            expected = acted(wiring, delta)
+            for k in delta:
+                torch.testing.assert_close(changed[k], expected[k], rtol=1e-9, atol=1e-12)
+
+
+def inverse_transpose(wiring, params, grads):
+    """The element acts on one parameter as a permutation times factors: on gradients by the inverse factors."""
+    ones = acted(wiring, {k: torch.ones_like(p) for k, p in params.items()})
+    return {k: g / ones[k].square() for k, g in acted(wiring, grads).items()}
+
+
+def test_a_stack_is_its_networks_one_by_one_and_so_is_vmap():
+    spec = SPECS["relu"]
+    wiring, rule = Wiring.of(spec), random_rule()
+    params, grads = random_params(spec, count=3), random_params(spec, count=3, seed=1)
+    state = rule.init(wiring, params)
+    with torch.no_grad():
+        _, state = rule(wiring, grads, state, params)
+        delta, after = rule(wiring, grads, state, params)
+        mapped, _ = vmap(lambda g, s, p: rule(wiring, g, s, p))(grads, state, params)
+        for i in range(3):
+            one = {k: {key: x[i] for key, x in values.items()} for k, values in state.items()}
+            alone, last = rule(
+                wiring, *({k: v[i] for k, v in grads.items()}, one), {k: v[i] for k, v in params.items()}
+            )
+            for k in delta:
+                torch.testing.assert_close(delta[k][i], alone[k], rtol=1e-12, atol=1e-14)
+                torch.testing.assert_close(after[k]["rows"][i], last[k]["rows"], rtol=1e-12, atol=0)
+    for k in delta:
+        torch.testing.assert_close(mapped[k], delta[k], rtol=1e-12, atol=1e-14)
+
+
+def test_every_network_may_have_rule_weights_of_its_own():
+    spec = SPECS["relu"]
+    wiring, rules = Wiring.of(spec), [random_rule(seed) for seed in (0, 1)]
+    params, grads = random_params(spec, count=2), random_params(spec, count=2, seed=1)
+    state = rules[0].init(wiring, params)
+    weights = {
+        k: torch.stack([dict(r.named_parameters())[k].detach() for r in rules]) for k, _ in rules[0].named_parameters()
+    }
+    found, _ = vmap(lambda w, g, s, p: functional_call(rules[0], w, (wiring, g, s, p)))(weights, grads, state, params)
+    for i, rule in enumerate(rules):
+        one = {k: {key: x[i] for key, x in values.items()} for k, values in state.items()}
+        alone, _ = rule(wiring, {k: v[i] for k, v in grads.items()}, one, {k: v[i] for k, v in params.items()})
+        for k in found:
+            torch.testing.assert_close(found[k][i], alone[k], rtol=1e-12, atol=1e-14)
+
+
+def test_the_meta_gradient_is_finite_at_zero_gradients_and_right_elsewhere():
+    spec = SPECS["tanh"]
+    wiring, rule = Wiring.of(spec), random_rule()
+    params, target = random_params(spec), random_params(spec, seed=5)
+    for zero in (True, False):
+
+        def final(size, zero=zero):
+            weights = {k: p.detach() for k, p in rule.named_parameters()} | {"log_step_size": size}
+            theta, state = params, rule.init(wiring, params)
+            for _ in range(4):
+                grads = {k: 0 * p if zero else p - target[k] for k, p in theta.items()}
+                delta, state = functional_call(rule, weights, (wiring, grads, state, theta))
+                theta = apply_delta(theta, delta)
+            return sum((p - target[k]).square().sum() for k, p in theta.items())
+
+        size = rule.log_step_size.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(final(size), size)
+        with torch.no_grad():
+            expected = (final(size + 1e-5) - final(size - 1e-5)) / 2e-5
+        torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_before_training_it_optimizes():
+    spec, rule = SPECS["relu"], MetanetRule(MetanetRuleConfig(step_size=0.02))
+    wiring, source = Wiring.of(spec), generator(0)
+    params = random_params(spec, dtype=torch.float32)
+    x = torch.randn(128, 2, generator=source)
+    y = torch.cat([x, x.prod(1, keepdim=True)], 1)
+
+    def loss(p):
+        return (spec.forward(p, x) - y).square().mean()
+
+    state, start = rule.init(wiring, params), loss(params)
+    with torch.no_grad():
+        for _ in range(50):
+            delta, state = rule.update(wiring, grad(loss)(params), state, params)
+            params = apply_delta(params, delta)
+    assert loss(params) < 0.7 * start
+
+
+def test_saved_and_loaded(tmp_path):
+    rule = MetanetRule(MetanetRuleConfig(hidden=5, loss=True, momenta=(0.9,)))
+    rule.save_pretrained(tmp_path / "rule", "a card")
+    again = MetanetRule.from_pretrained(tmp_path / "rule")
+    assert again.config == rule.config
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), rule.state_dict().values(), strict=True))
+    MLPRule().save_pretrained(tmp_path / "other", "a card")
+    with pytest.raises(FileFormatError, match="no metanetwork update rule"):
+        MetanetRule.from_pretrained(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [({"symmetry": "all"}, "expected a symmetry"), ({"hidden": 0}, "whole width"), ({"second": 1.0}, "inside")],
+)
+def test_numbers_out_of_range(config, message):
+    with pytest.raises(WeightEditError, match=message):
+        MetanetRuleConfig(**config)

@@ -1,0 +1,328 @@
+"""The learned update rule that reads the optimizee as a graph: a lean network per parameter, mixed over the neurons.
+
+All that it sees is written in the vertex gauge (gauge.py): g^ = s g and w^ = w / s carry no neuron factor, so moments
+of g^, their means over rows, columns and tensors, and thresholds relative to those are invariants, up to signs and
+permutations. Signs are kept by the form (ours; learned_optimizers.md section 3, symmetry.md section 3):
+
+    delta = -s exp(log step size + pace) sum_k o_k (a_k + phi_k)   o odd: g^, m^ over sqrt(v^) or Adafactor's, and w^
+    phi = W3 act(W2 h + A n_target + B n_source + c)
+    h = act(W1 e + b)                                              e even: |o|, agreement of momenta, size of v^
+    n = act(N [mean of h over a neuron's weights, its layer, the network])     the one equivariant mixing layer
+
+`pace` and the biases b, c come from the clock, the loss and the tensor's place and size. At the start phi = 0 and the
+rule is geometric Adam. Under symmetry "permutation" the even features are joined by the odd ones, and no neuron has a
+gauge; the clock knows no horizon.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
+from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.layer import SYMMETRIES, Symmetry
+from weightedit.optim.gauge import inverse_root, parameter_scales, root
+from weightedit.optim.rule import RuleState, warmth
+from weightedit.spec import Params
+from weightedit.wiring import Wire, Wiring
+
+KIND = "metanet-rule"
+_TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
+_DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
+
+
+@dataclass(frozen=True)
+class MetanetRuleConfig:
+    """What defines a MetanetRule.
+
+    Attributes:
+        symmetry: "full" is what the optimizee's wiring says; "sign" and "permutation" are parts of it, "scale" too.
+        hidden: width of every hidden layer.
+        momenta: decays of the averaged gradients, ascending.
+        second: decay of the averaged squares, also of Adafactor's rows and columns.
+        mixing: exchange over neurons, layers and the network; without it the rule is a per-parameter one.
+        step_size: at the start, in units of the weights' own size.
+        loss: the rule looks at the logarithm of the loss and of how it fell since the first step.
+
+    Raises:
+        WeightEditError: values outside these ranges.
+    """
+
+    symmetry: Symmetry = "full"
+    hidden: int = 8
+    momenta: tuple[float, ...] = (0.5, 0.9, 0.99)
+    second: float = 0.99
+    mixing: bool = True
+    step_size: float = 0.02
+    loss: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "momenta", tuple(self.momenta))  # JSON gives a list back
+        if self.symmetry not in SYMMETRIES or not isinstance(self.hidden, int) or self.hidden < 1:
+            raise WeightEditError(
+                f"{self} came; expected a symmetry among {', '.join(SYMMETRIES)} and a whole width of at least 1: "
+                "correct them."
+            )
+        if not self.momenta or not all(0 < decay < 1 for decay in (*self.momenta, self.second)) or self.step_size <= 0:
+            raise WeightEditError(
+                f"{self} came; expected at least one momentum, decays inside (0, 1) and a positive step size: correct "
+                "them."
+            )
+
+    @property
+    def odd(self) -> int:
+        """Odd features per parameter: gradient and momenta over sqrt(v^), two of them over Adafactor's, and w^."""
+        return 1 + len(self.momenta) + 2 + 1
+
+    @property
+    def even(self) -> int:
+        """Even features per parameter (under "permutation" the odd ones too)."""
+        return self.odd + len(self.momenta) + 1 + (self.odd if self.symmetry == "permutation" else 0)
+
+
+class MetanetRule(nn.Module):
+    """An UpdateRule whose `forward` is its `update`; see the file's docstring.
+
+    Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
+    differentiable in all it is given. State: one float per parameter and momentum, one for squares, and factors.
+
+    Args:
+        config: see MetanetRuleConfig.
+        generator: of the initial weights (CPU); None for one of seed 0.
+    """
+
+    fresh: Tensor
+    inverse_times: Tensor
+
+    def __init__(self, config: MetanetRuleConfig | None = None, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config = config or MetanetRuleConfig()
+        source, width = generator or torch.Generator().manual_seed(0), config.hidden
+        seen = _PLACES + len(_TIMES) + 2 * config.loss
+
+        def matrix(outputs: int, inputs: int, scale: float = 1.0) -> nn.Parameter:
+            return nn.Parameter(scale * inputs**-0.5 * torch.randn(outputs, inputs, generator=source))
+
+        self.first, self.second = matrix(width, config.even), matrix(width, width)
+        self.tensor_first, self.tensor_second = matrix(width, seen), matrix(width, seen)
+        self.bias_first, self.bias_second = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+        if config.mixing:
+            self.node = matrix(width, 3 * width)
+            self.to_target, self.to_source = matrix(width, width), matrix(width, width)
+        self.last = nn.Parameter(torch.zeros(config.odd, width))
+        self.pace = nn.Parameter(torch.zeros(2, seen))
+        base = torch.zeros(config.odd)
+        self._adam = min(2, len(config.momenta))  # place of the second momentum over sqrt(v^), Adam's direction
+        base[self._adam] = 1.0
+        self.base = nn.Parameter(base)
+        self.log_step_size = nn.Parameter(torch.tensor(math.log(config.step_size)))
+        self.register_buffer("fresh", torch.tensor([1 - decay for decay in config.momenta]), persistent=False)
+        self.register_buffer("inverse_times", torch.tensor([1 / time for time in _TIMES]), persistent=False)
+
+    def init(self, wiring: Wiring, params: Params) -> RuleState:
+        """Zeros: "momenta" [(N), K, *shape], "second" [(N), *shape], "rows" [(N), targets], "columns" [(N), rest]."""
+        lead, state = wiring.lead(params), {}
+        for name, tensor in params.items():
+            wire = wiring.by_name[name]
+            targets, sources, rest = wire.view
+            shapes = {
+                "momenta": (len(self.config.momenta), *wire.shape),
+                "second": wire.shape,
+                "rows": (targets,),
+                "columns": (sources * rest,),
+                "step": (),
+            }
+            dtype = torch.promote_types(tensor.dtype, torch.float32)
+            state[name] = {key: tensor.new_zeros((*lead, *shape), dtype=dtype) for key, shape in shapes.items()}
+            state[name]["step"] = tensor.new_zeros(lead, dtype=torch.float32)
+            if self.config.loss:
+                state[name]["first loss"] = tensor.new_zeros(lead, dtype=dtype)
+        return state
+
+    def update(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> tuple[Params, RuleState]:
+        """See UpdateRule.update."""
+        return self(wiring, grads, state, params, loss=loss)
+
+    def forward(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> tuple[Params, RuleState]:
+        """See UpdateRule.update. Without a loss, a rule that looks at it sees the first one unchanged."""
+        if not grads:
+            return {}, {}
+        dtype = next(iter(state.values()))["second"].dtype
+        values = {name: params[name].to(dtype) for name in grads}
+        scales = parameter_scales(wiring, values, self.config.symmetry)
+        new: RuleState = {}
+        odds, firsts, tensors = {}, {}, {}
+        for name, grad in grads.items():
+            wire, before = wiring.by_name[name], state[name]
+            scale = scales[name]
+            new[name] = self._accumulate(wire, grad.to(dtype) * scale, before, loss)
+            weight = None if self._shifted(wiring, wire) else values[name] / scale
+            tensors[name] = self._tensor_features(wiring, wire, new[name], loss)
+            odds[name], even = self._features(wire, grad.to(dtype) * scale, weight, new[name])
+            bias = tensors[name] @ self.tensor_first.to(dtype).mT + self.bias_first.to(dtype)
+            firsts[name] = (self.first.to(dtype) @ even + bias.unsqueeze(-1)).relu()
+        nodes = self._mix(wiring, firsts) if self.config.mixing else None
+        deltas: Params = {}
+        for name, grad in grads.items():
+            wire = wiring.by_name[name]
+            second = self._second(wire, firsts[name], tensors[name], nodes)
+            factor = self.last.to(dtype) @ second.relu() + self.base.to(dtype).unsqueeze(-1)
+            direction = (odds[name] * factor).sum(-2)
+            pace = tensors[name] @ self.pace[int(wire.kind == "weight")].to(dtype) + self.log_step_size.to(dtype)
+            delta = -pace.exp().unsqueeze(-1) * direction
+            deltas[name] = (delta.view(grad.shape) * scales[name]).to(grad.dtype)
+        return deltas, new
+
+    def _shifted(self, wiring: Wiring, wire: Wire) -> bool:
+        """A bias that moves by itself under the half-period shift of a sine: its value is not looked at."""
+        return wire.kind == "bias" and wiring.sets[wire.target].group.shift
+
+    def _accumulate(
+        self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor], loss: Tensor | None
+    ) -> dict[str, Tensor]:
+        axes, fresh = len(wire.shape), 1 - self.config.second
+        square = wire.matrix(gradient).flatten(-2).square()
+        weights = self.fresh.to(gradient.dtype).view(-1, *[1] * axes)
+        new = {
+            "step": before["step"] + 1,
+            "momenta": before["momenta"].lerp(gradient.unsqueeze(-1 - axes), weights),
+            "second": before["second"].lerp(square.view(gradient.shape), fresh),
+            "rows": before["rows"].lerp(square.mean(-1), fresh),
+            "columns": before["columns"].lerp(square.mean(-2), fresh),
+        }
+        if self.config.loss:
+            now = before["first loss"] if loss is None else loss.to(gradient.dtype)
+            new["first loss"] = torch.where(before["step"] == 0, now, before["first loss"])
+        return new
+
+    def _features(
+        self, wire: Wire, gradient: Tensor, weight: Tensor | None, moments: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Odd features [.., K, parameters] and even ones [.., E, parameters] of one tensor."""
+        steps = moments["step"].to(gradient.dtype)
+        ones = steps.new_tensor(1.0)
+        warm = [ones, *(warmth(decay, steps) for decay in self.config.momenta)]
+        second = wire.matrix(moments["second"]).flatten(-2).unsqueeze(-3)
+        averages = torch.cat(
+            [wire.matrix(x).flatten(-2) for x in (gradient.unsqueeze(-1 - len(wire.shape)), moments["momenta"])], -3
+        )
+        corrections = torch.stack([one.expand(steps.shape) for one in warm], -1)[..., None, None]
+        averages = averages / corrections
+        calm = warmth(self.config.second, steps)[..., None, None, None]
+        second = second / calm
+        mean = second.mean((-2, -1), keepdim=True)
+        damping = _DAMPING * mean
+        rows = moments["rows"].unsqueeze(-1).unsqueeze(-3) / calm + damping
+        columns = moments["columns"].unsqueeze(-2).unsqueeze(-3) / calm + damping
+        inverse = inverse_root(second + damping)
+        factor = inverse_root(rows) * inverse_root(columns) * root(rows.mean(-2, keepdim=True))
+        direct = averages * inverse
+        known = torch.zeros_like(second) if weight is None else wire.matrix(weight).flatten(-2).unsqueeze(-3)
+        odd = torch.cat([direct, averages[..., :: self._adam, :, :][..., :2, :, :] * factor, known], -3).flatten(-2)
+        square = odd.square()
+        agreement = (direct[..., 1:, :, :] * direct[..., :-1, :, :]).flatten(-2)
+        size = ((second + damping) * inverse_root(mean).square()).flatten(-2)
+        even = [square / (1 + square), agreement / (1 + agreement.abs()), (size + 1e-6).log() / 4]
+        if self.config.symmetry == "permutation":
+            even.append(odd / (1 + odd.abs()))
+        return odd, torch.cat(even, -2)
+
+    def _tensor_features(
+        self, wiring: Wiring, wire: Wire, moments: Mapping[str, Tensor], loss: Tensor | None
+    ) -> Tensor:
+        """[.., features]: the clock, what the tensor is and where it lies, the loss."""
+        steps, dtype = moments["step"], moments["second"].dtype
+        clock = (steps.to(dtype).unsqueeze(-1) * self.inverse_times.to(dtype) - 1).tanh()
+        place = clock.new_tensor(_place(wiring, wire)).expand(*clock.shape[:-1], _PLACES)
+        parts = [clock, place]
+        if self.config.loss:
+            first = moments["first loss"]
+            now = first if loss is None else loss.to(dtype)
+            parts.append(torch.stack([_log(now) / 5, (_log(now) - _log(first)) / 3], -1))
+        return torch.cat(parts, -1)
+
+    def _mix(self, wiring: Wiring, firsts: Mapping[str, Tensor]) -> list[Tensor]:
+        """Per set of neurons, [.., hidden, size]: means over what touches a neuron, over its set and over all sets."""
+        received: list[list[Tensor]] = [[] for _ in wiring.sets]
+        for name, hidden in firsts.items():
+            wire = wiring.by_name[name]
+            grid = hidden.unflatten(-1, wire.view)
+            received[wire.target].append(grid.mean((-2, -1)))
+            if wire.source is not None:
+                received[wire.source].append(grid.mean((-3, -1)))
+        like = next(iter(firsts.values()))
+        own = [
+            torch.stack(parts).mean(0) if parts else like.new_zeros(*like.shape[:-1], neurons.size)
+            for parts, neurons in zip(received, wiring.sets, strict=True)
+        ]
+        layers = [neurons.mean(-1, keepdim=True) for neurons in own]
+        network = torch.stack(layers).mean(0)
+        weight = self.node.to(like.dtype)
+        a, b, c = weight.split(self.config.hidden, -1)
+        return [(a @ n + b @ layer + c @ network).relu() for n, layer in zip(own, layers, strict=True)]
+
+    def _second(self, wire: Wire, hidden: Tensor, tensor: Tensor, nodes: Sequence[Tensor] | None) -> Tensor:
+        dtype = hidden.dtype
+        bias = tensor @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype)
+        second = self.second.to(dtype) @ hidden
+        if nodes is None:
+            return second + bias.unsqueeze(-1)
+        ends = (self.to_target.to(dtype) @ nodes[wire.target] + bias.unsqueeze(-1))[..., None, None]
+        if wire.source is not None:
+            ends = ends + (self.to_source.to(dtype) @ nodes[wire.source])[..., None, :, None]
+        return second + ends.expand(*ends.shape[:-3], *wire.view).flatten(-3)
+
+    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
+        """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
+        facts = {"kind": KIND, "rule": asdict(self.config), "training": dict(training or {})}
+        return save_checkpoint(folder, self.state_dict(), facts, card)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> MetanetRule:
+        """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
+        tensors, config = load_checkpoint(source, required=("kind", "rule"))
+        try:
+            if config["kind"] != KIND:
+                raise ValueError(f"it is of kind {config['kind']!r}")
+            rule = cls(MetanetRuleConfig(**config["rule"]))
+            load_into(rule, tensors)
+        except (TypeError, ValueError) as error:
+            raise FileFormatError(
+                f"{source} holds no metanetwork update rule ({error}); expected what MetanetRule.save_pretrained "
+                "writes: give the folder of such a rule."
+            ) from error
+        return rule.eval()
+
+
+_PLACES = 8
+
+
+def _place(wiring: Wiring, wire: Wire) -> list[float]:
+    """What a tensor is and where it lies: kind, ends, logarithms of its sizes, depth from either end."""
+    targets, sources, rest = wire.view
+    last = max(other.target for other in wiring.wires)
+    depth = wire.target / max(last, 1)
+    return [
+        float(wire.kind == "weight"),
+        float(wire.kind == "gain"),
+        float(wire.source is not None and not any(o.target == wire.source for o in wiring.wires)),
+        float(wire.target == last),
+        math.log2(sources * rest) / 10,
+        math.log2(targets) / 10,
+        depth,
+        1.0,
+    ]
+
+
+def _log(loss: Tensor) -> Tensor:
+    return (loss + 1e-10).log()
