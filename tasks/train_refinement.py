@@ -5,6 +5,8 @@
 Inner problem: one INR, `steps` steps towards operation(its own rendering). Outer loss: the logarithm of the mean
 squared error against operation(source image) after the last step, by backpropagation through all steps; their number is
 drawn from 1 to `longest` for every batch. Every batch comes from one weight set at one output width, drawn at random.
+With `fits`, some batches are SIRENs fresh from their random initialisation instead, on their way to the source image
+itself: the rule then fits INRs as well as it edits them.
 The best step is chosen on the validation INRs of all of them. Started again with the same arguments, a run goes on
 where it was stopped.
 """
@@ -31,7 +33,8 @@ from weightedit.editing.refinement import RefinementRule, refine, target_of
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import WeightEditError
 from weightedit.inr.convention import Convention
-from weightedit.inr.siren import render_images
+from weightedit.inr.siren import initial_params, render_images
+from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen, widened
 from weightedit.training import TrainOptions, train
 
@@ -48,6 +51,8 @@ class Config:
         out: folder of the run; the finished rule is written to out/rule.
         operations: what is learned on, dealt out among the INRs in turn.
         longest: most steps of an inner problem.
+        fits: fits from random initialisations are drawn so often as this many weight sets at one width.
+        longest_fit: most steps of a fit.
         train_limit: use the first so many training INRs; 0 for all.
         validation_limit: INRs to choose the best step on.
         test_limit: INRs of the test figures; 0 for all.
@@ -62,6 +67,8 @@ class Config:
     out: str = "runs/refine"
     operations: tuple[str, ...] = ("dilate",)
     longest: int = 12
+    fits: int = 0
+    longest_fit: int = 24
     train_limit: int = 0
     validation_limit: int = 128
     test_limit: int = 1000
@@ -107,11 +114,28 @@ class Problems:
         return {"params": params, "known": self.known[rows], "wanted": self.wanted[rows]}
 
 
+class Fits:
+    """SIRENs as they are initialised, and the images that they are to become; the indices of a batch fix both."""
+
+    def __init__(self, weights: WeightSet) -> None:
+        self.images, self.widths, self.convention = weights.floats(), weights.stack.widths, weights.stack.convention
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: Tensor) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(int(rows.sum()))
+        options: dict[str, Any] = {"init": "siren", "omega": self.convention.omega, "generator": generator}
+        params = initial_params(len(rows), self.widths, **options)
+        return {"params": params, "known": self.images[rows], "wanted": self.images[rows], "fit": torch.tensor(True)}
+
+
 class Mixture:
     """Several sets of problems, every batch from one of them: which one, its first index says."""
 
-    def __init__(self, parts: list[Problems], widen: tuple[int, ...]) -> None:
-        self.kinds = [(part, factor) for part in parts for factor in widen]
+    def __init__(self, parts: list[Problems], widen: tuple[int, ...], fits: list[Fits]) -> None:
+        self.kinds: list[tuple[Problems | Fits, int]] = [(part, factor) for part in parts for factor in widen]
+        self.kinds += [(part, 1) for part in fits]
         self.longest = max(map(len, parts))
 
     def __len__(self) -> int:
@@ -140,11 +164,13 @@ def main(config: Config) -> dict[str, dict[int, float]]:
         Path(config.out),
     )
     problems = {name: [Problems(part[name], config.operations) for part in sets] for name in limits}
+    fits = {name: [Fits(part[name]) for part in sets for _ in range(config.fits)] for name in limits}
     convention = problems["train"][0].convention
 
     def loss(module: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
         assert isinstance(module, LearnedKFAC)
-        steps = int(torch.randint(1, config.longest + 1, (), generator=generator, device=generator.device))
+        most = config.longest_fit if "fit" in batch else config.longest
+        steps = int(torch.randint(1, most + 1, (), generator=generator, device=generator.device))
         found = module.refine(RenderingProblem(convention, batch["known"]), batch["params"], steps)
         rendered = render_images(found, convention, *batch["wanted"].shape[-2:])
         return (rendered - batch["wanted"]).square().mean().log()
@@ -155,10 +181,13 @@ def main(config: Config) -> dict[str, dict[int, float]]:
         for part in dict(zip(config.weights, problems["validation"], strict=True)).values():
             for factor in dict.fromkeys(config.widen):
                 logs += [math.log(error_after(part, module, steps, factor)) for steps in budgets]
+        for part in fits["validation"]:
+            logs += [math.log(error_of_fits(part, module, steps)) for steps in (12, config.longest_fit)]
         return sum(logs) / len(logs)
 
-    about = {name: asdict(config)[name] for name in ("weights", "widen", "start", "operations", "longest", "rule")}
-    examples = Mixture(problems["train"], config.widen)
+    kept = ("weights", "widen", "start", "operations", "longest", "fits", "longest_fit", "rule")
+    about = {name: asdict(config)[name] for name in kept}
+    examples = Mixture(problems["train"], config.widen, fits["train"])
     result = train(rule, loss, examples, validate, out / "run", config.training, about=about)
     rule.cpu()
     figures = {
@@ -195,6 +224,14 @@ def error_after(problems: Problems, rule: RefinementRule, steps: int, factor: in
     return float(mean_squared_errors(refine(given, known, steps, rule=rule).to("cpu"), problems.wanted).mean())
 
 
+def error_of_fits(fits: Fits, rule: LearnedKFAC, steps: int) -> float:
+    """Mean squared error of fits of all of them."""
+    batch = fits[torch.arange(len(fits))]
+    height, width = fits.images.shape[-2:]
+    stack = INRStack(batch["params"], fits.convention, height, width).to(rule.first.weight.device)
+    return float(mean_squared_errors(refine(stack, batch["known"], steps, rule=rule).to("cpu"), fits.images).mean())
+
+
 def report(figures: dict[str, dict[int, float]]) -> str:
     """A Markdown table, a row per number of steps."""
     rows = [f"| steps | {' | '.join(figures)} |", "|---" * (1 + len(figures)) + "|"]
@@ -212,6 +249,7 @@ and step from invariants. It refines a SIREN towards operation(its own rendering
 {", ".join(config.operations)} with {facts["counts"]["train"]:,} INRs of
 {", ".join("-".join(map(str, widths)) for widths in facts["architectures"])},
 widened {", ".join(map(str, dict.fromkeys(config.widen)))} times,
+with fits from random initialisations up to {config.longest_fit} steps {config.fits} times as often as each,
 for {facts["steps"]:,} steps of {config.training.batch_size} INRs, 1 to
 {config.longest} inner steps each, in {facts["seconds"] / 60:.0f} minutes.
 
