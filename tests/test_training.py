@@ -244,6 +244,37 @@ def test_more_steps_continue_the_run(tmp_path):
     assert same(model, other) and result.losses == whole.losses
 
 
+class Memory:
+    """A loss that looks back: the mean of all targets so far is what it aims at."""
+
+    def __init__(self):
+        self.total, self.count = torch.zeros(1), torch.zeros((), dtype=torch.int64)
+
+    def tensors(self):
+        return {"total": self.total, "count": self.count}
+
+    def load(self, tensors):
+        self.total, self.count = tensors["total"], tensors["count"]
+
+    def __call__(self, model, batch):
+        self.total, self.count = self.total + batch["targets"][0].mean(), self.count + 1
+        return (model(batch["x"]) - self.total / self.count).square().mean()
+
+
+def test_what_a_loss_carries_is_saved_and_taken_up(tmp_path):
+    def finish(folder, options):
+        model, memory = make_model(), Memory()
+        result = train(model, memory, Examples(), validate, folder, options, carried=memory, progress=False)
+        return model, memory, result
+
+    model, memory, whole = finish(tmp_path / "whole", OPTIONS)
+    for _ in range(3):
+        finish(tmp_path / "parts", replace(OPTIONS, max_seconds=1e-9))
+    other, again, result = finish(tmp_path / "parts", OPTIONS)
+    assert same(model, other) and result.losses == whole.losses
+    assert again.count == memory.count == OPTIONS.steps and torch.equal(again.total, memory.total)
+
+
 def test_killed_and_resumed_equals_left_alone(tmp_path):
     """Killed at four points of a saving, the third of the run; resumed here."""
     model, whole = run_noisy(tmp_path / "whole")

@@ -92,6 +92,18 @@ class Data(Protocol):
         ...
 
 
+class Carried(Protocol):
+    """What `loss` carries from step to step besides the model (inner runs, say); every process has its own."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, of the same names, shapes and dtypes at every step."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor], /) -> None:
+        """Take up what `tensors` gave; they come on the CPU."""
+        ...
+
+
 def train(
     model: torch.nn.Module,
     loss: Callable[..., Tensor],
@@ -101,6 +113,7 @@ def train(
     options: TrainOptions,
     *,
     about: Mapping[str, Any] | None = None,
+    carried: Carried | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train `model` in place, or go on where the run in `folder` stopped; the model ends up holding the best weights.
@@ -123,6 +136,7 @@ def train(
         options: see TrainOptions.
         about: what else makes the run what it is, JSON values (the data, the task): a folder whose run was about
             something else is refused.
+        carried: what `loss` carries from step to step; saved with every state and taken up again.
         progress: a progress bar on process 0.
     Returns:
         TrainResult. After a call that ended before the first validation, the model holds the current weights.
@@ -134,9 +148,8 @@ def train(
     modes = [(module, module.training) for module in model.modules()]
     with _accelerator(Path(folder), options) as accelerator, preserved_random(accelerator.device):
         try:
-            return _Run(accelerator, model, loss, data, validate, (Path(folder), options, about or {})).complete(
-                progress
-            )
+            place = (Path(folder), options, about or {})
+            return _Run(accelerator, model, loss, data, validate, place, carried).complete(progress)
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -165,9 +178,11 @@ class _Run:
         data,
         validate,
         place: tuple[Path, TrainOptions, Mapping[str, Any]],
+        carried: Carried | None,
     ):
         self.accelerator, self.model, self.loss, self.data, self.validate = accelerator, model, loss, data, validate
         self.folder, self.options, about = place
+        self.carried = carried
         self.about = {f"about {name}": value for name, value in about.items()}
         self.device, self.main, self.called = accelerator.device, accelerator.is_main_process, time.perf_counter()
         require_option(len(data) >= 1, "data", f"of length {len(data)}", "at least one example")
@@ -248,6 +263,8 @@ class _Run:
         self.best = {name: value.to(self.device) for name, value in part(tensors, "best").items()}
         rank = self.accelerator.process_index
         load_random_tensors({name: value[rank] for name, value in part(tensors, "random").items()}, self.device)
+        if self.carried is not None:
+            self.carried.load({name: value[rank] for name, value in part(tensors, "carried").items()})
         self.step, self.best_step = record["step"], record["best_step"]
         self.seconds = self.seconds_before = record["seconds"]
         self.best_validation = math.inf if record["best_validation"] is None else record["best_validation"]
@@ -256,9 +273,8 @@ class _Run:
 
     def _save(self) -> None:
         """Write the state (process 0), with everyone's random number generators."""
-        states = {name: value[None] for name, value in random_tensors(self.device).items()}
-        if self.accelerator.num_processes > 1:
-            states = {name: self.accelerator.gather(value.to(self.device)) for name, value in states.items()}
+        states = self._everyones(random_tensors(self.device))
+        carried = {} if self.carried is None else self._everyones(self.carried.tensors())
         self.seconds = self._clock()
         if self.log is not None:
             parts = {
@@ -267,6 +283,7 @@ class _Run:
                 "average": dict(zip(self.names, self.average, strict=False)),
                 "best": self.best,
                 "random": states,
+                "carried": carried,
             }
             record = {
                 "device": self.device.type,
@@ -280,6 +297,12 @@ class _Run:
             tensors = {f"{name}/{key}": value for name, held in parts.items() for key, value in held.items()}
             save_state(self.folder, self.step, tensors, record)
         self.accelerator.wait_for_everyone()
+
+    def _everyones(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Tensors that every process has, stacked over the processes."""
+        if self.accelerator.num_processes == 1:
+            return {name: value[None] for name, value in tensors.items()}
+        return {name: self.accelerator.gather(value[None].to(self.device)) for name, value in tensors.items()}
 
     def _advance(self) -> None:
         """One optimizer step, without waiting for the device."""
