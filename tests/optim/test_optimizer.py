@@ -17,6 +17,8 @@ from weightedit.checkpoint import save_checkpoint
 from weightedit.errors import FileFormatError, NonFiniteError, ParamsError, WeightEditError
 from weightedit.optim.hand_designed import SGD, Adam, GeometricAdam
 from weightedit.optim.loading import load_rule
+from weightedit.optim.metanet_rule import MetanetRule
+from weightedit.optim.mlp_rule import MLPRule
 from weightedit.optim.muon import Muon
 from weightedit.optim.optimizer import LearnedOptimizer, optimizer_factory
 from weightedit.spec import NetworkSpec
@@ -28,6 +30,8 @@ RULES = {
     "muon": lambda: Muon(1e-2, precision="parameters"),
     "sgd": lambda: SGD(0.1, momentum=0.9),
     "tiny": TinyRule,
+    "mlp": lambda: MLPRule(generator=torch.Generator().manual_seed(0)),
+    "metanet": lambda: MetanetRule(generator=torch.Generator().manual_seed(0)),
 }
 
 
@@ -254,30 +258,70 @@ def test_grad_scaler(rule):
     assert_same(net, other, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
-@pytest.mark.parametrize("bad", [torch.nan, 1e30])
-def test_a_step_that_is_not_finite_is_refused_by_name(rule, nonfinite, bad, caplog):
-    """A gradient of 1e30 has a finite Adam step and an infinite second moment, after which Adam would stand still."""
-    if bad == 1e30 and not isinstance(rule, Adam):
-        pytest.skip("finite for this rule")
+def assert_refused(rule, nonfinite, spoil, message, caplog):
+    """The third step is spoilt and leaves no trace; the fourth is the third."""
     net = network()
     optimizer = LearnedOptimizer(net, rule, nonfinite=nonfinite)
     train(net, optimizer, 2)
     before, state = copy.deepcopy(net), copy.deepcopy(optimizer.state_dict()["state"])
     loss_of(net).backward()
-    net[2].bias.grad[1] = bad
-    message = r"of 2.bias at step 3 came out infinite or NaN"
+    spoil(net, optimizer)
     if nonfinite == "raise":
         with pytest.raises(NonFiniteError, match=message):
             optimizer.step()
     else:
         with caplog.at_level(logging.WARNING):
             optimizer.step()
-        assert "2.bias at step 3" in caplog.text and optimizer.skipped_steps == 1
+        assert "at step 3 came out infinite or NaN" in caplog.text and optimizer.skipped_steps == 1
     assert_same(net, before)
     torch.testing.assert_close(optimizer.state_dict()["state"], state, rtol=0, atol=0)
+    optimizer.param_groups[0]["lr"] = 1.0
     train(net, optimizer, 1)
     assert int(optimizer.state[net[2].bias]["step"]) == 3
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_a_step_that_is_not_finite_is_refused_by_name(rule, nonfinite, caplog):
+    def spoil(net, optimizer):
+        net[2].bias.grad[1] = torch.nan
+
+    message = "of 2.bias at step 3 came out infinite or NaN .its gradient is not finite either"
+    assert_refused(rule, nonfinite, spoil, message, caplog)
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_a_moment_or_a_rate_that_is_not_finite(nonfinite, caplog):
+    """A gradient of 1e30 has a finite Adam step, and an infinite second moment, after which Adam would stand still."""
+
+    def large(net, optimizer):
+        net[2].bias.grad[1] = 1e30
+
+    def fast(net, optimizer):
+        optimizer.param_groups[0]["lr"] = float("inf")
+
+    assert_refused(Adam(1e-2), nonfinite, large, "second of 2.bias at step 3", caplog)
+    caplog.clear()
+    assert_refused(Adam(1e-2), nonfinite, fast, "update of 0.weight at step 3", caplog)
+
+
+def test_large_numbers_are_no_fault():
+    """Their squares overflow, they do not."""
+    net = network()
+    optimizer = LearnedOptimizer(net, Adam(1e-2))
+    loss_of(net).backward()
+    net[2].bias.grad.fill_(1e19)
+    before = net[2].bias.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(net[2].bias.detach(), before - 1e-2)
+    with pytest.raises(NonFiniteError):
+        train(net, LearnedOptimizer(net, Recorder(), lr=3e38), 5)
+
+
+def test_half_precision_parameters_may_not_overflow():
+    net = network(dtype=torch.float16)
+    optimizer = LearnedOptimizer(net, Recorder(), lr=1e7)
+    with pytest.raises(NonFiniteError, match="update of 0.weight at step 1"):
+        train(net, optimizer, 1)
 
 
 def test_accelerate_prepares_it(rule):
@@ -336,6 +380,24 @@ def test_a_rule_that_needs_the_whole_network_gets_it():
     assert not rule.grads[0]["0.weight"].any()
     assert_same(net[0], before[0])
     assert net[0].weight not in optimizer.state and net[2].weight in optimizer.state
+
+
+def test_a_state_may_be_what_the_rule_was_shown():
+    """A rule that keeps the last parameters and gradients finds them as they were."""
+
+    class Memory(Recorder):
+        def update(self, wiring, grads, state, params, *, loss=None):
+            deltas, new = super().update(wiring, grads, state, params)
+            return deltas, {n: {**s, "before": params[n], "slope": grads[n]} for n, s in new.items()}
+
+    net = network()
+    optimizer = LearnedOptimizer(net, Memory())
+    before = copy.deepcopy(net)
+    train(net, optimizer, 1)
+    slope = net[0].weight.grad.clone()
+    optimizer.zero_grad(set_to_none=False)
+    assert torch.equal(optimizer.state[net[0].weight]["before"], before[0].weight)
+    assert torch.equal(optimizer.state[net[0].weight]["slope"], slope)
 
 
 def test_half_precision_is_seen_as_float32():
@@ -523,7 +585,9 @@ def test_the_factory():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_compiled_updates_agree(rule):
+@pytest.mark.parametrize("name", ["adam", "tiny", "mlp"])
+def test_compiled_updates_agree(name):
+    rule = RULES[name]()
     net, other = network(), network()
     train(net, LearnedOptimizer(net, rule, compile=True), 4)
     train(other, LearnedOptimizer(other, rule), 4)

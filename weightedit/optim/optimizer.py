@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,39 +26,22 @@ from weightedit.optim.hand_designed import Adam
 from weightedit.optim.loading import load_rule
 from weightedit.optim.naming import paired, refuse_shard, unwrapped, with_axis, with_isolated
 from weightedit.optim.rule import RuleState, UpdateRule
-from weightedit.optim.stepping import all_finite, check_numbers, fault, proposed, read_options, rule_name, stepped, wide
+from weightedit.optim.stepping import (
+    One,
+    Step,
+    check_numbers,
+    is_half,
+    proposed,
+    read_options,
+    rule_name,
+    stepped,
+    wide,
+)
 from weightedit.rewiring import wiring_of
 from weightedit.spec import Params
 from weightedit.wiring import Wiring
 
 _LOG = logging.getLogger(__name__)
-
-
-class _One(NamedTuple):
-    """One parameter that a step concerns: where it stands, and its gradient (None: the rule reads it, nothing more)."""
-
-    param: Tensor
-    group: dict[str, Any]
-    grad: Tensor | None
-
-
-class _Step(NamedTuple):
-    """What a rule would have its parameters and their state become."""
-
-    ones: dict[str, _One]
-    state: RuleState
-    new: Params
-
-    def fault(self) -> str | None:
-        """What is not finite, in words."""
-        grads = {name: one.grad for name, one in self.ones.items()}
-        return None if all_finite(self.new, self.state) else fault(self.new, self.state, grads)
-
-    def take(self, states: dict[Tensor, Any]) -> None:
-        for name, quantities in self.state.items():
-            states[self.ones[name].param] = quantities
-        for name, tensor in self.new.items():
-            self.ones[name].param.copy_(tensor.view_as(self.ones[name].param))
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -206,7 +189,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             step.take(self.state)
         return result
 
-    def _concerned(self, outside: bool) -> dict[str, _One]:
+    def _concerned(self, outside: bool) -> dict[str, One]:
         """The parameters with gradients, by name; with the others for a rule that needs all of them."""
         found = {}
         whole = not outside and getattr(self.rule, "whole", False)
@@ -222,10 +205,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                         f"{name} has a sparse gradient; expected a dense one: make its embedding with sparse=False, or "
                         "give it to torch.optim.SparseAdam."
                     )
-                found[name] = _One(param, group, param.grad)
+                found[name] = One(param, group, param.grad)
         return found
 
-    def _step(self, ones: dict[str, _One], loss: Tensor | None, outside: bool) -> _Step:
+    def _step(self, ones: dict[str, One], loss: Tensor | None, outside: bool) -> Step:
         rule, wiring = (self._outside, self._outside_wiring) if outside else (self.rule, self.wiring)
         params = {name: with_axis(one.param.detach()) for name, one in ones.items()}
         grads = {n: torch.zeros_like(params[n]) if o.grad is None else with_axis(o.grad) for n, o in ones.items()}
@@ -236,8 +219,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         state = {name: self.state[one.param] for name, one in ones.items() if self.state.get(one.param)}
         deltas, state = proposed(rule, wiring, (grads, state, params), loss=loss, update=self._updates[outside])
         taken = {name: one for name, one in ones.items() if one.grad is not None}
-        new = {n: stepped(params[n], deltas[n], one.group).to(one.param.dtype) for n, one in taken.items()}
-        return _Step(taken, {name: state[name] for name in taken}, new)
+        new = {
+            n: stepped(params[n], deltas[n], o.group).to(params[n].dtype)
+            for n, o in taken.items()
+            if is_half(o.param.dtype)
+        }
+        return Step(taken, {name: state[name] for name in taken}, {name: deltas[name] for name in taken}, new)
 
     def _loss(self, seen: Any) -> Tensor | None:
         if seen is None:

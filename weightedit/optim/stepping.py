@@ -1,16 +1,16 @@
 """One step of an update rule on named parameters: dtypes, learning rate and decay, what is not finite, the options.
 
-Pure functions that optimizer.py and higher_bridge.py share. How a torch optimizer keeps parameters and state is not
-here.
+The functions are pure, and higher_bridge.py uses them too; only Step.take writes. How a torch optimizer finds
+parameters and keeps state is optimizer.py's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,41 +82,98 @@ def proposed(
 
 def stepped(param: Tensor, delta: Tensor, group: Mapping[str, Any]) -> Tensor:
     """(1 - lr weight_decay) param + lr delta, with the numbers of a parameter group; differentiable in them."""
+    lr, kept = _numbers(group)
+    param = wide(param) if kept is None else wide(param) * kept
+    return param + lr * delta if isinstance(lr, Tensor) else torch.add(param, delta, alpha=lr)
+
+
+def step_in_place(param: Tensor, delta: Tensor, group: Mapping[str, Any]) -> None:
+    """`stepped` for a parameter in float32 or more, where it stands: nothing is allocated."""
+    lr, kept = _numbers(group)
+    if kept is not None:
+        param.mul_(kept)
+    param.add_(lr * delta) if isinstance(lr, Tensor) else param.add_(delta, alpha=lr)
+
+
+def _numbers(group: Mapping[str, Any]) -> tuple[Any, Any]:
+    """lr, and the factor of the parameter; None for 1."""
     lr, decay = group["lr"], group["weight_decay"]
     lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
-    param = wide(param)
-    kept = param if isinstance(decay, float | int) and decay == 0 else param - lr * decay * param
-    return torch.add(kept, delta, alpha=lr) if isinstance(lr, float | int) else kept + lr * delta
+    return lr, 1 - lr * decay if isinstance(decay, Tensor) or decay != 0 else None
 
 
 def wide(tensor: Tensor) -> Tensor:
     """`tensor`, in float32 if its dtype is a half-precision one."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if is_half(tensor.dtype) else tensor
 
 
-def all_finite(new: Params, state: RuleState) -> bool:
-    """Whether new parameters and a new state are finite throughout; one look at the device for all of them."""
-    tensors = chain(new.values(), *(quantities.values() for quantities in state.values()))
-    norms = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    return not norms or bool(torch.nn.utils.get_total_norm(norms, math.inf).isfinite())
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether numbers of this dtype are too coarse to take small steps."""
+    return dtype in (torch.float16, torch.bfloat16)
 
 
-def fault(new: Params, state: RuleState, grads: Mapping[str, Tensor | None]) -> str:
-    """What is not finite among new parameters and state, in words; first what has such a gradient, as the cause."""
+def size(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of all of some tensors; not finite where an entry is not, or is so large that its square is not."""
+    return torch.nn.utils.get_total_norm([tensor for tensor in tensors if tensor.is_floating_point()])
+
+
+def fault(updates: Params, state: RuleState, grads: Mapping[str, Tensor | None]) -> str | None:
+    """What is not finite among updates and state, in words; first what has such a gradient, as the cause."""
     sound = {name: grad is None or bool(grad.isfinite().all()) for name, grad in grads.items()}
     for name in sorted(state, key=sound.__getitem__):
-        quantities = state[name]
-        everything = {**quantities, **({"update": new[name]} if name in new else {})}
-        bad = [key for key, tensor in everything.items() if not bool(tensor.isfinite().all())]
+        quantities = {"update": updates[name], **state[name]}
+        bad = [key for key, tensor in quantities.items() if not bool(tensor.isfinite().all())]
         if bad:
             cause = "finite" if sound[name] else "not finite either"
             step = f" at step {int(quantities['step'].max())}" if "step" in quantities else ""
             return (
-                f"{', '.join(reversed(bad))} of {name}{step} came out infinite or NaN (its gradient is {cause}); "
-                "expected finite numbers. The step was refused; parameters and state are as before it. Lower lr, clip "
-                "gradients, or pass nonfinite='skip'."
+                f"{', '.join(bad)} of {name}{step} came out infinite or NaN (its gradient is {cause}); expected finite "
+                "numbers. The step was refused; parameters and state are as before it. Lower lr, clip gradients, or "
+                "pass nonfinite='skip'."
             )
-    raise AssertionError("fault() was asked about a step that is finite")
+    return None
+
+
+class One(NamedTuple):
+    """One parameter that a step concerns: where it stands, and its gradient (None: the rule reads it, nothing more)."""
+
+    param: Tensor
+    group: dict[str, Any]
+    grad: Tensor | None
+
+
+class Step(NamedTuple):
+    """What a rule would have its parameters and their state become; those in half precision are ready as `new`."""
+
+    ones: dict[str, One]
+    state: RuleState
+    deltas: Params
+    new: Params
+
+    def fault(self) -> str | None:
+        """What is not finite, in words. Looks at the device once, and again only if something is wrong."""
+        rates = {id(one.group): float(one.group["lr"]) for one in self.ones.values()}.values()
+        quantities = chain.from_iterable(quantities.values() for quantities in self.state.values())
+        total = size(self.deltas.values()) * sum(rates) + size(chain(self.new.values(), quantities))
+        if bool(total.isfinite()):
+            return None
+        updates = {name: delta * self.ones[name].group["lr"] for name, delta in self.deltas.items()}
+        return fault({**updates, **self.new}, self.state, {name: one.grad for name, one in self.ones.items()})
+
+    def take(self, states: dict[Tensor, Any]) -> None:
+        """Write it. A state that is a parameter or a gradient itself is copied, since those change in place."""
+        seen = (t for one in self.ones.values() for t in (one.param, one.grad) if t is not None)
+        live = {t.untyped_storage().data_ptr() for t in seen}
+        for name, one in self.ones.items():
+            states[one.param] = {
+                key: tensor.clone() if tensor.untyped_storage().data_ptr() in live else tensor
+                for key, tensor in self.state[name].items()
+            }
+        for name, one in self.ones.items():
+            if name in self.new:
+                one.param.copy_(self.new[name].view_as(one.param))
+            else:
+                step_in_place(one.param, self.deltas[name].view_as(one.param), one.group)
 
 
 def read_options(given: dict[str, Any]) -> StepOptions:
