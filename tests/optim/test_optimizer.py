@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from tests.modules import GPT, ResNet
+from tests.modules import GPT, ResNet, Unreadable
 from tests.rules import Recorder, TinyRule
 from weightedit.checkpoint import save_checkpoint
 from weightedit.errors import FileFormatError, NonFiniteError, ParamsError, WeightEditError
@@ -480,6 +480,8 @@ def test_outside_can_be_stated(caplog):
     frozen.positions.requires_grad_(False)
     LearnedOptimizer(frozen, TinyRule())
     assert not caplog.text
+    LearnedOptimizer(Unreadable(), TinyRule())
+    assert "Unreadable cannot be traced" in caplog.text and "without symmetry" in caplog.text
 
 
 def test_a_residual_network_with_batch_norm_trains():

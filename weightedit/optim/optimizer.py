@@ -98,6 +98,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "network: LearnedOptimizer(net, rule), or LearnedOptimizer(params, rule, net=net)."
             )
         self.wiring = wiring or (Wiring((), ()) if net is None else wiring_of(net))
+        for note in self.wiring.notes:
+            _LOG.warning(note)
         self._outside_wiring = Wiring((), ())
         check_numbers({"lr": lr, "weight_decay": weight_decay})
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False})
@@ -141,12 +143,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             rule = "AdamW" if self.options.outside is None else rule_name(self.options.outside)
             _LOG.warning(
                 "%d parameters are not in the neural graph, and are optimized by %s at lr %s in a group of their own: "
-                "%s. %s",
+                "%s",
                 len(names),
                 rule,
                 self.param_groups[-1]["lr"],
                 ", ".join(names),
-                " ".join(self.wiring.notes),
             )
 
     # Steps.
