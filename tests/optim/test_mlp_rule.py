@@ -127,6 +127,31 @@ def test_a_stack_is_its_networks_and_vmap(config):
 
 
 @over_configs
+def test_what_is_compiled_is_the_same(config, monkeypatch):
+    """The code that a compiler is given, both for large tensors and for small ones, run without one."""
+    rule, (params, centre) = _rule(config), _problem()
+    expected = _train(rule, params, centre)[0]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for fused_from in (1, 10**9):
+        monkeypatch.setattr(mlp_rule, "_FUSED_FROM", fused_from)
+        monkeypatch.setattr(mlp_rule, "_FUSED_TO", 10**9)
+        _close(_train(rule, params, centre)[0], expected)
+        _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, centre), expected)
+
+
+@pytest.mark.slow
+@over_configs
+def test_compiled(config):
+    """By torch.compile, which takes half a minute and a C++ compiler; no gradients of the rule."""
+    rule, (params, centre) = MLPRule(config), _problem()
+    params, centre = ({k: p.float() for k, p in tensors.items()} for tensors in (params, centre))
+    grads, state = {k: p - centre[k] for k, p in params.items()}, rule.init(WIRING, params)
+    with torch.no_grad():
+        expected, got = (step(WIRING, grads, state, params)[0] for step in (rule, torch.compile(rule, dynamic=False)))
+    _close(got, expected, 1e-4)
+
+
+@over_configs
 def test_one_set_of_weights_per_network(config):
     rules, (params, centre) = [_rule(config, seed) for seed in range(3)], _problem()
     weights = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from weightedit.optim.gauge import root
@@ -59,25 +58,23 @@ def _damping(square: Tensor) -> Tensor:
     return _DAMPING * mean + (mean == 0).to(mean.dtype)
 
 
-def full_features(seen: Seen) -> Tensor:
-    """[.., 4 + 2 momenta + 6 factors, n]; m / sqrt(v) follows gradient, parameter and momenta."""
+def full_features(seen: Seen) -> list[Tensor]:
+    """4 + 2 momenta + 6 factors of them, [.., several, rows, columns] each; m / sqrt(v) is fourth."""
     damped, rows, columns = seen.second + seen.damping, seen.rows.rsqrt(), seen.columns.rsqrt()
     inverse, factor = damped.rsqrt(), rows * seen.size * columns
-    parts = [
+    return [
         *(seen.gradient, seen.parameter, seen.momenta, seen.momenta * inverse),
         *(damped * inverse, inverse, seen.gradient * factor, seen.momenta * factor),
         *seen.spread(seen.rows * rows, seen.columns * columns, rows, columns),
     ]
-    return torch.cat(parts, -3).flatten(-2)
 
 
-def lean_features(seen: Seen) -> Tensor:
-    """[.., 2 + 2 momenta + 4 factors, n], in the order of the full ones."""
+def lean_features(seen: Seen) -> list[Tensor]:
+    """2 + 2 momenta + 4 factors of them, in the order of the full ones."""
     inverse, rows, columns = (seen.second + seen.damping).rsqrt(), seen.rows.rsqrt(), seen.columns.rsqrt()
     factor = rows * seen.size * columns
-    parts = [
+    return [
         *(seen.gradient, seen.parameter, seen.momenta, seen.momenta * inverse),
         *(seen.gradient * factor, seen.momenta[..., :1, :, :] * factor),
         *seen.spread(rows, columns),
     ]
-    return torch.cat(parts, -3).flatten(-2)
