@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from weightedit.errors import FileFormatError, WeightEditError
-from weightedit.plots import ChangeColumn, Curve, ImageColumn, frontier, mosaic, sheet
+from weightedit.plots import Band, ChangeColumn, Curve, ImageColumn, bands, frontier, mosaic, sheet
 
 
 def _pixels(path):
@@ -132,3 +132,15 @@ def test_frontier_has_a_panel_per_title(tmp_path):
     assert sizes[0] < sizes[1]
     with pytest.raises(WeightEditError, match="no panels"):
         frontier({}, tmp_path / "plot.png")
+
+
+def test_bands_have_a_panel_per_axis(tmp_path):
+    drawn = [
+        Band("rule", [0, 10, 20], [[2.0, 1.0, 0.5], [2.0, 1.5, 0.7]], own=True),
+        Band("Adam", [0, 20], [[2.0, 1.0]]),
+    ]
+    one = _pixels(bands({"steps": drawn}, tmp_path / "one.png", ylabel="test loss"))
+    two = _pixels(bands({"steps": drawn, "seconds": drawn}, tmp_path / "two.png", heading="A heading"))
+    assert two.shape[1] > one.shape[1] and (one != 255).any()
+    with pytest.raises(WeightEditError, match="no panels"):
+        bands({}, tmp_path / "plot.png")

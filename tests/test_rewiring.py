@@ -77,11 +77,9 @@ def acted(wiring, params, seed=0):
         factors.append(q)
     new = dict(params)
     for wire in wiring.wires:
-        matrix = wire.matrix(params[wire.name])[places[wire.target]] * factors[wire.target][:, None, None]
-        if wire.source is not None:
-            matrix = matrix[:, places[wire.source]] / factors[wire.source][None, :, None]
-        new[wire.name] = matrix.reshape(wire.shape)
-    return new
+        matrix = wire.matrix(params[wire.name])[places[wire.target]]
+        new[wire.name] = (matrix if wire.source is None else matrix[:, places[wire.source]]).reshape(wire.shape)
+    return new | wiring.rescaled({wire.name: new[wire.name] for wire in wiring.wires}, factors)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -217,6 +217,65 @@ def frontier(panels: Mapping[str, Sequence[Curve]], path: str | Path, *, heading
     return _put(buffer.getvalue(), path)
 
 
+@dataclass(frozen=True)
+class Band:
+    """One contender's losses over a run, several times.
+
+    Attributes:
+        label: in the legend.
+        x: where it was measured, [points].
+        losses: [runs][points]; the mean is drawn, and the range from the lowest to the highest around it.
+        own: whether it is one of ours, drawn strongly.
+    """
+
+    label: str
+    x: Sequence[float]
+    losses: Sequence[Sequence[float]]
+    own: bool = False
+
+
+def bands(panels: Mapping[str, Sequence[Band]], path: str | Path, *, heading: str = "", ylabel: str = "loss") -> Path:
+    """Draw losses against something, x from zero and losses on a logarithmic axis, one panel per title.
+
+    Args:
+        panels: label of the x axis -> bands; the same contenders in the same order in each.
+        path: as in `sheet`.
+        heading: a line above.
+        ylabel: what the losses are.
+
+    Returns:
+        The path.
+
+    Raises:
+        WeightEditError: no panels.
+        FileFormatError: a place that cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    if not panels:
+        raise WeightEditError("no panels came; expected at least one: give the bands to draw.")
+    figure = Figure(figsize=(4.2 * len(panels) + 2.4, 4.2), dpi=_DPI, facecolor="white", layout="constrained")
+    first = None
+    for number, (xlabel, drawn) in enumerate(panels.items()):
+        first = axes = figure.add_subplot(1, len(panels), number + 1, sharey=first)
+        for i, band in enumerate(drawn):
+            columns = list(zip(*band.losses, strict=True))
+            style = {"color": f"C{i}", "linewidth": 2.2 if band.own else 1.1}
+            axes.plot(band.x, [sum(column) / len(column) for column in columns], label=band.label, **style)
+            axes.fill_between(band.x, list(map(min, columns)), list(map(max, columns)), color=f"C{i}", alpha=0.2)
+        axes.set(yscale="log", xlabel=xlabel)
+        axes.grid(True, which="both", color="0.9")
+    assert first is not None
+    figure.axes[0].set_ylabel(ylabel)
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    if heading:
+        figure.suptitle(heading, size=10, weight="bold")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return _put(buffer.getvalue(), path)
+
+
 def _checked(columns: Sequence[ImageColumn | ChangeColumn], labels: Sequence[str]) -> int:
     """The number of rows."""
     values = [column.images if isinstance(column, ImageColumn) else column.matrices for column in columns]

@@ -9,7 +9,7 @@ claims symmetry only where that is known. Reading one from a module is rewiring.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -130,6 +130,20 @@ class Wiring:
                 "stack."
             )
         return found.pop()
+
+    def rescaled(self, params: Mapping[str, Tensor], factors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Parameters under neuron factors q, [n] or [N, n] per set: weights times q_target / q_source, others q_target.
+
+        The network's function stays as it is where each set's group allows its factors; see NeuronSet.
+        """
+        found = {}
+        for name, tensor in params.items():
+            wire = self.by_name[name]
+            matrix = wire.matrix(tensor) * factors[wire.target][..., :, None, None]
+            if wire.source is not None:
+                matrix = matrix / factors[wire.source][..., None, :, None]
+            found[name] = matrix.reshape(tensor.shape)
+        return found
 
     def report(self) -> str:
         """One line per parameter: its shape and the symmetry of the neurons it goes to; then what is outside."""

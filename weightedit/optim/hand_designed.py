@@ -224,6 +224,7 @@ class GeometricAdam:
     betas: tuple[float, float] = (0.9, 0.999)
     symmetry: Symmetry = "full"
     whole: ClassVar[bool] = True
+    needs_wiring: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or not all(0 <= beta < 1 for beta in self.betas):

@@ -97,6 +97,8 @@ class MetanetRule(nn.Module):
         generator: of the initial weights (CPU); None for one of seed 0.
     """
 
+    needs_wiring = True
+    whole = True
     fresh: Tensor
     inverse_times: Tensor
 

@@ -1,0 +1,245 @@
+"""Compare update rules on one problem: the hand-designed ones tuned, the learned ones as they are.
+
+    python tasks/compare_optimizers.py --problem fashion-mlp --rules adam sgd checkpoints/small-classifier
+
+Every rule named is run from the same initial networks on the same batches, `seeds` times, and its test loss is taken on
+the way. The learning rate of a hand-designed rule is the one of `rates` (logarithmic, from 1e-4 to 1, times the rule's
+own unit) whose lowest loss on held-out training images is lowest over two other seeds; a learned rule has none to tune.
+The score is the steps in which tuned Adam reaches its lowest mean test loss, over those in which a rule gets there.
+With `rescale` U, the same runs are repeated with every hidden unit of the initial network rescaled by e^U[-U, U],
+which changes no function; the learning rates stay as they were tuned. Written: out/comparison.json, .md and .png.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from weightedit.cli import told_in_one_line
+from weightedit.errors import WeightEditError
+from weightedit.metatrain.image_optimizees import LabelledImages
+from weightedit.metatrain.optimizee import Optimizee
+from weightedit.metatrain.problems import PROBLEMS, TRAINED, classifier, images_of
+from weightedit.metatrain.unroll import InnerState, Unroll, start
+from weightedit.optim.hand_designed import SGD, Adam, AdamW, GeometricAdam, RMSprop
+from weightedit.optim.loading import load_rule
+from weightedit.optim.muon import Muon
+from weightedit.optim.optimizer import LearnedOptimizer
+from weightedit.optim.rule import UpdateRule
+from weightedit.plots import Band, bands
+from weightedit.spec import Params
+
+BY_HAND: dict[str, Callable[[float], UpdateRule]] = {
+    "adam": Adam,
+    "adamw": AdamW,
+    "sgd": lambda rate: SGD(10 * rate, momentum=0.9),
+    "rmsprop": RMSprop,
+    "muon": lambda rate: Muon(10 * rate),
+    "geometric-adam": lambda rate: GeometricAdam(10 * rate),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One comparison.
+
+    Attributes:
+        problem: one of metatrain.problems.PROBLEMS.
+        rules: names of hand-designed rules (adam, adamw, sgd, rmsprop, muon, geometric-adam) and folders of learned
+            ones. Adam is always among them.
+        images: folder that holds the data sets.
+        steps: of every run.
+        seeds: runs per rule.
+        rates: learning rates tried per hand-designed rule.
+        rescale: U of the rescaled runs; 0 for none.
+        evaluate_every: steps between test losses.
+        timed_steps: steps of one network that each rule is timed on; 0 for no times.
+        out: folder of what is written.
+        smoke: seconds instead of minutes, on scikit-learn's digits, to see that everything runs.
+    """
+
+    problem: str = "fashion-mlp"
+    rules: tuple[str, ...] = ("adam", "sgd")
+    images: str = "../shared/data"
+    steps: int = 2000
+    seeds: int = 5
+    rates: int = 20
+    rescale: float = 0.0
+    evaluate_every: int = 20
+    timed_steps: int = 100
+    out: str = "runs/comparison"
+    smoke: bool = False
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The problem, and what is measured on it."""
+
+    config: Config
+    optimizee: Optimizee
+    held_out: LabelledImages
+    test: LabelledImages
+
+    @torch.no_grad()
+    def loss_on(self, data: LabelledImages, params: Params) -> Tensor:
+        """Mean loss of every network on all images, [N]."""
+        count, total = len(next(iter(params.values()))), 0.0
+        for rows in torch.arange(len(data.labels)).split(1000):
+            images = data.images[rows].expand(count, -1, -1, -1, -1)
+            batch = {"images": images, "labels": data.labels[rows].expand(count, -1)}
+            total = total + len(rows) * self.optimizee.loss(params, batch)
+        return torch.as_tensor(total) / len(data.labels)
+
+    @torch.no_grad()
+    def run(self, rule: UpdateRule, count: int, seed: int, data: LabelledImages, rescale: float = 0.0) -> Tensor:
+        """Losses on `data`, [points, count], of runs that all rules share; infinite once a network has diverged."""
+        generator = torch.Generator().manual_seed(seed)
+        state = start(rule, self.optimizee, generator, count)
+        if rescale:
+            state = rescaled(self.optimizee, rule, state, rescale, generator)
+        unroll, losses = Unroll(rule, self.optimizee), [self.loss_on(data, state.params)]
+        for _ in range(self.config.steps // self.config.evaluate_every):
+            state, _ = unroll(state, self.config.evaluate_every)
+            losses.append(self.loss_on(data, state.params).nan_to_num(math.inf))
+        return torch.stack(losses)
+
+    def tuned(self, make: Callable[[float], UpdateRule]) -> tuple[float, UpdateRule]:
+        """The best learning rate of the grid, and the rule with it."""
+        rates = torch.logspace(-4, 0, self.config.rates).tolist()
+        found = [float(self.run(make(rate), 2, 1000, self.held_out).mean(1).min()) for rate in rates]
+        best = rates[found.index(min(found))]
+        return best, make(best)
+
+
+def rescaled(
+    problem: Optimizee, rule: UpdateRule, state: InnerState, spread: float, draw: torch.Generator
+) -> InnerState:
+    """The same functions in other gauges: hidden units that may carry a factor get one, log-uniform in e^[-U, U]."""
+    wiring, count, factors = problem.wiring, len(state), []
+    for neurons in wiring.sets:
+        noise = spread * (2 * torch.rand(count, neurons.size, generator=draw) - 1)
+        factors.append(noise.exp() if neurons.group.scale else torch.ones(count, neurons.size))
+    params = wiring.rescaled(state.params, factors)
+    return replace(state, params=params, rule=rule.init(wiring, params))
+
+
+def milliseconds(problem: Optimizee, rule: UpdateRule | None, steps: int) -> float:
+    """Median time of a step of one network in a plain loop, its gradient included; None: torch's fused Adam."""
+    state = start(Adam(), problem, torch.Generator().manual_seed(0), 1)
+    leaves = {name: tensor[0].clone().requires_grad_() for name, tensor in state.params.items()}
+    batch = problem.batch(state.task, state.seed)
+    optimizer: torch.optim.Optimizer
+    if rule is None:
+        optimizer = torch.optim.Adam(leaves.values(), lr=1e-3, fused=True)
+    else:
+        optimizer = LearnedOptimizer(list(leaves.items()), rule, lr=1e-3, wiring=problem.wiring, compile=True)
+    times = []
+    for _ in range(steps + 5):
+        begun = time.perf_counter()
+        optimizer.zero_grad()
+        problem.loss({name: tensor.unsqueeze(0) for name, tensor in leaves.items()}, batch).sum().backward()
+        optimizer.step()
+        times.append(1e3 * (time.perf_counter() - begun))
+    return statistics.median(times[5:])
+
+
+def steps_to(losses: Tensor, level: float, every: int) -> int | None:
+    """The first step at which the mean over runs [points, runs] is at `level` or below."""
+    reached = (losses.mean(1) <= level).nonzero()
+    return int(reached[0]) * every if len(reached) else None
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Tune, run, time; write out/comparison.{json,md,png}; returns what is in the first."""
+    if config.smoke:
+        config = replace(config, problem="digits-mlp", steps=20, seeds=2, rates=2, evaluate_every=10, timed_steps=2)
+    if config.problem not in PROBLEMS or config.steps < config.evaluate_every or config.seeds < 1:
+        raise WeightEditError(
+            f"problem {config.problem!r}, {config.steps} steps, {config.seeds} seeds came; expected a problem among "
+            f"{', '.join(PROBLEMS)}, at least {config.evaluate_every} steps and one seed: correct them."
+        )
+    names = list(dict.fromkeys(["adam", *config.rules]))
+    learned = {name: load_rule(name) for name in names if name not in BY_HAND}
+    data, held_out = images_of(config.problem, config.images).split(TRAINED)
+    test = images_of(config.problem, config.images, split="test")
+    contest = Contest(config, classifier(config.problem, data), held_out, test)
+    facts: dict[str, Any] = {}
+    for name in tqdm(names, desc="rules"):
+        rate, rule = (None, learned[name]) if name in learned else contest.tuned(BY_HAND[name])
+        runs = {"standard": contest.run(rule, config.seeds, 0, test)}
+        if config.rescale:
+            runs["rescaled"] = contest.run(rule, config.seeds, 0, test, config.rescale)
+        facts[name] = {"rate": rate, "losses": {kind: losses.T.tolist() for kind, losses in runs.items()}}
+        if config.timed_steps:
+            facts[name]["milliseconds"] = milliseconds(
+                contest.optimizee, None if name == "adam" else rule, config.timed_steps
+            )
+    result = {"config": asdict(config), "rules": facts}
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.json").write_text(json.dumps(result, indent=1))
+    table = report(config, facts)
+    (out / "comparison.md").write_text(table + "\n")
+    print(table)
+    draw(config, facts, learned, out / "comparison.png")
+    return result
+
+
+def report(config: Config, facts: dict[str, Any]) -> str:
+    """A Markdown table, a row per rule."""
+    kinds = list(facts["adam"]["losses"])
+    lowest = min(torch.tensor(facts["adam"]["losses"]["standard"]).mean(0).tolist())
+    first = steps_to(torch.tensor(facts["adam"]["losses"]["standard"]).T, lowest, config.evaluate_every)
+    columns = [f"{kind}: lowest test loss | steps to {lowest:.3f} | score" for kind in kinds]
+    heads = ["rule", "tuned rate", *columns] + (["ms per step", "times fused Adam's"] if config.timed_steps else [])
+    rows = [
+        f"{config.problem}, {config.steps} steps, {config.seeds} seeds",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * (2 + 3 * len(kinds) + 2 * bool(config.timed_steps)) + "|",
+    ]
+    for name, found in facts.items():
+        cells = [name, "-" if found["rate"] is None else f"{found['rate']:.2g}"]
+        for kind in kinds:
+            losses = torch.tensor(found["losses"][kind]).T
+            steps = steps_to(losses, lowest, config.evaluate_every)
+            score = "-" if not steps or not first else f"{first / steps:.2f}x"
+            cells += [f"{float(losses.mean(1).min()):.4f}", "never" if steps is None else str(steps), score]
+        if config.timed_steps:
+            cells += [f"{found['milliseconds']:.2f}", f"{found['milliseconds'] / facts['adam']['milliseconds']:.2f}"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def draw(config: Config, facts: dict[str, Any], learned: dict[str, UpdateRule], path: Path) -> None:
+    """Losses against steps, and against seconds of the plain loop."""
+    panels: dict[str, list[Band]] = {"steps": []}
+    if config.timed_steps:
+        panels["seconds, one network"] = []
+    for name, found in facts.items():
+        for kind, losses in found["losses"].items():
+            steps = [config.evaluate_every * i for i in range(len(losses[0]))]
+            label = name.rstrip("/").split("/")[-1] + (", rescaled" if kind == "rescaled" else "")
+            finite = [[min(value, 10.0) for value in run] for run in losses]
+            panels["steps"].append(Band(label, steps, finite, name in learned))
+            if config.timed_steps:
+                seconds = [found["milliseconds"] * step / 1e3 for step in steps]
+                panels["seconds, one network"].append(Band(label, seconds, finite, name in learned))
+    bands(panels, path, heading=f"{config.problem}, {config.seeds} seeds", ylabel="test loss")
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    sys.exit(told_in_one_line("compare_optimizers", lambda: main(config)))
