@@ -1,0 +1,310 @@
+"""Inner problems on images: MLPs and any module that classify them, SIRENs that are fitted to them.
+
+Images come as tensors and are kept whole, as floats; reading them from files is data/images.py's. The small problem of
+learned_optimizers.md section 1 is ClassifierOptimizee(LabelledImages.of(images, labels, size=8)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weightedit.errors import SpecError, WeightEditError
+from weightedit.inr.convention import Convention
+from weightedit.inr.siren import coordinate_grid, initial_params, render
+from weightedit.metatrain.draws import indices
+from weightedit.metatrain.optimizee import Batch, Task
+from weightedit.rewiring import wiring_of
+from weightedit.spec import Activation, NetworkSpec, Params
+from weightedit.wiring import Wiring
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images [n, C, H, W] in [0, 1], labels [n] from 0 to classes - 1."""
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+    @classmethod
+    def of(
+        cls, images: Tensor, labels: Tensor, *, size: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> LabelledImages:
+        """From images as they are stored.
+
+        Args:
+            images: [n, C, H, W], uint8 from 0 to 255 or floats in [0, 1].
+            labels: [n], integers.
+            size: resize to size x size, bilinear without smoothing (pixel centres halfway, as tf.image.resize); None
+                keeps the size.
+            dtype: of the images here.
+
+        Raises:
+            WeightEditError: tensors of other shapes.
+        """
+        if images.dim() != 4 or labels.shape != images.shape[:1] or not len(labels) or labels.is_floating_point():
+            raise WeightEditError(
+                f"images {tuple(images.shape)} and labels {tuple(labels.shape)} {labels.dtype} came; expected "
+                "(n, C, H, W) and n integers, n > 0: reshape them."
+            )
+        values = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+        if size is not None and values.shape[-2:] != (size, size):
+            pieces = [
+                functional.interpolate(piece, (size, size), mode="bilinear", align_corners=False)
+                for piece in values.split(4096)
+            ]
+            values = torch.cat(pieces)
+        return cls(values, labels.long(), int(labels.max()) + 1)
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
+        """A random part of round(fraction n) images and the rest, in an order that `seed` fixes."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed)).to(self.labels.device)
+        cut = round(fraction * len(order))
+        if not 0 < cut < len(order):
+            raise WeightEditError(
+                f"a part of {fraction} of {len(order)} images came; expected two parts that are not empty: choose "
+                "another fraction."
+            )
+        first, second = (
+            LabelledImages(self.images[part], self.labels[part], self.classes) for part in (order[:cut], order[cut:])
+        )
+        return first, second
+
+    def batch(self, keys: Tensor, size: int) -> Batch:
+        """`size` images per key, drawn with replacement: "images" [N, size, C, H, W], "labels" [N, size]."""
+        drawn = indices(keys, size, len(self.labels))
+        return {"images": self.images[drawn], "labels": self.labels[drawn]}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log likelihood in nats per network: logits [N, B, classes], labels [N, B] -> [N]."""
+    picked = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return (logits.logsumexp(-1) - picked).mean(-1)
+
+
+def _uniform(fan_in: int) -> tuple[float, float]:
+    return fan_in**-0.5, fan_in**-0.5
+
+
+def _zero_biases(fan_in: int) -> tuple[float, float]:
+    return (3 / fan_in) ** 0.5, 0.0
+
+
+INITIALISATIONS: dict[str, Callable[[int], tuple[float, float]]] = {"uniform": _uniform, "zero-biases": _zero_biases}
+"""Name -> fan_in -> bounds of the uniform draws of weight and bias. "uniform" is that of torch's Linear;
+"zero-biases" has weights of variance 1 / fan_in."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Classifier:
+    """What classifiers share: data, batches, the loss's range.
+
+    Attributes:
+        data: what inner steps train on.
+        held_out: what `batch(held_out=True)` draws from; None: from `data`.
+        batch_size: images per step.
+    """
+
+    data: LabelledImages
+    held_out: LabelledImages | None = None
+    batch_size: int = 128
+
+    @property
+    def cap(self) -> float:
+        """1.5 times the loss of a guess without looking (learned_optimizers.md section 2)."""
+        return 1.5 * math.log(self.data.classes)
+
+    def batch(self, task: Task, keys: Tensor, *, held_out: bool = False) -> Batch:
+        """See Optimizee.batch."""
+        source = self.held_out if held_out and self.held_out is not None else self.data
+        return source.batch(keys, self.batch_size)
+
+    def score(self, losses: Tensor) -> Tensor:
+        """Losses in units of a guess without looking, log(classes)."""
+        return losses / math.log(self.data.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierOptimizee(_Classifier):
+    """An MLP on the pixels of images; cross entropy.
+
+    Args:
+        data, held_out, batch_size: as above.
+        hidden: widths of the hidden layers.
+        activation: of all of them.
+        init: one of INITIALISATIONS.
+        initial_scale: factor on all weights at the start.
+
+    Raises:
+        WeightEditError: an unknown initialisation; SpecError: widths that are none.
+    """
+
+    hidden: tuple[int, ...] = (32,)
+    activation: Activation = Activation("relu")
+    init_name: str = "uniform"
+    initial_scale: float = 1.0
+    spec: NetworkSpec = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.init_name not in INITIALISATIONS:
+            raise WeightEditError(
+                f"initialisation {self.init_name!r} came; expected one of {', '.join(INITIALISATIONS)}: choose one."
+            )
+        widths = (self.data.images[0].numel(), *self.hidden, self.data.classes)
+        object.__setattr__(self, "spec", NetworkSpec.mlp(widths, self.activation))
+
+    @property
+    def wiring(self) -> Wiring:
+        """Of the chain."""
+        return Wiring.of(self.spec)
+
+    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+        """Fresh networks; there is no task."""
+        params: Params = {}
+        for layer in self.spec.layers:
+            bounds = INITIALISATIONS[self.init_name](layer.fan_in)
+            shapes = {layer.weight: (count, layer.fan_out, layer.fan_in), layer.bias: (count, layer.fan_out)}
+            for bound, factor, (name, shape) in zip(bounds, (self.initial_scale, 1.0), shapes.items(), strict=True):
+                assert name is not None
+                like: dict[str, Any] = {"device": generator.device, "dtype": self.data.images.dtype}
+                params[name] = bound * factor * (2 * torch.rand(shape, generator=generator, **like) - 1)
+        return params, {}
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """See Optimizee.loss."""
+        return cross_entropy(self.spec.forward(params, batch["images"].flatten(2)), batch["labels"])
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleOptimizee(_Classifier):
+    """Any module that maps images to logits, through torch.func; cross entropy.
+
+    Args:
+        data, held_out, batch_size: as above.
+        make: a freshly initialised module; called under a seed of its own (torch's global generators are put back).
+
+    Raises:
+        SpecError: a module with buffers, or one that has parameters outside its neural graph.
+    """
+
+    make: Callable[[], nn.Module] = nn.Identity
+    net: nn.Module = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = self.make()
+        buffers = [name for name, _ in net.named_buffers()]
+        outside = wiring_of(net).outside
+        if buffers or outside or not list(net.parameters()):
+            raise SpecError(
+                f"a {type(net).__name__} with buffers {buffers} and parameters outside the neural graph "
+                f"{list(outside)} came; expected parameters, all in the graph, and no buffers: use normalisations "
+                "without running statistics, and layers that wiring_of reads."
+            )
+        object.__setattr__(self, "net", net)
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """As rewiring.wiring_of reads it."""
+        return wiring_of(self.net)
+
+    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+        """`count` modules' parameters; there is no task."""
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = [dict(self.make().named_parameters()) for _ in range(count)]
+        place: dict[str, Any] = {"device": generator.device, "dtype": self.data.images.dtype}
+        return {name: torch.stack([net[name].detach() for net in made]).to(**place) for name in made[0]}, {}
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """See Optimizee.loss."""
+
+        def logits(own: Params, images: Tensor) -> Tensor:
+            return torch.func.functional_call(self.net, own, (images,))
+
+        return cross_entropy(torch.func.vmap(logits)(params, batch["images"]), batch["labels"])
+
+
+def conv_net(
+    channels: int, classes: int, *, widths: Sequence[int] = (16, 32, 32), strides: Sequence[int] = (2, 1, 1)
+) -> nn.Module:
+    """3x3 convolutions with ReLU, an average over positions, a linear layer: the CNNs of learned_optimizers' tasks."""
+    layers: list[nn.Module] = []
+    for before, after, stride in zip((channels, *widths), widths, strides, strict=False):
+        layers += [nn.Conv2d(before, after, 3, stride, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+
+
+@dataclass(frozen=True, eq=False)
+class SirenOptimizee:
+    """A SIREN fitted to one image per run: the mean squared error of the whole rendering, image values in [0, 1].
+
+    Args:
+        images: [n, C, H, W], uint8 from 0 to 255 or floats in [0, 1]; every run draws one.
+        hidden: widths of the sine layers.
+        convention: coordinates, omega and what the output means.
+        init: see inr.siren.initial_params.
+    """
+
+    images: Tensor
+    hidden: tuple[int, ...] = (32, 32)
+    convention: Convention = Convention()
+    init_name: str = "siren"
+
+    def __post_init__(self) -> None:
+        if self.images.dim() != 4 or not len(self.images):
+            raise WeightEditError(f"images {tuple(self.images.shape)} came; expected (n, C, H, W): reshape them.")
+        if self.images.dtype == torch.uint8:
+            object.__setattr__(self, "images", self.images.float() / 255)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the networks, inputs first."""
+        return (2, *self.hidden, self.images.shape[1])
+
+    @property
+    def wiring(self) -> Wiring:
+        """Of the chain."""
+        return Wiring.of(NetworkSpec.siren(self.widths, self.convention.omega))
+
+    @property
+    def cap(self) -> float:
+        """Mean squared error of an image that is all wrong."""
+        return 1.0
+
+    @cached_property
+    def _grid(self) -> Tensor:
+        height, width = self.images.shape[-2:]
+        like: dict[str, Any] = {"dtype": self.images.dtype, "device": self.images.device}
+        return coordinate_grid(height, width, self.convention.coordinates, **like)
+
+    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+        """Fresh networks, and the "values" [N, P, C] that each is to render."""
+        drawn = torch.randint(len(self.images), (count,), generator=generator, device=generator.device)
+        options: dict[str, Any] = {"init": self.init_name, "omega": self.convention.omega, "generator": generator}
+        params = initial_params(count, self.widths, **options)
+        values = self.images[drawn.to(self.images.device)].flatten(2).mT.contiguous()
+        return {name: tensor.to(self.images.dtype) for name, tensor in params.items()}, {"values": values}
+
+    def batch(self, task: Task, keys: Tensor, *, held_out: bool = False) -> Batch:
+        """The whole image."""
+        return {"values": task["values"]}
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """See Optimizee.loss."""
+        raw = render(params, self._grid, omega=self.convention.omega)
+        return (self.convention.to_value(raw) - batch["values"]).square().mean((-2, -1))
+
+    def score(self, losses: Tensor) -> Tensor:
+        """PSNR turned round, in units of 10 dB: log10(mse), no lower than 80 dB (-8)."""
+        return losses.clamp(min=1e-8).log10()
