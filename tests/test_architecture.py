@@ -68,6 +68,7 @@ ORDER = [  # fmt: skip
     "metatrain.optimizee",
     "metatrain.image_optimizees",
     "metatrain.unroll",
+    "metatrain.estimators",
     "data.images",
     "data.foreign_inrs",
     "data.inr_files",

@@ -1,0 +1,156 @@
+"""Outer gradients against the analytic one, where it is exact, within standard errors, or biased; exact resumption."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.metatrain.problems import Bowl, LogRate, digits
+from tests.networks import generator
+from tests.rules import TinyRule
+from weightedit.errors import WeightEditError
+from weightedit.metatrain.estimators import ES, PES, ESSingle, Horizons, TruncatedBackprop
+from weightedit.metatrain.image_optimizees import ClassifierOptimizee
+from weightedit.metatrain.optimizee import Quadratic
+from weightedit.metatrain.unroll import Unroll
+from weightedit.optim.hand_designed import Adam
+
+HORIZON = 24
+BOWL = Bowl()
+RULE = LogRate(2.3)  # past the best step along the steep axis, far below that along the flat one
+WEIGHTS = {"log_rate": RULE.log_rate.detach()}
+EXACT = BOWL.gradient(WEIGHTS["log_rate"], HORIZON)
+
+
+def estimator(kind, truncation=None, **options):
+    options = {"horizons": Horizons(HORIZON, HORIZON), "random_phase": False, **options}
+    return kind(Unroll(RULE, BOWL), truncation=truncation, **options)
+
+
+def estimates(kind, truncation, *, runs, seed=0, **options):
+    """The mean gradient over the calls of one run, for `runs` runs of many particles."""
+    one = estimator(kind, truncation, **options)
+    state, found = one.init(generator(seed)), []
+    for _ in range(runs * (1 if truncation is None else HORIZON // truncation)):
+        grads, state, metrics = one.gradient(WEIGHTS, state)
+        assert metrics["dropped"] == 0 and metrics["capped"] == 0
+        found.append(grads["log_rate"])
+    return torch.stack(found).view(runs, -1).mean(1)
+
+
+def test_backpropagation_through_the_whole_run_is_exact():
+    for truncation in (None, HORIZON):
+        got = estimates(TruncatedBackprop, truncation, runs=1, particles=2)
+        torch.testing.assert_close(got[0], EXACT, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "truncation"), [(ES, None), (PES, None), (ESSingle, None), (PES, 4), (ESSingle, 4), (PES, 2)]
+)
+def test_evolution_agrees_within_three_standard_errors(kind, truncation):
+    found = estimates(kind, truncation, runs=12, particles=2000)
+    error = found.std() / len(found) ** 0.5
+    assert error < 0.08 * EXACT.abs(), "too noisy to show anything"
+    assert (found.mean() - EXACT).abs() < 3 * error + 1e-3 * EXACT.abs()
+
+
+def test_truncation_turns_backpropagation_round_and_es_but_not_pes():
+    biased = estimates(TruncatedBackprop, 2, runs=1, particles=1)[0]
+    assert EXACT < 0 < biased  # longer steps are better in the long run, worse within every two steps
+    truncated = estimates(ES, 2, runs=6, particles=2000)
+    assert truncated.mean() > 5 * truncated.std() / len(truncated) ** 0.5
+    for kind in (PES, ESSingle):
+        found = estimates(kind, 2, runs=12, particles=2000, seed=1)
+        assert found.mean() < -5 * found.std() / len(found) ** 0.5
+
+
+def test_es_single_over_truncations_is_es_over_the_whole_run():
+    whole, parts = (estimates(ESSingle, truncation, runs=1, particles=50) for truncation in (None, 4))
+    torch.testing.assert_close(parts, whole, rtol=1e-10, atol=0)
+    assert not torch.equal(estimates(PES, 4, runs=1, particles=50), parts)
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("kind", [TruncatedBackprop, ES, PES, ESSingle])
+@pytest.mark.parametrize("truncation", [None, 3])
+def test_a_run_resumes_exactly_and_calls_are_pure(kind, truncation):
+    problem = ClassifierOptimizee(digits(), hidden=(4,), batch_size=8)
+    one = kind(Unroll(TinyRule(), problem), Horizons(2, 9), truncation=truncation, particles=3)
+    weights = dict(one.unroll.rule.named_parameters())
+    state = one.init(generator())
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    for _ in range(4):
+        grads, state, _ = one.gradient(weights, state)
+    assert set(grads) == set(weights) and all(grads[name].shape == weights[name].shape for name in grads)
+    assert any(bool(grad.any()) for grad in grads.values())
+    again = kept
+    for _ in range(4):  # from what a checkpoint would hold: copies of the tensors
+        found, again, _ = one.gradient(weights, {name: tensor.clone() for name, tensor in again.items()})
+    assert equal(found, grads) and equal(again, state)
+    other, _, _ = one.gradient(weights, one.init(generator(1)))
+    assert not equal(other, one.gradient(weights, kept)[0])
+
+
+def test_pairs_share_starts_tasks_and_seeds_and_runs_end_at_different_times():
+    problem = ClassifierOptimizee(digits(), hidden=(4,), batch_size=8)
+    one = PES(Unroll(TinyRule(), problem), Horizons(4, 30), truncation=2, particles=6)
+    weights, state = dict(one.unroll.rule.named_parameters()), one.init(generator())
+    resets = []
+    for _ in range(12):
+        before = state["inner/seed"]
+        _, state, _ = one.gradient(weights, state)
+        assert torch.equal(*state["inner/seed"].chunk(2)) and torch.equal(*state["inner/step"].chunk(2))
+        assert not torch.equal(*state["inner/params/layers.1.weight"].chunk(2))
+        begun = state["inner/step"][:6] == 2
+        changed = state["inner/seed"][:6] != before[:6]
+        assert bool((begun | ~changed).all())
+        resets.append(changed)
+    counts = torch.stack(resets).sum(1)
+    assert counts.sum() > 0 and counts.max() < 6
+    assert state["horizon"].min() >= 4 and state["horizon"].max() <= 30
+
+
+class Diverging(LogRate):
+    """Sends the networks whose first entry is positive to infinity."""
+
+    def forward(self, wiring, grads, state, params, *, loss=None):
+        deltas, state = super().forward(wiring, grads, state, params)
+        factors = {name: torch.where(tensor[..., :1, :1] > 0, torch.inf, 1.0) for name, tensor in params.items()}
+        return {name: factors[name] * delta for name, delta in deltas.items()}, state
+
+    update = forward
+
+
+@pytest.mark.parametrize("kind", [TruncatedBackprop, PES])
+def test_runs_that_diverge_are_capped_and_counted(kind):
+    problem = Quadratic(dtype=torch.float64, cap=7.0)
+    one = kind(Unroll(Diverging(), problem), Horizons(4, 4), particles=40)
+    grads, _, metrics = one.gradient(dict(one.unroll.rule.named_parameters()), one.init(generator()))
+    assert grads["log_rate"].isfinite()
+    assert 0.2 < metrics["capped"] < 0.7 and metrics["last"] > 2
+    assert 0.2 < metrics["dropped"] < 0.8 if kind is TruncatedBackprop else metrics["dropped"] == 0
+
+
+def test_horizons_are_log_uniform():
+    found = Horizons(10, 1000).draw(generator(), 20000)
+    assert found.min() == 10 and found.max() >= 990
+    assert ((found < 100).double().mean() - 0.5).abs() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Horizons(5, 4), "1 <= low <= high"),
+        (lambda: estimator(PES, 0), "at least one"),
+        (lambda: estimator(PES, 2, sigma=0.0), "positive"),
+        (lambda: estimator(TruncatedBackprop, 1), "at least two"),
+        (lambda: ES(Unroll(Adam(), BOWL), Horizons(4, 4)), "a rule with weights"),
+        (lambda: ES(Unroll(nn.Identity(), BOWL), Horizons(4, 4)), "a rule with weights"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(WeightEditError, match=message):
+        make()
