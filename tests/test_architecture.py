@@ -70,6 +70,7 @@ ORDER = [  # fmt: skip
     "metatrain.unroll",
     "metatrain.estimators",
     "data.images",
+    "metatrain.problems",
     "data.foreign_inrs",
     "data.inr_files",
     "data.inr_modules",

@@ -130,3 +130,43 @@ def test_the_study_resumes(weights: Path, tmp_path: Path) -> None:
     assert again.stdout == first.stdout and "it/s" not in again.stderr
     refused = run_task("edit_study.py", "--smoke", "--weights", str(weights), "--only", "magic", check=False)
     assert refused.returncode == 2 and "magic" in refused.stderr.splitlines()[-1]
+
+
+def test_meta_train_and_compare(tmp_path: Path) -> None:
+    """A rule is meta-trained, goes on where it was, and is compared with tuned Adam, from rescaled networks too."""
+    out = tmp_path / "meta"
+    run_task("meta_train.py", "--smoke", "--out", str(out))
+    assert (out / "curve.png").stat().st_size > 5000
+    again = run_task("meta_train.py", "--smoke", "--out", str(out))
+    assert "outer step" in again.stdout
+    rule = str(out / "rule")
+    compared = run_task(
+        "compare_optimizers.py",
+        "--smoke",
+        "--rules",
+        "sgd",
+        rule,
+        "--rescale",
+        "3",
+        "--out",
+        str(tmp_path / "compared"),
+    )
+    for row in ("adam", "sgd", rule):
+        assert f"| {row} |" in compared.stdout
+    lean = ["--rule", "lean", "--estimator", "backprop", "--reparametrise", "tensor", "--vary", "hidden"]
+    run_task("meta_train.py", "--smoke", *lean, "--out", str(tmp_path / "lean"))
+    wrong = run_task("meta_train.py", "--smoke", "--estimator", "guess", "--out", str(tmp_path / "no"), check=False)
+    assert wrong.returncode != 0 and "guess" in wrong.stderr
+    wrong = run_task("compare_optimizers.py", "--problem", "imagenet", check=False)
+    assert wrong.returncode != 0 and "imagenet" in wrong.stderr
+
+
+def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "fits")]
+    result = run_task("compare_fits.py", "--smoke", "--images", str(pictures), "--split", "train", *out)
+    for row in ("Adam", "K-FAC", "learned"):
+        assert f"| {row} |" in result.stdout
+    few = run_task(
+        "compare_fits.py", "--images", str(pictures), "--split", "train", "--count", "100", *out, check=False
+    )
+    assert few.returncode != 0 and "lower count" in few.stderr

@@ -212,9 +212,13 @@ class ModuleOptimizee(_Classifier):
             )
         object.__setattr__(self, "net", net)
 
-    @cached_property
+    @property
     def wiring(self) -> Wiring:
         """As rewiring.wiring_of reads it."""
+        return self._wiring
+
+    @cached_property
+    def _wiring(self) -> Wiring:
         return wiring_of(self.net)
 
     def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:

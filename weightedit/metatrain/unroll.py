@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from weightedit.delta import apply_delta
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.metatrain.draws import keys, seeds
-from weightedit.metatrain.optimizee import Optimizee, Task, clipped
+from weightedit.metatrain.optimizee import Batch, Optimizee, Task, clipped
 from weightedit.optim.rule import RuleState, UpdateRule
 from weightedit.spec import Params
 
@@ -146,10 +146,9 @@ class Unroll:
         self._check(steps, weights)
         if weights is None and isinstance(self.rule, nn.Module):
             weights, stacked = dict(self.rule.named_parameters()), False
-        advance = self._compiled(state, weights, stacked) if self.compile else self._advance
         params, rule_state, step, losses = state.params, state.rule, state.step, []
         for _ in range(steps):
-            params, rule_state, loss = advance(weights, stacked, params, rule_state, state.task, state.seed, step)
+            params, rule_state, loss = self._advance(weights, stacked, params, rule_state, state.task, state.seed, step)
             step = step + 1
             losses.append(loss)
         return InnerState(params, rule_state, state.task, state.seed, step), torch.stack(losses)
@@ -169,17 +168,28 @@ class Unroll:
     def _graphs(self) -> dict[Any, Callable[..., Any]]:
         return {}
 
-    def _compiled(self, state: InnerState, weights: Weights | None, stacked: bool) -> Callable[..., Any]:
-        """`_advance` for tensors of these shapes.
+    def _piece(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, compiled if that is asked for.
 
-        It is traced to a graph of tensor operations first, so that a rule may be any Python, and only then compiled.
+        A step is not compiled in one: the compiler would draw a batch anew for every number that reads of it, which
+        makes it ten times slower. Each piece is traced to a graph of tensor operations first, so that a rule may be any
+        Python, once for every set of shapes.
         """
-        leaves, _ = tree_flatten((weights, *state._parts()))
-        shapes = tuple((leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) for leaf in leaves if leaf is not None)
-        key = (shapes, stacked, torch.is_grad_enabled())
-        if key not in self._graphs:
-            self._graphs[key] = _compile(self._advance)
-        return self._graphs[key]
+        if not self.compile:
+            return function
+
+        def call(*args: Any) -> Any:
+            leaves, _ = tree_flatten([_ordered(arg) for arg in args])
+            shapes = tuple(
+                (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+                for leaf in leaves
+            )
+            key = (function.__name__, shapes, torch.is_grad_enabled())
+            if key not in self._graphs:
+                self._graphs[key] = _compile(function)
+            return self._graphs[key](*args)
+
+        return call
 
     def _advance(
         self,
@@ -191,19 +201,37 @@ class Unroll:
         seed: Tensor,
         step: Tensor,
     ) -> tuple[Params, RuleState, Tensor]:
-        problem = self.optimizee
-        batch = problem.batch(task, keys(seed, step))
+        batch = self._piece(self._batch)(task, seed, step)
+        grads, losses = self._piece(self._gradients)(params, batch)
+        params, rule_state = self._piece(self._moved)(weights, stacked, grads, rule_state, params, losses)
+        if self.fresh:
+            losses = self._piece(self._fresh_losses)(params, task, seed, step)
+        return params, rule_state, clipped(losses, self.optimizee.cap)
 
+    def _batch(self, task: Task, seed: Tensor, step: Tensor) -> Batch:
+        return self.optimizee.batch(task, keys(seed, step))
+
+    def _gradients(self, params: Params, batch: Batch) -> tuple[Params, Tensor]:
         def total(theta: Params) -> tuple[Tensor, Tensor]:
-            losses = problem.loss(theta, batch)
+            losses = self.optimizee.loss(theta, batch)
             return losses.sum(), losses
 
-        grads, losses = torch.func.grad(total, has_aux=True)(params)
+        return torch.func.grad(total, has_aux=True)(params)
+
+    def _fresh_losses(self, params: Params, task: Task, seed: Tensor, step: Tensor) -> Tensor:
+        return self.optimizee.loss(params, self.optimizee.batch(task, keys(seed, step, 1), held_out=True))
+
+    def _moved(
+        self,
+        weights: Weights | None,
+        stacked: bool,
+        grads: Params,
+        rule_state: RuleState,
+        params: Params,
+        losses: Tensor,
+    ) -> tuple[Params, RuleState]:
         deltas, rule_state = self._deltas(weights, stacked, grads, rule_state, params, losses)
-        params = apply_delta(params, deltas)
-        if self.fresh:
-            losses = problem.loss(params, problem.batch(task, keys(seed, step, 1), held_out=True))
-        return params, rule_state, clipped(losses, problem.cap)
+        return apply_delta(params, deltas), rule_state
 
     def _deltas(
         self,

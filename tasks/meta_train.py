@@ -1,0 +1,288 @@
+"""Meta-train an update rule: inner loops train many small networks with it, the outer loop trains the rule.
+
+    python tasks/meta_train.py --problems fashion-mlp --rule scalegmn --out runs/rule
+    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 tasks/meta_train.py ...     two processes, twice the particles
+
+Every outer step unrolls `truncation` inner steps of one problem's particles and follows the estimated gradient of their
+mean loss. Problems take turns; `vary` adds problems of other widths, activations, initial scales and batch sizes to
+each. The best outer step is the one whose runs on images that no inner step saw have the lowest mean loss. Started
+again with the same arguments, a run goes on where it was stopped, inner runs included. Written: out/rule (the rule and
+its card), out/curve.png, out/result.json, out/run (state and log).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from weightedit.cli import told_in_one_line
+from weightedit.errors import WeightEditError
+from weightedit.metatrain.estimators import ES, PES, ESSingle, Estimator, Horizons, TruncatedBackprop
+from weightedit.metatrain.optimizee import Level, Optimizee, Reparametrised
+from weightedit.metatrain.problems import TRAINED, family, images_of
+from weightedit.metatrain.unroll import Unroll, memory_of, start
+from weightedit.optim.loading import load_rule
+from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
+from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
+from weightedit.plots import Band, bands
+from weightedit.run_state import read_log
+from weightedit.training import TrainOptions, TrainResult, train
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "pes": PES,
+    "es": ES,
+    "es-single": ESSingle,
+    "backprop": TruncatedBackprop,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One meta-training.
+
+    Attributes:
+        problems: names of metatrain.problems.PROBLEMS; they take turns.
+        images: folder that holds the data sets.
+        rule: "scalegmn" (optim/metanet_rule.py), "lean" or "small-fc" (optim/mlp_rule.py), or a folder to go on from.
+        metanet: of a new scalegmn rule.
+        step_size: of a new per-parameter rule.
+        vary: what varies beside every problem itself: hidden, activation, initial_scale, batch_size.
+        members: varied problems per name; 0 without `vary`.
+        reparametrise: rescale what the rule sees, per global, tensor or parameter; empty for no.
+        estimator: pes, es, es-single or backprop.
+        particles: inner runs per problem and process, for the evolution strategies pairs of runs.
+        truncation: inner steps per outer step; 0 for whole runs.
+        shortest, longest: lengths of inner runs, log-uniform.
+        sigma: of the perturbations.
+        compile: compile inner steps: a minute or more at the start per problem, then several times as fast.
+        validation_steps: of the runs that choose the best outer step.
+        training: the outer loop.
+        out: folder of what is written.
+        smoke: seconds instead of minutes, on scikit-learn's digits, to see that everything runs.
+    """
+
+    problems: tuple[str, ...] = ("fashion-mlp",)
+    images: str = "../shared/data"
+    rule: str = "scalegmn"
+    metanet: MetanetRuleConfig = field(default_factory=MetanetRuleConfig)
+    step_size: float = 1e-2
+    vary: tuple[str, ...] = ()
+    members: int = 2
+    reparametrise: Literal["", "global", "tensor", "parameter"] = ""
+    estimator: str = "pes"
+    particles: int = 16
+    truncation: int = 50
+    shortest: int = 100
+    longest: int = 2000
+    sigma: float = 0.01
+    compile: bool = True
+    validation_steps: int = 500
+    training: TrainOptions = field(
+        default_factory=lambda: TrainOptions(
+            steps=1500,
+            batch_size=1,
+            learning_rate=2e-3,
+            betas=(0.9, 0.98),
+            warmup_steps=20,
+            schedule="cosine",
+            clip_norm=1.0,
+            ema_decay=0.98,
+            validate_every=100,
+            checkpoint_every=50,
+        )
+    )
+    out: str = "runs/rule"
+    smoke: bool = False
+
+
+class OuterSteps:
+    """The examples of an outer step: there are none, everything is drawn inside."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+class MetaLoss:
+    """The loss of the outer loop: a number whose gradient is what the estimator of the problem in turn says.
+
+    Between outer steps it carries the inner runs of all problems, each process its own.
+    """
+
+    def __init__(self, estimators: list[Estimator]) -> None:
+        self.estimators = estimators
+        self.states: list[dict[str, Tensor]] = []
+        self.turn = 0
+
+    def __call__(self, rule: nn.Module, batch: Tensor, generator: torch.Generator) -> Tensor:
+        if not self.states:
+            self.states = [estimator.init(generator) for estimator in self.estimators]
+        place = self.turn % len(self.estimators)
+        self.turn += 1
+        named = dict(rule.named_parameters())
+        weights = {name: parameter.detach() for name, parameter in named.items()}
+        gradient, self.states[place], metrics = self.estimators[place].gradient(weights, self.states[place])
+        push = sum((named[name] * g).sum() for name, g in gradient.items())
+        assert isinstance(push, Tensor)
+        return metrics["loss"].to(push) + push - push.detach()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See training.Carried."""
+        held = {f"{i}/{name}": tensor for i, state in enumerate(self.states) for name, tensor in state.items()}
+        return {"turn": torch.tensor(self.turn), **held}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """See training.Carried."""
+        self.turn = int(tensors["turn"])
+        self.states = []
+        for i in range(len(self.estimators)):
+            own = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{i}/")}
+            self.states += [own] if own else []
+
+
+def new_rule(config: Config) -> nn.Module:
+    """The rule that is trained."""
+    match config.rule:
+        case "scalegmn":
+            return MetanetRule(config.metanet)
+        case "lean":
+            return MLPRule(MLPRuleConfig.lean(config.step_size))
+        case "small-fc":
+            return MLPRule(MLPRuleConfig.small_fc(config.step_size))
+    rule = load_rule(config.rule)
+    assert isinstance(rule, nn.Module)
+    return rule
+
+
+def inner_problems(config: Config) -> list[Optimizee]:
+    """Every named problem, and its variations."""
+    found: list[Optimizee] = []
+    for name in config.problems:
+        data, held_out = images_of(name, config.images).split(TRAINED)
+        generator = torch.Generator().manual_seed(config.training.seed)
+        found.append(family(name, data, held_out).draw(generator)[0])
+        varied = family(name, data, held_out, config.vary)
+        found += [varied.draw(generator)[0] for _ in range(config.members if config.vary else 0)]
+    if config.reparametrise:
+        level: Level = config.reparametrise
+        found = [Reparametrised(problem, level) for problem in found]
+    return found
+
+
+def main(config: Config) -> TrainResult:
+    """Train; write out/rule, out/curve.png and out/result.json."""
+    if config.smoke:
+        short = replace(config.training, steps=4, validate_every=2, checkpoint_every=2, warmup_steps=0)
+        few: dict[str, Any] = {"truncation": 3, "shortest": 4, "longest": 6, "validation_steps": 4, "compile": False}
+        config = replace(config, problems=("digits-mlp",), particles=2, training=short, **few)
+    if config.estimator not in ESTIMATORS or not config.problems:
+        raise WeightEditError(
+            f"estimator {config.estimator!r} and problems {config.problems} came; expected one of "
+            f"{', '.join(ESTIMATORS)} and at least one problem: choose."
+        )
+    out, rule = Path(config.out), new_rule(config)
+    assert isinstance(rule, MetanetRule | MLPRule)
+    problems = inner_problems(config)
+    extra: dict[str, Any] = {} if config.estimator == "backprop" else {"sigma": config.sigma}
+    estimators = [
+        ESTIMATORS[config.estimator](
+            Unroll(rule, problem, compile=config.compile),
+            Horizons(config.shortest, config.longest),
+            config.truncation or None,
+            config.particles,
+            **extra,
+        )
+        for problem in problems
+    ]
+    tell_memory(config, estimators[0])
+
+    def validate(module: nn.Module) -> float:
+        return statistics.fmean(score_of(module, problem, config.validation_steps) for problem in problems[::stride])
+
+    stride = 1 + (config.members if config.vary else 0)
+    carried = MetaLoss(estimators)
+    about = {
+        name: value for name, value in asdict(config).items() if name not in ("training", "out", "images", "compile")
+    }
+    result = train(rule, carried, OuterSteps(), validate, out / "run", config.training, about=about, carried=carried)
+    rule.cpu()
+    facts = {
+        "config": asdict(config),
+        "weights": sum(p.numel() for p in rule.parameters()),
+        "best_step": result.best_step,
+        "best_validation": result.best_validation,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "finished": result.finished,
+    }
+    (out / "result.json").write_text(json.dumps(facts, indent=2))
+    draw(out)
+    rule.save_pretrained(out / "rule", model_card(config, facts), facts)
+    print(
+        f"validation {result.best_validation:.4f} after outer step {result.best_step}; rule written to {out / 'rule'}"
+    )
+    return result
+
+
+@torch.no_grad()
+def score_of(rule: nn.Module, problem: Optimizee, steps: int, count: int = 8) -> float:
+    """Mean score of `count` runs on images that no inner step sees, over all steps."""
+    assert isinstance(rule, MetanetRule | MLPRule)
+    state = start(rule, problem, torch.Generator().manual_seed(7), count)
+    _, losses = Unroll(rule, problem, fresh=True)(state, steps)
+    return float(problem.score(losses).mean())
+
+
+def tell_memory(config: Config, estimator: Estimator) -> None:
+    """Print what an outer step holds."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(estimator, TruncatedBackprop):
+        held = memory_of(estimator.unroll, config.particles, config.truncation or config.longest, generator)
+    else:
+        state = start(estimator.unroll.rule, estimator.unroll.optimizee, generator, 1)
+        held = 4 * config.particles * sum(t.numel() * t.element_size() for t in state.to_tensors().values())
+    tqdm.write(f"an outer step holds about {held / 2**20:.1f} MiB of inner runs per process")
+
+
+def draw(out: Path) -> None:
+    """The meta-loss and the validations of out/run's log, as out/curve.png."""
+    records = [record for record in read_log(out / "run") if record["loss"] is not None]
+    size = max(1, len(records) // 100)
+    parts = [records[i : i + size] for i in range(0, len(records), size)]
+    means = [statistics.fmean(float(r["loss"]) for r in part) for part in parts]
+    drawn = [Band("meta-loss", [float(part[-1]["step"]) for part in parts], [means])]
+    checked = [r for r in records if r.get("validation") is not None]
+    if checked:
+        drawn.append(Band("validation", [r["step"] for r in checked], [[r["validation"] for r in checked]], own=True))
+    bands({"outer step": drawn}, out / "curve.png", ylabel="mean inner loss")
+
+
+def model_card(config: Config, facts: dict[str, Any]) -> str:
+    """The README.md beside a rule's weights."""
+    return f"""# weightedit update rule
+
+`LearnedOptimizer(net, "THIS FOLDER")` takes steps with it. {facts["weights"]} weights, kind {config.rule},
+meta-trained with {config.estimator} on {", ".join(config.problems)}
+(varied: {", ".join(config.vary) or "nothing"}) for {facts["steps"]:,} outer steps of {config.truncation} inner steps of
+{config.particles} particles each, in {facts["seconds"] / 60:.0f} minutes; the best was outer step
+{facts["best_step"]:,}, with a mean loss of {facts["best_validation"]:.4f} (in units of a guess without looking) over
+{config.validation_steps} steps on images that no inner step saw.
+
+config.json holds the whole configuration.
+"""
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    sys.exit(told_in_one_line("meta_train", lambda: main(config)))

@@ -1,0 +1,131 @@
+"""The inner problems by name, on images read through data/images.py: what the tasks choose from.
+
+The small classifiers are the protocol of learned_optimizers.md section 1: images at 8 x 8, one hidden layer of 32,
+batches of 128, 80 % of the training images. Every name has the family that a rule is trained on: other widths, depths,
+activations and initial scales around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightedit.data.images import load_images
+from weightedit.errors import WeightEditError
+from weightedit.metatrain.image_optimizees import (
+    ClassifierOptimizee,
+    LabelledImages,
+    ModuleOptimizee,
+    SirenOptimizee,
+    conv_net,
+)
+from weightedit.metatrain.optimizee import Optimizee, TaskFamily
+from weightedit.spec import Activation
+
+TRAINED = 0.8  # part of the training images that inner steps see
+INIT = "zero-biases"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A named problem.
+
+    Attributes:
+        source: folder of images below the one that holds all data sets; None: scikit-learn's digits.
+        size: images are resized to size x size; None keeps them.
+        kind: "mlp" or "cnn".
+        widths: of the hidden layers, or channels.
+        strides: of the convolutions.
+    """
+
+    source: str | None
+    size: int | None
+    kind: str
+    widths: tuple[int, ...]
+    strides: tuple[int, ...] = ()
+
+
+PROBLEMS: dict[str, Problem] = {
+    "digits-mlp": Problem(None, None, "mlp", (32,)),
+    "mnist-mlp": Problem("mnist", 8, "mlp", (32,)),
+    "fashion-mlp": Problem("fashion_mnist", 8, "mlp", (32,)),
+    "cifar-mlp": Problem("cifar10", 8, "mlp", (32,)),
+    "fashion-mlp-wide": Problem("fashion_mnist", 8, "mlp", (128,)),
+    "fashion-mlp-deep": Problem("fashion_mnist", 8, "mlp", (32, 32)),
+    "cifar-mlp-wide": Problem("cifar10", 8, "mlp", (128,)),
+    "cifar-mlp-deep": Problem("cifar10", 8, "mlp", (32, 32)),
+    "fashion-cnn": Problem("fashion_mnist", None, "cnn", (16, 32, 32), (2, 2, 1)),
+    "cifar-cnn": Problem("cifar10", None, "cnn", (32, 64, 64), (2, 2, 1)),
+}
+
+
+def images_of(name: str, folder: str | Path, *, split: str = "train") -> LabelledImages:
+    """The images of problem `name`, at its size.
+
+    Args:
+        name: one of PROBLEMS.
+        folder: holds the data sets, each a folder that load_images reads.
+        split: "train" or "test".
+
+    Raises:
+        WeightEditError: an unknown name, and what load_images raises.
+    """
+    problem = _problem(name)
+    if problem.source is None:
+        from sklearn.datasets import load_digits
+
+        pixels, targets = load_digits(return_X_y=True)
+        images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+        labels = torch.as_tensor(targets)
+        part = slice(None, 1400) if split == "train" else slice(1400, None)
+        return LabelledImages.of(images[part], labels[part])
+    found = load_images(str(Path(folder) / problem.source), split)
+    return LabelledImages.of(found.images, found.labels, size=problem.size)
+
+
+def classifier(name: str, data: LabelledImages, held_out: LabelledImages | None = None, **changes: Any) -> Optimizee:
+    """Problem `name` on these images; `changes`: other fields of ClassifierOptimizee, "activation" by its name."""
+    problem = _problem(name)
+    if problem.kind == "cnn":
+        channels = data.images.shape[1]
+
+        def net() -> torch.nn.Module:
+            return conv_net(channels, data.classes, widths=problem.widths, strides=problem.strides)
+
+        return ModuleOptimizee(data, held_out, make=net)
+    activation = changes.pop("activation", "relu")
+    options: dict[str, Any] = {"hidden": problem.widths, "init_name": INIT, **changes}
+    return ClassifierOptimizee(data, held_out, activation=Activation(activation), **options)
+
+
+def family(name: str, data: LabelledImages, held_out: LabelledImages | None, vary: Sequence[str] = ()) -> TaskFamily:
+    """What a rule for problem `name` is trained on: the problem itself, and variations in what `vary` names.
+
+    Raises WeightEditError on an unknown variation.
+    """
+    choices: dict[str, Sequence[Any]] = {
+        "hidden": ((32,), (16,), (64,), (24, 24)),
+        "activation": ("relu", "tanh", "gelu"),
+        "initial_scale": (1.0, 0.5, 2.0),
+        "batch_size": (128, 32),
+    }
+    unknown = set(vary) - set(choices)
+    if unknown:
+        raise WeightEditError(f"variations {sorted(unknown)} came; expected some of {', '.join(choices)}: choose.")
+    make: Callable[..., Optimizee] = lambda **chosen: classifier(name, data, held_out, **chosen)  # noqa: E731
+    return TaskFamily(make, {key: choices[key] for key in vary} or {"batch_size": (128,)})
+
+
+def siren(folder: str | Path, source: str = "mnist", *, split: str = "train", limit: int | None = None) -> Optimizee:
+    """SIRENs 2-32-32-C fitted to the images of one data set."""
+    return SirenOptimizee(load_images(str(Path(folder) / source), split, limit=limit).images)
+
+
+def _problem(name: str) -> Problem:
+    if name not in PROBLEMS:
+        raise WeightEditError(f"problem {name!r} came; expected one of {', '.join(PROBLEMS)}: choose.")
+    return PROBLEMS[name]
