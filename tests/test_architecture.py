@@ -48,6 +48,7 @@ ORDER = [  # fmt: skip
     "optim.muon",
     "optim.mlp_features",
     "optim.mlp_rule",
+    "optim.metanet_features",
     "optim.metanet_rule",
     "optim.naming",
     "optim.stepping",

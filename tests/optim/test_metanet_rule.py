@@ -123,6 +123,20 @@ def test_a_stack_is_its_networks_one_by_one_and_so_is_vmap():
         torch.testing.assert_close(mapped[k], delta[k], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet()], ids=["CNN", "ResNet"])
+def test_pieces_of_rows_make_no_difference(net, monkeypatch):
+    wiring, rule, source = wiring_of(net.double()), random_rule(), generator(2)
+    params = {k: p.detach() for k, p in net.named_parameters()}
+    grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+    with torch.no_grad():
+        whole, state = rule(wiring, grads, rule.init(wiring, params), params)
+        monkeypatch.setattr("weightedit.optim.metanet_rule._PIECE", 50)
+        parts, again = rule(wiring, grads, rule.init(wiring, params), params)
+    for k in params:
+        torch.testing.assert_close(parts[k], whole[k], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(again[k]["columns"], state[k]["columns"])
+
+
 def test_every_network_may_have_rule_weights_of_its_own():
     spec = SPECS["relu"]
     wiring, rules = Wiring.of(spec), [random_rule(seed) for seed in (0, 1)]

@@ -11,15 +11,17 @@ permutations. Signs are kept by the form (ours; learned_optimizers.md section 3,
 
 `pace` and the biases b, c come from the clock, the loss and the tensor's place and size. At the start phi = 0 and the
 rule is geometric Adam. Under symmetry "permutation" the even features are joined by the odd ones, and no neuron has a
-gauge; the clock knows no horizon.
+gauge; the clock knows no horizon. Large tensors go through in pieces of rows, twice, unless gradients are asked for:
+memory is bounded by the piece.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +29,15 @@ from torch import Tensor, nn
 from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
 from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.layer import SYMMETRIES, Symmetry
-from weightedit.optim.gauge import inverse_root, parameter_scales, root
-from weightedit.optim.rule import RuleState, warmth
+from weightedit.optim.gauge import parameter_scales
+from weightedit.optim.metanet_features import PLACES, Seen, features, look, place
+from weightedit.optim.rule import RuleState
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
 KIND = "metanet-rule"
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
-_DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
+_PIECE = 65536  # parameters at once, over all networks of a stack
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class MetanetRule(nn.Module):
         super().__init__()
         self.config = config = config or MetanetRuleConfig()
         source, width = generator or torch.Generator().manual_seed(0), config.hidden
-        seen = _PLACES + len(_TIMES) + 2 * config.loss
+        seen = PLACES + len(_TIMES) + 2 * config.loss
 
         def matrix(outputs: int, inputs: int, scale: float = 1.0) -> nn.Parameter:
             return nn.Parameter(scale * inputs**-0.5 * torch.randn(outputs, inputs, generator=source))
@@ -163,31 +166,49 @@ class MetanetRule(nn.Module):
         values = {name: params[name].to(dtype) for name in grads}
         scales = parameter_scales(wiring, values, self.config.symmetry)
         new: RuleState = {}
-        odds, firsts, tensors = {}, {}, {}
+        tensors: dict[str, _Tensor] = {}
         for name, grad in grads.items():
-            wire, before = wiring.by_name[name], state[name]
-            scale = scales[name]
-            new[name] = self._accumulate(wire, grad.to(dtype) * scale, before, loss)
-            weight = None if self._shifted(wiring, wire) else values[name] / scale
-            tensors[name] = self._tensor_features(wiring, wire, new[name], loss)
-            odds[name], even = self._features(wire, grad.to(dtype) * scale, weight, new[name])
-            bias = tensors[name] @ self.tensor_first.to(dtype).mT + self.bias_first.to(dtype)
-            firsts[name] = (self.first.to(dtype) @ even + bias.unsqueeze(-1)).relu()
-        nodes = self._mix(wiring, firsts) if self.config.mixing else None
+            wire, scale = wiring.by_name[name], scales[name]
+            gradient = grad.to(dtype) * scale
+            new[name] = self._accumulate(wire, gradient, state[name], loss)
+            weight = None if _shifted(wiring, wire) else values[name] / scale
+            seen = look(wire, gradient, weight, new[name], (self.config.momenta, self.config.second))
+            tensors[name] = _Tensor(wire, seen, self._tensor_features(wiring, wire, new[name], loss))
+        firsts = {name: self._pieces(tensor) for name, tensor in tensors.items()}
+        nodes = self._mix(wiring, tensors, firsts) if self.config.mixing else None
         deltas: Params = {}
         for name, grad in grads.items():
-            wire = wiring.by_name[name]
-            second = self._second(wire, firsts[name], tensors[name], nodes)
-            factor = self.last.to(dtype) @ second.relu() + self.base.to(dtype).unsqueeze(-1)
-            direction = (odds[name] * factor).sum(-2)
-            pace = tensors[name] @ self.pace[int(wire.kind == "weight")].to(dtype) + self.log_step_size.to(dtype)
+            tensor, found = tensors[name], []
+            pace = tensor.facts @ self.pace[int(tensor.wire.kind == "weight")].to(dtype) + self.log_step_size.to(dtype)
+            for start, end, odd, hidden in firsts[name]():
+                second = self._second(tensor, hidden, nodes, (start, end))
+                factor = self.last.to(dtype) @ second.relu() + self.base.to(dtype).unsqueeze(-1)
+                found.append((odd * factor).sum(-2))
+            direction = found[0] if len(found) == 1 else torch.cat(found, -1)
             delta = -pace.exp().unsqueeze(-1) * direction
             deltas[name] = (delta.view(grad.shape) * scales[name]).to(grad.dtype)
         return deltas, new
 
-    def _shifted(self, wiring: Wiring, wire: Wire) -> bool:
-        """A bias that moves by itself under the half-period shift of a sine: its value is not looked at."""
-        return wire.kind == "bias" and wiring.sets[wire.target].group.shift
+    def _pieces(self, tensor: _Tensor) -> Callable[[], Iterable[_Piece]]:
+        """Odd features and the first hidden layer: kept where they are one piece, else made anew at every call."""
+        bias = tensor.facts @ self.tensor_first.to(tensor.facts.dtype).mT + self.bias_first.to(tensor.facts.dtype)
+        rows, numbers = tensor.wire.view[0], tensor.seen.gradient.numel()
+        small = numbers <= _PIECE or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        count = rows if small else max(1, _PIECE * rows // numbers)
+
+        def made() -> Iterator[_Piece]:
+            for start in range(0, rows, count):
+                seen = tensor.seen if count == rows else tensor.seen.part(start, start + count)
+                odd, even = features(seen, self._adam, signed=self.config.symmetry == "permutation")
+                yield (
+                    start,
+                    min(start + count, rows),
+                    odd,
+                    (self.first.to(even.dtype) @ even + bias.unsqueeze(-1)).relu(),
+                )
+
+        kept = list(made()) if count == rows else None
+        return made if kept is None else lambda: kept
 
     def _accumulate(
         self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor], loss: Tensor | None
@@ -207,82 +228,56 @@ class MetanetRule(nn.Module):
             new["first loss"] = torch.where(before["step"] == 0, now, before["first loss"])
         return new
 
-    def _features(
-        self, wire: Wire, gradient: Tensor, weight: Tensor | None, moments: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Odd features [.., K, parameters] and even ones [.., E, parameters] of one tensor."""
-        steps = moments["step"].to(gradient.dtype)
-        ones = steps.new_tensor(1.0)
-        warm = [ones, *(warmth(decay, steps) for decay in self.config.momenta)]
-        second = wire.matrix(moments["second"]).flatten(-2).unsqueeze(-3)
-        averages = torch.cat(
-            [wire.matrix(x).flatten(-2) for x in (gradient.unsqueeze(-1 - len(wire.shape)), moments["momenta"])], -3
-        )
-        corrections = torch.stack([one.expand(steps.shape) for one in warm], -1)[..., None, None]
-        averages = averages / corrections
-        calm = warmth(self.config.second, steps)[..., None, None, None]
-        second = second / calm
-        mean = second.mean((-2, -1), keepdim=True)
-        damping = _DAMPING * mean
-        rows = moments["rows"].unsqueeze(-1).unsqueeze(-3) / calm + damping
-        columns = moments["columns"].unsqueeze(-2).unsqueeze(-3) / calm + damping
-        inverse = inverse_root(second + damping)
-        factor = inverse_root(rows) * inverse_root(columns) * root(rows.mean(-2, keepdim=True))
-        direct = averages * inverse
-        known = torch.zeros_like(second) if weight is None else wire.matrix(weight).flatten(-2).unsqueeze(-3)
-        odd = torch.cat([direct, averages[..., :: self._adam, :, :][..., :2, :, :] * factor, known], -3).flatten(-2)
-        square = odd.square()
-        agreement = (direct[..., 1:, :, :] * direct[..., :-1, :, :]).flatten(-2)
-        size = ((second + damping) * inverse_root(mean).square()).flatten(-2)
-        even = [square / (1 + square), agreement / (1 + agreement.abs()), (size + 1e-6).log() / 4]
-        if self.config.symmetry == "permutation":
-            even.append(odd / (1 + odd.abs()))
-        return odd, torch.cat(even, -2)
-
     def _tensor_features(
         self, wiring: Wiring, wire: Wire, moments: Mapping[str, Tensor], loss: Tensor | None
     ) -> Tensor:
         """[.., features]: the clock, what the tensor is and where it lies, the loss."""
         steps, dtype = moments["step"], moments["second"].dtype
         clock = (steps.to(dtype).unsqueeze(-1) * self.inverse_times.to(dtype) - 1).tanh()
-        place = clock.new_tensor(_place(wiring, wire)).expand(*clock.shape[:-1], _PLACES)
-        parts = [clock, place]
+        parts = [clock, clock.new_tensor(place(wiring, wire)).expand(*clock.shape[:-1], PLACES)]
         if self.config.loss:
             first = moments["first loss"]
             now = first if loss is None else loss.to(dtype)
             parts.append(torch.stack([_log(now) / 5, (_log(now) - _log(first)) / 3], -1))
         return torch.cat(parts, -1)
 
-    def _mix(self, wiring: Wiring, firsts: Mapping[str, Tensor]) -> list[Tensor]:
+    def _mix(
+        self, wiring: Wiring, tensors: Mapping[str, _Tensor], firsts: Mapping[str, Callable[[], Iterable[_Piece]]]
+    ) -> list[Tensor]:
         """Per set of neurons, [.., hidden, size]: means over what touches a neuron, over its set and over all sets."""
         received: list[list[Tensor]] = [[] for _ in wiring.sets]
-        for name, hidden in firsts.items():
-            wire = wiring.by_name[name]
-            grid = hidden.unflatten(-1, wire.view)
-            received[wire.target].append(grid.mean((-2, -1)))
+        for name, tensor in tensors.items():
+            wire, by_row, by_column = tensor.wire, [], []
+            targets, *shape = wire.view
+            for start, end, _, hidden in firsts[name]():
+                grid = hidden.unflatten(-1, (end - start, *shape))
+                by_row.append(grid.mean((-2, -1)))
+                by_column.append(grid.mean(-1).sum(-2) / targets)
+            received[wire.target].append(by_row[0] if len(by_row) == 1 else torch.cat(by_row, -1))
             if wire.source is not None:
-                received[wire.source].append(grid.mean((-3, -1)))
-        like = next(iter(firsts.values()))
+                received[wire.source].append(sum(by_column[1:], by_column[0]))
+        like = next(part for parts in received for part in parts)
         own = [
             torch.stack(parts).mean(0) if parts else like.new_zeros(*like.shape[:-1], neurons.size)
             for parts, neurons in zip(received, wiring.sets, strict=True)
         ]
         layers = [neurons.mean(-1, keepdim=True) for neurons in own]
         network = torch.stack(layers).mean(0)
-        weight = self.node.to(like.dtype)
-        a, b, c = weight.split(self.config.hidden, -1)
+        a, b, c = self.node.to(like.dtype).split(self.config.hidden, -1)
         return [(a @ n + b @ layer + c @ network).relu() for n, layer in zip(own, layers, strict=True)]
 
-    def _second(self, wire: Wire, hidden: Tensor, tensor: Tensor, nodes: Sequence[Tensor] | None) -> Tensor:
-        dtype = hidden.dtype
-        bias = tensor @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype)
+    def _second(self, tensor: _Tensor, hidden: Tensor, nodes: Sequence[Tensor] | None, rows: tuple[int, int]) -> Tensor:
+        """Before its activation, [.., hidden, parameters] of these rows."""
+        wire, dtype = tensor.wire, hidden.dtype
+        bias = tensor.facts @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype)
         second = self.second.to(dtype) @ hidden
         if nodes is None:
             return second + bias.unsqueeze(-1)
-        ends = (self.to_target.to(dtype) @ nodes[wire.target] + bias.unsqueeze(-1))[..., None, None]
+        targets = nodes[wire.target][..., rows[0] : rows[1]]
+        ends = (self.to_target.to(dtype) @ targets + bias.unsqueeze(-1))[..., None, None]
         if wire.source is not None:
             ends = ends + (self.to_source.to(dtype) @ nodes[wire.source])[..., None, :, None]
-        return second + ends.expand(*ends.shape[:-3], *wire.view).flatten(-3)
+        return second + ends.expand(*ends.shape[:-3], rows[1] - rows[0], *wire.view[1:]).flatten(-3)
 
     def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
         """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
@@ -306,24 +301,21 @@ class MetanetRule(nn.Module):
         return rule.eval()
 
 
-_PLACES = 8
+_Piece = tuple[int, int, Tensor, Tensor]
+"""First row, the one after the last, odd features and first hidden layer."""
 
 
-def _place(wiring: Wiring, wire: Wire) -> list[float]:
-    """What a tensor is and where it lies: kind, ends, logarithms of its sizes, depth from either end."""
-    targets, sources, rest = wire.view
-    last = max(other.target for other in wiring.wires)
-    depth = wire.target / max(last, 1)
-    return [
-        float(wire.kind == "weight"),
-        float(wire.kind == "gain"),
-        float(wire.source is not None and not any(o.target == wire.source for o in wiring.wires)),
-        float(wire.target == last),
-        math.log2(sources * rest) / 10,
-        math.log2(targets) / 10,
-        depth,
-        1.0,
-    ]
+class _Tensor(NamedTuple):
+    """A tensor of the optimizee: its wire, what is seen of its parameters, and what holds for all of it [.., facts]."""
+
+    wire: Wire
+    seen: Seen
+    facts: Tensor
+
+
+def _shifted(wiring: Wiring, wire: Wire) -> bool:
+    """A bias that moves by itself under the half-period shift of a sine: its value is not looked at."""
+    return wire.kind == "bias" and wiring.sets[wire.target].group.shift
 
 
 def _log(loss: Tensor) -> Tensor:
