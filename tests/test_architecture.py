@@ -19,7 +19,7 @@ ORDER = [  # fmt: skip
     "tracing",
     "spec",
     "wiring",
-    "rewiring",
+    "module_wiring",
     "features",
     "symmetry",
     "blocks",

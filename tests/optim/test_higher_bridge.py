@@ -10,10 +10,10 @@ from torch import nn
 from tests.modules import CNN
 from tests.rules import TinyRule
 from weightedit.errors import WeightEditError
+from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import Adam, GeometricAdam
 from weightedit.optim.higher_bridge import register_with_higher
 from weightedit.optim.optimizer import LearnedOptimizer
-from weightedit.rewiring import wiring_of
 
 STEPS = 10
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -5,14 +5,14 @@ from torch.nn import functional
 
 from tests.modules import CNN, ResNet, ViT
 from tests.networks import SPECS, generator, random_params, relative
-from tests.test_rewiring import acted
+from tests.test_module_wiring import acted
 from weightedit import symmetry
 from weightedit.delta import apply_delta
 from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import SGD, Adam
 from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
-from weightedit.rewiring import wiring_of
 from weightedit.spec import NetworkSpec
 from weightedit.wiring import Wiring
 

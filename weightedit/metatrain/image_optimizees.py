@@ -21,7 +21,7 @@ from weightedit.inr.convention import Convention
 from weightedit.inr.siren import coordinate_grid, initial_params, render
 from weightedit.metatrain.draws import indices
 from weightedit.metatrain.optimizee import Batch, Task
-from weightedit.rewiring import wiring_of
+from weightedit.module_wiring import wiring_of
 from weightedit.spec import Activation, NetworkSpec, Params
 from weightedit.wiring import Wiring
 
@@ -214,7 +214,7 @@ class ModuleOptimizee(_Classifier):
 
     @property
     def wiring(self) -> Wiring:
-        """As rewiring.wiring_of reads it."""
+        """As module_wiring.wiring_of reads it."""
         return self._wiring
 
     @cached_property

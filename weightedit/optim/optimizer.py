@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
+from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.loading import load_rule
 from weightedit.optim.naming import paired, refuse_shard, unwrapped, with_axis, with_isolated
@@ -37,7 +38,6 @@ from weightedit.optim.stepping import (
     stepped,
     wide,
 )
-from weightedit.rewiring import wiring_of
 from weightedit.spec import Params
 from weightedit.wiring import Wiring
 

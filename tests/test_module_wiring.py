@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tests.modules import CNN, GPT, ResidualMLP, ResNet, Unreadable, ViT
-from weightedit.rewiring import wiring_of
+from weightedit.module_wiring import wiring_of
 from weightedit.spec import NetworkSpec
 from weightedit.wiring import Wiring
 
