@@ -1,1 +1,15 @@
-"""Makes the tests a package, so that what several of them share can be imported as tests.networks and the like."""
+"""Makes the tests a package, so that what several share can be imported as tests.networks; what every test leaves."""
+
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_left():
+    """Accelerate keeps one state per process, which a test's Accelerator would leave to the tests after it."""
+    yield
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
