@@ -168,7 +168,7 @@ def main(config: Config) -> dict[str, float]:
         run_training(control, splits, config, options, out / "control")
         figures["flat MLP"] = test_error(control, splits["test"], config)
     figures["floor"] = floor_error(splits["test"], config)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if result.main:
         report(config, editor, figures, result, splits, out)
     return figures
 

@@ -13,6 +13,7 @@ its card), out/curve.png, out/result.json, out/run (state and log).
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field, replace
@@ -216,6 +217,11 @@ def main(config: Config) -> TrainResult:
         name: value for name, value in asdict(config).items() if name not in ("training", "out", "images", "compile")
     }
     result = train(rule, carried, OuterSteps(), validate, out / "run", config.training, about=about, carried=carried)
+    if not result.main:
+        return result
+    if not math.isfinite(result.best_validation):
+        print(f"stopped after outer step {result.steps}, before the first validation: the same command goes on")
+        return result
     rule.cpu()
     facts = {
         "config": asdict(config),

@@ -150,6 +150,8 @@ def main(config: Config) -> dict[str, dict[str, float]]:
 
     about = {"weights": config.weights, **predictor.config.to_dict()}
     result = train(predictor, loss, pairs["train"], validate, out / "run", config.training, about=about)
+    if not result.main:
+        return {}
     figures = test_figures(editor.cpu().eval(), splits["test"], (0.5, 1.0) if graded else (1.0,))
     facts = {
         "figures": figures,

@@ -189,6 +189,8 @@ def main(config: Config) -> dict[str, dict[int, float]]:
     about = {name: asdict(config)[name] for name in kept}
     examples = Mixture(problems["train"], config.widen, fits["train"])
     result = train(rule, loss, examples, validate, out / "run", config.training, about=about)
+    if not result.main:
+        return {}
     rule.cpu()
     figures = {
         name: {steps: error_after(problems["test"][0], chosen, steps) for steps in range(1, config.longest + 1)}

@@ -1,5 +1,7 @@
 """Every task runs with --smoke, end to end, on images made here; fitting resumes and does not depend on its workers."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +172,18 @@ def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
         "compare_fits.py", "--images", str(pictures), "--split", "train", "--count", "100", *out, check=False
     )
     assert few.returncode != 0 and "lower count" in few.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_meta_train_together(tmp_path: Path) -> None:
+    """Each with inner runs of its own; stopped after two outer steps and taken up, they end as they would have."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    for name, limits in (("whole", [0]), ("parts", [1e-9, 1e-9, 0])):
+        for limit in limits:
+            task = [str(ROOT / "tasks/meta_train.py"), "--smoke", "--out", str(tmp_path / name)]
+            command = [*launch, *task, "--training.max-seconds", str(limit)]
+            subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    runs = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts")]
+    assert json.loads((tmp_path / "whole/run/run.json").read_text())["processes"] == 2
+    assert runs[0]["finished"] and runs[1]["finished"] and runs[0]["best_validation"] == runs[1]["best_validation"]

@@ -68,6 +68,7 @@ class TrainResult:
         folder: the run's folder.
         finished: whether all steps were done, or `max_seconds` ended the call.
         skipped: steps skipped because their gradient or loss was not finite.
+        main: whether this is process 0, the one that should write what is made of the run.
     """
 
     best_step: int
@@ -78,6 +79,7 @@ class TrainResult:
     folder: Path
     finished: bool
     skipped: int
+    main: bool = True
 
 
 class Data(Protocol):
@@ -299,10 +301,10 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _everyones(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Tensors that every process has, stacked over the processes."""
+        """Tensors that every process has, stacked over the processes; they need not be in the same order everywhere."""
         if self.accelerator.num_processes == 1:
             return {name: value[None] for name, value in tensors.items()}
-        return {name: self.accelerator.gather(value[None].to(self.device)) for name, value in tensors.items()}
+        return {name: self.accelerator.gather(tensors[name][None].to(self.device)) for name in sorted(tensors)}
 
     def _advance(self) -> None:
         """One optimizer step, without waiting for the device."""
@@ -467,6 +469,7 @@ class _Run:
             folder=self.folder,
             finished=finished,
             skipped=self.skipped,
+            main=self.main,
         )
 
     def _clock(self) -> float:
