@@ -37,9 +37,10 @@ from weightedit.optim.hand_designed import SGD, Adam, AdamW, GeometricAdam, RMSp
 from weightedit.optim.loading import load_rule
 from weightedit.optim.muon import Muon
 from weightedit.optim.optimizer import LearnedOptimizer
-from weightedit.optim.rule import UpdateRule
+from weightedit.optim.rule import RuleState, UpdateRule, beside
 from weightedit.plots import Band, bands
 from weightedit.spec import Params
+from weightedit.wiring import Wiring
 
 BY_HAND: dict[str, Callable[[float], UpdateRule]] = {
     "adam": Adam,
@@ -64,6 +65,7 @@ class Config:
         seeds: runs per rule.
         rates: learning rates tried per hand-designed rule.
         rescale: U of the rescaled runs; 0 for none.
+        cosine: multiply every rule's delta by a cosine from 1 to 0 over the run; rates are tuned with it.
         evaluate_every: steps between test losses.
         timed_steps: steps of one network that each rule is timed on; 0 for no times.
         out: folder of what is written.
@@ -77,10 +79,32 @@ class Config:
     seeds: int = 5
     rates: int = 20
     rescale: float = 0.0
+    cosine: bool = False
     evaluate_every: int = 20
     timed_steps: int = 100
     out: str = "runs/comparison"
     smoke: bool = False
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """A rule whose delta is multiplied by a cosine from 1 to 0 over `horizon` steps."""
+
+    rule: UpdateRule
+    horizon: int
+
+    def init(self, wiring: Wiring, params: Params) -> RuleState:
+        """See UpdateRule.init."""
+        return self.rule.init(wiring, params)
+
+    def update(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> tuple[Params, RuleState]:
+        """See UpdateRule.update."""
+        done = next(iter(state.values()))["step"] / self.horizon
+        factor = 0.5 * (1 + (math.pi * done.clamp(max=1.0)).cos())
+        deltas, after = self.rule.update(wiring, grads, state, params, loss=loss)
+        return {name: beside(factor, delta) * delta for name, delta in deltas.items()}, after
 
 
 @dataclass(frozen=True)
@@ -106,6 +130,7 @@ class Contest:
     def run(self, rule: UpdateRule, count: int, seed: int, data: LabelledImages, rescale: float = 0.0) -> Tensor:
         """Losses on `data`, [points, count], of runs that all rules share; infinite once a network has diverged."""
         generator = torch.Generator().manual_seed(seed)
+        rule = Annealed(rule, self.config.steps) if self.config.cosine else rule
         state = start(rule, self.optimizee, generator, count)
         if rescale:
             state = rescaled(self.optimizee, rule, state, rescale, generator)
@@ -205,7 +230,7 @@ def report(config: Config, facts: dict[str, Any]) -> str:
     columns = [f"{kind}: lowest test loss | steps to {lowest:.3f} | score" for kind in kinds]
     heads = ["rule", "tuned rate", *columns] + (["ms per step", "times fused Adam's"] if config.timed_steps else [])
     rows = [
-        f"{config.problem}, {config.steps} steps, {config.seeds} seeds",
+        f"{config.problem}, {config.steps} steps, {config.seeds} seeds{', cosine' if config.cosine else ''}",
         "",
         f"| {' | '.join(heads)} |",
         "|---" * (2 + 3 * len(kinds) + 2 * bool(config.timed_steps)) + "|",

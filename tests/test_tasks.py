@@ -148,6 +148,7 @@ def test_meta_train_and_compare(tmp_path: Path) -> None:
         "--rules",
         "sgd",
         rule,
+        "--cosine",
         "--rescale",
         "3",
         "--out",
