@@ -6,7 +6,8 @@ permutation, no factor. A module that cannot be traced is read layer by layer in
 never claims what may not hold, and never refuses: its notes and `Wiring.outside` say what is missing.
 
 A normalisation makes a new set, permuted together with the one it reads. Rows before a BatchNorm may be rescaled with
-nothing to compensate them, up to its epsilon.
+nothing to compensate them, up to its epsilon. The file is long because the state of a reading and its readers, one per
+kind of operation, in three tables, are one thing.
 """
 
 from __future__ import annotations

@@ -206,15 +206,7 @@ def frontier(panels: Mapping[str, Sequence[Curve]], path: str | Path, *, heading
             axes.axhline(floor, color=_GREY, linestyle=":", linewidth=1, label="floor")
         axes.set(xscale="log", yscale="log", xlabel="milliseconds per INR", title=title)
         axes.grid(True, which="major", color="0.9")
-    assert first is not None
-    figure.axes[0].set_ylabel("mean squared error")
-    handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
-    if heading:
-        figure.suptitle(heading, size=10, weight="bold")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return _put(buffer.getvalue(), path)
+    return _finished(figure, "mean squared error", heading, path)
 
 
 @dataclass(frozen=True)
@@ -265,9 +257,13 @@ def bands(panels: Mapping[str, Sequence[Band]], path: str | Path, *, heading: st
             axes.fill_between(band.x, list(map(min, columns)), list(map(max, columns)), color=f"C{i}", alpha=0.2)
         axes.set(yscale="log", xlabel=xlabel)
         axes.grid(True, which="both", color="0.9")
-    assert first is not None
+    return _finished(figure, ylabel, heading, path)
+
+
+def _finished(figure: Figure, ylabel: str, heading: str, path: str | Path) -> Path:
+    """Panels with one legend beside them and a heading above, written."""
     figure.axes[0].set_ylabel(ylabel)
-    handles, labels = first.get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     if heading:
         figure.suptitle(heading, size=10, weight="bold")
