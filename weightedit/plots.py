@@ -187,14 +187,8 @@ def frontier(panels: Mapping[str, Sequence[Curve]], path: str | Path, *, heading
         WeightEditError: no panels.
         FileFormatError: a place that cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    if not panels:
-        raise WeightEditError("no panels came; expected at least one: give the curves to draw.")
-    figure = Figure(figsize=(4.2 * len(panels) + 2.4, 4.2), dpi=_DPI, facecolor="white", layout="constrained")
-    first = None
-    for number, (title, curves) in enumerate(panels.items()):
-        first = axes = figure.add_subplot(1, len(panels), number + 1, sharey=first)
+    figure = _figure(len(panels))
+    for axes, (title, curves) in zip(figure.axes, panels.items(), strict=True):
         others = 0
         for curve in curves:
             colour = None if curve.own else f"{0.25 + 0.1 * others:.2f}"
@@ -242,14 +236,8 @@ def bands(panels: Mapping[str, Sequence[Band]], path: str | Path, *, heading: st
         WeightEditError: no panels.
         FileFormatError: a place that cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    if not panels:
-        raise WeightEditError("no panels came; expected at least one: give the bands to draw.")
-    figure = Figure(figsize=(4.2 * len(panels) + 2.4, 4.2), dpi=_DPI, facecolor="white", layout="constrained")
-    first = None
-    for number, (xlabel, drawn) in enumerate(panels.items()):
-        first = axes = figure.add_subplot(1, len(panels), number + 1, sharey=first)
+    figure = _figure(len(panels))
+    for axes, (xlabel, drawn) in zip(figure.axes, panels.items(), strict=True):
         for i, band in enumerate(drawn):
             columns = list(zip(*band.losses, strict=True))
             style = {"color": f"C{i}", "linewidth": 2.2 if band.own else 1.1}
@@ -258,6 +246,17 @@ def bands(panels: Mapping[str, Sequence[Band]], path: str | Path, *, heading: st
         axes.set(yscale="log", xlabel=xlabel)
         axes.grid(True, which="both", color="0.9")
     return _finished(figure, ylabel, heading, path)
+
+
+def _figure(panels: int) -> Figure:
+    """So many panels side by side, with one y axis and room for a legend."""
+    from matplotlib.figure import Figure
+
+    if panels < 1:
+        raise WeightEditError("no panels came; expected at least one: give what is to be drawn.")
+    figure = Figure(figsize=(4.2 * panels + 2.4, 4.2), dpi=_DPI, facecolor="white", layout="constrained")
+    figure.subplots(1, panels, sharey=True)
+    return figure
 
 
 def _finished(figure: Figure, ylabel: str, heading: str, path: str | Path) -> Path:

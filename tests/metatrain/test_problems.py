@@ -4,7 +4,7 @@ from PIL import Image
 
 from weightedit.errors import WeightEditError
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee, ModuleOptimizee
-from weightedit.metatrain.problems import PROBLEMS, classifier, family, images_of, siren
+from weightedit.metatrain.problems import PROBLEMS, classifier, family, images_of
 
 
 def test_digits_need_no_folder_and_splits_do_not_overlap():
@@ -34,9 +34,6 @@ def test_problems_read_their_images_at_their_size(pictures):
     assert isinstance(cnn, ModuleOptimizee)
     params, _ = cnn.init(torch.Generator().manual_seed(0), 1)
     assert sum(p.numel() for p in params.values()) == 16 * 9 + 16 + 32 * 16 * 9 + 32 + 32 * 32 * 9 + 32 + 32 * 2 + 2
-    assert (
-        siren(pictures, "fashion_mnist", limit=3).init(torch.Generator().manual_seed(0), 2)[1]["values"].shape[1] == 784
-    )
 
 
 def test_a_family_varies_what_it_is_told_to():

@@ -20,7 +20,6 @@ from weightedit.metatrain.image_optimizees import (
     ClassifierOptimizee,
     LabelledImages,
     ModuleOptimizee,
-    SirenOptimizee,
     conv_net,
 )
 from weightedit.metatrain.optimizee import Optimizee, TaskFamily
@@ -118,11 +117,6 @@ def family(name: str, data: LabelledImages, held_out: LabelledImages | None, var
         raise WeightEditError(f"variations {sorted(unknown)} came; expected some of {', '.join(choices)}: choose.")
     make: Callable[..., Optimizee] = lambda **chosen: classifier(name, data, held_out, **chosen)  # noqa: E731
     return TaskFamily(make, {key: choices[key] for key in vary} or {"batch_size": (128,)})
-
-
-def siren(folder: str | Path, source: str = "mnist", *, split: str = "train", limit: int | None = None) -> Optimizee:
-    """SIRENs 2-32-32-C fitted to the images of one data set."""
-    return SirenOptimizee(load_images(str(Path(folder) / source), split, limit=limit).images)
 
 
 def _problem(name: str) -> Problem:

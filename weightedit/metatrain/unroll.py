@@ -118,7 +118,7 @@ class Unroll:
         optimizee: the problem.
         fresh: losses are those after each step on a batch of its own (held-out data where the problem has it), in place
             of those before each step on the batch that it steps on. One more forward per step.
-        compile: torch.compile one step; shapes are static, so every new number of networks compiles anew.
+        compile: torch.compile the pieces of a step; shapes are static, so every new number of networks compiles anew.
     """
 
     rule: UpdateRule
