@@ -1,36 +1,68 @@
-"""What every metanetwork is: a module from neural graph to neural graph that declares its channel types."""
+"""What every metanetwork is: a module that reads a neural graph, declares its channel types, and edits or embeds it."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from torch import Tensor, nn
 
-from torch import nn
-
+from weightedit.errors import SpecError
 from weightedit.features import ChannelType, check_types
 from weightedit.graph import NeuralGraph
+from weightedit.spec import Symmetry
 
 
 class Metanetwork(nn.Module):
-    """Base class. `types_in` and `types_out` are checked wherever two parts are joined.
+    """Base class. A metanetwork has one of two endings: it edits (`forward`) or it reads (`embed`).
+
+    `types_in` and `types_out` are checked wherever two parts are joined.
 
     Attributes:
         types_in: channel types of the graphs it reads; the first is PARAMETER.
         types_out: channel types of the graphs it returns, (DELTA,) for one that edits.
+        embedding: width of the vector that `embed` gives, 0 for a metanetwork that edits.
+        declared: the symmetries to which it is equivariant (or, reading, invariant) on networks that have them.
     """
 
     types_in: tuple[ChannelType, ...]
     types_out: tuple[ChannelType, ...]
+    embedding: int = 0
+    declared: tuple[Symmetry, ...] = ()
 
-    @abstractmethod
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
-        """The map itself; `forward` checks types around it."""
+        """The map of one that edits; `forward` checks types around it."""
+        raise NotImplementedError
+
+    def read(self, graph: NeuralGraph) -> Tensor:
+        """The map of one that reads; `embed` checks types before it."""
+        raise NotImplementedError
 
     def forward(self, graph: NeuralGraph) -> NeuralGraph:
         """The transformed graph, on the same layout.
 
-        Raises TypeMismatchError if the graph's channels are not `types_in`.
+        Raises:
+            TypeMismatchError: the graph's channels are not `types_in`.
+            SpecError: this metanetwork reads, it does not edit.
         """
+        if self.embedding:
+            raise SpecError(
+                f"{type(self).__name__} came with embedding {self.embedding}; expected 0 for deltas: call embed, or "
+                "build it with embedding=0."
+            )
         check_types(graph.types, self.types_in, type(self).__name__)
         result = self.transform(graph)
         check_types(result.types, self.types_out, f"{type(self).__name__} output")
         return result
+
+    def embed(self, graph: NeuralGraph) -> Tensor:
+        """One vector per network: [N, embedding] for a stack, [embedding] for one, [networks, embedding] if ragged.
+
+        Raises:
+            TypeMismatchError: the graph's channels are not `types_in`.
+            SpecError: this metanetwork edits, it does not read.
+        """
+        if not self.embedding:
+            raise SpecError(
+                f"{type(self).__name__} came with embedding 0; expected the width of a vector per network: build it "
+                "with embedding > 0."
+            )
+        check_types(graph.types, self.types_in, type(self).__name__)
+        return self.read(graph)
