@@ -1,5 +1,7 @@
 """Neural graphs and layouts: lossless, both layouts do what a loop over edges does, fused products match plain ones."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from tests.networks import SPECS, generator, random_params
 from weightedit.errors import ParamsError
 from weightedit.features import DELTA, GRADIENT, PARAMETER
 from weightedit.graph import DenseLayout, Layout, NeuralGraph
+from weightedit.layer import ACTIVATION_NAMES
 from weightedit.ragged import RaggedLayout, ragged_graph
 from weightedit.spec import SYMMETRIES
 
@@ -32,6 +35,13 @@ def _edges(spec):
 
 def _level_of_node(spec):
     return [level for level, width in enumerate(spec.widths) for _ in range(width)]
+
+
+def _largest(values, places):
+    found = torch.full((NODES, values.shape[1]), -math.inf, dtype=values.dtype)
+    for value, place in zip(values, places, strict=True):
+        found[place] = torch.maximum(found[place], value)
+    return found
 
 
 def _mean_over(values, places):
@@ -111,6 +121,8 @@ def test_every_operation_is_the_loop_over_edges(views):
         "to_target": (a[target], (a,)),
         "sum_at_source": (at_source, (e,)),
         "sum_at_target": (at_target, (e,)),
+        "max_at_source": (_largest(e, source), (e,)),
+        "max_at_target": (_largest(e, target), (e,)),
         "modulate": (e * a[target] * b[source], (e, a, b)),
         "add_ends": (e + a[target] + b[source], (e, a, b)),
         "outer": ((a[target] * b[source]).sum(1, keepdim=True), (a, b)),
@@ -125,6 +137,21 @@ def test_every_operation_is_the_loop_over_edges(views):
         for k, (s, t, _) in enumerate(pairs):
             end[t if name == "collect_at_target" else s] += e[k] * a[ends[k]]
         torch.testing.assert_close(back(getattr(layout, name)(lift(e), lift(a))), end, rtol=0, atol=1e-13, msg=name)
+
+
+@pytest.mark.parametrize("name", ["max_at_target", "max_at_source"])
+def test_the_gradient_of_a_maximum_is_shared_among_ties_on_both_layouts(name):
+    spec = SPECS["tanh"]
+    edges = torch.randint(-1, 2, (42, 3), generator=generator(1)).double()
+    weights, gradients = _random(14, 3, seed=2), []
+    for layout in (DenseLayout(spec), RaggedLayout([spec])):
+        leaf = edges.clone().requires_grad_()
+        found = getattr(layout, name)(leaf)
+        there = found.isfinite()
+        gradients.append(torch.autograd.grad((found[there] * weights[there]).sum(), leaf)[0])
+    assert int(there[:, 0].sum()) == 14 - spec.widths[0 if name == "max_at_target" else -1]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-14)
+    torch.testing.assert_close(gradients[0].sum(0), (weights * there).sum(0))
 
 
 def test_levels_join_again_and_transmit_multiplies(views):
@@ -160,6 +187,7 @@ def test_node_constants_agree(views, symmetry):
         "position": [i for width in widths for i in range(width)],
         "in_degree": [0 if x == 0 else widths[x - 1] for x in level],
         "out_degree": [0 if x == SPEC.depth else widths[x + 1] for x in level],
+        "activation": [0 if x == 0 else 1 + ACTIVATION_NAMES.index(SPEC.layers[x - 1].activation.name) for x in level],
     }
     for name, values in expected.items():
         got = getattr(constants, name)

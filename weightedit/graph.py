@@ -23,12 +23,15 @@ from weightedit.blocks import (
     BlockTable,
     CollectAtSource,
     CollectAtTarget,
+    MaxAtSource,
+    MaxAtTarget,
     Modulate,
     SumAtSource,
     SumAtTarget,
 )
 from weightedit.errors import ParamsError
 from weightedit.features import ChannelType, WeightSpaceFeatures, features_from_params, params_from_features
+from weightedit.layer import ACTIVATION_NAMES
 from weightedit.spec import Activation, NetworkSpec, Params, Symmetry
 
 
@@ -61,6 +64,14 @@ class Layout(ABC):
     @abstractmethod
     def sum_at_target(self, edges: Tensor) -> Tensor:
         """Sum over the incoming edges of every node: [..., e, C] -> [..., n, C]."""
+
+    @abstractmethod
+    def max_at_source(self, edges: Tensor) -> Tensor:
+        """Maximum over the outgoing edges of every node, -inf where there is none: [..., e, C] -> [..., n, C]."""
+
+    @abstractmethod
+    def max_at_target(self, edges: Tensor) -> Tensor:
+        """Maximum over the incoming edges of every node, -inf where there is none: [..., e, C] -> [..., n, C]."""
 
     def modulate(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
         """edges[i, j] * target[i] * source[j]: [..., e, C] and twice [..., n, C] -> [..., e, C]."""
@@ -157,6 +168,7 @@ class NodeConstants:
     level: Tensor
     height: Tensor  # levels above, 0 for outputs
     position: Tensor  # index in its level
+    activation: Tensor  # what it applies: 0 at the inputs, else 1 + its place in layer.ACTIVATION_NAMES
     in_degree: Tensor
     out_degree: Tensor
 
@@ -176,7 +188,9 @@ def _place_table(spec: NetworkSpec) -> Tensor:
     rows = []
     for level, width in enumerate(spec.widths):
         ends = torch.tensor([level, spec.depth - level]).expand(width, 2)
-        rows.append(torch.cat([ends, torch.arange(width).unsqueeze(1)], 1))
+        name = spec.layers[level - 1].activation.name
+        activation = torch.full((width, 1), 1 + ACTIVATION_NAMES.index(name) if level else 0)
+        rows.append(torch.cat([ends, torch.arange(width).unsqueeze(1), activation], 1))
     return torch.cat(rows)
 
 
@@ -224,6 +238,12 @@ class DenseLayout(Layout):
 
     def sum_at_target(self, edges: Tensor) -> Tensor:
         return cast(Tensor, SumAtTarget.apply(edges, sum(self.spec.widths), self._table))
+
+    def max_at_source(self, edges: Tensor) -> Tensor:
+        return cast(Tensor, MaxAtSource.apply(edges, sum(self.spec.widths), self._table))
+
+    def max_at_target(self, edges: Tensor) -> Tensor:
+        return cast(Tensor, MaxAtTarget.apply(edges, sum(self.spec.widths), self._table))
 
     @cached_property
     def _table(self) -> BlockTable:

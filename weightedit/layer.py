@@ -47,6 +47,8 @@ _GROUPS = {
     "silu": NeuronGroup(),
     "sigmoid": NeuronGroup(),
 }
+# In a fixed order, which embeddings of activations rely on: new ones go last.
+ACTIVATION_NAMES = tuple(_GROUPS)
 _PARAMETER_NAMES = {"sine": "omega", "leaky_relu": "negative slope"}
 
 

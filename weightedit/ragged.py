@@ -9,6 +9,7 @@ target-major, as in graph.py.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -80,6 +81,16 @@ class RaggedLayout(Layout):
 
     def sum_at_target(self, edges: Tensor) -> Tensor:
         return self._scatter(edges, self.target, sum(self.sizes))
+
+    def _scatter_max(self, edges: Tensor, where: Tensor) -> Tensor:
+        lowest = edges.new_full((sum(self.sizes), edges.shape[-1]), -math.inf)
+        return lowest.scatter_reduce(0, where.unsqueeze(-1).expand_as(edges), edges, "amax")
+
+    def max_at_source(self, edges: Tensor) -> Tensor:
+        return self._scatter_max(edges, self.source)
+
+    def max_at_target(self, edges: Tensor) -> Tensor:
+        return self._scatter_max(edges, self.target)
 
     def outer(self, target: Tensor, source: Tensor) -> Tensor:
         return (self.to_target(target) * self.to_source(source)).sum(-1, keepdim=True)
