@@ -21,7 +21,7 @@ STEPS = 100
 
 def random_rule(seed=0, **config):
     """A rule whose every weight counts, in float64, with steps small enough for 100 of them."""
-    rule = MetanetRule(MetanetRuleConfig(step_size=0.003, **config)).double()
+    rule = MetanetRule(MetanetRuleConfig(step_size=0.012, **config)).double()
     source = generator(seed)
     with torch.no_grad():
         for p in rule.parameters():

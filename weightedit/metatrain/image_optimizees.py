@@ -43,8 +43,8 @@ class LabelledImages:
         Args:
             images: [n, C, H, W], uint8 from 0 to 255 or floats in [0, 1].
             labels: [n], integers.
-            size: resize to size x size, bilinear without smoothing (pixel centres halfway, as tf.image.resize); None
-                keeps the size.
+            size: resize to size x size, bilinear with smoothing (antialiased, as jax.image.resize: tuned Adam's
+                published loss on Fashion-MNIST, .475, is met with it, .471, and not without, .52); None keeps the size.
             dtype: of the images here.
 
         Raises:
@@ -58,7 +58,7 @@ class LabelledImages:
         values = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
         if size is not None and values.shape[-2:] != (size, size):
             pieces = [
-                functional.interpolate(piece, (size, size), mode="bilinear", align_corners=False)
+                functional.interpolate(piece, (size, size), mode="bilinear", antialias=True)
                 for piece in values.split(4096)
             ]
             values = torch.cat(pieces)

@@ -14,7 +14,7 @@ that all update rules use, whose derivative at zero is zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -78,7 +78,11 @@ def parameter_scales(wiring: Wiring, params: Mapping[str, Tensor], symmetry: Sym
     Returns, by the names of `params`, tensors that broadcast with them: u_target / (u_source sqrt(sources rest)) for a
     weight, u_target for biases and gains.
     """
-    scales = neuron_scales(wiring, params, symmetry)
+    return spread(wiring, params, neuron_scales(wiring, params, symmetry))
+
+
+def spread(wiring: Wiring, params: Mapping[str, Tensor], scales: Sequence[Tensor]) -> dict[str, Tensor]:
+    """`parameter_scales` from the `neuron_scales`."""
     found = {}
     for name in params:
         wire = wiring.by_name[name]
@@ -89,6 +93,19 @@ def parameter_scales(wiring: Wiring, params: Mapping[str, Tensor], symmetry: Sym
         before = scales[wire.source] * math.sqrt(sources * rest)
         found[name] = _spread(wire, scales[wire.target].unsqueeze(-1) / before.unsqueeze(-2))
     return found
+
+
+def growth(wiring: Wiring, scales: Sequence[Tensor]) -> Tensor:
+    """The mean logarithm per layer of how much larger the outputs are than the inputs, by the weights: [] or [N].
+
+    An invariant, since outputs carry no factor: 0 where every layer keeps the size of what it reads, or no outputs are
+    known, and 1 more where all weights are e times as large. From the `neuron_scales`.
+    """
+    read = {wire.source for wire in wiring.wires}
+    reached = {wire.target for wire in wiring.wires if wire.source is not None}
+    ends = [i for i in sorted(reached - read) if not wiring.sets[i].group.scale]
+    found = [scales[i].log().mean(-1) for i in ends] or [scales[0].new_zeros(scales[0].shape[:-1])]
+    return torch.stack(found).mean(0) / max(1, len(reached))
 
 
 _Weights = list[list[tuple[Wire, Tensor]]]

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from weightedit.optim.gauge import inverse_root, root
+from weightedit.optim.muon import COEFFICIENTS
 from weightedit.optim.rule import warmth
 from weightedit.wiring import Wire, Wiring
 
 PLACES = 8
+_ITERATIONS = 5
 _DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
 
 
@@ -35,6 +37,7 @@ class Seen(NamedTuple):
     rows: Tensor
     columns: Tensor
     size: Tensor  # root of the mean row: Adafactor's factor is size / sqrt(row column)
+    level: Tensor | None  # the averages with all singular values made alike; None where it is not taken
     weight: Tensor | None  # None where its value is not to be looked at
 
     def part(self, start: int, end: int) -> Seen:
@@ -49,24 +52,34 @@ def look(
     weight: Tensor | None,
     moments: Mapping[str, Tensor],
     decays: tuple[Sequence[float], float],
+    mix: Tensor | None = None,
 ) -> Seen:
-    """What is known of the tensor of `wire`; gradient and weight in the gauge, shaped as it; decays of both moments."""
-    steps, (momenta, fresh) = moments["step"].to(gradient.dtype), decays
-    corrections = torch.stack([warmth(decay, steps) for decay in momenta], -1)[..., None, None]
+    """What is known of the tensor of `wire`; gradient and weight in the gauge, shaped as it; decays of both moments.
+
+    `mix` [1 + momenta]: of the gradient and its averages, what `level` is made of; None for no `level`.
+    """
+    steps, (averaged, fresh) = moments["step"].to(gradient.dtype), decays
+    corrections = torch.stack([warmth(decay, steps) for decay in averaged], -1)[..., None, None]
     calm = warmth(fresh, steps)[..., None, None, None]
     second = wire.matrix(moments["second"]).flatten(-2).unsqueeze(-3) / calm
     mean = second.mean((-2, -1), keepdim=True)
     rows = moments["rows"].unsqueeze(-1).unsqueeze(-3) / calm + _DAMPING * mean
     columns = moments["columns"].unsqueeze(-2).unsqueeze(-3) / calm + _DAMPING * mean
+    flat, momenta = wire.matrix(gradient).flatten(-2), wire.matrix(moments["momenta"]).flatten(-2)
+    level = None
+    if mix is not None:
+        averages = torch.cat([flat.unsqueeze(-3), momenta / corrections], -3)
+        level = levelled((averages * mix.to(averages.dtype)[:, None, None]).sum(-3)).unsqueeze(-3)
     return Seen(
-        wire.matrix(gradient).flatten(-2).unsqueeze(-3),
-        wire.matrix(moments["momenta"]).flatten(-2),
+        flat.unsqueeze(-3),
+        momenta,
         corrections,
         second + _DAMPING * mean,
         mean,
         rows,
         columns,
         root(rows.mean(-2, keepdim=True)),
+        level,
         None if weight is None else wire.matrix(weight).flatten(-2).unsqueeze(-3),
     )
 
@@ -76,19 +89,36 @@ def features(seen: Seen, adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
 
     Args:
         seen: a tensor, or rows of it.
-        adam: place of the momentum that is Adam's among gradient and momenta.
+        adam: place of the momentum that is Adam's among gradient and momenta; its direction also stands where a
+            tensor is not levelled.
         signed: whether the even features are joined by the odd ones, which gives up sign equivariance.
     """
     averages = torch.cat([seen.gradient, seen.momenta / seen.corrections], -3)
     factor = inverse_root(seen.rows) * inverse_root(seen.columns) * seen.size
     direct = averages * inverse_root(seen.second)
     weight = torch.zeros_like(seen.gradient) if seen.weight is None else seen.weight
-    odd = torch.cat([direct, averages[..., ::adam, :, :][..., :2, :, :] * factor, weight], -3).flatten(-2)
+    level = direct[..., adam : adam + 1, :, :] if seen.level is None else seen.level
+    odd = torch.cat([direct, averages[..., ::adam, :, :][..., :2, :, :] * factor, weight, level], -3).flatten(-2)
     square = odd.square()
     agreement = (direct[..., 1:, :, :] * direct[..., :-1, :, :]).flatten(-2)
     size = (seen.second * inverse_root(seen.mean).square()).flatten(-2)
     even = [square / (1 + square), agreement / (1 + agreement.abs()), (size + 1e-6).log() / 4]
     return odd, torch.cat([*even, odd / (1 + odd.abs())] if signed else even, -2)
+
+
+def levelled(matrix: Tensor) -> Tensor:
+    """U V^T of a matrix U S V^T [.., rows, columns], nearly, in units of root mean square 1; zero stays zero.
+
+    By Muon's iteration (muon.py), which permutations and signs of rows and columns commute with.
+    """
+    a, b, c = COEFFICIENTS
+    rows, columns = matrix.shape[-2:]
+    x = matrix.mT if rows > columns else matrix
+    x = x * inverse_root(x.square().sum((-2, -1), keepdim=True))
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return math.sqrt(max(rows, columns)) * (x.mT if rows > columns else x)
 
 
 def place(wiring: Wiring, wire: Wire) -> list[float]:

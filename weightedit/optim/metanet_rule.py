@@ -4,13 +4,16 @@ All that it sees is written in the vertex gauge (gauge.py): g^ = s g and w^ = w 
 of g^, their means over rows, columns and tensors, and thresholds relative to those are invariants, up to signs and
 permutations. Signs are kept by the form (ours; learned_optimizers.md section 3, symmetry.md section 3):
 
-    delta = -s exp(log step size + pace) sum_k o_k (a_k + phi_k)   o odd: g^, m^ over sqrt(v^) or Adafactor's, and w^
+    step = -s exp(log step size + pace) sum_k o_k (a_k + phi_k)    o odd: g^, m^ over sqrt(v^) or Adafactor's, w^, and
+                                                                   m^ with all its singular values made alike
     phi = W3 act(W2 h + A n_target + B n_source + c)
     h = act(W1 e + b)                                              e even: |o|, agreement of momenta, size of v^
     n = act(N [mean of h over a neuron's weights, its layer, the network])     the one equivariant mixing layer
 
-`pace` and the biases b, c come from the clock, the loss and the tensor's place and size. At the start phi = 0 and the
-rule is geometric Adam. Under symmetry "permutation" the even features are joined by the odd ones, and no neuron has a
+`pace` and the biases b, c come from the clock, the loss and the tensor's place and size. The delta is that of an
+average of the iterates that took these steps (schedule-free, Defazio et al. 2024), so that noise dies out without a
+horizon. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam where that is not asked for, averaged.
+Under symmetry "permutation" the even features are joined by the odd ones, and no neuron has a
 gauge; the clock knows no horizon. Large tensors go through in pieces of rows, twice, unless gradients are asked for:
 memory is bounded by the piece.
 """
@@ -29,14 +32,15 @@ from torch import Tensor, nn
 from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
 from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.layer import SYMMETRIES, Symmetry
-from weightedit.optim.gauge import parameter_scales
+from weightedit.optim.gauge import growth, neuron_scales, spread
 from weightedit.optim.metanet_features import PLACES, Seen, features, look, place
-from weightedit.optim.rule import RuleState
+from weightedit.optim.rule import RuleState, beside
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
 KIND = "metanet-rule"
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
+_GROWTH = 5.0  # what is beyond is not told apart
 _PIECE = 65536  # parameters at once, over all networks of a stack
 
 
@@ -50,6 +54,9 @@ class MetanetRuleConfig:
         momenta: decays of the averaged gradients, ascending.
         second: decay of the averaged squares, also of Adafactor's rows and columns.
         mixing: exchange over neurons, layers and the network; without it the rule is a per-parameter one.
+        levelling: matrices whose smaller side is at most this long are also seen with all singular values made alike,
+            as Muon does, and move along that at the start; 0 for none.
+        averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
         step_size: at the start, in units of the weights' own size.
         loss: the rule looks at the logarithm of the loss and of how it fell since the first step.
 
@@ -59,10 +66,12 @@ class MetanetRuleConfig:
 
     symmetry: Symmetry = "full"
     hidden: int = 8
-    momenta: tuple[float, ...] = (0.5, 0.9, 0.99)
+    momenta: tuple[float, ...] = (0.9, 0.99)
     second: float = 0.99
     mixing: bool = True
-    step_size: float = 0.02
+    levelling: int = 256
+    averaging: bool = True
+    step_size: float = 0.05
     loss: bool = False
 
     def __post_init__(self) -> None:
@@ -80,8 +89,8 @@ class MetanetRuleConfig:
 
     @property
     def odd(self) -> int:
-        """Odd features per parameter: gradient and momenta over sqrt(v^), two of them over Adafactor's, and w^."""
-        return 1 + len(self.momenta) + 2 + 1
+        """Odd features per parameter: gradient and momenta over sqrt(v^), two of them over Adafactor's, w^, level."""
+        return 1 + len(self.momenta) + 2 + 1 + 1
 
     @property
     def even(self) -> int:
@@ -109,7 +118,7 @@ class MetanetRule(nn.Module):
         super().__init__()
         self.config = config = config or MetanetRuleConfig()
         source, width = generator or torch.Generator().manual_seed(0), config.hidden
-        seen = PLACES + len(_TIMES) + 2 * config.loss
+        seen = PLACES + len(_TIMES) + 1 + 2 * config.loss
 
         def matrix(outputs: int, inputs: int, scale: float = 1.0) -> nn.Parameter:
             return nn.Parameter(scale * inputs**-0.5 * torch.randn(outputs, inputs, generator=source))
@@ -121,10 +130,19 @@ class MetanetRule(nn.Module):
             self.node = matrix(width, 3 * width)
             self.to_target, self.to_source = matrix(width, width), matrix(width, width)
         self.last = nn.Parameter(torch.zeros(config.odd, width))
-        self.pace = nn.Parameter(torch.zeros(2, seen))
+        pace = torch.zeros(2, seen)
+        pace[:, len(_TIMES) + PLACES] = -1.0  # steps do not grow with the network
+        self.pace = nn.Parameter(pace)
         base = torch.zeros(config.odd)
-        self._adam = min(2, len(config.momenta))  # place of the second momentum over sqrt(v^), Adam's direction
-        base[self._adam] = 1.0
+        base[-1] = 1.0
+        # The place of Adam's direction among the odd features.
+        self._adam = 1 + min(range(len(config.momenta)), key=lambda k: abs(config.momenta[k] - 0.9))
+        if config.levelling:
+            mix = torch.zeros(1 + len(config.momenta))
+            mix[0] = mix[self._adam] = 0.5
+            self.mix = nn.Parameter(mix)
+        if config.averaging:
+            self.lag, self.log_recency = nn.Parameter(torch.tensor(2.2)), nn.Parameter(torch.tensor(0.0))
         self.base = nn.Parameter(base)
         self.log_step_size = nn.Parameter(torch.tensor(math.log(config.step_size)))
         self.register_buffer("fresh", torch.tensor([1 - decay for decay in config.momenta]), persistent=False)
@@ -146,6 +164,8 @@ class MetanetRule(nn.Module):
             dtype = torch.promote_types(tensor.dtype, torch.float32)
             state[name] = {key: tensor.new_zeros((*lead, *shape), dtype=dtype) for key, shape in shapes.items()}
             state[name]["step"] = tensor.new_zeros(lead, dtype=torch.float32)
+            if self.config.averaging:
+                state[name]["ahead"] = tensor.new_zeros((*lead, *wire.shape), dtype=dtype)
             if self.config.loss:
                 state[name]["first loss"] = tensor.new_zeros(lead, dtype=dtype)
         return state
@@ -164,7 +184,8 @@ class MetanetRule(nn.Module):
             return {}, {}
         dtype = next(iter(state.values()))["second"].dtype
         values = {name: params[name].to(dtype) for name in grads}
-        scales = parameter_scales(wiring, values, self.config.symmetry)
+        neurons = neuron_scales(wiring, values, self.config.symmetry)
+        scales, grown = spread(wiring, values, neurons), growth(wiring, neurons)
         new: RuleState = {}
         tensors: dict[str, _Tensor] = {}
         for name, grad in grads.items():
@@ -172,8 +193,9 @@ class MetanetRule(nn.Module):
             gradient = grad.to(dtype) * scale
             new[name] = self._accumulate(wire, gradient, state[name], loss)
             weight = None if _shifted(wiring, wire) else values[name] / scale
-            seen = look(wire, gradient, weight, new[name], (self.config.momenta, self.config.second))
-            tensors[name] = _Tensor(wire, seen, self._tensor_features(wiring, wire, new[name], loss))
+            decays, mix = (self.config.momenta, self.config.second), self.mix if self._levels(wire) else None
+            seen = look(wire, gradient, weight, new[name], decays, mix)
+            tensors[name] = _Tensor(wire, seen, self._tensor_features(wiring, wire, new[name], grown, loss))
         firsts = {name: self._pieces(tensor) for name, tensor in tensors.items()}
         nodes = self._mix(wiring, tensors, firsts) if self.config.mixing else None
         deltas: Params = {}
@@ -186,8 +208,27 @@ class MetanetRule(nn.Module):
                 found.append((odd * factor).sum(-2))
             direction = found[0] if len(found) == 1 else torch.cat(found, -1)
             delta = -pace.exp().unsqueeze(-1) * direction
-            deltas[name] = (delta.view(grad.shape) * scales[name]).to(grad.dtype)
+            delta = delta.view(grad.shape) * scales[name]
+            if self.config.averaging:
+                delta, new[name]["ahead"] = self._averaged(delta, state[name]["ahead"], new[name]["step"])
+            deltas[name] = delta.to(grad.dtype)
         return deltas, new
+
+    def _levels(self, wire: Wire) -> bool:
+        targets, sources, rest = wire.view
+        return wire.kind == "weight" and min(targets, sources * rest) <= self.config.levelling
+
+    def _averaged(self, step: Tensor, ahead: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """The delta of the parameters y, and how far z is then ahead of x.
+
+        z moves by `step`, x is the average of all z so far with weights that grow as a power of the step, and
+        y = x + (1 - beta) (z - x) is where gradients are taken. Only z - x is kept.
+        """
+        recency, slack = self.log_recency.exp().to(step.dtype), (-self.lag).sigmoid().to(step.dtype)
+        fresh = beside((1 + recency) / (steps.to(step.dtype) + recency), step)
+        moved = ahead + step
+        after = (1 - fresh) * moved
+        return fresh * moved + slack * (after - ahead), after
 
     def _pieces(self, tensor: _Tensor) -> Callable[[], Iterable[_Piece]]:
         """Odd features and the first hidden layer: kept where they are one piece, else made anew at every call."""
@@ -229,12 +270,13 @@ class MetanetRule(nn.Module):
         return new
 
     def _tensor_features(
-        self, wiring: Wiring, wire: Wire, moments: Mapping[str, Tensor], loss: Tensor | None
+        self, wiring: Wiring, wire: Wire, moments: Mapping[str, Tensor], grown: Tensor, loss: Tensor | None
     ) -> Tensor:
-        """[.., features]: the clock, what the tensor is and where it lies, the loss."""
+        """[.., features]: the clock, what the tensor is and where it lies, how large the network is, the loss."""
         steps, dtype = moments["step"], moments["second"].dtype
         clock = (steps.to(dtype).unsqueeze(-1) * self.inverse_times.to(dtype) - 1).tanh()
-        parts = [clock, clock.new_tensor(place(wiring, wire)).expand(*clock.shape[:-1], PLACES)]
+        where = clock.new_tensor(place(wiring, wire)).expand(*clock.shape[:-1], PLACES)
+        parts = [clock, where, grown.clamp(-_GROWTH, _GROWTH).unsqueeze(-1)]
         if self.config.loss:
             first = moments["first loss"]
             now = first if loss is None else loss.to(dtype)

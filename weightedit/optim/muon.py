@@ -22,6 +22,7 @@ from weightedit.optim.rule import RuleState, started
 from weightedit.spec import Params
 from weightedit.wiring import Wiring
 
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _PRECISIONS = ("bfloat16", "parameters")
 
 
@@ -49,7 +50,7 @@ class Muon:
     nesterov: bool = True
     weight_decay: float = 0.1
     iterations: int = 5
-    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+    coefficients: tuple[float, float, float] = COEFFICIENTS
     precision: str = "bfloat16"
     others: AdamW = AdamW(3e-4)
 
