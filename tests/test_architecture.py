@@ -16,6 +16,7 @@ ORDER = [  # fmt: skip
     "errors",
     "checkpoint",
     "layer",
+    "convolution",
     "tracing",
     "spec",
     "wiring",

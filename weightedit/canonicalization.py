@@ -17,7 +17,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from weightedit.graph import NeuralGraph
+from weightedit.features import PARAMETER
+from weightedit.graph import Layout, NeuralGraph
 from weightedit.spec import NetworkSpec, Params, Symmetry
 from weightedit.symmetry import GroupElement, act, identity_element
 
@@ -67,32 +68,32 @@ def scale_gauge(graph: NeuralGraph, scaled: Tensor) -> Tensor:
     epsilon is added to a norm, which would break exactness.
 
     Args:
-        graph: channel 0 holds the parameters.
+        graph: its first channels, of type PARAMETER, hold the parameters; a kernel's squares are summed.
         scaled: [n, 1], 1.0 where the node has a positive factor.
     """
-    layout, weights, biases = graph.layout, graph.edges[..., :1], graph.nodes[..., :1]
+    layout, biases = graph.layout, graph.nodes[..., :1]
     if not bool(scaled.any()):
         return torch.ones_like(biases)
+    squares = graph.edges[..., : graph.types.count(PARAMETER)].square().sum(-1, keepdim=True)
     levels = [torch.ones_like(layout.at_level(0, biases))]
     for level in range(1, layout.levels):
         free = layout.at_level(level, scaled) == 0
-        square = layout.transmit(level, weights.square(), levels[-1].square()) + layout.at_level(level, biases).square()
+        square = layout.transmit(level, squares, levels[-1].square()) + layout.at_level(level, biases).square()
         alive = square > 0
         root = torch.where(alive, square, 1.0).sqrt()
         levels.append(torch.where(free, torch.ones_like(root), torch.where(alive, root, torch.zeros_like(root))))
     gauge = layout.join_levels(levels)
-    return gauge if bool((gauge > 0).all()) else _revive(graph, gauge)
+    return gauge if bool((gauge > 0).all()) else _revive(layout, squares, gauge)
 
 
-def _revive(graph: NeuralGraph, gauge: Tensor) -> Tensor:
-    """Give every node of gauge 0 one from its outgoing side, from the outputs down."""
-    layout, weights = graph.layout, graph.edges[..., :1]
+def _revive(layout: Layout, squares: Tensor, gauge: Tensor) -> Tensor:
+    """Give every node of gauge 0 one from its outgoing side, from the outputs down (`squares`: of the weights)."""
     for _ in range(layout.levels):
         dead = gauge == 0
         settled = torch.where(dead, 1.0, gauge)
-        outgoing = layout.sum_at_source((weights / layout.to_target(settled)).square())
+        outgoing = layout.sum_at_source(squares / layout.to_target(settled).square())
         # A dead neuron is settled once nothing dead is above it.
-        waiting = layout.sum_at_source(layout.to_target(dead.to(gauge)) * (weights != 0)) > 0
+        waiting = layout.sum_at_source(layout.to_target(dead.to(gauge)) * (squares > 0)) > 0
         found = torch.where(outgoing > 0, torch.where(outgoing > 0, outgoing, 1.0).rsqrt(), 1.0)
         gauge = torch.where(dead & ~waiting, found, gauge)
     return gauge

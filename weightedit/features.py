@@ -5,6 +5,10 @@ j -> i, an edge channel is multiplied by (q_i / q_j)^k and a node channel by q_i
 not when it is even. For the half-period shift of a sine layer (symmetry.md section 4) the incoming and the outgoing
 side of a neuron carry signs of their own, alpha and beta: odd edges take alpha_i beta_j, odd node channels alpha_i.
 Raw parameters are odd of scale +1, and their biases also take the shift itself; a delta does not.
+
+In a chain with convolutions an edge carries a whole kernel: every quantity takes K channels of one type, the positions
+of the largest kernel row by row. Smaller kernels, and the weights of linear layers, are padded with zeros about their
+centre; biases stand in the first of the K channels. Without convolutions K is 1.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from weightedit.errors import ParamsError, TypeMismatchError
-from weightedit.spec import NetworkSpec, Params
+from weightedit.spec import Layer, NetworkSpec, Params
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,12 @@ class WeightSpaceFeatures:
 def features_from_params(
     spec: NetworkSpec, params: Mapping[str, Tensor], extra: Sequence[tuple[ChannelType, Params]] = ()
 ) -> WeightSpaceFeatures:
-    """Typed features of `params` (channel 0, type PARAMETER) and of further quantities of the same names and shapes.
+    """Typed features of `params` (the first K channels, type PARAMETER) and of further quantities named and shaped so.
 
     Args:
         spec: of the networks.
         params: one network or N stacked ones.
-        extra: pairs of type and named tensors (gradients, moments, ...), one channel each.
+        extra: pairs of type and named tensors (gradients, moments, ...), K channels each.
 
     Raises ParamsError on names or shapes that do not fit, or when `extra` is not stacked as `params` is.
     """
@@ -90,25 +95,57 @@ def features_from_params(
                 "of networks in both. Stack the extra tensors as the parameters are."
             )
 
-    def gather(name: str | None, like: Tensor) -> Tensor:
-        if name is None:
-            return like.new_zeros(*like.shape[:-1], len(channels))
-        return torch.stack([values[name] for _, values in channels], -1)
+    def biases(layer: Layer, weight: Tensor) -> Tensor:
+        if layer.bias is None:
+            return weight.new_zeros(*weight.shape[:-2], weight.shape[-1])
+        found = [values[layer.bias].unsqueeze(-1) for _, values in channels]
+        return torch.cat([functional.pad(bias, (0, spec.channels - 1)) for bias in found], -1)
 
-    weights = tuple(gather(layer.weight, params[layer.weight]) for layer in spec.layers)
-    biases = tuple(gather(layer.bias, params[layer.weight]) for layer in spec.layers)
-    return WeightSpaceFeatures(weights, biases, tuple(kind for kind, _ in channels))
+    weights = tuple(
+        torch.cat([_as_channels(layer, values[layer.weight], spec.kernel) for _, values in channels], -1)
+        for layer in spec.layers
+    )
+    types = tuple(kind for kind, _ in channels for _ in range(spec.channels))
+    return WeightSpaceFeatures(weights, tuple(map(biases, spec.layers, weights)), types)
 
 
 def _networks(count: int | None) -> str:
     return "a single network" if count is None else f"{count} stacked networks"
 
 
-def params_from_features(spec: NetworkSpec, features: WeightSpaceFeatures, channel: int = 0) -> Params:
-    """One channel as named tensors; the inverse of `features_from_params`. Layers without bias drop theirs."""
+def params_from_features(spec: NetworkSpec, features: WeightSpaceFeatures, quantity: int = 0) -> Params:
+    """One quantity as named tensors; the inverse of `features_from_params`. Layers without bias drop theirs.
+
+    Args:
+        spec: of the networks.
+        features: K channels per quantity.
+        quantity: 0 for the parameters, then the `extra` ones in order.
+    """
     params: Params = {}
+    first = quantity * spec.channels
     for layer, weight, bias in zip(spec.layers, features.weights, features.biases, strict=True):
-        params[layer.weight] = weight[..., channel]
+        params[layer.weight] = _as_kernel(layer, weight[..., first : first + spec.channels], spec.kernel)
         if layer.bias is not None:
-            params[layer.bias] = bias[..., channel]
+            params[layer.bias] = bias[..., first]
     return params
+
+
+def _margins(layer: Layer, box: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Free (top, bottom, left, right) of the layer's kernel, centred in the box of the largest kernel."""
+    (height, width), (rows, columns) = layer.kernel or (1, 1), box
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return top, rows - height - top, left, columns - width - left
+
+
+def _as_channels(layer: Layer, weight: Tensor, box: tuple[int, int]) -> Tensor:
+    """[..., out, in] or [..., out, in, height, width] -> [..., out, in, K]."""
+    top, bottom, left, right = _margins(layer, box)
+    kernel = weight if layer.kernel is not None else weight.unsqueeze(-1).unsqueeze(-1)
+    return functional.pad(kernel, (left, right, top, bottom)).flatten(-2)
+
+
+def _as_kernel(layer: Layer, positions: Tensor, box: tuple[int, int]) -> Tensor:
+    """The inverse of `_as_channels`; what stands in the padding is dropped."""
+    top, bottom, left, right = _margins(layer, box)
+    kernel = positions.unflatten(-1, box)[..., top : box[0] - bottom, left : box[1] - right]
+    return kernel if layer.kernel is not None else kernel.squeeze(-1).squeeze(-1)

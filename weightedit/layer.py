@@ -125,11 +125,31 @@ IDENTITY = Activation("identity")
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight matrix, named `weight`, of shape (fan_out, fan_in), its bias (None: it has none) and what follows."""
+    """A weight matrix, named `weight`, its bias (None: it has none) and the activation that follows.
+
+    A convolution has a `kernel` (height, width), its stride and its zero padding, the same in both directions; its
+    neurons are channels and its weight is (fan_out, fan_in, height, width). Without a kernel it is (fan_out, fan_in).
+    """
 
     weight: str
     bias: str | None
     fan_in: int
     fan_out: int
     activation: Activation = IDENTITY
-    kind: str = "linear"
+    kernel: tuple[int, int] | None = None
+    stride: int = 1
+    padding: int = 0
+
+    def __post_init__(self) -> None:
+        plain = self.kernel is None and (self.stride, self.padding) == (1, 0)
+        conv = self.kernel is not None and len(self.kernel) == 2 and min(*self.kernel, self.stride) >= 1
+        if not plain and not (conv and self.padding >= 0):
+            raise SpecError(
+                f"{self.weight} came with kernel {self.kernel}, stride {self.stride} and padding {self.padding}; "
+                "expected (height, width) and a stride of at least 1, padding of at least 0, or none of them."
+            )
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight of one network, as torch has it."""
+        return (self.fan_out, self.fan_in, *(self.kernel or ()))

@@ -4,9 +4,10 @@
 comparable, written to JSON. Reading one from an nn.Module is done in tracing.py; what the symmetry does to parameters
 is in symmetry.py; layers and activations are in layer.py.
 
-A convolution will be one more `kind` of Layer whose kernel positions become channels of the edge features, a
-normalisation or residual addition one that ties, frees or removes the factors of `neuron_groups`: callers only use
-`layers`, `widths`, `neuron_groups` and the parameter checks.
+A chain may begin with convolutions, whose neurons are channels; the linear layer after the last of them reads each
+channel's mean over the image (global average pooling). What they compute is in convolution.py. A normalisation or
+residual addition would tie, free or remove the factors of `neuron_groups`: callers only use `layers`, `widths`,
+`neuron_groups` and the parameter checks.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weightedit.convolution import convolve, pooled
 from weightedit.errors import ParamsError, SpecError
 from weightedit.layer import IDENTITY, SYMMETRIES, Activation, Layer, NeuronGroup, Symmetry
 from weightedit.tracing import trace_layers
@@ -44,6 +47,11 @@ class NetworkSpec:
                 raise SpecError(
                     f"{after.weight} reads {after.fan_in} inputs, but {before.weight} has {before.fan_out} outputs; "
                     "expected the layers of one chain, in order."
+                )
+            if before.kernel is None and after.kernel is not None:
+                raise SpecError(
+                    f"the convolution {after.weight} follows the linear layer {before.weight}; expected convolutions "
+                    "at the beginning of the chain only."
                 )
         if self.layers[-1].activation != IDENTITY:
             raise SpecError(
@@ -87,6 +95,27 @@ class NetworkSpec:
         return cls.mlp(widths, Activation("sine", omega))
 
     @classmethod
+    def cnn(
+        cls,
+        widths: Sequence[int],
+        activation: Activation,
+        *,
+        kernel: tuple[int, int] = (3, 3),
+        stride: int = 2,
+        padding: int = 0,
+    ) -> NetworkSpec:
+        """Convolutions, global average pooling and a linear layer, with canonical names.
+
+        Args:
+            widths: channels of the images, channels after every convolution, outputs, e.g. (1, 16, 16, 16, 10).
+            activation: after every convolution.
+            kernel, stride, padding: of every convolution.
+        """
+        chain = cls.mlp(widths, activation).layers
+        convolutions = (replace(layer, kernel=kernel, stride=stride, padding=padding) for layer in chain[:-1])
+        return cls((*convolutions, chain[-1]))
+
+    @classmethod
     def from_params(cls, params: Mapping[str, Tensor], omega: float = 30.0) -> NetworkSpec:
         """The SIREN whose canonical names and shapes (with or without a leading network axis) `params` has."""
         count = sum(name.endswith(".weight") for name in params)
@@ -115,6 +144,17 @@ class NetworkSpec:
         """Number of layers (weight matrices)."""
         return len(self.layers)
 
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """(height, width) in which every layer's kernel fits; (1, 1) where there is no convolution."""
+        kernels = [layer.kernel or (1, 1) for layer in self.layers]
+        return max(height for height, _ in kernels), max(width for _, width in kernels)
+
+    @property
+    def channels(self) -> int:
+        """Channels that the parameters take as features: the positions of `kernel`."""
+        return math.prod(self.kernel)
+
     def neuron_groups(self, symmetry: Symmetry = "full") -> tuple[NeuronGroup, ...]:
         """Per hidden layer, the neuron factors (besides permutation) inside `symmetry`; a shift needs a bias."""
         groups = [layer.activation.group.restricted(symmetry) for layer in self.layers[:-1]]
@@ -125,7 +165,7 @@ class NetworkSpec:
         """Name -> shape of one network's parameters, in layer order, weight before bias."""
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in self.layers:
-            shapes[layer.weight] = (layer.fan_out, layer.fan_in)
+            shapes[layer.weight] = layer.weight_shape
             if layer.bias is not None:
                 shapes[layer.bias] = (layer.fan_out,)
         return shapes
@@ -181,8 +221,18 @@ class NetworkSpec:
         return params
 
     def forward(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The network's function: `x` [..., in] -> [..., out]; stacked params take [(N,) P, in] -> [N, P, out]."""
+        """The network's function: `x` [..., in] -> [..., out]; stacked params take [(N,) P, in] -> [N, P, out].
+
+        Where the chain begins with convolutions, `x` holds images: [P, in, H, W], or [N, P, in, H, W] with one set of
+        images per stacked network. Where it also ends with one, so does the result.
+        """
+        image = False
         for layer in self.layers:
+            if layer.kernel is not None:
+                bias = None if layer.bias is None else params[layer.bias]
+                x, image = layer.activation(convolve(layer, params[layer.weight], bias, x)), True
+                continue
+            x, image = pooled(x) if image else x, False
             x = x @ params[layer.weight].transpose(-1, -2)
             if layer.bias is not None:
                 bias = params[layer.bias]
@@ -200,11 +250,20 @@ class NetworkSpec:
         try:
             layers = data["layers"]
             assert isinstance(layers, list)
-            return cls(tuple(Layer(**{**layer, "activation": Activation(**layer["activation"])}) for layer in layers))
+            return cls(tuple(_layer_from(layer) for layer in layers))
         except (KeyError, TypeError, AssertionError) as error:
             raise SpecError(
                 f"{data!r} is not a network spec ({error}); expected what NetworkSpec.to_dict writes."
             ) from None
+
+
+def _layer_from(data: Mapping[str, Any]) -> Layer:
+    known = {
+        name: value for name, value in data.items() if (name, value) != ("kind", "linear")
+    }  # files of version 0.1.0
+    if known.get("kernel") is not None:
+        known["kernel"] = tuple(known["kernel"])
+    return Layer(**{**known, "activation": Activation(**data["activation"])})
 
 
 def _listed(names: object) -> str:

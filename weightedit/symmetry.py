@@ -114,7 +114,7 @@ def act(
 
     Raises ParamsError if `params` does not fit `spec`, or the element does not fit it.
     """
-    moved = act_on_features(element, spec, replace(features_from_params(spec, params), types=(kind,)))
+    moved = act_on_features(element, spec, replace(features_from_params(spec, params), types=(kind,) * spec.channels))
     for layer, bias in zip(spec.layers, moved.biases, strict=True):
         if layer.bias is None and bool(bias.any()):
             raise ParamsError(f"{layer.weight} has no bias, but a phase shift needs one; expected shift = 0 there.")
@@ -126,7 +126,9 @@ def act_on_features(element: GroupElement, spec: NetworkSpec, features: WeightSp
     widths = tuple(q.shape[-1] for q in element.scale)
     if widths != spec.widths[1:-1]:
         raise ParamsError(f"a group element of widths {widths} came; expected {spec.widths[1:-1]}, the hidden widths.")
-    moved = [_act_on_channel(element, spec, features, c, kind) for c, kind in enumerate(features.types)]
+    # A raw bias, which takes the shift itself, stands in the first of a quantity's channels.
+    kinds = [k if c % spec.channels == 0 else replace(k, affine=False) for c, k in enumerate(features.types)]
+    moved = [_act_on_channel(element, spec, features, c, kind) for c, kind in enumerate(kinds)]
     weights, biases = (
         [torch.stack(layer, -1) for layer in zip(*part, strict=True)] for part in zip(*moved, strict=True)
     )

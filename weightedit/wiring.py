@@ -157,7 +157,7 @@ class Wiring:
 
     @classmethod
     def of(cls, spec: NetworkSpec) -> Wiring:
-        """The wiring of a chain of linear layers; one object per spec."""
+        """The wiring of a chain of layers; one object per spec."""
         return _of_chain(spec)
 
 
@@ -172,7 +172,7 @@ def _of_chain(spec: NetworkSpec) -> Wiring:
     ]
     wires = []
     for i, layer in enumerate(spec.layers):
-        wires.append(Wire(layer.weight, (layer.fan_out, layer.fan_in), "weight", i + 1, i, layer.fan_in))
+        wires.append(Wire(layer.weight, layer.weight_shape, "weight", i + 1, i, layer.fan_in))
         if layer.bias is not None:
             wires.append(Wire(layer.bias, (layer.fan_out,), "bias", i + 1))
     return Wiring(tuple(sets), tuple(wires))
