@@ -1,0 +1,66 @@
+"""What the tests of NFN, DWS and Monomial share: metanetworks with random weights, functions of parameters."""
+
+import torch
+
+from tests.networks import generator, random_params
+from weightedit.delta import propose_delta, propose_deltas
+from weightedit.features import PARAMETER, WeightSpaceFeatures
+from weightedit.graph import NeuralGraph
+from weightedit.ragged import ragged_from_params
+from weightedit.spec import NetworkSpec
+from weightedit.symmetry import act_on_features, random_element
+
+
+def perturbed(metanet, strength=0.3, dtype=torch.float64):
+    """The same metanetwork with random, not initial, weights."""
+    source = generator(1)
+    with torch.no_grad():
+        for parameter in metanet.parameters():
+            parameter.add_(strength * torch.randn(parameter.shape, generator=source))
+    return metanet.to(dtype)
+
+
+def editing(metanet, spec):
+    return lambda params: propose_delta(metanet, spec, params)
+
+
+def editing_in_a_batch(metanet, spec, other_widths):
+    """The same network inside a ragged batch, between two of another architecture."""
+    other = NetworkSpec.mlp(other_widths, [layer.activation for layer in spec.layers[:-1]])
+    dtype = next(metanet.parameters()).dtype
+    first, last = (random_params(other, seed=seed, dtype=dtype) for seed in (5, 6))
+    return lambda params: propose_deltas(metanet, [(other, first), (spec, params), (other, last)])[1]
+
+
+def reading(metanet, spec):
+    return lambda params: metanet.embed(NeuralGraph.from_params(spec, params))
+
+
+def reading_in_a_batch(metanet, spec, other_widths):
+    other = NetworkSpec.mlp(other_widths, [layer.activation for layer in spec.layers[:-1]])
+    params_of_other = random_params(other, seed=5, dtype=next(metanet.parameters()).dtype)
+    return lambda params: metanet.embed(ragged_from_params([(other, params_of_other), (spec, params)]))[1]
+
+
+def random_parts(widths, channels, *, count=2, seed=3):
+    """Weights and biases [count, ..., channels] of a chain, as a WeightSpace folds them."""
+    source = generator(seed)
+    pairs = list(zip(widths[1:], widths, strict=False))
+    weights = [torch.randn(count, a, b, channels, dtype=torch.float64, generator=source) for a, b in pairs]
+    biases = [torch.randn(count, a, channels, dtype=torch.float64, generator=source) for a, _ in pairs]
+    return weights, biases
+
+
+def errors_with_channels(metanet, spec, channels, symmetry):
+    """Relative errors per tensor of the delta of networks whose weights are vectors, as convolution kernels are."""
+    weights, biases = random_parts(spec.widths, channels)
+    features = WeightSpaceFeatures(tuple(weights), tuple(biases), (PARAMETER,) * channels)
+    element = random_element(spec, generator(2), symmetry=symmetry)
+    graphs = [NeuralGraph.from_features(spec, f) for f in (features, act_on_features(element, spec, features))]
+    (plain,), (moved,) = (metanet(graph).to_features() for graph in graphs)
+    expected = act_on_features(element, spec, plain)
+    found = []
+    for kind in ("weights", "biases"):
+        for right, got in zip(getattr(expected, kind), getattr(moved, kind), strict=True):
+            found.append(float(((got - right).norm() / right.norm()).detach()))
+    return found

@@ -1,0 +1,272 @@
+"""NFN: its layers against the equations of Zhou et al. 2023 in loops over neurons; symmetry, sizes, learning."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+
+from tests.metanet.chain_networks import (
+    editing,
+    editing_in_a_batch,
+    errors_with_channels,
+    perturbed,
+    random_parts,
+    reading,
+    reading_in_a_batch,
+)
+from tests.networks import SPECS, random_params, relative
+from weightedit.delta import propose_delta
+from weightedit.errors import SpecError
+from weightedit.metanet.nfn import NFN, NFNConfig
+from weightedit.metanet.weight_space import FREE, EquivariantLinear, WeightSpace
+from weightedit.spec import NetworkSpec
+from weightedit.testing import assert_equivariant, assert_invariant
+
+SMALL = {"outputs": 3, "width": 8}
+OTHER = (2, 6, 3, 3)
+VARIANTS = [{"variant": "hnp"}, {"variant": "np"}, {"variant": "np", "codes": 0}, {"variant": "hnp", "fourier": 4}]
+
+
+def _layer(widths, **options):
+    space = WeightSpace(len(widths) - 1, widths[0], widths[-1], **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return EquivariantLinear(space, 2, 3, kinds=[(FREE,) * (space.depth - 1)]).double()
+
+
+def np_by_hand(layer, weights, biases):
+    """Equation 3 with biases, for one network: lists from layer 1 on; entries are vectors of channels."""
+    depth = len(weights)
+    w, b = {i + 1: x for i, x in enumerate(weights)}, {i + 1: x for i, x in enumerate(biases)}
+
+    def mean(vectors):
+        vectors = list(vectors)
+        return sum(vectors) / len(vectors)
+
+    def everything(target):
+        total = layer.offsets[target]
+        for s in w:
+            total = total + layer.matrix(target, f"w{s}") @ mean(
+                w[s][j, k] for j, k in product(*map(range, w[s].shape[:2]))
+            )
+            total = total + layer.matrix(target, f"b{s}") @ mean(b[s][j] for j in range(len(b[s])))
+        return total
+
+    def touching(target, level, n):
+        """What runs over neuron n of `level`: its row and column, and its bias."""
+        total = 0
+        if level > 0:
+            total = total + layer.matrix(target, f"w{level}", level) @ mean(
+                w[level][n, k] for k in range(w[level].shape[1])
+            )
+            total = total + layer.matrix(target, f"b{level}", level) @ b[level][n]
+        if level < depth:
+            above = w[level + 1]
+            total = total + layer.matrix(target, f"w{level + 1}", level) @ mean(
+                above[j, n] for j in range(above.shape[0])
+            )
+        return total
+
+    new_w, new_b = [], []
+    for i in w:
+        rows, columns = w[i].shape[:2]
+        block = [
+            [
+                everything(f"w{i}") + touching(f"w{i}", i, j) + touching(f"w{i}", i - 1, k)
+                + layer.matrix(f"w{i}", f"w{i}", i, i - 1) @ w[i][j, k]
+                for k in range(columns)
+            ]
+            for j in range(rows)
+        ]  # fmt: skip
+        new_w.append(torch.stack([torch.stack(row) for row in block]))
+        new_b.append(torch.stack([everything(f"b{i}") + touching(f"b{i}", i, j) for j in range(rows)]))
+    return new_w, new_b
+
+
+def hnp_by_hand(layer, weights, biases):
+    """Three layers 1, 2, 3, whose inputs q and outputs p keep their place: one matrix for each of them, in blocks."""
+    (w1, w2, w3), (b1, b2, b3) = weights, biases
+    (n1, inputs), (outputs, n2) = w1.shape[:2], w3.shape[:2]
+    row = [w1[j].reshape(-1) for j in range(n1)]
+    column = [torch.cat([w3[p, i] for p in range(outputs)]) for i in range(n2)]
+    out = b3.reshape(-1)
+    means = {
+        "w1": sum(row) / n1, "w2": sum(w2[i, j] for i in range(n2) for j in range(n1)) / (n1 * n2),
+        "w3": sum(column) / n2,
+        "b1": sum(b1[j] for j in range(n1)) / n1, "b2": sum(b2[i] for i in range(n2)) / n2, "b3": out,
+    }  # fmt: skip
+    of_row = [sum(w2[i, j] for j in range(n1)) / n1 for i in range(n2)]
+    of_column = [sum(w2[i, j] for i in range(n2)) / n2 for j in range(n1)]
+
+    def everything(target):
+        return layer.offsets[target] + sum(layer.matrix(target, name) @ value for name, value in means.items())
+
+    def one(target, j):
+        m = layer.matrix
+        return m(target, "w1", 1) @ row[j] + m(target, "w2", 1) @ of_column[j] + m(target, "b1", 1) @ b1[j]
+
+    def two(target, i):
+        m = layer.matrix
+        return m(target, "w2", 2) @ of_row[i] + m(target, "w3", 2) @ column[i] + m(target, "b2", 2) @ b2[i]
+
+    def middle(i, j):
+        return everything("w2") + one("w2", j) + two("w2", i) + layer.matrix("w2", "w2", 2, 1) @ w2[i, j]
+
+    new_w1 = torch.stack([(everything("w1") + one("w1", j)).reshape(inputs, -1) for j in range(n1)])
+    new_w2 = torch.stack([torch.stack([middle(i, j) for j in range(n1)]) for i in range(n2)])
+    new_w3 = torch.stack([(everything("w3") + two("w3", i)).reshape(outputs, -1) for i in range(n2)], 1)
+    new_b1 = torch.stack([everything("b1") + one("b1", j) for j in range(n1)])
+    new_b2 = torch.stack([everything("b2") + two("b2", i) for i in range(n2)])
+    return [new_w1, new_w2, new_w3], [new_b1, new_b2, everything("b3").reshape(outputs, -1)]
+
+
+@pytest.mark.parametrize(
+    ("widths", "permuted_ends", "by_hand"),
+    [((2, 5, 4, 3), True, np_by_hand), ((3, 4, 2), True, np_by_hand), ((2, 5, 4, 3), False, hnp_by_hand)],
+)
+def test_layers_agree_with_the_equations(widths, permuted_ends, by_hand):
+    layer, (weights, biases) = _layer(widths, permuted_ends=permuted_ends), random_parts(widths, 2)
+    groups = (FREE,) * (len(widths) - 2)
+    got = layer.space.unfold(layer(layer.space.fold(weights, biases), groups))
+    for n in range(2):
+        expected = by_hand(layer, [w[n] for w in weights], [b[n] for b in biases])
+        for fast, slow in zip([x[n] for part in got for x in part], [*expected[0], *expected[1]], strict=True):
+            torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("widths", [(2, 5, 4, 3), (2, 5, 3), (2, 3), (1, 3, 4, 5, 1)])
+@pytest.mark.parametrize("permuted_ends", [False, True])
+def test_folding_is_lossless(widths, permuted_ends):
+    space = WeightSpace(len(widths) - 1, widths[0], widths[-1], permuted_ends)
+    weights, biases = random_parts(widths, 3)
+    folded = space.fold(weights, biases)
+    assert [x.dim() for x in folded] == [2 + len(part.levels) for part in space.parts]
+    again = space.unfold(folded)
+    assert all(torch.equal(x, y) for x, y in zip([*weights, *biases], [*again[0], *again[1]], strict=True))
+
+
+def test_a_term_that_is_not_there_is_refused():
+    with pytest.raises(SpecError, match=r"from b1 to w3 that keeps the axes \(1,\) came; expected one of"):
+        _layer((2, 5, 4, 3)).matrix("w3", "b1", 1)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("name", ["silu", "relu", "sine"])
+def test_equivariant_on_the_whole_path(name, options):
+    spec, metanet = SPECS[name], perturbed(NFN(NFNConfig(**SMALL, **options)))
+    assert metanet.declared == ("permutation",)
+    batched = editing_in_a_batch(metanet, spec, OTHER)
+    assert_equivariant(editing(metanet, spec), spec, random_params(spec, count=2), symmetry="permutation")
+    assert_equivariant(batched, spec, random_params(spec, seed=1), symmetry="permutation")
+    reader = perturbed(NFN(NFNConfig(**SMALL, **options, embedding=5)))
+    assert_invariant(reading(reader, spec), spec, random_params(spec, count=2), symmetry="permutation")
+    assert_invariant(reading_in_a_batch(reader, spec, OTHER), spec, random_params(spec), symmetry="permutation")
+
+
+@pytest.mark.parametrize(("symmetry", "name"), [("sign", "tanh"), ("scale", "relu"), ("full", "sine")])
+@pytest.mark.parametrize("options", VARIANTS)
+def test_undeclared_symmetries_fail(symmetry, name, options):
+    spec = SPECS[name]
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(
+            editing(perturbed(NFN(NFNConfig(**SMALL, **options))), spec), spec, random_params(spec), symmetry=symmetry
+        )
+    with pytest.raises(AssertionError, match="not invariant"):
+        reader = perturbed(NFN(NFNConfig(**SMALL, **options, embedding=5)))
+        assert_invariant(reading(reader, spec), spec, random_params(spec), symmetry=symmetry)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_equivariant_in_float32(options):
+    spec, metanet = SPECS["silu"], perturbed(NFN(NFNConfig(**SMALL, **options)), dtype=torch.float32)
+    params = random_params(spec, count=2, dtype=torch.float32)
+    assert_equivariant(editing(metanet, spec), spec, params, symmetry="permutation")
+
+
+@pytest.mark.parametrize("variant", ["hnp", "np"])
+def test_kernels_as_channels(variant):
+    metanet = perturbed(NFN(NFNConfig(**SMALL, channels=4, variant=variant)))
+    assert max(errors_with_channels(metanet, SPECS["silu"], 4, "permutation")) < 1e-10
+
+
+def test_np_without_codes_permutes_the_ends_too_and_codes_or_hnp_tell_them_apart():
+    spec = SPECS["silu"]
+    params = random_params(spec)
+    swapped = {**params, "layers.0.weight": params["layers.0.weight"].flip(-1)}
+    for options, same in (
+        ({"variant": "np", "codes": 0}, True),
+        ({"variant": "np"}, False),
+        ({"variant": "hnp"}, False),
+    ):
+        metanet = perturbed(NFN(NFNConfig(**SMALL, **options)))
+        plain, moved = (propose_delta(metanet, spec, p)["layers.0.weight"] for p in (params, swapped))
+        assert (relative(moved.flip(-1), plain) < 1e-10) == same
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e2])
+def test_sizes_at_the_start(options, size):
+    spec = NetworkSpec.siren((2, 32, 32, 1))
+    params = {k: size * t for k, t in random_params(spec, count=3, dtype=torch.float32).items()}
+    metanet = NFN(NFNConfig(**options))
+    for key, delta in propose_delta(metanet, spec, params).items():
+        ratio = float((delta.square().mean() / params[key].square().mean()).sqrt())
+        assert 3e-4 < ratio < 0.1, (key, ratio)
+    vectors = reading(NFN(NFNConfig(**options, embedding=16)), spec)(params)
+    assert vectors.shape == (3, 16) and 0.05 < float(vectors.std()) < 5
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("embedding", [0, 5])
+def test_every_parameter_learns(options, embedding):
+    spec, metanet = SPECS["silu"], perturbed(NFN(NFNConfig(**SMALL, **options, embedding=embedding)))
+    call = (
+        reading(metanet, spec)
+        if embedding
+        else lambda p: torch.cat([t.flatten() for t in editing(metanet, spec)(p).values()])
+    )
+    call(random_params(spec, count=3)).square().sum().backward()
+    assert [key for key, p in metanet.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_zero_networks_are_finite():
+    spec, metanet = SPECS["silu"], NFN(NFNConfig(**SMALL)).double()
+    params = {key: torch.zeros_like(tensor).requires_grad_() for key, tensor in random_params(spec, count=2).items()}
+    delta = propose_delta(metanet, spec, params)
+    sum(t.square().sum() for t in delta.values()).backward()
+    for tensors in (delta.values(), [p.grad for p in metanet.parameters()], [t.grad for t in params.values()]):
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def test_config_round_trip_and_refusals():
+    config = NFNConfig(variant="np", codes=3, depth=4, seed=2)
+    assert NFNConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for spoil, message in (
+        ({"variant": "pt"}, "variant 'pt' is unknown; expected one of hnp, np"),
+        ({"depth": 0}, "expected a positive depth"),
+        ({"width": 0}, "expected positive sizes"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            NFNConfig.from_dict({**config.to_dict(), **spoil})
+    with pytest.raises(SpecError, match="entries .* came; expected"):
+        NFNConfig.from_dict({"inputs": 2})
+
+
+@pytest.mark.parametrize("widths", [(3, 4, 4, 3), (2, 4, 4, 2), (2, 4, 3)])
+def test_other_depths_and_ends_are_refused(widths):
+    spec, metanet = NetworkSpec.siren(widths), NFN(NFNConfig(**SMALL))
+    expected = f"{len(widths) - 1} layers, {widths[0]} inputs and {widths[-1]} outputs came; expected 3 layers"
+    with pytest.raises(SpecError, match=expected):
+        propose_delta(metanet, spec, random_params(spec, dtype=torch.float32))
+    with pytest.raises(SpecError, match="Only hidden widths are free"):
+        reading(NFN(NFNConfig(**SMALL, embedding=4)), spec)(random_params(spec, dtype=torch.float32))
+
+
+def test_the_seed_decides_and_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    first, again, other = (NFN(NFNConfig(**SMALL, seed=seed)) for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), before)
+    keys = [key for key, tensor in first.state_dict().items() if not torch.equal(tensor, again.state_dict()[key])]
+    assert not keys
+    assert any(not torch.equal(tensor, other.state_dict()[key]) for key, tensor in first.state_dict().items())

@@ -1,0 +1,231 @@
+"""What the metanetworks on per-layer tensors share: cutting graphs into chains, sizes, reading and delta endings.
+
+They act per layer with parameters of each layer's own, so they treat chains of one depth, given inputs and outputs, and
+any hidden widths. Ragged graphs are cut into stacks of one architecture each and joined again. Inputs are divided,
+per network and parameter tensor, by the root mean square of its entries (in the scale gauge where neurons carry a
+positive factor), and deltas multiplied by it: ours, the papers normalise over their data set or not at all. The
+logarithms of these sizes are features of the reading ending. The linear layers are in weight_space.py.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.errors import SpecError
+from weightedit.features import DELTA, PARAMETER
+from weightedit.graph import DenseLayout, NeuralGraph, dense_layout
+from weightedit.metanet.base import Metanetwork
+from weightedit.metanet.weight_space import FREE, EquivariantLinear, Pooling, WeightSpace
+from weightedit.spec import NetworkSpec
+
+
+@dataclass(frozen=True)
+class ChainConfig:
+    """What every metanetwork on per-layer tensors needs to know.
+
+    Attributes:
+        inputs: input neurons of the networks it treats.
+        outputs: output neurons of the networks it treats.
+        channels: PARAMETER channels, more than one for the positions of convolution kernels.
+        width: channels of the hidden weight-space features.
+        layers: equivariant linear layers before the ending.
+        embedding: 0 to edit; else the width of the vector per network.
+        initial_scale: size of a delta relative to the weights of its layer, at the start.
+        seed: of the initial weights.
+    """
+
+    inputs: int = 2
+    outputs: int = 1
+    channels: int = 1
+    width: int = 64
+    layers: int = 3
+    embedding: int = 0
+    initial_scale: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.inputs, self.outputs, self.channels, self.width, self.layers) < 1 or self.embedding < 0:
+            raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Self:
+        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries."""
+        if set(data) != {field.name for field in fields(cls)}:
+            raise SpecError(f"entries {sorted(data)} came; expected {sorted(field.name for field in fields(cls))}.")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})  # type: ignore[arg-type]
+
+
+class ChainMetanet(Metanetwork):
+    """Abstract: a metanetwork on the tensors of chains of one depth.
+
+    Args:
+        config: common part of its config.
+        space: the chains it treats.
+    """
+
+    def __init__(self, config: ChainConfig, space: WeightSpace) -> None:
+        super().__init__()
+        self.space, self.embedding = space, config.embedding
+        self.types_in, self.types_out = (PARAMETER,) * config.channels, (DELTA,) * config.channels
+
+    @abstractmethod
+    def edit(self, graph: NeuralGraph) -> NeuralGraph:
+        """The delta of a dense graph."""
+
+    @abstractmethod
+    def summarise(self, graph: NeuralGraph) -> Tensor:
+        """The vectors [..., embedding] of a dense graph."""
+
+    def transform(self, graph: NeuralGraph) -> NeuralGraph:
+        """Raises SpecError if a network has another depth, or other numbers of inputs or outputs."""
+        self._check(graph)
+        if isinstance(graph.layout, DenseLayout):
+            return self.edit(graph)
+        nodes, edges = [graph.nodes] * len(graph.layout.specs), [graph.edges] * len(graph.layout.specs)
+        for stack, numbers in _stacks(graph):
+            delta = self.edit(stack)
+            for place, number in enumerate(numbers):
+                nodes[number], edges[number] = delta.nodes[place], delta.edges[place]
+        return graph.with_features(*graph.layout.join_networks(nodes, edges), self.types_out)
+
+    def read(self, graph: NeuralGraph) -> Tensor:
+        """Raises SpecError if a network has another depth, or other numbers of inputs or outputs."""
+        self._check(graph)
+        if isinstance(graph.layout, DenseLayout):
+            return self.summarise(graph)
+        found = [graph.nodes] * len(graph.layout.specs)
+        for stack, numbers in _stacks(graph):
+            for number, vector in zip(numbers, self.summarise(stack), strict=True):
+                found[number] = vector
+        return torch.stack(found)
+
+    def _check(self, graph: NeuralGraph) -> None:
+        space = self.space
+        for spec in graph.layout.specs:
+            if (spec.depth, spec.widths[0], spec.widths[-1]) != (space.depth, space.inputs, space.outputs):
+                raise SpecError(
+                    f"a network with {spec.depth} layers, {spec.widths[0]} inputs and {spec.widths[-1]} outputs came; "
+                    f"expected {space.depth} layers, {space.inputs} inputs and {space.outputs} outputs: "
+                    f"{type(self).__name__} has parameters per layer. Only hidden widths are free; scalegmn reads any "
+                    "depth."
+                )
+
+    def delta_graph(self, graph: NeuralGraph, parts: Sequence[Tensor]) -> NeuralGraph:
+        """The graph of folded delta parts."""
+        weights, biases = self.space.unfold(parts)
+        inputs = graph.nodes[..., : self.space.inputs, :1].expand(*graph.nodes.shape[:-2], -1, biases[0].shape[-1])
+        nodes = torch.cat([torch.zeros_like(inputs), *biases], -2)
+        edges = torch.cat([weight.flatten(-3, -2) for weight in weights], -2)
+        return graph.with_features(nodes, edges, self.types_out)
+
+
+def _stacks(graph: NeuralGraph) -> list[tuple[NeuralGraph, list[int]]]:
+    """A ragged graph as stacks of one architecture each, with the places of their networks."""
+    found: dict[NetworkSpec, list[int]] = {}
+    networks = graph.layout.networks(graph.nodes, graph.edges)
+    for number, (layout, _, _) in enumerate(networks):
+        found.setdefault(layout.spec, []).append(number)
+    stacks = []
+    for spec, numbers in found.items():
+        nodes = torch.stack([networks[number][1] for number in numbers])
+        edges = torch.stack([networks[number][2] for number in numbers])
+        stacks.append((NeuralGraph(nodes, edges, dense_layout(spec), graph.types), numbers))
+    return stacks
+
+
+def blocks(graph: NeuralGraph) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Weights [..., out, in, C] and biases [..., out, C] of a dense graph."""
+    return graph.layout.features(graph.nodes, graph.edges)[0]
+
+
+def size_of(x: Tensor, axes: int, like: Tensor | None = None) -> Tensor:
+    """The root mean square over the last `axes` + 1 axes, kept as axes of length 1; 1 where it is zero.
+
+    Args:
+        x: [..., *axes, C].
+        axes: how many axes of neurons.
+        like: factors [..., *axes, 1] to divide by first, None for none.
+    """
+    x = x if like is None else x / like
+    square = x.square().mean(tuple(range(-axes - 1, 0)), keepdim=True)
+    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 1.0)
+
+
+def unit_blocks(space: WeightSpace, graph: NeuralGraph) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights [..., out, in, C] and biases [..., out, C] of unit size; sizes per folded part."""
+    parts = space.fold(*blocks(graph))
+    sizes = [size_of(x, len(part.levels)) for x, part in zip(parts, space.parts, strict=True)]
+    weights, biases = space.unfold([x / size for x, size in zip(parts, sizes, strict=True)])
+    return weights, biases, sizes
+
+
+class FreeStack(nn.Module):
+    """Layers for chains whose hidden neurons carry no factor: linear, root mean square 1, ReLU; the last is linear.
+
+    Args:
+        space: the chains it treats.
+        widths: channels, input first.
+        pooling: of the linear layers.
+    """
+
+    def __init__(self, space: WeightSpace, widths: Sequence[int], *, pooling: Pooling = "mean") -> None:
+        super().__init__()
+        self.space = space
+        self.groups = (FREE,) * (space.depth - 1)
+        self.linears = nn.ModuleList(
+            EquivariantLinear(space, a, b, kinds=[self.groups], pooling=pooling)
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+
+    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Folded parts of widths[0] channels -> of widths[-1] channels."""
+        found = list(parts)
+        for number, linear in enumerate(self.linears):
+            if number:
+                found = [x.relu() for x in found]
+            found = linear(found, self.groups)
+            if number < len(self.linears) - 1:
+                found = [x / size_of(x, len(p.levels)) for x, p in zip(found, self.space.parts, strict=True)]
+        return found
+
+
+class LayerSizes(nn.Module):
+    """One learned factor per part: the size of its delta relative to its weights."""
+
+    def __init__(self, space: WeightSpace, initial_scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((len(space.parts),), initial_scale))
+
+    def forward(self, parts: Sequence[Tensor], sizes: Sequence[Tensor]) -> list[Tensor]:
+        """Deltas relative to the sizes -> deltas; both [..., *axes, C]."""
+        return [part * size * scale for part, size, scale in zip(parts, sizes, self.scale, strict=True)]
+
+
+class Reader(nn.Module):
+    """Invariant summaries of all parts and the logarithms of their sizes -> one vector, by an MLP."""
+
+    def __init__(self, space: WeightSpace, width: int, embedding: int) -> None:
+        super().__init__()
+        known = sum(part.folded * width + 1 for part in space.parts)
+        self.body = nn.Sequential(
+            nn.Linear(known, 2 * width),
+            nn.LayerNorm(2 * width),
+            nn.SiLU(),
+            nn.Linear(2 * width, embedding),
+        )
+
+    def forward(self, summaries: Sequence[Tensor], sizes: Sequence[Tensor]) -> Tensor:
+        """[..., folded * width] and sizes [..., 1, 1] or [..., 1, 1, 1], one per part -> [..., embedding]."""
+        lead = summaries[0].shape[:-1]
+        logs = [size.log().reshape(*lead, 1) for size in sizes]
+        return self.body(torch.cat([*summaries, *logs], -1))
