@@ -252,9 +252,8 @@ class MaxAtSource(torch.autograd.Function):
 
 def _share(out: Tensor, block: Tensor, top: Tensor, gradient: Tensor, dim: int) -> None:
     """Write the gradient of a maximum over `dim`: to every entry equal to it, in equal shares."""
-    torch.mul(block == top, gradient, out=out)
-    ties = (block == top).sum(dim, keepdim=True)
-    out.div_(ties)
+    there = block == top
+    torch.mul(there, gradient / there.sum(dim, keepdim=True), out=out)
 
 
 def _zero_ends(table: BlockTable, at_target: Tensor | None, at_source: Tensor | None) -> None:
