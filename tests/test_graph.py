@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.networks import SPECS, generator, random_params
-from weightedit.errors import ParamsError
+from weightedit.errors import ParamsError, SpecError
 from weightedit.features import DELTA, GRADIENT, PARAMETER
 from weightedit.graph import DenseLayout, Layout, NeuralGraph
 from weightedit.layer import ACTIVATION_NAMES
 from weightedit.ragged import RaggedLayout, ragged_graph
-from weightedit.spec import SYMMETRIES
+from weightedit.spec import SYMMETRIES, NetworkSpec
 
 SPEC = SPECS["mixed"]
 NODES, EDGES = sum(SPEC.widths), sum(layer.fan_in * layer.fan_out for layer in SPEC.layers)
@@ -152,6 +152,27 @@ def test_the_gradient_of_a_maximum_is_shared_among_ties_on_both_layouts(name):
     assert int(there[:, 0].sum()) == 14 - spec.widths[0 if name == "max_at_target" else -1]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-14)
     torch.testing.assert_close(gradients[0].sum(0), (weights * there).sum(0))
+
+
+def test_means_and_ends_of_networks():
+    nodes, specs = _random(3, NODES, 4, seed=5), [SPECS["relu"], SPEC, SPECS["sine"]]
+    among = torch.tensor([0.0 < level < SPEC.depth for level in _level_of_node(SPEC)]).double().unsqueeze(1)
+    dense, rows = DenseLayout(SPEC), among.squeeze(1).bool()
+    torch.testing.assert_close(dense.network_mean(nodes), nodes.mean(1))
+    torch.testing.assert_close(dense.network_mean(nodes, among), nodes[:, rows].mean(1))
+    assert torch.equal(dense.network_mean(nodes[1]), dense.network_mean(nodes)[1])
+    assert torch.equal(dense.ends(nodes)[0], nodes[:, :2]) and torch.equal(dense.ends(nodes)[1], nodes[:, -3:])
+    ragged, few = RaggedLayout(specs), sum(SPECS["relu"].widths)
+    flat = torch.cat([nodes[0, :few], nodes[1], nodes[2, :few]])
+    chosen = torch.cat([among.new_zeros(few, 1), among, among.new_ones(few, 1)])
+    means, some = ragged.network_mean(flat), ragged.network_mean(flat, chosen)
+    torch.testing.assert_close(means, torch.stack([nodes[0, :few].mean(0), nodes[1].mean(0), nodes[2, :few].mean(0)]))
+    torch.testing.assert_close(some, torch.stack([0 * means[0], nodes[1, rows].mean(0), means[2]]))
+    assert torch.equal(ragged.ends(flat)[0], torch.stack([nodes[0, :2], nodes[1, :2], nodes[2, :2]]))
+    assert torch.equal(ragged.ends(flat)[1][1], nodes[1, -3:])
+    odd = RaggedLayout([SPEC, NetworkSpec.siren((1, 4, 3))])
+    with pytest.raises(SpecError, match=r"networks with \[1, 2\] inputs and \[3\] outputs came in one batch"):
+        odd.ends(_random(NODES + 8, 1))
 
 
 def test_levels_join_again_and_transmit_multiplies(views):

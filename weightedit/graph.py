@@ -102,6 +102,18 @@ class Layout(ABC):
         """Mean over the nodes of one network's level, on every node of that level: [..., n, C] -> [..., n, C]."""
 
     @abstractmethod
+    def network_mean(self, nodes: Tensor, among: Tensor | None = None) -> Tensor:
+        """Mean over the nodes of every network: [..., n, C] -> [..., C], or [networks, C] if ragged.
+
+        `among` [n, 1] or [..., n, 1], 1.0 or 0.0, chooses the nodes; zeros where a network has none of them.
+        """
+
+    @abstractmethod
+    def ends(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """The input and the output nodes of every network, in order: [..., inputs, C] and [..., outputs, C], or
+        [networks, inputs, C] and [networks, outputs, C] if ragged; all networks have equally many of either."""
+
+    @abstractmethod
     def at_level(self, level: int, nodes: Tensor) -> Tensor:
         """The nodes of one level (of all networks): [..., n, C] -> [..., n_level, C]."""
 
@@ -274,6 +286,14 @@ class DenseLayout(Layout):
     def layer_mean_nodes(self, nodes: Tensor) -> Tensor:
         return torch.cat([level.mean(-2, keepdim=True).expand_as(level) for level in self._levels(nodes)], -2)
 
+    def network_mean(self, nodes: Tensor, among: Tensor | None = None) -> Tensor:
+        if among is None:
+            return nodes.mean(-2)
+        return (nodes * among).sum(-2) / among.sum(-2).clamp(min=1)
+
+    def ends(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.at_level(0, nodes), self.at_level(self.spec.depth, nodes)
+
     def at_level(self, level: int, nodes: Tensor) -> Tensor:
         return nodes[..., self._node_slices[level], :]
 
@@ -340,10 +360,10 @@ class NeuralGraph:
         """One WeightSpaceFeatures per entry of `layout.specs`; the inverse of `from_features`."""
         return [WeightSpaceFeatures(w, b, self.types) for w, b in self.layout.features(self.nodes, self.edges)]
 
-    def to_params(self, channel: int = 0) -> Params | list[Params]:
-        """One channel as named tensors: for a dense layout one (stacked) dict, for a ragged one a list of dicts."""
+    def to_params(self, quantity: int = 0) -> Params | list[Params]:
+        """One quantity as named tensors: for a dense layout one (stacked) dict, for a ragged one a list of dicts."""
         found = [
-            params_from_features(spec, f, channel)
+            params_from_features(spec, f, quantity)
             for spec, f in zip(self.layout.specs, self.to_features(), strict=True)
         ]
         return found[0] if isinstance(self.layout, DenseLayout) else found

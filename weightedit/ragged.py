@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from weightedit.errors import ParamsError
+from weightedit.errors import ParamsError, SpecError
 from weightedit.features import ChannelType, check_types
 from weightedit.graph import DenseLayout, Layout, NeuralGraph
 from weightedit.spec import Activation, NetworkSpec, Params
@@ -109,6 +109,28 @@ class RaggedLayout(Layout):
 
     def layer_mean_nodes(self, nodes: Tensor) -> Tensor:
         return self._layer_mean(nodes, self._layer_of_node)
+
+    def network_mean(self, nodes: Tensor, among: Tensor | None = None) -> Tensor:
+        among = nodes.new_ones(len(nodes), 1) if among is None else among
+        count = self._scatter(among, self.network, len(self.specs)).clamp(min=1)
+        return self._scatter(nodes * among, self.network, len(self.specs)) / count
+
+    @cached_property
+    def _nodes_of_ends(self) -> tuple[Tensor, Tensor]:
+        first = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
+        inputs, outputs = ({spec.widths[end] for spec in self.specs} for end in (0, -1))
+        if max(len(inputs), len(outputs)) > 1:
+            raise SpecError(
+                f"networks with {sorted(inputs)} inputs and {sorted(outputs)} outputs came in one batch; expected "
+                "equally many in all of them. Put networks with other ends into a batch of their own."
+            )
+        low = [torch.arange(start, start + min(inputs)) for start in first[:-1]]
+        high = [torch.arange(end - min(outputs), end) for end in first[1:]]
+        return torch.stack(low).to(self.level.device), torch.stack(high).to(self.level.device)
+
+    def ends(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, outputs = self._nodes_of_ends
+        return nodes[inputs], nodes[outputs]
 
     @cached_property
     def _nodes_of_level(self) -> list[Tensor]:

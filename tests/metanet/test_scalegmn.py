@@ -11,10 +11,12 @@ from tests.networks import ACTIVATIONS, SPECS, generator, random_params, relativ
 from weightedit.delta import apply_delta, propose_delta, propose_deltas
 from weightedit.errors import SpecError, TypeMismatchError
 from weightedit.features import DELTA, GRADIENT, PARAMETER, SQUARED_GRADIENT
+from weightedit.graph import NeuralGraph
 from weightedit.metanet.layers import Damp
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+from weightedit.ragged import ragged_from_params
 from weightedit.spec import NetworkSpec
-from weightedit.testing import assert_equivariant, equivariance_error
+from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 
 POINTS = 2 * torch.rand(9, 2, dtype=torch.float64, generator=generator(9)) - 1
 # Every symmetry with the networks that have it; "mixed" has all of them, layer by layer.
@@ -255,6 +257,40 @@ def test_zero_networks_and_dead_neurons_give_finite_deltas_and_gradients(name):
         assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
 
 
+@pytest.mark.parametrize(("symmetry", "name"), DECLARED)
+def test_what_it_reads_is_invariant_on_both_layouts(symmetry, name):
+    spec, metanet = SPECS[name], _metanet(symmetry=symmetry, probes=5, embedding=7)
+    other = (NetworkSpec.siren((2, 6, 3)), random_params(NetworkSpec.siren((2, 6, 3))))
+    stack = random_params(spec, count=2)
+
+    def ragged(params):
+        return metanet.embed(ragged_from_params([other, (spec, params)]))
+
+    assert_invariant(lambda p: metanet.embed(NeuralGraph.from_params(spec, p)), spec, stack, symmetry=symmetry)
+    assert_invariant(lambda p: ragged(p)[1:], spec, random_params(spec, seed=1), symmetry=symmetry)
+    dense = metanet.embed(NeuralGraph.from_params(spec, stack))
+    assert dense.shape == (2, 7) and relative(ragged({k: t[1] for k, t in stack.items()})[1], dense[1]) < 1e-12
+    assert relative(metanet.embed(NeuralGraph.from_params(spec, {k: t[0] for k, t in stack.items()})), dense[0]) < 1e-12
+
+
+def test_one_ending_refuses_the_work_of_the_other():
+    graph = NeuralGraph.from_params(SPECS["relu"], random_params(SPECS["relu"]))
+    with pytest.raises(SpecError, match="ScaleGMN came with embedding 3; expected 0 for deltas: call embed"):
+        _metanet(embedding=3)(graph)
+    with pytest.raises(SpecError, match="ScaleGMN came with embedding 0; expected the width of a vector per network"):
+        _metanet().embed(graph)
+
+
+def test_the_readout_sees_relative_signs():
+    """Two hidden neurons with rows (1, 1) and (1, -1) are not two with (1, 1): no single absolute value tells them."""
+    spec, metanet = NetworkSpec.mlp((2, 2, 3), ACTIVATIONS["tanh"]), _metanet(embedding=5, probes=0)
+    params = random_params(spec)
+    params["layers.0.weight"] = torch.ones(2, 2).double()
+    other = {**params, "layers.0.weight": torch.tensor([[1.0, 1.0], [1.0, -1.0]]).double()}
+    one, two = (metanet.embed(NeuralGraph.from_params(spec, p)) for p in (params, other))
+    assert relative(one, two) > 1e-2
+
+
 def test_dead_neurons_keep_equivariance():
     spec, metanet = SPECS["relu"], _metanet(probes=2)
     params = random_params(spec)
@@ -338,6 +374,7 @@ def test_config_round_trip_and_refusals():
     for spoil, message in (
         ({"symmetry": "mirror"}, "symmetry 'mirror' is unknown"),
         ({"layers": 0}, "expected positive sizes"),
+        ({"embedding": 4, "forecast": 4}, "embedding 4 came with a forecast of 4"),
         ({"probes": -1}, "probes and neuron codes of at least 0"),
         ({"refit": True, "forecast": 0}, "refit came without probes or without a forecast"),
     ):

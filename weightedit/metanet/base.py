@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from weightedit.errors import SpecError
 from weightedit.features import ChannelType, check_types
 from weightedit.graph import NeuralGraph
-from weightedit.spec import Symmetry
+from weightedit.spec import SYMMETRIES, Symmetry
 
 
 class Metanetwork(nn.Module):
@@ -66,3 +66,10 @@ class Metanetwork(nn.Module):
             )
         check_types(graph.types, self.types_in, type(self).__name__)
         return self.read(graph)
+
+
+def declared(symmetry: Symmetry) -> tuple[Symmetry, ...]:
+    """What a metanetwork of this symmetry keeps: the permutations, and every part of "full"."""
+    if symmetry == "full":
+        return SYMMETRIES
+    return ("permutation",) if symmetry == "permutation" else ("permutation", symmetry)

@@ -1,4 +1,4 @@
-"""Heads: what turns the last streams into a delta.
+"""Heads: what turns the last streams into a delta, or into one vector per network.
 
 The delta head adds, per weight, a product term w * (...), a linear read-out of the edge channels, a rank-one term
 sum_c x_ic y_jc and a reading term sum_p d_ip a_jp: a_jp is the activation of the source at probe p, d_ip a predicted
@@ -6,6 +6,10 @@ change of the target's pre-activation there, so the term has the form of a gradi
 are read off the incoming streams of the nodes themselves (never by offset). The output is of unit size in the gauge;
 one learned scale per layer, counted from the input and from the output, brings it to a small fraction of the layer's
 weights at the start.
+
+The invariant readout is that of Kalogeropoulos et al. 2024: hidden nodes are averaged, input and output nodes, which no
+permutation moves, are read one by one. Signed streams enter by products of two of their channels, never by absolute
+values, so that the relative signs of a neuron's channels are seen.
 """
 
 from __future__ import annotations
@@ -15,10 +19,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from weightedit.features import PARAMETER
 from weightedit.graph import DenseLayout, NeuralGraph, NodeConstants
-from weightedit.metanet.layers import OddLinear, Streams, unit_rms
+from weightedit.metanet.layers import OddLinear, Streams, paired, unit_rms
 from weightedit.probing import probe
 
 
@@ -103,6 +108,37 @@ class LastLayerRefit(nn.Module):
         last_edges = last.shape[-2]
         biases = torch.cat([nodes[..., : -gap.shape[-2], :1], nodes[..., -gap.shape[-2] :, :1] + found[..., -1:]], -2)
         return biases, torch.cat([edges[..., :-last_edges, :], edges[..., -last_edges:, :] + last], -2)
+
+
+class InvariantReadout(nn.Module):
+    """Streams -> one vector per network, [..., embedding] (ragged: [networks, embedding]); invariant to all factors.
+
+    Args:
+        node_width: channels of each node stream.
+        ends: number of input and output nodes together.
+        embedding: channels of the vector.
+        relative_signs: see products of two odd channels; else of their absolute values.
+    """
+
+    def __init__(self, node_width: int, ends: int, embedding: int, relative_signs: bool = True) -> None:
+        super().__init__()
+        self.relative_signs = relative_signs
+        self.pair_incoming = OddLinear(node_width, 2 * node_width)
+        self.pair_outgoing = OddLinear(node_width, 2 * node_width)
+        self.norm = nn.LayerNorm(3 * node_width)
+        self.hidden = nn.Linear(3 * node_width, 2 * node_width)
+        self.at_ends = nn.Linear(2 * node_width, node_width)
+        self.out = nn.Linear((2 + ends) * node_width, embedding)
+
+    def forward(self, state: Streams) -> Tensor:
+        free, constants = 1 - state.constants.flip, state.constants
+        x = self.pair_incoming(unit_rms(state.incoming), free)
+        y = self.pair_outgoing(unit_rms(state.outgoing), free)
+        seen = [state.invariant, *(paired(pair if self.relative_signs else pair.abs()) for pair in (x, y))]
+        nodes = functional.silu(self.hidden(self.norm(torch.cat(seen, -1))))
+        inner = ((constants.level > 0) & (constants.height > 0)).unsqueeze(-1).to(nodes)
+        ends = [self.at_ends(end).flatten(-2) for end in state.layout.ends(nodes)]
+        return self.out(torch.cat([state.layout.network_mean(nodes, inner), *ends], -1))
 
 
 class DeltaHead(nn.Module):

@@ -97,7 +97,7 @@ class NodeUpdate(nn.Module):
         mixed_in = unit_rms(self.mix_incoming(torch.cat(from_in, -1), free))
         mixed_out = unit_rms(self.mix_outgoing(torch.cat(from_out, -1), free))
         pairs = self.pair_incoming(mixed_in, free), self.pair_outgoing(mixed_out, free)
-        invariants += [_pairs(pair if self.relative_signs else pair.abs()) for pair in pairs]
+        invariants += [paired(pair if self.relative_signs else pair.abs()) for pair in pairs]
         found = self.out(functional.silu(self.hidden(self.norm(torch.cat(invariants, -1)))))
         step, gate_in, gate_out = found.split(self.width, -1)
         return replace(
@@ -108,7 +108,8 @@ class NodeUpdate(nn.Module):
         )
 
 
-def _pairs(x: Tensor) -> Tensor:
+def paired(x: Tensor) -> Tensor:
+    """Products of channel c and channel c + C / 2: [..., C] of one sign -> [..., C / 2], invariant."""
     left, right = x.chunk(2, -1)
     return left * right
 

@@ -4,6 +4,7 @@ After Kalogeropoulos, Chatzianastasis, Panagakis, "Scale Equivariant Graph MetaN
 the bidirectional form uses the dual channel, so that it is scale-equivariant; inputs are normalised; edges have a skip
 and a rank-one term; sine layers are equivariant to half-period shifts. How a group is respected is in layers.py; here
 are the input stage (gauge, normalisation, probes, node codes), the stack of layers, and the way back out of the gauge.
+With an embedding it ends in an invariant vector per network instead.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from weightedit.canonicalization import scale_gauge
 from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER, ChannelType
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
-from weightedit.metanet.base import Metanetwork
-from weightedit.metanet.heads import DeltaHead, LastLayerRefit, LayerTable, Readings
+from weightedit.metanet.base import Metanetwork, declared
+from weightedit.metanet.heads import DeltaHead, InvariantReadout, LastLayerRefit, LayerTable, Readings
 from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams
 from weightedit.probing import backpropagate, bias_reading, probe
 from weightedit.spec import SYMMETRIES, Symmetry
 
-_SWITCHES = {"rank_one", "edge_skip", "relative_signs", "neuron_codes"}
+_SWITCHES = {"rank_one", "edge_skip", "relative_signs", "neuron_codes", "embedding"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class ScaleGMNConfig:
         neuron_codes: a learned code for each of the first so many neurons of every level, which gives permutation
             symmetry up on purpose; a control for studies, 0 for none.
         extra_types: channels after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
+        embedding: 0 to edit, else the width of the vector per network that `embed` gives; then without a forecast.
         seed: of the initial weights.
     """
 
@@ -70,17 +72,25 @@ class ScaleGMNConfig:
     relative_signs: bool = True
     neuron_codes: int = 0
     extra_types: tuple[tuple[int, bool], ...] = ()
+    embedding: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.symmetry not in SYMMETRIES:
             raise SpecError(f"symmetry {self.symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
         sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels)
-        if min(sizes) < 1 or min(self.probes, self.neuron_codes) < 0:
-            raise SpecError(f"{self} came; expected positive sizes, and probes and neuron codes of at least 0.")
+        if min(sizes) < 1 or min(self.probes, self.neuron_codes, self.embedding) < 0:
+            raise SpecError(
+                f"{self} came; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
+            )
         if self.refit and not (self.probes and self.forecast):
             raise SpecError(
                 "refit came without probes or without a forecast; expected both, it fits the one to the other."
+            )
+        if self.embedding and self.forecast:
+            raise SpecError(
+                f"embedding {self.embedding} came with a forecast of {self.forecast}; expected forecast 0: only "
+                "an edit has changes to forecast."
             )
 
     def to_dict(self) -> dict[str, object]:
@@ -91,7 +101,7 @@ class ScaleGMNConfig:
     def from_dict(cls, data: Mapping[str, object]) -> ScaleGMNConfig:
         """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
 
-        The switches of ablations may be missing: configs older than they are have them on.
+        The switches of ablations and `embedding` may be missing: configs older than they are have the defaults.
         """
         expected = {field.name for field in fields(cls)}
         if not expected - _SWITCHES <= set(data) <= expected:
@@ -122,8 +132,20 @@ class Forecast(nn.Module):
         return torch.zeros_like(values).index_copy(-2, outputs, self.body(values.index_select(-2, outputs)))
 
 
+@dataclass(frozen=True)
+class _Passed:
+    """What the layers leave to an ending: the last streams, and what leads back out of the gauge."""
+
+    state: Streams
+    raw: Tensor  # [..., e, 1], the normalised weights
+    readings: Readings
+    gauge: Tensor  # [..., n, 1]
+    ratio: Tensor  # [..., e, 1], gauge of target over source
+    size: Tensor  # [..., e, 1], root mean square of the layer's weights in the gauge
+
+
 class ScaleGMN(Metanetwork):
-    """Neural graphs of parameters (and extra typed channels) -> neural graphs of one delta channel.
+    """Neural graphs of parameters (and extra typed channels) -> neural graphs of one delta channel, or vectors.
 
     Args:
         config: see ScaleGMNConfig.
@@ -131,7 +153,8 @@ class ScaleGMN(Metanetwork):
 
     def __init__(self, config: ScaleGMNConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.embedding = config, config.embedding
+        self.declared = declared(config.symmetry) if not config.neuron_codes else ()
         extra = tuple(ChannelType(scale, odd) for scale, odd in config.extra_types)
         self.types_in, self.types_out = (PARAMETER, *extra), (DELTA,)
         self._odd = [c for c, kind in enumerate(self.types_in) if kind.odd]
@@ -168,10 +191,26 @@ class ScaleGMN(Metanetwork):
         )
         self.node_updates = nn.ModuleList(NodeUpdate(node, node, edge, edge, kept) for _ in range(config.layers))
         self.refit = LastLayerRefit() if config.refit else None
+        if config.embedding:
+            self.readout = InvariantReadout(node, config.inputs + config.outputs, config.embedding, kept)
+            return
         self.head = DeltaHead(node, edge, read, config.levels, config.initial_scale, config.rank_one)
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
         """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
+        passed = self._through(graph)
+        weights, biases = self.head(passed.state, passed.raw, passed.readings)
+        biases = biases * passed.gauge * self._at_nodes(graph.layout, passed.size, passed.state.constants)
+        delta = graph.with_features(biases, weights * passed.ratio * passed.size, self.types_out)
+        if self.refit is None or self.probes is None:
+            return delta
+        return self.refit(graph, delta, self.probes, passed.readings.wished[..., 1:], passed.gauge)
+
+    def read(self, graph: NeuralGraph) -> Tensor:
+        """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
+        return self.readout(self._through(graph).state)
+
+    def _through(self, graph: NeuralGraph) -> _Passed:
         self._check_widths(graph)
         layout = graph.layout
         constants = layout.constants(self.config.symmetry, graph.edges)
@@ -188,12 +227,7 @@ class ScaleGMN(Metanetwork):
         for edge_update, node_update in zip(self.edge_updates, self.node_updates, strict=True):
             state, odd_messages, even_messages = edge_update(state, self.config.bidirectional, even)
             state = node_update(state, odd_messages, even_messages)
-        weights, biases = self.head(state, raw, readings)
-        biases = biases * gauge * self._at_nodes(layout, size[..., :1], constants)
-        delta = graph.with_features(biases, weights * ratio * size[..., :1], self.types_out)
-        if self.refit is None or self.probes is None:
-            return delta
-        return self.refit(graph, delta, self.probes, readings.wished[..., 1:], gauge)
+        return _Passed(state, raw, readings, gauge, ratio, size[..., :1])
 
     def _streams(
         self,
