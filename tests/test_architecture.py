@@ -34,6 +34,7 @@ ORDER = [  # fmt: skip
     "metanet.heads",
     "metanet.scalegmn",
     "metanet.neural_graph_layers",
+    "metanet.neural_graph_config",
     "metanet.neural_graph_ends",
     "metanet.neural_graphs",
     "metanet.baselines",

@@ -14,8 +14,9 @@ from weightedit.delta import propose_delta, propose_deltas
 from weightedit.errors import SpecError
 from weightedit.features import DELTA, GRADIENT, PARAMETER
 from weightedit.graph import NeuralGraph, dense_layout
+from weightedit.metanet.neural_graph_config import NGGNNConfig, NGTConfig
 from weightedit.metanet.neural_graph_layers import degree_scalers
-from weightedit.metanet.neural_graphs import NGGNN, NGT, NGGNNConfig, NGTConfig
+from weightedit.metanet.neural_graphs import NGGNN, NGT
 from weightedit.ragged import ragged_from_params
 from weightedit.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error

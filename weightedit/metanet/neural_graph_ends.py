@@ -14,7 +14,6 @@ inputs on, so that its bias deltas stand at wrong neurons. Or a vector per netwo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,35 +22,9 @@ from weightedit.errors import SpecError
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
 from weightedit.layer import ACTIVATION_NAMES
 from weightedit.metanet.heads import LayerTable
+from weightedit.metanet.neural_graph_config import NeuralGraphsConfig
 from weightedit.metanet.neural_graph_layers import Pairs, two_layers
 from weightedit.probing import probe
-
-
-class Sizes(Protocol):
-    """The part of a config that the ends need; see neural_graphs.py."""
-
-    @property
-    def inputs(self) -> int: ...
-    @property
-    def outputs(self) -> int: ...
-    @property
-    def node_width(self) -> int: ...
-    @property
-    def edge_width(self) -> int: ...
-    @property
-    def probes(self) -> int: ...
-    @property
-    def levels(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def extra_types(self) -> tuple[tuple[int, bool], ...]: ...
-    @property
-    def initial_scale(self) -> float: ...
-    @property
-    def embedding(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -77,12 +50,12 @@ class InputStage(nn.Module):
     """A neural graph -> node and pair features of unit size.
 
     Args:
-        config: widths and numbers.
+        config: see NeuralGraphsConfig.
         reverse: whether there are pairs against the edges.
         loops: whether every node is a pair with itself.
     """
 
-    def __init__(self, config: Sizes, *, reverse: bool, loops: bool) -> None:
+    def __init__(self, config: NeuralGraphsConfig, *, reverse: bool, loops: bool) -> None:
         super().__init__()
         self.config, self.reverse, self.loops = config, reverse, loops
         quantities, node = 1 + len(config.extra_types), config.node_width
@@ -161,7 +134,7 @@ class InputStage(nn.Module):
 class Pooling(nn.Module):
     """Last features -> a vector per network, linear in the mean of all nodes and in every output node by itself."""
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: NeuralGraphsConfig) -> None:
         super().__init__()
         self.out = nn.Linear((1 + config.outputs) * config.node_width, config.embedding)
 
@@ -174,7 +147,7 @@ class Pooling(nn.Module):
 class DeltaEnding(nn.Module):
     """Last features -> (weight deltas [..., e, channels], bias deltas [..., n, channels])."""
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: NeuralGraphsConfig) -> None:
         super().__init__()
         self.read_edges = two_layers(config.edge_width, config.edge_width, config.channels, nn.SiLU)
         self.read_nodes = two_layers(config.node_width, config.node_width, config.channels, nn.SiLU)
