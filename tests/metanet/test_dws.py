@@ -1,0 +1,137 @@
+"""DWS: its layers against their blocks in loops over neurons, with means and with maxima; symmetry, sizes, learning."""
+
+import json
+from itertools import combinations, product
+
+import pytest
+import torch
+
+from tests.metanet.chain_networks import (
+    editing,
+    editing_in_a_batch,
+    errors_with_channels,
+    perturbed,
+    random_parts,
+    reading,
+    reading_in_a_batch,
+)
+from tests.networks import SPECS, random_params
+from weightedit.delta import propose_delta
+from weightedit.errors import SpecError
+from weightedit.metanet.dws import DWS, DWSConfig
+from weightedit.metanet.weight_space import FREE, EquivariantLinear, WeightSpace
+from weightedit.spec import NetworkSpec
+from weightedit.testing import assert_equivariant, assert_invariant
+
+SMALL = {"outputs": 3, "width": 8}
+OTHER = (2, 6, 3, 3)
+POOL = {"mean": lambda vectors: torch.stack(vectors).mean(0), "max": lambda vectors: torch.stack(vectors).amax(0)}
+
+
+def block_by_hand(layer, target, source, x, counts, pooling):
+    """The block from part `source`, a dict of neurons (one per level of the part) to vectors, to part `target`.
+
+    For every set of neurons that the two parts share: pool what agrees on them, multiply, broadcast.
+    """
+    shared = [level for level in target.levels if level in source.levels]
+    result = {}
+    for neurons in product(*(range(counts[level]) for level in target.levels)):
+        place, total = dict(zip(target.levels, neurons, strict=True)), 0
+        for size in range(len(shared) + 1):
+            for kept in combinations(shared, size):
+                agreeing = [
+                    vector
+                    for other, vector in x.items()
+                    if all(dict(zip(source.levels, other, strict=True))[level] == place[level] for level in kept)
+                ]
+                total = total + layer.matrix(target.name, source.name, *kept) @ POOL[pooling](agreeing)
+        result[neurons] = total
+    return result
+
+
+def _entries(part, tensor):
+    return {neurons: tensor[neurons] for neurons in product(*map(range, tensor.shape[: len(part.levels)]))}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+@pytest.mark.parametrize("widths", [(2, 5, 4, 3), (2, 4, 1), (2, 3)])
+def test_layers_agree_with_their_blocks(widths, pooling):
+    space = WeightSpace(len(widths) - 1, widths[0], widths[-1])
+    groups = (FREE,) * (space.depth - 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = EquivariantLinear(space, 2, 3, kinds=[groups], pooling=pooling).double()
+    parts = [x[0] for x in space.fold(*random_parts(widths, 2))]
+    for target, fast in zip(space.parts, layer(parts, groups), strict=True):
+        blocks = [
+            block_by_hand(layer, target, source, _entries(source, x), widths, pooling)
+            for source, x in zip(space.parts, parts, strict=True)
+        ]
+        for neurons, got in _entries(target, fast).items():
+            expected = layer.offsets[target.name] + sum(block[neurons] for block in blocks)
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+@pytest.mark.parametrize("name", ["silu", "relu", "sine"])
+def test_equivariant_on_the_whole_path(name, pooling):
+    spec, metanet = SPECS[name], perturbed(DWS(DWSConfig(**SMALL, pooling=pooling)))
+    assert metanet.declared == ("permutation",)
+    batched = editing_in_a_batch(metanet, spec, OTHER)
+    assert_equivariant(editing(metanet, spec), spec, random_params(spec, count=2), symmetry="permutation")
+    assert_equivariant(batched, spec, random_params(spec, seed=1), symmetry="permutation")
+    reader = perturbed(DWS(DWSConfig(**SMALL, pooling=pooling, embedding=5)))
+    assert_invariant(reading(reader, spec), spec, random_params(spec, count=2), symmetry="permutation")
+    assert_invariant(reading_in_a_batch(reader, spec, OTHER), spec, random_params(spec), symmetry="permutation")
+
+
+@pytest.mark.parametrize(("symmetry", "name"), [("sign", "tanh"), ("scale", "relu"), ("full", "sine")])
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_undeclared_symmetries_fail(symmetry, name, pooling):
+    spec, params = SPECS[name], random_params(SPECS[name])
+    with pytest.raises(AssertionError, match="not equivariant"):
+        metanet = perturbed(DWS(DWSConfig(**SMALL, pooling=pooling)))
+        assert_equivariant(editing(metanet, spec), spec, params, symmetry=symmetry)
+    with pytest.raises(AssertionError, match="not invariant"):
+        metanet = perturbed(DWS(DWSConfig(**SMALL, pooling=pooling, embedding=5)))
+        assert_invariant(reading(metanet, spec), spec, params, symmetry=symmetry)
+
+
+def test_kernels_as_channels():
+    metanet = perturbed(DWS(DWSConfig(**SMALL, channels=4)))
+    assert max(errors_with_channels(metanet, SPECS["silu"], 4, "permutation")) < 1e-10
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e2])
+def test_sizes_at_the_start(pooling, size):
+    spec = NetworkSpec.siren((2, 32, 32, 1))
+    params = {k: size * t for k, t in random_params(spec, count=3, dtype=torch.float32).items()}
+    for key, delta in propose_delta(DWS(DWSConfig(pooling=pooling)), spec, params).items():
+        ratio = float((delta.square().mean() / params[key].square().mean()).sqrt())
+        assert 3e-4 < ratio < 0.1, (key, ratio)
+    vectors = reading(DWS(DWSConfig(pooling=pooling, embedding=16)), spec)(params)
+    assert vectors.shape == (3, 16) and 0.05 < float(vectors.std()) < 5
+
+
+@pytest.mark.parametrize("embedding", [0, 5])
+def test_every_parameter_learns(embedding):
+    spec, metanet = SPECS["silu"], perturbed(DWS(DWSConfig(**SMALL, embedding=embedding)))
+    delta = editing(metanet, spec)
+    call = reading(metanet, spec) if embedding else lambda p: torch.cat([t.flatten() for t in delta(p).values()])
+    call(random_params(spec, count=3)).square().sum().backward()
+    assert [key for key, p in metanet.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_config_round_trip_and_refusals():
+    config = DWSConfig(pooling="max", depth=4, seed=2)
+    assert DWSConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for spoil, message in (
+        ({"pooling": "sum"}, "pooling 'sum' is unknown; expected one of mean, max"),
+        ({"depth": 0}, "expected a positive depth"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            DWSConfig.from_dict({**config.to_dict(), **spoil})
+    spec = NetworkSpec.siren((2, 4, 3))
+    with pytest.raises(SpecError, match="2 layers, 2 inputs and 3 outputs came; expected 3 layers"):
+        propose_delta(DWS(DWSConfig(**SMALL)), spec, random_params(spec, dtype=torch.float32))
