@@ -32,7 +32,7 @@ class ChainConfig:
     Attributes:
         inputs: input neurons of the networks it treats.
         outputs: output neurons of the networks it treats.
-        channels: PARAMETER channels, more than one for the positions of convolution kernels.
+        channels: of each parameter: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1.
         width: channels of the hidden weight-space features.
         layers: equivariant linear layers before the ending.
         embedding: 0 to edit; else the width of the vector per network.
@@ -76,7 +76,8 @@ class ChainMetanet(Metanetwork):
     def __init__(self, config: ChainConfig, space: WeightSpace) -> None:
         super().__init__()
         self.space, self.embedding = space, config.embedding
-        self.types_in, self.types_out = (PARAMETER,) * config.channels, (DELTA,) * config.channels
+        self.types_in = (PARAMETER,) * config.channels
+        self.types_out = () if config.embedding else (DELTA,) * config.channels
 
     @abstractmethod
     def edit(self, graph: NeuralGraph) -> NeuralGraph:

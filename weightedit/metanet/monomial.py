@@ -76,8 +76,8 @@ class MonomialConfig(ChainConfig):
 
     @classmethod
     def activations_of(cls, specs: Sequence[NetworkSpec]) -> tuple[str, ...]:
-        """The field `activations` for these networks, which must be of one depth."""
-        layers = zip(*(spec.layers[:-1] for spec in specs), strict=True)
+        """The field `activations` for these networks; those deeper than the first are refused when they come."""
+        layers = zip(*(spec.layers[:-1] for spec in specs), strict=False)
         return tuple("|".join(dict.fromkeys(layer.activation.name for layer in level)) for level in layers)
 
 
