@@ -1,0 +1,152 @@
+"""Make a CNN zoo: many small CNNs, each trained by a recipe of its own, with several checkpoints and their accuracies.
+
+    python tasks/make_cnn_zoo.py --images ../shared/data/fashion_mnist --activation relu --out runs/zoo-relu
+
+The networks are those of the Small CNN Zoo (Unterthiner et al. 2020): three convolutions of 16 filters, 3x3, stride 2,
+global average pooling, a linear layer; 4,970 parameters. Learning rate, weight decay, dropout, initialisation,
+optimizer and fraction of the training images are random. They are trained in stacks, each a function of (seed, stack)
+alone: a run that was stopped goes on where it was. All checkpoints of a network are in one split.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from weightedit.cli import told_in_one_line
+from weightedit.data.cnn_fitting import CNNFitOptions, LabelledImages, draw_recipes, fit_cnns
+from weightedit.data.cnn_zoo import (
+    CNNZoo,
+    concatenate_zoos,
+    read_zoo_table,
+    save_zoo,
+    split_by_network,
+    write_zoo_table,
+)
+from weightedit.data.images import load_images
+from weightedit.errors import WeightEditError
+from weightedit.run_plan import derive_seed
+from weightedit.spec import Activation, NetworkSpec
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train.
+
+    Attributes:
+        images: a hub name, or a local folder with train and test splits; read as grey.
+        out: folder of the zoo; its parent is made if needed.
+        activation: "relu" or "tanh".
+        networks: how many CNNs.
+        stack: CNNs trained at once.
+        filters: of every convolution.
+        train_limit: use the first so many training images; 0 for all.
+        test_limit: measure test accuracy on the first so many test images; 0 for all.
+        fit: checkpoints, batch size.
+        held: fractions of the networks for validation and test.
+        seed: of everything.
+        device: "cpu", or "cuda" where there is one.
+        smoke: seconds, to see that everything runs.
+    """
+
+    images: str = "../shared/data/fashion_mnist"
+    out: str = "runs/zoo-relu"
+    activation: str = "relu"
+    networks: int = 1000
+    stack: int = 32
+    filters: tuple[int, ...] = (16, 16, 16)
+    train_limit: int = 10_000
+    test_limit: int = 4000
+    fit: CNNFitOptions = field(default_factory=CNNFitOptions)
+    held: tuple[float, float] = (0.15, 0.25)
+    seed: int = 0
+    device: str = "cpu"
+    smoke: bool = False
+
+
+def main(config: Config) -> Path:
+    """Train, split, save, and print a summary; returns the folder of the zoo."""
+    if config.smoke:
+        config = replace(config, networks=24, stack=12, train_limit=64, test_limit=32)
+        config = replace(config, fit=CNNFitOptions((2, 4), batch_size=8, test_on_train=16))
+    if config.activation not in ("relu", "tanh") or min(config.networks, config.stack) < 1:
+        raise WeightEditError(
+            f"activation {config.activation!r}, {config.networks} networks in stacks of {config.stack} came; expected "
+            "relu or tanh and at least one network: correct them."
+        )
+    out, started = Path(config.out), time.perf_counter()
+    if out.exists():
+        raise WeightEditError(f"{out} is already there; expected a new folder: choose another --out.")
+    zoo = join_stacks(config, out)
+    splits = split_by_network(zoo, config.held, config.seed)
+    facts = {"config": asdict(config), "left_out": config.networks * len(config.fit.checkpoints) - len(zoo)}
+    save_zoo(out, splits, facts)
+    shutil.rmtree(_parts(config, out))
+    accuracy = zoo.last().numbers("test_accuracy")
+    quantiles = accuracy.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+    print(f"{out}: {len(zoo)} checkpoints of {len(accuracy)} networks, {facts['left_out']} were not finite")
+    print("test accuracy of the last ones, 10th, 50th, 90th percentile: " + ", ".join(f"{q:.3f}" for q in quantiles))
+    print(f"{time.perf_counter() - started:.0f} s")
+    return out
+
+
+def _parts(config: Config, out: Path) -> Path:
+    plain = {name: value for name, value in asdict(config).items() if name not in ("out", "networks", "held", "device")}
+    return out.with_name(f"{out.name}.parts-{derive_seed(*(f'{k}={v}' for k, v in plain.items())):016x}")
+
+
+def join_stacks(config: Config, out: Path) -> CNNZoo:
+    """Train every stack that is not there yet; all of them as one zoo."""
+    parts = _parts(config, out)
+    parts.mkdir(parents=True, exist_ok=True)
+    train, test = (
+        read_images(config.images, split, limit)
+        for split, limit in (("train", config.train_limit), ("test", config.test_limit))
+    )
+    activation = Activation(config.activation)
+    spec = NetworkSpec.cnn((1, *config.filters, int(train.labels.max()) + 1), activation)
+    sizes = [config.stack] * (config.networks // config.stack)
+    sizes += [config.networks % config.stack] if config.networks % config.stack else []
+    found = []
+    with tqdm(total=len(sizes) * config.fit.checkpoints[-1], desc=f"{config.activation} CNNs", unit="step") as done:
+        for number, size in enumerate(sizes):
+            path = parts / f"{number:05d}-{size}.parquet"
+            if not path.exists():
+                write_zoo_table(train_stack(config, spec, number, size, train, test, lambda _: done.update()), path)
+            zoo = read_zoo_table(path, spec)
+            found.append(CNNZoo(spec, zoo.params, zoo.network + number * config.stack, zoo.facts))
+    return concatenate_zoos(found)
+
+
+def read_images(source: str, split: str, limit: int) -> LabelledImages:
+    """Grey images in [-1, 1], as the Small CNN Zoo has them, and their labels."""
+    images = load_images(source, split, limit=limit or None, channels=1)
+    return LabelledImages(2 * images.floats() - 1, images.labels)
+
+
+def train_stack(
+    config: Config,
+    spec: NetworkSpec,
+    number: int,
+    size: int,
+    train: LabelledImages,
+    test: LabelledImages,
+    told: Callable[[int], object],
+) -> CNNZoo:
+    """One stack, from its own generator."""
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "zoo", number))
+    recipes = draw_recipes(size, generator)
+    return fit_cnns(spec, recipes, train, test, config.fit, generator, device=config.device, told=told)
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    sys.exit(told_in_one_line("make_cnn_zoo", lambda: main(config)))

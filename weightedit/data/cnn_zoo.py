@@ -1,0 +1,243 @@
+"""CNN zoos: many trained checkpoints of small CNNs of one architecture, and how well each of them did.
+
+    folder/train.parquet, validation.parquet, test.parquet, card.json
+
+One row per checkpoint: `weights` (all parameters in the spec's order, float32), `network` (all checkpoints of one CNN
+have the same number and stand in one split), and facts under the column names of the public Small CNN Zoo: step,
+train_accuracy, test_loss, config.learning_rate, ... The card holds the spec, counts and checksums.
+
+Here: the zoo in memory and in these files. Not here: training one (cnn_fitting.py) and the public files
+(small_cnn_zoo.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightedit.data.weight_set_tables import as_tensor, unflatten
+from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.spec import NetworkSpec, Params
+
+FORMAT = "weightedit-cnn-zoo"
+VERSION = 1
+CARD = "card.json"
+SPLITS = ("train", "validation", "test")
+Facts = dict[str, Tensor | tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class CNNZoo:
+    """Checkpoints of one architecture.
+
+    Args:
+        spec: their architecture and activation.
+        params: stacked, [N, ...].
+        network: int64 [N], the number of the CNN that a checkpoint is of.
+        facts: per checkpoint, by name: float64 [N] or N strings. test_accuracy in [0, 1] is what is predicted.
+
+    Raises:
+        ParamsError: parameters that do not fit the spec or are not finite.
+        WeightEditError: facts or network numbers of other lengths or types.
+    """
+
+    spec: NetworkSpec
+    params: Params
+    network: Tensor
+    facts: Facts
+
+    def __post_init__(self) -> None:
+        count = self.spec.check_params(self.params)
+        right = [self.network.dtype == torch.int64 and tuple(self.network.shape) == (count,)]
+        for fact in self.facts.values():
+            text = not isinstance(fact, Tensor)
+            right.append(len(fact) == count if text else fact.dtype == torch.float64 and tuple(fact.shape) == (count,))
+        if not all(right):
+            kinds = {
+                name: (f.dtype, tuple(f.shape)) if isinstance(f, Tensor) else len(f) for name, f in self.facts.items()
+            }
+            raise WeightEditError(
+                f"network {self.network.dtype} {tuple(self.network.shape)} and facts {kinds} came for {count} "
+                "checkpoints; expected int64 (N,), and float64 (N,) or N strings each."
+            )
+
+    def __len__(self) -> int:
+        return len(self.network)
+
+    def __getitem__(self, which: slice | Tensor) -> CNNZoo:
+        """The chosen checkpoints, by a slice or a one-dimensional tensor of integers or booleans."""
+        rows = torch.arange(len(self))[which]
+        facts: Facts = {
+            name: fact[rows] if isinstance(fact, Tensor) else tuple(fact[i] for i in rows.tolist())
+            for name, fact in self.facts.items()
+        }
+        return CNNZoo(self.spec, {k: p[rows] for k, p in self.params.items()}, self.network[rows], facts)
+
+    def numbers(self, name: str) -> Tensor:
+        """A fact as float64 [N]; raises WeightEditError where there is no such fact or it is text."""
+        fact = self.facts.get(name)
+        if not isinstance(fact, Tensor):
+            known = ", ".join(key for key, value in self.facts.items() if isinstance(value, Tensor))
+            raise WeightEditError(f"the fact {name!r} came; expected one of {known}.")
+        return fact
+
+    def with_params(self, params: Params) -> CNNZoo:
+        """The same facts about other parameters (rescaled ones, say)."""
+        return CNNZoo(self.spec, params, self.network, self.facts)
+
+    def last(self) -> CNNZoo:
+        """The latest checkpoint of every network."""
+        step = self.numbers("step")
+        latest: dict[int, int] = {}
+        for row, network in enumerate(self.network.tolist()):
+            if network not in latest or step[row] > step[latest[network]]:
+                latest[network] = row
+        return self[torch.tensor(sorted(latest.values()), dtype=torch.int64)]
+
+
+def concatenate_zoos(zoos: Sequence[CNNZoo]) -> CNNZoo:
+    """One zoo of the checkpoints of several. Raises WeightEditError unless specs and names of facts agree."""
+    first = zoos[0]
+    if any(zoo.spec != first.spec or set(zoo.facts) != set(first.facts) for zoo in zoos):
+        raise WeightEditError("zoos of different specs or facts came; expected the same in all: join like with like.")
+    facts: Facts = {}
+    for name, fact in first.facts.items():
+        parts = [zoo.facts[name] for zoo in zoos]
+        if isinstance(fact, Tensor):
+            facts[name] = torch.cat([part for part in parts if isinstance(part, Tensor)])
+        else:
+            facts[name] = tuple(str(value) for part in parts for value in part)
+    params = {name: torch.cat([zoo.params[name] for zoo in zoos]) for name in first.params}
+    return CNNZoo(first.spec, params, torch.cat([zoo.network for zoo in zoos]), facts)
+
+
+def split_by_network(zoo: CNNZoo, fractions: tuple[float, float] = (0.15, 0.25), seed: int = 0) -> dict[str, CNNZoo]:
+    """train, validation and test, all checkpoints of a CNN in one of them.
+
+    Args:
+        zoo: at least three networks.
+        fractions: of the networks, for validation and test.
+        seed: of the choice.
+
+    Raises WeightEditError where a split would be empty.
+    """
+    networks = zoo.network.unique()
+    order = torch.randperm(len(networks), generator=torch.Generator().manual_seed(seed))
+    held = [round(fraction * len(networks)) for fraction in fractions]
+    sizes = [len(networks) - sum(held), *held]
+    if min(sizes) < 1:
+        raise WeightEditError(
+            f"fractions {fractions} of {len(networks)} networks came, {sizes} for {SPLITS}; expected at least one "
+            "network in each: take more networks."
+        )
+    parts = networks[order].split(sizes)
+    return {name: zoo[torch.isin(zoo.network, part)] for name, part in zip(SPLITS, parts, strict=True)}
+
+
+def save_zoo(folder: str | Path, splits: Mapping[str, CNNZoo], facts: Mapping[str, Any]) -> None:
+    """Write the splits and, last, the card, each by a temporary name: a folder with a card is whole.
+
+    Args:
+        folder: made if needed; must hold no other zoo.
+        splits: of one spec.
+        facts: for the card: what a reader should know, JSON values.
+
+    Raises WeightEditError on a folder that has a card, splits that share a network, or facts that are no JSON.
+    """
+    folder = Path(folder)
+    if (folder / CARD).exists():
+        raise WeightEditError(f"{folder} already holds {CARD}; expected a new folder: choose another one.")
+    networks = [set(zoo.network.tolist()) for zoo in splits.values()]
+    if len(set().union(*networks)) != sum(map(len, networks)) or len({zoo.spec for zoo in splits.values()}) != 1:
+        raise WeightEditError(
+            "splits came that share a network or differ in spec; expected all checkpoints of a CNN in one split: use "
+            "split_by_network."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    stated = {}
+    for name, zoo in splits.items():
+        write_zoo_table(zoo, folder / f"{name}.parquet")
+        digest = hashlib.sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()
+        stated[name] = {"count": len(zoo), "networks": len(zoo.network.unique()), "sha256": digest}
+    spec = next(iter(splits.values())).spec
+    card = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "splits": stated, "facts": dict(facts)}
+    try:
+        text = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise WeightEditError(
+            f"facts {facts!r} are no JSON ({error}); expected strings, numbers, lists, dicts."
+        ) from error
+    (folder / "card.part").write_text(text, encoding="utf-8")
+    os.replace(folder / "card.part", folder / CARD)
+
+
+def load_zoo(folder: str | Path, split: str) -> CNNZoo:
+    """One split of a saved zoo. Raises FileFormatError on a missing, foreign or altered card or file."""
+    folder = Path(folder)
+    card = read_zoo_card(folder)
+    if split not in card["splits"]:
+        raise FileFormatError(f"{folder} has no split {split!r}; expected one of {', '.join(card['splits'])}.")
+    path = folder / f"{split}.parquet"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != card["splits"][split]["sha256"]:
+        raise FileFormatError(f"{path} is missing or not the file the card states; copy the zoo again.")
+    return read_zoo_table(path, NetworkSpec.from_dict(card["spec"]))
+
+
+def read_zoo_card(folder: str | Path) -> dict[str, Any]:
+    """The card of a zoo. Raises FileFormatError where there is none of this format and version."""
+    path = Path(folder) / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path} is no readable JSON ({error}); expected the card of a CNN zoo.") from error
+    if not isinstance(card, dict) or (card.get("format"), card.get("version")) != (FORMAT, VERSION):
+        raise FileFormatError(
+            f"{path} is not of the format {FORMAT!r}, version {VERSION}, which is expected here; make one with "
+            "tasks/make_cnn_zoo.py."
+        )
+    return card
+
+
+def write_zoo_table(zoo: CNNZoo, path: Path) -> None:
+    """Write the checkpoints as one Parquet file, under a temporary name first."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    weights = torch.cat([zoo.params[name].flatten(1) for name in zoo.spec.param_shapes()], 1)
+    flat = pa.array(weights.float().contiguous().reshape(-1).numpy())
+    columns: dict[str, Any] = {"weights": pa.FixedSizeListArray.from_arrays(flat, weights.shape[1])}
+    columns["network"] = pa.array(zoo.network.numpy())
+    for name, fact in zoo.facts.items():
+        columns[name] = pa.array(fact.numpy()) if isinstance(fact, Tensor) else pa.array(fact, pa.string())
+    fresh = path.with_suffix(".part")
+    pq.write_table(pa.table(columns), fresh, compression="zstd", use_dictionary=False)
+    os.replace(fresh, path)
+
+
+def read_zoo_table(path: Path, spec: NetworkSpec) -> CNNZoo:
+    """The checkpoints of one Parquet file. Raises FileFormatError unless it is one of this architecture."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        weights, network = as_tensor(table["weights"]), as_tensor(table["network"])
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise FileFormatError(f"{path} is no readable zoo table ({error}); copy it again.") from error
+    size = math.prod(weights.shape[1:])
+    if size != spec.parameter_count:
+        raise FileFormatError(f"{path} has rows of {size} weights; expected {spec.parameter_count} as the spec says.")
+    facts: Facts = {}
+    for name in table.column_names[2:]:
+        text = pa.types.is_string(table.schema.field(name).type)
+        facts[name] = tuple(table[name].to_pylist()) if text else as_tensor(table[name])
+    return CNNZoo(spec, unflatten(weights, spec), network, facts)

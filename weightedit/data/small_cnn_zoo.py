@@ -1,0 +1,163 @@
+"""Reading the public Small CNN Zoo (Unterthiner et al. 2020, "Predicting Neural Network Accuracy from Weights").
+
+    folder/weights.npy       [N, 4970], one flattened checkpoint per row
+    folder/metrics.csv.gz    one line per row: config.activation, modeldir, step, test_accuracy, ...
+    folder/layout.csv        varname, start_idx, end_idx, shape: which columns are which variable
+
+Its networks, as its published training code says: three convolutions of 16 filters, 3x3, stride 2, without padding, on
+grey images in [-1, 1]; the activation; dropout; global average pooling; a dense layer of 10 outputs. TensorFlow keeps
+convolution kernels as (height, width, in, out) and dense ones as (in, out); they come out as torch has them. Nothing is
+evaluated or unpickled.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightedit.data.cnn_zoo import CNNZoo
+from weightedit.errors import FileFormatError
+from weightedit.layer import Activation, Layer
+from weightedit.spec import NetworkSpec, Params
+
+STRIDE = 2
+_SHAPE = re.compile(r"^[(\[]\s*\d+(\s*,\s*\d+)*\s*,?\s*[)\]]$")
+_LAYOUT = ("varname", "start_idx", "end_idx", "shape")
+
+
+@dataclass(frozen=True)
+class _Variable:
+    """Some columns of weights.npy: `owner` is the layer, `role` its kernel or bias."""
+
+    owner: str
+    role: str
+    start: int
+    end: int
+    shape: tuple[int, ...]
+
+
+def load_small_cnn_zoo(folder: str | Path, activation: str, *, steps: Iterable[int] | None = (86,)) -> CNNZoo:
+    """The checkpoints of one activation.
+
+    Args:
+        folder: of one data set (cifar10, fashion_mnist, mnist or svhn_cropped), unpacked.
+        activation: "relu" or "tanh"; the symmetry differs, so they are two zoos.
+        steps: epochs of the checkpoints to take; the last one is 86. None for all.
+
+    Returns a zoo whose `network` numbers the values of modeldir in the order of their appearance.
+    Raises FileFormatError on missing files or columns, other lengths, or no checkpoint chosen.
+    """
+    folder = Path(folder)
+    rows = _metrics(folder / "metrics.csv.gz")
+    weights = _weights(folder / "weights.npy")
+    if len(rows) != len(weights):
+        raise FileFormatError(
+            f"{folder}: weights.npy has {len(weights)} rows and metrics.csv.gz {len(rows)}; expected the same number."
+        )
+    wanted = None if steps is None else set(steps)
+    chosen = [
+        i
+        for i, row in enumerate(rows)
+        if row["config.activation"] == activation and (wanted is None or int(float(row["step"])) in wanted)
+    ]
+    if not chosen:
+        known = sorted({(row["config.activation"], int(float(row["step"]))) for row in rows})
+        raise FileFormatError(
+            f"{folder} has no checkpoint of activation {activation!r} at steps {steps}; expected some of {known[:20]}."
+        )
+    spec, params = _params(_layout(folder / "layout.csv"), torch.from_numpy(weights[chosen]), activation)
+    numbers: dict[str, int] = {}
+    network = torch.tensor([numbers.setdefault(rows[i]["modeldir"], len(numbers)) for i in chosen])
+    finite = torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in params.values()]).all(0)
+    kept = [i for i, good in zip(chosen, finite.tolist(), strict=True) if good]
+    facts = {name: _fact([rows[i][name] for i in kept]) for name in rows[0] if name}
+    return CNNZoo(spec, {name: tensor[finite] for name, tensor in params.items()}, network[finite], facts)
+
+
+def _weights(path: Path) -> np.ndarray:
+    try:
+        weights = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path} is no readable array ({error}); expected weights.npy of the zoo.") from error
+    if weights.ndim != 2 or weights.dtype.kind != "f":
+        raise FileFormatError(f"{path} holds {weights.dtype} {weights.shape}; expected floats [N, parameters].")
+    return weights
+
+
+def _metrics(path: Path) -> list[dict[str, str]]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise FileFormatError(
+            f"{path} is no readable gzip file ({error}); expected metrics.csv.gz of the zoo."
+        ) from error
+    needed = {"config.activation", "modeldir", "step", "test_accuracy"}
+    if not rows or not needed <= set(rows[0]):
+        raise FileFormatError(f"{path} has the columns {sorted(rows[0]) if rows else []}; expected {sorted(needed)}.")
+    return rows
+
+
+def _fact(values: list[str]) -> Tensor | tuple[str, ...]:
+    try:
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    except ValueError:
+        return tuple(values)
+
+
+def _layout(path: Path) -> list[_Variable]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        found = [_variable(row, path) for row in rows]
+    except FileFormatError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} is no readable layout ({error!r}); expected columns {_LAYOUT}.") from error
+    return sorted(found, key=lambda variable: variable.start)
+
+
+def _variable(row: dict[str, str], path: Path) -> _Variable:
+    name, start, end, shape = (row[column] for column in _LAYOUT)
+    owner, _, role = name.rpartition("/")
+    role = role.partition(":")[0]
+    sizes = tuple(int(n) for n in re.findall(r"\d+", shape)) if _SHAPE.match(shape.strip()) else ()
+    count = int(np.prod(sizes, dtype=np.int64))
+    if role not in ("kernel", "bias") or not sizes or count != int(end) - int(start):
+        raise FileFormatError(
+            f"{path}: variable {name!r} of shape {shape} in columns {start} to {end}; expected a kernel or bias whose "
+            "shape fits its columns."
+        )
+    return _Variable(owner, role, int(start), int(end), sizes)
+
+
+def _params(layout: list[_Variable], weights: Tensor, activation: str) -> tuple[NetworkSpec, Params]:
+    """Kernels and biases by layer, in the order of their columns."""
+    owners = list(dict.fromkeys(variable.owner for variable in layout))
+    by_role = {(variable.owner, variable.role): variable for variable in layout}
+    if layout[-1].end > weights.shape[1] or any((owner, "kernel") not in by_role for owner in owners):
+        raise FileFormatError(
+            f"the layout of layers {owners} ends at column {layout[-1].end}; expected a kernel each, within "
+            f"{weights.shape[1]} columns."
+        )
+    layers, params = [], {}
+    for i, owner in enumerate(owners):
+        kernel, bias = by_role[owner, "kernel"], by_role.get((owner, "bias"))
+        *window, fan_in, fan_out = kernel.shape
+        tensor = weights[:, kernel.start : kernel.end].unflatten(1, kernel.shape)
+        after = Activation("identity" if i == len(owners) - 1 else activation)
+        names = f"layers.{i}.weight", f"layers.{i}.bias" if bias else None
+        conv = {"kernel": (window[0], window[1]), "stride": STRIDE} if len(window) == 2 else {}
+        layers.append(Layer(names[0], names[1], fan_in, fan_out, after, **conv))  # type: ignore[arg-type]
+        params[names[0]] = tensor.movedim((-1, -2), (1, 2)).float().contiguous()
+        if bias is not None and names[1] is not None:
+            params[names[1]] = weights[:, bias.start : bias.end].float().contiguous()
+    return NetworkSpec(tuple(layers)), params
