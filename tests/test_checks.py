@@ -36,7 +36,7 @@ def test_sound_networks_pass(stack):
 def test_an_editor_is_judged_under_its_own_symmetry_and_convention(symmetry):
     editor = Editor(ScaleGMN(ScaleGMNConfig(**SMALL, symmetry=symmetry)), "dilate", NFN)
     result = check_equivariance(_stack(), editor)
-    assert result.ok and "scalegmn, dilate" in result.figure
+    assert result.ok and "scalegmn-b, dilate" in result.figure
     assert (symmetry == "full") != (f"under {symmetry} symmetry" in result.figure)
     assert next(editor.parameters()).dtype == torch.float32
 

@@ -84,8 +84,8 @@ def check_equivariance(stack: INRStack, editor: Editor | PredictiveEditor | None
         spec = NetworkSpec.siren(spec.widths, editor.convention.omega)
     if judged.options.informed or judged.options.widen > 1:
         return _check_whole(stack.with_params(_double(stack.params)), judged)
-    symmetry = getattr(getattr(judged.metanet, "config", None), "symmetry", "full")
-    assert symmetry in SYMMETRIES
+    declared = judged.metanet.declared or SYMMETRIES
+    symmetry = "full" if "full" in declared else declared[-1]
     dtype = next(judged.parameters()).dtype
     try:
         errors = equivariance_error(judged.double().propose, spec, params, symmetry=symmetry)

@@ -68,7 +68,7 @@ class Editor(nn.Module):
         convention: under which it was trained; INRs of other conventions are converted exactly, and back.
         options: see EditorOptions; the metanetwork reads one more channel per guide.
 
-    Raises TypeMismatchError if the metanetwork does not read just these channels.
+    Raises TypeMismatchError if the metanetwork does not read just these channels, SpecError if it does not edit.
 
     >>> from weightedit.inr.siren import initial_params
     >>> from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
@@ -86,6 +86,11 @@ class Editor(nn.Module):
     ) -> None:
         super().__init__()
         self.options = options or EditorOptions()
+        if metanet.embedding:
+            raise SpecError(
+                f"{type(metanet).__name__} came with embedding {metanet.embedding}; expected 0: this one reads, an "
+                "editor needs one that edits."
+            )
         check_types(metanet.types_in, (PARAMETER, *check_guides(self.options.guides)), "the editor's metanetwork")
         self.metanet = metanet
         self.operation = operation

@@ -1,7 +1,7 @@
-"""Controls without equivariance: what a table needs to show that the symmetry earns its place.
+"""The flat MLP: the control without equivariance, which a table needs to show that the symmetry earns its place.
 
-The flat MLP sees all parameters of one architecture as one vector. It knows no permutation, reads no other widths, and
-is here to be beaten.
+It sees all parameters of one architecture as one vector, over the root mean square of each layer's weights. It knows no
+permutation, reads no other widths, and is here to be beaten. The other control, statistics, is in statistics.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER
 from weightedit.graph import DenseLayout, NeuralGraph
 from weightedit.metanet.base import Metanetwork
-from weightedit.spec import NetworkSpec
+from weightedit.metanet.layers import root_of_mean
+from weightedit.metanet.statistics import hidden_layers
+
+_LATER = {"embedding", "channels"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class FlatMLPConfig:
         hidden: hidden width of the MLP.
         layers: hidden layers of the MLP.
         initial_scale: size of a delta relative to the weights of its layer, at the start.
+        embedding: 0 to edit; else the width of the vector per network.
+        channels: of each parameter: the kernel positions of networks with convolutions, else 1.
         seed: of the initial weights.
     """
 
@@ -35,7 +40,13 @@ class FlatMLPConfig:
     hidden: int = 512
     layers: int = 2
     initial_scale: float = 0.01
+    embedding: int = 0
+    channels: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.widths) < 2 or min(*self.widths, self.hidden, self.layers, self.channels) < 1 or self.embedding < 0:
+            raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -43,60 +54,66 @@ class FlatMLPConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> FlatMLPConfig:
-        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries."""
-        if set(data) != {field.name for field in fields(cls)}:
-            raise SpecError(f"entries {sorted(data)} came; expected {sorted(field.name for field in fields(cls))}.")
+        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
+
+        `embedding` and `channels` may be missing: configs older than they are have the defaults.
+        """
+        expected = {field.name for field in fields(cls)}
+        if not expected - _LATER <= set(data) <= expected:
+            raise SpecError(f"entries {sorted(data)} came; expected {sorted(expected)}.")
         return cls(**{**data, "widths": tuple(data["widths"])})  # type: ignore[arg-type]
 
 
 class FlatMLP(Metanetwork):
-    """All parameters as one vector -> all deltas, by an MLP; equivariant to nothing.
+    """All parameters as one vector -> all deltas, or one vector, by an MLP; equivariant to nothing.
 
     Args:
         config: see FlatMLPConfig.
     """
 
-    types_in = (PARAMETER,)
-    types_out = (DELTA,)
-
     def __init__(self, config: FlatMLPConfig) -> None:
         super().__init__()
-        self.config = config
-        self.spec = NetworkSpec.siren(config.widths)
-        size = self.spec.parameter_count
+        self.config, self.embedding = config, config.embedding
+        self.types_in = (PARAMETER,) * config.channels
+        self.types_out = () if config.embedding else (DELTA,) * config.channels
+        edges = sum(a * b for a, b in zip(config.widths, config.widths[1:], strict=False))
+        size = edges * config.channels + sum(config.widths[1:])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             sizes = [size, *[config.hidden] * config.layers]
-            hidden = [
-                part
-                for a, b in zip(sizes, sizes[1:], strict=False)
-                for part in (nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU())
-            ]
-            self.body = nn.Sequential(*hidden, nn.Linear(sizes[-1], size))
-        self.scale = nn.Parameter(torch.full((len(config.widths) - 1,), config.initial_scale))
+            self.body = nn.Sequential(*hidden_layers(sizes), nn.Linear(sizes[-1], config.embedding or size))
+        if not config.embedding:
+            self.scale = nn.Parameter(torch.full((len(config.widths) - 1,), config.initial_scale))
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
         """Raises SpecError for a ragged graph or networks of other widths than the config's."""
-        layout = graph.layout
+        flat, unit = self._flat(graph)
+        delta = self.body(flat) * unit * self._scales()
+        channels, inputs = graph.edges.shape[-1], self.config.widths[0]
+        count = graph.edges.shape[-2] * channels
+        edges, biases = delta.split([count, delta.shape[-1] - count], -1)
+        nodes = torch.zeros_like(graph.nodes)
+        nodes[..., inputs:, 0] = biases
+        return graph.with_features(nodes, edges.unflatten(-1, (-1, channels)), self.types_out)
+
+    def read(self, graph: NeuralGraph) -> Tensor:
+        """Raises SpecError as `transform` does."""
+        return self.body(self._flat(graph)[0])
+
+    def _flat(self, graph: NeuralGraph) -> tuple[Tensor, Tensor]:
+        """Weights, then biases, over their units; and the units: [..., size]."""
+        layout, inputs = graph.layout, self.config.widths[0]
         if not isinstance(layout, DenseLayout) or layout.spec.widths != self.config.widths:
             widths = [spec.widths for spec in layout.specs]
             raise SpecError(
                 f"networks of widths {widths} came; expected {self.config.widths}: a flat MLP reads no others."
             )
-        sizes = layout.layer_mean_edges(graph.edges.square()).sqrt().clamp(min=1e-12)
+        sizes = root_of_mean(layout.layer_mean_edges(graph.edges.square().mean(-1, keepdim=True)))
         at_nodes = layout.sum_at_target(sizes) / layout.sum_at_target(torch.ones_like(sizes)).clamp(min=1)
-        inputs = self.config.widths[0]
-        unit = torch.cat([sizes, at_nodes[..., inputs:, :]], -2)[..., 0]
-        flat = torch.cat([graph.edges, graph.nodes[..., inputs:, :]], -2)[..., 0]
-        delta = self.body(flat / unit) * unit * self._scales(layout)
-        edges, nodes = delta.split([graph.edges.shape[-2], delta.shape[-1] - graph.edges.shape[-2]], -1)
-        return graph.with_features(
-            torch.cat([torch.zeros_like(graph.nodes[..., :inputs, 0]), nodes], -1).unsqueeze(-1),
-            edges.unsqueeze(-1),
-            self.types_out,
-        )
+        unit = torch.cat([sizes.expand_as(graph.edges).flatten(-2), at_nodes[..., inputs:, 0]], -1)
+        return torch.cat([graph.edges.flatten(-2), graph.nodes[..., inputs:, 0]], -1) / unit, unit
 
-    def _scales(self, layout: DenseLayout) -> Tensor:
-        layers = layout.spec.layers
-        counts = [layer.fan_in * layer.fan_out for layer in layers] + [layer.fan_out for layer in layers]
+    def _scales(self) -> Tensor:
+        pairs = list(zip(self.config.widths, self.config.widths[1:], strict=False))
+        counts = [a * b * self.config.channels for a, b in pairs] + [b for _, b in pairs]
         return torch.cat([self.scale, self.scale]).repeat_interleave(torch.tensor(counts, device=self.scale.device))

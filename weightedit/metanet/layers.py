@@ -62,6 +62,11 @@ def unit_rms(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
 
 
+def root_of_mean(square: Tensor) -> Tensor:
+    """The root of a mean square; 1 where that is zero, so that nothing is divided by zero and gradients are finite."""
+    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 1.0)
+
+
 class NodeUpdate(nn.Module):
     """Mix a node's streams with each other and with `message_width` channels of messages per direction.
 

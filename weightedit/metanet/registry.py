@@ -1,37 +1,103 @@
-"""The metanetworks by name: one line each. A checkpoint says which one it holds, a task which one to build."""
+"""The metanetworks by name: one line each. A checkpoint says which one it holds, a task which one to build.
+
+An entry may fix fields of its config: two names then share a class. A config that names the field itself is taken at
+its word when it comes from a checkpoint (`build_metanet`), and refused when it comes from a person (`make_metanet`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from weightedit.errors import SpecError
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
+from weightedit.spec import NetworkSpec
 
-METANETS: dict[str, tuple[type[Any], type[Any]]] = {
-    "scalegmn": (ScaleGMN, ScaleGMNConfig),
-    "mlp": (FlatMLP, FlatMLPConfig),
+
+@dataclass(frozen=True)
+class Entry:
+    """A metanetwork's class, the class of its config, and the config fields that its name fixes."""
+
+    kind: type[Any]
+    config: type[Any]
+    fixed: Mapping[str, object] = field(default_factory=dict)
+
+
+METANETS: dict[str, Entry] = {
+    "scalegmn": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": False}),
+    "scalegmn-b": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": True}),
+    "mlp": Entry(FlatMLP, FlatMLPConfig),
+    "statistics": Entry(WeightStatistics, WeightStatisticsConfig),
+}
+
+# Config fields that the networks decide; all of them agree, or the metanetwork refuses the odd ones when they come.
+_FROM_NETWORKS: dict[str, Callable[[Sequence[NetworkSpec]], object]] = {
+    "inputs": lambda specs: specs[0].widths[0],
+    "outputs": lambda specs: specs[0].widths[-1],
+    "widths": lambda specs: specs[0].widths,
+    "depth": lambda specs: specs[0].depth,
+    "channels": lambda specs: max(spec.channels for spec in specs),
+    "activations": lambda specs: _activations(specs),
 }
 
 
+def entry(name: str) -> Entry:
+    """The entry `name`. Raises SpecError on an unknown one."""
+    if name not in METANETS:
+        raise SpecError(f"metanetwork {name!r} is unknown; expected one of {', '.join(METANETS)}.")
+    return METANETS[name]
+
+
 def build_metanet(name: str, config: Mapping[str, object]) -> Metanetwork:
-    """The metanetwork `name` from the plain data of its config.
+    """The metanetwork `name` from the plain data of its whole config, as a checkpoint holds it.
 
     Raises SpecError on an unknown name or a config that does not fit it.
     """
-    if name not in METANETS:
-        raise SpecError(f"metanetwork {name!r} is unknown; expected one of {', '.join(METANETS)}.")
-    kind, config_kind = METANETS[name]
-    return kind(config_kind.from_dict(config))
+    found = entry(name)
+    return found.kind(found.config.from_dict({**found.fixed, **config}))
+
+
+def make_metanet(name: str, specs: Sequence[NetworkSpec], **options: object) -> Metanetwork:
+    """A fresh metanetwork `name` for such networks: what they decide is read off them, the rest is its default.
+
+    Args:
+        name: see METANETS.
+        specs: architectures it must treat, at least one.
+        options: fields of its config, e.g. layers=6, embedding=128.
+
+    Raises SpecError on an unknown name or option, or one that contradicts the name.
+    """
+    found, known = entry(name), {item.name for item in fields(entry(name).config)}
+    if not specs:
+        raise SpecError("no network came; expected at least one spec of the networks to treat.")
+    if unknown := sorted(set(options) - known):
+        raise SpecError(f"{name} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(known))}.")
+    for key, value in found.fixed.items():
+        if options.get(key, value) != value:
+            raise SpecError(f"{key} {options[key]} came with {name}, which is {key} {value}; take another name.")
+    values = {key: read(specs) for key, read in _FROM_NETWORKS.items() if key in known}
+    if "probes" in known and any(spec.channels > 1 for spec in specs):
+        values["probes"] = 0  # probes are for networks without convolutions
+    return found.kind(found.config(**{**values, **found.fixed, **options}))
 
 
 def describe_metanet(metanet: Metanetwork) -> tuple[str, dict[str, object]]:
     """Name and plain config of a metanetwork; `build_metanet` makes the same one, without its weights."""
-    for name, (kind, _) in METANETS.items():
-        if type(metanet) is kind:
-            return name, metanet.config.to_dict()  # type: ignore[attr-defined, operator]
+    for name, found in METANETS.items():
+        if type(metanet) is found.kind:
+            config: dict[str, object] = metanet.config.to_dict()  # type: ignore[attr-defined, operator]
+            if all(config[key] == value for key, value in found.fixed.items()):
+                return name, config
     raise SpecError(
         f"{type(metanet).__name__} is not registered; expected one of {', '.join(METANETS)}: add a line there."
     )
+
+
+def _activations(specs: Sequence[NetworkSpec]) -> tuple[str, ...]:
+    """Per hidden layer the activations of all networks, joined by "|"."""
+    levels = zip(*(spec.layers[:-1] for spec in specs), strict=False)
+    return tuple("|".join(dict.fromkeys(layer.activation.name for layer in level)) for level in levels)

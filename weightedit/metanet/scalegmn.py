@@ -21,11 +21,11 @@ from weightedit.features import DELTA, PARAMETER, ChannelType
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
 from weightedit.metanet.base import Metanetwork, declared
 from weightedit.metanet.heads import DeltaHead, InvariantReadout, LastLayerRefit, LayerTable, Readings
-from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams
+from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams, root_of_mean
 from weightedit.probing import backpropagate, bias_reading, probe
 from weightedit.spec import SYMMETRIES, Symmetry
 
-_SWITCHES = {"rank_one", "edge_skip", "relative_signs", "neuron_codes", "embedding"}
+_SWITCHES = {"rank_one", "edge_skip", "relative_signs", "neuron_codes", "embedding", "channels"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class ScaleGMNConfig:
         neuron_codes: a learned code for each of the first so many neurons of every level, which gives permutation
             symmetry up on purpose; a control for studies, 0 for none.
         extra_types: channels after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
+        channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1;
+            more than one needs probes=0 and an embedding.
         embedding: 0 to edit, else the width of the vector per network that `embed` gives; then without a forecast.
         seed: of the initial weights.
     """
@@ -72,16 +74,23 @@ class ScaleGMNConfig:
     relative_signs: bool = True
     neuron_codes: int = 0
     extra_types: tuple[tuple[int, bool], ...] = ()
+    channels: int = 1
     embedding: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.symmetry not in SYMMETRIES:
             raise SpecError(f"symmetry {self.symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
-        sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels)
+        sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels, self.channels)
         if min(sizes) < 1 or min(self.probes, self.neuron_codes, self.embedding) < 0:
             raise SpecError(
                 f"{self} came; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
+            )
+        if self.channels > 1 and (self.probes or not self.embedding):
+            raise SpecError(
+                f"{self.channels} channels per quantity came with {self.probes} probes and embedding {self.embedding}; "
+                "expected probes=0 (probes are inputs of networks without convolutions) and an embedding above 0 (the "
+                "head of an edit gives one channel)."
             )
         if self.refit and not (self.probes and self.forecast):
             raise SpecError(
@@ -101,7 +110,7 @@ class ScaleGMNConfig:
     def from_dict(cls, data: Mapping[str, object]) -> ScaleGMNConfig:
         """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
 
-        The switches of ablations and `embedding` may be missing: configs older than they are have the defaults.
+        The switches of ablations, `channels` and `embedding` may be missing: older configs have the defaults.
         """
         expected = {field.name for field in fields(cls)}
         if not expected - _SWITCHES <= set(data) <= expected:
@@ -155,8 +164,8 @@ class ScaleGMN(Metanetwork):
         super().__init__()
         self.config, self.embedding = config, config.embedding
         self.declared = declared(config.symmetry) if not config.neuron_codes else ()
-        extra = tuple(ChannelType(scale, odd) for scale, odd in config.extra_types)
-        self.types_in, self.types_out = (PARAMETER, *extra), (DELTA,)
+        kinds = PARAMETER, *(ChannelType(scale, odd) for scale, odd in config.extra_types)
+        self.types_in, self.types_out = tuple(kind for kind in kinds for _ in range(config.channels)), (DELTA,)
         self._odd = [c for c, kind in enumerate(self.types_in) if kind.odd]
         self._even = [c for c, kind in enumerate(self.types_in) if not kind.odd]
         with torch.random.fork_rng(devices=[]):
@@ -218,7 +227,7 @@ class ScaleGMN(Metanetwork):
         ratio = layout.to_target(gauge) / layout.to_source(gauge)
         powers = torch.tensor([kind.scale for kind in graph.types], device=gauge.device)
         edges, nodes = graph.edges / ratio**powers, graph.nodes / gauge**powers
-        size = _root_mean(layout.layer_mean_edges(edges[..., self._odd].square()))
+        size = root_of_mean(layout.layer_mean_edges(edges[..., self._odd].square()))
         state, readings = self._streams(graph, nodes, edges[..., self._odd] / size, size, constants, gauge)
         even = edges[..., self._even] if self._even else None
         state = self.encode(state, None, None)
@@ -257,7 +266,7 @@ class ScaleGMN(Metanetwork):
         unshifted = torch.ones_like(odd)
         unshifted[..., 0] -= constants.shift[:, 0]
         odd = odd * unshifted
-        bias_size = _root_mean(layout.layer_mean_nodes(odd.square()))
+        bias_size = root_of_mean(layout.layer_mean_nodes(odd.square()))
         at_nodes = self._at_nodes(layout, size, constants)
         invariants = [at_nodes.log(), bias_size[..., :1].log(), nodes[..., self._even]]
         free = 1 - constants.flip
@@ -298,8 +307,3 @@ class ScaleGMN(Metanetwork):
                     f"a network with {ends[0]} inputs and {ends[1]} outputs came; expected {self.config.inputs} and "
                     f"{self.config.outputs}. Hidden widths and depth are free; the two ends are fixed by the config."
                 )
-
-
-def _root_mean(square: Tensor) -> Tensor:
-    """The root of a mean square; 1 where that is zero, so that nothing is divided by zero."""
-    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 1.0)
