@@ -11,8 +11,10 @@ from weightedit.delta import apply_delta
 from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import SGD, Adam
+from weightedit.optim.metanet_features import levelled
 from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
+from weightedit.optim.muon import Muon
 from weightedit.spec import NetworkSpec
 from weightedit.wiring import Wiring
 
@@ -135,6 +137,50 @@ def test_pieces_of_rows_make_no_difference(net, monkeypatch):
     for k in params:
         torch.testing.assert_close(parts[k], whole[k], rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(again[k]["columns"], state[k]["columns"])
+
+
+@pytest.mark.parametrize("options", [{}, {"mixing": False}, {"symmetry": "permutation", "levelling": 0}])
+@pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet()], ids=["CNN", "ResNet"])
+def test_unit_by_unit_as_for_a_compiler_is_the_same(net, options, monkeypatch):
+    wiring, rule, source = wiring_of(net.double()), random_rule(**options), generator(2)
+    params = {k: p.detach() for k, p in net.named_parameters()}
+    grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+    with torch.no_grad():
+        plain, _ = rule(wiring, grads, rule.init(wiring, params), params)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        monkeypatch.setattr("weightedit.optim.metanet_rule.FROM", 1)
+        unitwise, _ = rule(wiring, grads, rule.init(wiring, params), params)
+    for k in params:
+        torch.testing.assert_close(unitwise[k], plain[k], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_levelled_matrices_are_those_of_muon(shape):
+    x = torch.randn(2, *shape, generator=generator(), dtype=torch.float64)
+    expected = Muon(precision="parameters")._orthogonal(x) * max(shape) ** 0.5
+    torch.testing.assert_close(levelled(x), expected, rtol=1e-10, atol=1e-10)
+    assert not levelled(torch.zeros(shape)).any()
+
+
+def test_averaging_is_schedule_free():
+    """Against Defazio et al. 2024 written out with z and x; the parameters are y, later iterates weigh more."""
+    spec, source = SPECS["relu"], generator(5)
+    wiring, rule, plain = Wiring.of(spec), random_rule(), random_rule(averaging=False)
+    plain.load_state_dict({k: v for k, v in rule.state_dict().items() if k not in ("lag", "log_recency")})
+    beta, recency = float(rule.lag.detach().sigmoid()), float(rule.log_recency.detach().exp())
+    y = random_params(spec)
+    z, x, state, other = dict(y), dict(y), rule.init(wiring, y), plain.init(wiring, y)
+    with torch.no_grad():
+        for t in range(1, 6):
+            grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in y.items()}
+            delta, state = rule.update(wiring, grads, state, y)
+            step, other = plain.update(wiring, grads, other, y)
+            fresh = (1 + recency) / (t + recency)
+            z = {k: z[k] + step[k] for k in z}
+            x = {k: (1 - fresh) * x[k] + fresh * z[k] for k in z}
+            y = apply_delta(y, delta)
+            for k in y:
+                torch.testing.assert_close(y[k], beta * x[k] + (1 - beta) * z[k], rtol=1e-12, atol=1e-12)
 
 
 def test_every_network_may_have_rule_weights_of_its_own():

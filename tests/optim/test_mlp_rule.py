@@ -133,8 +133,8 @@ def test_what_is_compiled_is_the_same(config, monkeypatch):
     expected = _train(rule, params, centre)[0]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     for fused_from in (1, 10**9):
-        monkeypatch.setattr(mlp_rule, "_FUSED_FROM", fused_from)
-        monkeypatch.setattr(mlp_rule, "_FUSED_TO", 10**9)
+        monkeypatch.setattr(mlp_rule, "FROM", fused_from)
+        monkeypatch.setattr(mlp_rule, "_UNITWISE_TO", 10**9)
         _close(_train(rule, params, centre)[0], expected)
         _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, centre), expected)
 

@@ -84,8 +84,8 @@ def look(
     )
 
 
-def features(seen: Seen, adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """Odd features [.., K, parameters] and even ones [.., E, parameters].
+def features(seen: Seen, adam: int, *, signed: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Odd features and even ones, in groups [.., some, rows, columns].
 
     Args:
         seen: a tensor, or rows of it.
@@ -98,12 +98,16 @@ def features(seen: Seen, adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
     direct = averages * inverse_root(seen.second)
     weight = torch.zeros_like(seen.gradient) if seen.weight is None else seen.weight
     level = direct[..., adam : adam + 1, :, :] if seen.level is None else seen.level
-    odd = torch.cat([direct, averages[..., ::adam, :, :][..., :2, :, :] * factor, weight, level], -3).flatten(-2)
-    square = odd.square()
-    agreement = (direct[..., 1:, :, :] * direct[..., :-1, :, :]).flatten(-2)
-    size = (seen.second * inverse_root(seen.mean).square()).flatten(-2)
-    even = [square / (1 + square), agreement / (1 + agreement.abs()), (size + 1e-6).log() / 4]
-    return odd, torch.cat([*even, odd / (1 + odd.abs())] if signed else even, -2)
+    odd = [direct, averages[..., ::adam, :, :][..., :2, :, :] * factor, weight, level]
+    agreement = direct[..., 1:, :, :] * direct[..., :-1, :, :]
+    size = seen.second * inverse_root(seen.mean).square()
+    even = [*(squashed(part.square()) for part in odd), squashed(agreement), (size + 1e-6).log() / 4]
+    return odd, [*even, *map(squashed, odd)] if signed else even
+
+
+def squashed(x: Tensor) -> Tensor:
+    """x / (1 + |x|)."""
+    return x / (1 + x.abs())
 
 
 def levelled(matrix: Tensor) -> Tensor:
@@ -115,9 +119,15 @@ def levelled(matrix: Tensor) -> Tensor:
     rows, columns = matrix.shape[-2:]
     x = matrix.mT if rows > columns else matrix
     x = x * inverse_root(x.square().sum((-2, -1), keepdim=True))
-    for _ in range(_ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    gram = x @ x.mT
+    unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    total = a * unit + b * gram + c * gram @ gram
+    factor = total
+    for _ in range(_ITERATIONS - 1):  # all of these commute, and only the last product is as large as the matrix
+        gram = factor @ gram @ factor
+        factor = a * unit + b * gram + c * gram @ gram
+        total = factor @ total
+    x = total @ x
     return math.sqrt(max(rows, columns)) * (x.mT if rows > columns else x)
 
 

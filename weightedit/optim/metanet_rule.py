@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from weightedit.layer import SYMMETRIES, Symmetry
 from weightedit.optim.gauge import growth, neuron_scales, spread
 from weightedit.optim.metanet_features import PLACES, Seen, features, look, place
 from weightedit.optim.rule import RuleState, beside
+from weightedit.optim.unitwise import FROM, affine, numbers, pooled, split
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
@@ -203,6 +204,9 @@ class MetanetRule(nn.Module):
             tensor, found = tensors[name], []
             pace = tensor.facts @ self.pace[int(tensor.wire.kind == "weight")].to(dtype) + self.log_step_size.to(dtype)
             for start, end, odd, hidden in firsts[name]():
+                if isinstance(hidden, list):
+                    found.append(self._unitwise(tensor, odd, hidden, nodes))
+                    continue
                 second = self._second(tensor, hidden, nodes, (start, end))
                 factor = self.last.to(dtype) @ second.relu() + self.base.to(dtype).unsqueeze(-1)
                 found.append((odd * factor).sum(-2))
@@ -213,6 +217,10 @@ class MetanetRule(nn.Module):
                 delta, new[name]["ahead"] = self._averaged(delta, state[name]["ahead"], new[name]["step"])
             deltas[name] = delta.to(grad.dtype)
         return deltas, new
+
+    @property
+    def _signed(self) -> bool:
+        return self.config.symmetry == "permutation"
 
     def _levels(self, wire: Wire) -> bool:
         targets, sources, rest = wire.view
@@ -233,22 +241,24 @@ class MetanetRule(nn.Module):
     def _pieces(self, tensor: _Tensor) -> Callable[[], Iterable[_Piece]]:
         """Odd features and the first hidden layer: kept where they are one piece, else made anew at every call."""
         bias = tensor.facts @ self.tensor_first.to(tensor.facts.dtype).mT + self.bias_first.to(tensor.facts.dtype)
-        rows, numbers = tensor.wire.view[0], tensor.seen.gradient.numel()
-        small = numbers <= _PIECE or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        count = rows if small else max(1, _PIECE * rows // numbers)
+        rows, count = tensor.wire.view[0], tensor.seen.gradient.numel()
+        compiling = torch.compiler.is_compiling()
+        if compiling and count >= FROM:
+            odd, even = map(split, features(tensor.seen, self._adam, signed=self._signed))
+            hidden = [unit.relu() for unit in affine(self.first.to(bias.dtype), numbers(bias), even)]
+            return lambda: [(0, rows, odd, hidden)]
+        some = count <= _PIECE or torch.is_grad_enabled() or compiling
+        step = rows if some else max(1, _PIECE * rows // count)
 
         def made() -> Iterator[_Piece]:
-            for start in range(0, rows, count):
-                seen = tensor.seen if count == rows else tensor.seen.part(start, start + count)
-                odd, even = features(seen, self._adam, signed=self.config.symmetry == "permutation")
-                yield (
-                    start,
-                    min(start + count, rows),
-                    odd,
-                    (self.first.to(even.dtype) @ even + bias.unsqueeze(-1)).relu(),
-                )
+            for start in range(0, rows, step):
+                seen = tensor.seen if step == rows else tensor.seen.part(start, start + step)
+                groups = features(seen, self._adam, signed=self._signed)
+                odd, even = (torch.cat(parts, -3).flatten(-2) for parts in groups)
+                hidden = (self.first.to(even.dtype) @ even + bias.unsqueeze(-1)).relu()
+                yield start, min(start + step, rows), odd, hidden
 
-        kept = list(made()) if count == rows else None
+        kept = list(made()) if step == rows else None
         return made if kept is None else lambda: kept
 
     def _accumulate(
@@ -292,6 +302,11 @@ class MetanetRule(nn.Module):
             wire, by_row, by_column = tensor.wire, [], []
             targets, *shape = wire.view
             for start, end, _, hidden in firsts[name]():
+                if isinstance(hidden, list):
+                    of_rows, of_columns = pooled(hidden, wire.view)
+                    by_row.append(of_rows)
+                    by_column.append(of_columns)
+                    continue
                 grid = hidden.unflatten(-1, (end - start, *shape))
                 by_row.append(grid.mean((-2, -1)))
                 by_column.append(grid.mean(-1).sum(-2) / targets)
@@ -321,6 +336,23 @@ class MetanetRule(nn.Module):
             ends = ends + (self.to_source.to(dtype) @ nodes[wire.source])[..., None, :, None]
         return second + ends.expand(*ends.shape[:-3], rows[1] - rows[0], *wire.view[1:]).flatten(-3)
 
+    def _unitwise(
+        self, tensor: _Tensor, odd: Sequence[Tensor], hidden: Sequence[Tensor], nodes: Sequence[Tensor] | None
+    ) -> Tensor:
+        """The direction [.., parameters], for a compiler (unitwise.py)."""
+        wire, dtype = tensor.wire, hidden[0].dtype
+        bias = tensor.facts @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype)
+        ends = numbers(bias)
+        if nodes is not None:
+            targets = (self.to_target.to(dtype) @ nodes[wire.target]).unbind(-2)
+            ends = [end + target.unsqueeze(-1) for end, target in zip(ends, targets, strict=True)]
+        if nodes is not None and wire.source is not None:
+            sources = (self.to_source.to(dtype) @ nodes[wire.source]).repeat_interleave(wire.view[2], -1).unbind(-2)
+            ends = [end + source.unsqueeze(-2) for end, source in zip(ends, sources, strict=True)]
+        second = [unit.relu() for unit in affine(self.second.to(dtype), ends, hidden)]
+        factors = affine(self.last.to(dtype), numbers(self.base.to(dtype)), second)
+        return sum((o * factor for o, factor in zip(odd, factors, strict=True)), torch.zeros_like(odd[0])).flatten(-2)
+
     def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
         """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
         facts = {"kind": KIND, "rule": asdict(self.config), "training": dict(training or {})}
@@ -343,8 +375,9 @@ class MetanetRule(nn.Module):
         return rule.eval()
 
 
-_Piece = tuple[int, int, Tensor, Tensor]
-"""First row, the one after the last, odd features and first hidden layer."""
+_Piece = tuple[int, int, Any, Any]
+"""First row, the one after the last, odd features and first hidden layer: tensors [.., features, parameters], or lists
+of units (unitwise.py)."""
 
 
 class _Tensor(NamedTuple):

@@ -27,6 +27,7 @@ from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.optim.gauge import inverse_root
 from weightedit.optim.mlp_features import Seen, full_features, lean_features, look
 from weightedit.optim.rule import RuleState, beside, warmth
+from weightedit.optim.unitwise import FROM, affine, numbers, split
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
@@ -34,7 +35,7 @@ KIND = "mlp-rule"
 FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
 _TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 _PIECE = 16384  # parameters that go through the network at once
-_FUSED_FROM, _FUSED_TO = 65536, 256  # compiled as one loop: tensors of so many parameters, networks of so few products
+_UNITWISE_TO = 256  # products of a network that is compiled unit by unit
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class MLPRule(nn.Module):
         count = max(1, _PIECE * rows // seen.gradient.numel())
         if torch.compiler.is_compiling():
             products = sum(a * b for a, b in zip(self.config.sizes, self.config.sizes[1:], strict=False))
-            if seen.gradient.numel() >= _FUSED_FROM and products <= _FUSED_TO:
+            if seen.gradient.numel() >= FROM and products <= _UNITWISE_TO:
                 return self._fused(seen, clock, warm)
             count = rows
         pieces = [seen.part(start, start + count) for start in range(0, rows, count)]
@@ -235,11 +236,8 @@ class MLPRule(nn.Module):
         return joined.unflatten(-1, (rows, columns))
 
     def _fused(self, seen: Seen, clock: Tensor, warm: Tensor | None) -> Tensor:
-        """`_direction` for a compiler: no pieces, and every unit a sum of its own, which fuses into one loop.
-
-        Half the time of matrix products where the tensor is large and the network small, for a longer compilation.
-        """
-        features = [part for several in self._build(seen) for part in several.unbind(-3)]
+        """`_direction` for a compiler: no pieces, and every unit a sum of its own (unitwise.py)."""
+        features = split(self._build(seen))
         inverse = inverse_root(torch.stack([part.square().mean((-2, -1)) for part in features], -1))
         weights = [self._first(inverse), *(layer.weight.to(clock.dtype) for layer in self._linear[1:])]
         biases = [clock, *(layer.bias.to(clock.dtype) for layer in self._linear[1:])]
@@ -247,10 +245,7 @@ class MLPRule(nn.Module):
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if i > 0:
                 x = [unit.relu() for unit in x]
-            x = [
-                sum((weight[..., j, c, None, None] * unit for c, unit in enumerate(x)), bias[..., j, None, None])
-                for j in range(weight.shape[-2])
-            ]
+            x = affine(weight, numbers(bias), x)
         base = inverse[..., self._adam] if warm is None else warm
         return beside(base, features[0]) * features[self._adam] + self._correction(x)
 
