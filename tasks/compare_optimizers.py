@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from weightedit.cli import told_in_one_line
 from weightedit.errors import WeightEditError
-from weightedit.metatrain.image_optimizees import LabelledImages
+from weightedit.metatrain.image_optimizees import Classifier, LabelledImages
 from weightedit.metatrain.optimizee import Optimizee
 from weightedit.metatrain.problems import PROBLEMS, TRAINED, classifier, images_of
 from weightedit.metatrain.unroll import InnerState, Unroll, start
@@ -127,8 +127,21 @@ class Contest:
         return torch.as_tensor(total) / len(data.labels)
 
     @torch.no_grad()
-    def run(self, rule: UpdateRule, count: int, seed: int, data: LabelledImages, rescale: float = 0.0) -> Tensor:
-        """Losses on `data`, [points, count], of runs that all rules share; infinite once a network has diverged."""
+    def accuracy_on(self, data: LabelledImages, params: Params) -> list[float]:
+        """Share of images that every network names rightly."""
+        count, right = len(next(iter(params.values()))), 0.0
+        assert isinstance(self.optimizee, Classifier)
+        for rows in torch.arange(len(data.labels)).split(1000):
+            logits = self.optimizee.logits(params, data.images[rows].expand(count, -1, -1, -1, -1))
+            right = right + (logits.argmax(-1) == data.labels[rows]).double().sum(-1)
+        return (torch.as_tensor(right) / len(data.labels)).tolist()
+
+    @torch.no_grad()
+    def run(
+        self, rule: UpdateRule, count: int, seed: int, data: LabelledImages, rescale: float = 0.0
+    ) -> tuple[Tensor, Params]:
+        """Runs that all rules share: losses on `data` [points, count], infinite once a network has diverged, and the
+        networks at the end."""
         generator = torch.Generator().manual_seed(seed)
         rule = Annealed(rule, self.config.steps) if self.config.cosine else rule
         state = start(rule, self.optimizee, generator, count)
@@ -138,12 +151,12 @@ class Contest:
         for _ in range(self.config.steps // self.config.evaluate_every):
             state, _ = unroll(state, self.config.evaluate_every)
             losses.append(self.loss_on(data, state.params).nan_to_num(math.inf))
-        return torch.stack(losses)
+        return torch.stack(losses), state.params
 
     def tuned(self, make: Callable[[float], UpdateRule]) -> tuple[float, UpdateRule]:
         """The best learning rate of the grid, and the rule with it."""
         rates = torch.logspace(-4, 0, self.config.rates).tolist()
-        found = [float(self.run(make(rate), 2, 1000, self.held_out).mean(1).min()) for rate in rates]
+        found = [float(self.run(make(rate), 2, 1000, self.held_out)[0].mean(1).min()) for rate in rates]
         best = rates[found.index(min(found))]
         return best, make(best)
 
@@ -206,7 +219,11 @@ def main(config: Config) -> dict[str, Any]:
         runs = {"standard": contest.run(rule, config.seeds, 0, test)}
         if config.rescale:
             runs["rescaled"] = contest.run(rule, config.seeds, 0, test, config.rescale)
-        facts[name] = {"rate": rate, "losses": {kind: losses.T.tolist() for kind, losses in runs.items()}}
+        facts[name] = {
+            "rate": rate,
+            "losses": {kind: losses.T.tolist() for kind, (losses, _) in runs.items()},
+            "accuracy": contest.accuracy_on(test, runs["standard"][1]),
+        }
         if config.timed_steps:
             facts[name]["milliseconds"] = milliseconds(
                 contest.optimizee, None if name == "adam" else rule, config.timed_steps
@@ -228,12 +245,14 @@ def report(config: Config, facts: dict[str, Any]) -> str:
     lowest = min(torch.tensor(facts["adam"]["losses"]["standard"]).mean(0).tolist())
     first = steps_to(torch.tensor(facts["adam"]["losses"]["standard"]).T, lowest, config.evaluate_every)
     columns = [f"{kind}: lowest test loss | steps to {lowest:.3f} | score" for kind in kinds]
-    heads = ["rule", "tuned rate", *columns] + (["ms per step", "times fused Adam's"] if config.timed_steps else [])
+    heads = ["rule", "tuned rate", *columns, "accuracy at the end, %"] + (
+        ["ms per step", "times fused Adam's"] if config.timed_steps else []
+    )
     rows = [
         f"{config.problem}, {config.steps} steps, {config.seeds} seeds{', cosine' if config.cosine else ''}",
         "",
         f"| {' | '.join(heads)} |",
-        "|---" * (2 + 3 * len(kinds) + 2 * bool(config.timed_steps)) + "|",
+        "|---" * (3 + 3 * len(kinds) + 2 * bool(config.timed_steps)) + "|",
     ]
     for name, found in facts.items():
         cells = [name, "-" if found["rate"] is None else f"{found['rate']:.2g}"]
@@ -242,6 +261,8 @@ def report(config: Config, facts: dict[str, Any]) -> str:
             steps = steps_to(losses, lowest, config.evaluate_every)
             score = "-" if not steps or not first else f"{first / steps:.2f}x"
             cells += [f"{float(losses.mean(1).min()):.4f}", "never" if steps is None else str(steps), score]
+        spread = statistics.stdev(found["accuracy"]) if config.seeds > 1 else 0.0
+        cells.append(f"{100 * statistics.fmean(found['accuracy']):.2f} +- {100 * spread:.2f}")
         if config.timed_steps:
             cells += [f"{found['milliseconds']:.2f}", f"{found['milliseconds'] / facts['adam']['milliseconds']:.2f}"]
         rows.append(f"| {' | '.join(cells)} |")

@@ -104,7 +104,7 @@ INITIALISATIONS: dict[str, Callable[[int], tuple[float, float]]] = {"uniform": _
 
 
 @dataclass(frozen=True, eq=False)
-class _Classifier:
+class Classifier:
     """What classifiers share: data, batches, the loss's range.
 
     Attributes:
@@ -131,9 +131,17 @@ class _Classifier:
         """Losses in units of a guess without looking, log(classes)."""
         return losses / math.log(self.data.classes)
 
+    def logits(self, params: Params, images: Tensor) -> Tensor:
+        """Of every network: images [N, B, C, H, W] -> [N, B, classes]."""
+        raise NotImplementedError
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        """See Optimizee.loss."""
+        return cross_entropy(self.logits(params, batch["images"]), batch["labels"])
+
 
 @dataclass(frozen=True, eq=False)
-class ClassifierOptimizee(_Classifier):
+class ClassifierOptimizee(Classifier):
     """An MLP on the pixels of images; cross entropy.
 
     Args:
@@ -178,13 +186,13 @@ class ClassifierOptimizee(_Classifier):
                 params[name] = bound * factor * (2 * torch.rand(shape, generator=generator, **like) - 1)
         return params, {}
 
-    def loss(self, params: Params, batch: Batch) -> Tensor:
-        """See Optimizee.loss."""
-        return cross_entropy(self.spec.forward(params, batch["images"].flatten(2)), batch["labels"])
+    def logits(self, params: Params, images: Tensor) -> Tensor:
+        """[N, B, C, H, W] -> [N, B, classes]."""
+        return self.spec.forward(params, images.flatten(2))
 
 
 @dataclass(frozen=True, eq=False)
-class ModuleOptimizee(_Classifier):
+class ModuleOptimizee(Classifier):
     """Any module that maps images to logits, through torch.func; cross entropy.
 
     Args:
@@ -230,13 +238,13 @@ class ModuleOptimizee(_Classifier):
         place: dict[str, Any] = {"device": generator.device, "dtype": self.data.images.dtype}
         return {name: torch.stack([net[name].detach() for net in made]).to(**place) for name in made[0]}, {}
 
-    def loss(self, params: Params, batch: Batch) -> Tensor:
-        """See Optimizee.loss."""
+    def logits(self, params: Params, images: Tensor) -> Tensor:
+        """[N, B, C, H, W] -> [N, B, classes]."""
 
-        def logits(own: Params, images: Tensor) -> Tensor:
+        def of_one(own: Params, images: Tensor) -> Tensor:
             return torch.func.functional_call(self.net, own, (images,))
 
-        return cross_entropy(torch.func.vmap(logits)(params, batch["images"]), batch["labels"])
+        return torch.func.vmap(of_one)(params, images)
 
 
 def conv_net(
