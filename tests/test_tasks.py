@@ -11,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from weightedit.data.cnn_zoo import load_zoo
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.editor import Editor
 from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.metanet.prediction import WeightSpacePredictor
+from weightedit.metanet.registry import METANETS
+from weightedit.reparametrisation import reparametrised
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,6 +79,47 @@ def test_edit_inrs(weights: Path, tmp_path: Path) -> None:
     assert again.stdout.splitlines()[-6:] == result.stdout.splitlines()[-6:], "a finished run ends as it ended"
 
 
+@pytest.mark.parametrize("name", [name for name in METANETS if name != "statistics"])
+def test_edit_inrs_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
+    words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path), "--metanet", name)
+    run_task("edit_inrs.py", *words, "--metanet-options", "layers=1", "--control-steps", "0")
+    assert Editor.from_pretrained(tmp_path / "editor").kind == name
+
+
+@pytest.mark.parametrize("name", METANETS)
+def test_classify_inrs_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
+    words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"), "--metanet", name, "--augment")
+    result = run_task("classify_inrs.py", *words, "--noise", "0.01", "--metanet-options", "layers=1")
+    assert "| one INR |" in result.stdout and (tmp_path / "run" / "curve.png").stat().st_size > 5000
+    predictor = WeightSpacePredictor.from_pretrained(tmp_path / "run" / "predictor")
+    assert predictor.outputs == 2 and predictor.predict_stack(load_weight_set(weights, "test").stack).shape == (24, 2)
+
+
+def test_classify_inrs_with_several_inrs_of_an_image(pictures: Path, tmp_path: Path) -> None:
+    fitted = ("--smoke", "--images", str(pictures), "--out", str(tmp_path / "inrs"), "--repeats", "3")
+    run_task("fit_inrs.py", *fitted)
+    words = ("--smoke", "--weights", str(tmp_path / "inrs"), "--out", str(tmp_path / "run"), "--per-image", "2")
+    first = run_task("classify_inrs.py", *words, "--metanet", "mlp")
+    for row in ("one INR", "all INRs of an image, majority", "all INRs of an image, mean logits"):
+        assert f"| {row} |" in first.stdout
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["counts"]["train"] < 16
+    again = run_task("classify_inrs.py", *words, "--metanet", "mlp")
+    assert again.stdout == first.stdout, "a finished run ends as it ended"
+
+
+def test_metanetworks_that_a_task_cannot_take_are_refused(weights: Path, tmp_path: Path) -> None:
+    words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path), "--metanet")
+    for task, more, message in (
+        ("edit_inrs.py", ("gmn",), "metanetwork 'gmn' is unknown"),
+        ("edit_inrs.py", ("statistics", "--metanet-options", "embedding=0"), "Take another metanetwork for an editor"),
+        ("edit_inrs.py", ("statistics",), "an editor needs one that edits"),
+        ("classify_inrs.py", ("mlp", "--metanet-options", "heads=2"), "mlp has no option heads"),
+        ("classify_inrs.py", ("mlp", "--metanet-options", "hidden"), "expected name=value"),
+    ):
+        refused = run_task(task, *words, *more, check=False)
+        assert refused.returncode == 2 and message in refused.stderr.splitlines()[-1]
+
+
 def test_wrong_input_is_refused(weights: Path, pictures: Path, tmp_path: Path) -> None:
     missing = run_task("edit_inrs.py", "--smoke", "--weights", str(tmp_path / "nothing"), check=False)
     assert missing.returncode != 0 and "nothing" in missing.stderr
@@ -85,7 +130,9 @@ def test_wrong_input_is_refused(weights: Path, pictures: Path, tmp_path: Path) -
     assert refused.returncode != 0 and "validation 47" in refused.stderr
 
 
-@pytest.mark.parametrize(("task", "flag"), [("fit_inrs.py", "--images"), ("edit_inrs.py", "--weights")])
+@pytest.mark.parametrize(
+    ("task", "flag"), [("fit_inrs.py", "--images"), ("edit_inrs.py", "--weights"), ("classify_inrs.py", "--weights")]
+)
 def test_wrong_input_is_told_in_one_line(task: str, flag: str, tmp_path: Path) -> None:
     ended = run_task(task, flag, str(tmp_path / "absent"), "--out", str(tmp_path / "out"), check=False)
     assert ended.returncode == 2
@@ -162,6 +209,53 @@ def test_meta_train_and_compare(tmp_path: Path) -> None:
     assert wrong.returncode != 0 and "guess" in wrong.stderr
     wrong = run_task("compare_optimizers.py", "--problem", "imagenet", check=False)
     assert wrong.returncode != 0 and "imagenet" in wrong.stderr
+
+
+def test_make_cnn_zoo_then_predict_generalization(pictures: Path, tmp_path: Path) -> None:
+    zoo, out = str(tmp_path / "zoo"), str(tmp_path / "tau")
+    made = run_task("make_cnn_zoo.py", "--smoke", "--images", str(pictures), "--out", zoo)
+    assert "48 checkpoints of 24 networks, 0 were not finite" in made.stdout and len(load_zoo(zoo, "train")) == 28
+    words = ("--smoke", "--zoo", zoo, "--metanet", "statistics", "scalegmn", "--options", "scalegmn.layers=1")
+    result = run_task("predict_generalization.py", *words, "--out", out)
+    for word in ("| scalegmn |", "| statistics |", "| rescaled 1 to 1000 |", "6 test networks"):
+        assert word in result.stdout
+    predictor = WeightSpacePredictor.from_pretrained(f"{out}/scalegmn-seed0/predictor")
+    test = load_zoo(zoo, "test").last()
+    moved = reparametrised(test.spec, test.params, "rescaled 1 to 1000", torch.Generator().manual_seed(0))
+    before, after = (predictor.predict(test.spec, params).detach() for params in (test.params, moved))
+    assert torch.allclose(before, after, rtol=1e-3, atol=1e-4) and float(before.std()) > 1e-5
+    wrong = run_task("predict_generalization.py", *words, "--options", "nobody.layers=2", check=False)
+    assert wrong.returncode == 2 and "nobody" in wrong.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_generalization_of_tanh_networks_with_augmentation_and_resuming(pictures: Path, tmp_path: Path) -> None:
+    zoo = str(tmp_path / "zoo")
+    run_task("make_cnn_zoo.py", "--smoke", "--images", str(pictures), "--activation", "tanh", "--out", zoo)
+    words = (
+        "--smoke",
+        "--zoo",
+        zoo,
+        "--metanet",
+        "mlp",
+        "--augment",
+        "--seeds",
+        "0",
+        "1",
+        "--out",
+        str(tmp_path / "t"),
+    )
+    result = run_task("predict_generalization.py", *words)
+    assert "| sign-flipped |" in result.stdout and "rescaled" not in result.stdout and "±" in result.stdout
+    assert run_task("predict_generalization.py", *words).stdout == result.stdout, "a finished run ends as it ended"
+    for task, flag, value in (
+        ("predict_generalization.py", "--loss", "huber"),
+        ("predict_generalization.py", "--metanet", "oracle"),
+        ("make_cnn_zoo.py", "--activation", "selu"),
+        ("make_cnn_zoo.py", "--out", zoo),
+    ):
+        wrong = run_task(task, *(words if task.startswith("predict") else ()), flag, value, check=False)
+        assert wrong.returncode == 2 and value in wrong.stderr.splitlines()[-1]
 
 
 def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
