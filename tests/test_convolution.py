@@ -57,6 +57,23 @@ def test_forward_equals_torch_modules_for_one_and_for_a_stack(name):
         torch.testing.assert_close(of_own[i], net(own[i]), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_module_is_read(padding):
+    """Convolutions with dropout, pooled and flattened; the spec computes what the module does."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 5, (3, 2), 2, padding), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(5, 4, 3, bias=False), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3), nn.Softmax(-1),
+    ).double()  # fmt: skip
+    spec = NetworkSpec.from_module(net)
+    assert spec.widths == (1, 5, 4, 6, 3) and spec.layers[0].padding == padding and spec.layers[1].bias is None
+    assert [layer.activation.name for layer in spec.layers] == ["relu", "tanh", "gelu", "identity"]
+    images = torch.randn(4, 1, 19, 17, dtype=torch.float64, generator=generator())
+    found = spec.forward(spec.params_of(net), images).softmax(-1)
+    torch.testing.assert_close(found, net.eval()(images), rtol=1e-12, atol=1e-14)
+    small = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(2, 3))
+    assert NetworkSpec.from_module(small).layers[0].activation.name == "identity"
+
+
 def test_the_small_cnn_zoo_has_4970_parameters():
     spec = NetworkSpec.cnn((1, 16, 16, 16, 10), ACTIVATIONS["relu"])
     assert spec.parameter_count == 4970 and spec.kernel == (3, 3) and spec.channels == 9

@@ -21,7 +21,8 @@ from weightedit.layer import IDENTITY, Activation, Layer
 
 _SUPPORTED = (
     "Linear layers chained with ReLU, LeakyReLU, Tanh, sin(omega z), GELU, SiLU, Sigmoid, Identity or Dropout, "
-    "an optional Flatten before the first layer and a softmax or constant offset after the last"
+    "an optional Flatten before the first layer and a softmax or constant offset after the last; before them Conv2d "
+    "layers (no groups or dilation, one stride and zero padding for both directions) and AdaptiveAvgPool2d(1), Flatten"
 )
 
 
@@ -53,6 +54,8 @@ class _Chain:
         self.current: fx.Node | None = None
         self.gain = 1.0  # constant factor between the last linear map and its activation
         self.closed = False  # something followed the last layer that only an output may have
+        self.flat = False  # inputs were flattened
+        self.pooled = False  # the images of the last convolution were averaged
 
     def read(self, node: fx.Node) -> None:
         if _is_size(node):
@@ -107,6 +110,8 @@ class _Chain:
     def finish(self) -> tuple[Layer, ...]:
         if not self.layers:
             raise self.refusal("no Linear layer")
+        if self.pooled and self.layers[-1].kernel is not None:
+            raise self.refusal("a pooling that no Linear layer follows")
         if self.layers[-1].activation != IDENTITY:
             self.layers[-1] = replace(self.layers[-1], activation=IDENTITY)
         used = [name for layer in self.layers for name in (layer.weight, layer.bias) if name is not None]
@@ -131,18 +136,49 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _read_linear(chain: _Chain, node: fx.Node, module: nn.Linear) -> bool:
-    if chain.closed or chain.gain != 1.0:
+    if chain.closed or chain.gain != 1.0 or (_is_image(chain) and not chain.pooled):
         return False
     bias = f"{node.target}.bias" if module.bias is not None else None
     chain.layers.append(Layer(f"{node.target}.weight", bias, module.in_features, module.out_features))
     return True
 
 
+def _is_image(chain: _Chain) -> bool:
+    return bool(chain.layers) and chain.layers[-1].kernel is not None
+
+
+def _read_convolution(chain: _Chain, node: fx.Node, module: nn.Conv2d) -> bool:
+    plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
+    even = module.stride[0] == module.stride[1] and module.padding in ((0, 0), (module.padding[0],) * 2)
+    first = not chain.layers and not chain.flat
+    if not (plain and even and (first or (_is_image(chain) and not chain.pooled))) or chain.closed or chain.gain != 1.0:
+        return False
+    names = f"{node.target}.weight", f"{node.target}.bias" if module.bias is not None else None
+    height, width = module.kernel_size
+    chain.layers.append(
+        Layer(
+            *names,
+            module.in_channels,
+            module.out_channels,
+            kernel=(height, width),
+            stride=module.stride[0],
+            padding=int(module.padding[0]),
+        )
+    )
+    return True
+
+
+def _read_pooling(chain: _Chain, node: fx.Node, module: nn.AdaptiveAvgPool2d) -> bool:
+    chain.pooled = _is_image(chain) and not chain.pooled and not chain.closed and module.output_size in (1, (1, 1))
+    return chain.pooled
+
+
 def _activate(chain: _Chain, activation: Activation) -> bool:
     """Put `activation` after the last layer; False where it cannot stand."""
     if activation == IDENTITY:
         return True
-    if chain.closed or not chain.layers or chain.layers[-1].activation != IDENTITY:
+    after_pooling = chain.pooled and _is_image(chain)
+    if chain.closed or after_pooling or not chain.layers or chain.layers[-1].activation != IDENTITY:
         return False
     if activation.name == "sine":
         activation = Activation("sine", chain.gain)
@@ -172,7 +208,8 @@ def _read_gelu(chain: _Chain, node: fx.Node, module: nn.GELU | None) -> bool:
 
 
 def _read_flatten(chain: _Chain, node: fx.Node, module: object) -> bool:
-    return not chain.layers
+    chain.flat = not chain.layers
+    return chain.flat or (chain.pooled and _is_image(chain))
 
 
 def _read_softmax(chain: _Chain, node: fx.Node, module: object) -> bool:
@@ -196,6 +233,8 @@ def _read_offset(chain: _Chain, node: fx.Node, module: None) -> bool:
 
 _MODULES: dict[type, Callable[[_Chain, fx.Node, Any], bool]] = {
     nn.Linear: _read_linear,
+    nn.Conv2d: _read_convolution,
+    nn.AdaptiveAvgPool2d: _read_pooling,
     nn.ReLU: _activation("relu"),
     nn.LeakyReLU: _read_leaky_module,
     nn.Tanh: _activation("tanh"),
