@@ -37,6 +37,7 @@ class Case:
         edits: whether it has the ending that edits.
         learns: whether it can learn 16 edits by heart.
         rate: learning rate of the tests that train.
+        steps: of the test that learns 16 edits.
         noise: standard deviation added to its weights, to make them random; smaller where float32 needs it.
     """
 
@@ -46,12 +47,17 @@ class Case:
     edits: bool = True
     learns: bool = True
     rate: float = 1e-2
+    steps: int = 150
     noise: float = 0.2
 
 
 CASES = {
     "scalegmn": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, {"forecast": 4}),
     "scalegmn-b": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, {"forecast": 4}),
+    "monomial": Case({"width": 16, "layers": 2}, {"products": True}, mixes="depth", steps=400),
+    "nfn-np": Case({"width": 16, "layers": 2}, mixes="depth", steps=600),
+    "nfn-hnp": Case({"width": 16, "layers": 2}, mixes="depth", steps=400),
+    "dws": Case({"width": 16, "layers": 2}, mixes="depth", steps=400),
     "mlp": Case({"hidden": 48}, mixes="one"),
     "statistics": Case({"hidden": 48}, mixes="depth", edits=False),
 }
@@ -336,7 +342,7 @@ def test_it_overfits_sixteen_edits(name):
     def loss():
         return (render_images(editor(stack), editor.convention, 9, 9) - pictures).square().mean()
 
-    losses = descend(editor.parameters(), loss, 150, CASES[name].rate)
+    losses = descend(editor.parameters(), loss, CASES[name].steps, CASES[name].rate)
     assert losses[-1] < losses[0] / 10, (losses[0], losses[-1])
 
 

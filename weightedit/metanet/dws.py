@@ -69,7 +69,7 @@ class DWS(ChainMetanet):
             if config.embedding:
                 self.reader = Reader(self.space, config.width, config.embedding)
             else:
-                self.skip = nn.Parameter(torch.randn(len(self.space.parts)))
+                self.skip = nn.Parameter(torch.zeros(len(self.space.parts)))
                 self.sizes = LayerSizes(self.space, config.initial_scale)
 
     def edit(self, graph: NeuralGraph) -> NeuralGraph:

@@ -19,7 +19,8 @@ The limit of the paper's layers: a middle weight is only ever mapped by itself, 
 each other (those of a loop of four weights, say, which no flip changes) reach nothing, and embeddings of two sign
 networks that differ in them alone are equal. `products` lifts it, for signs and scales alike, by products of
 the weights of adjacent layers along all paths from the inputs, u^l = W^l u^{l-1} + b^l, and to the outputs,
-v^{l-1} = W^lT v^l, per channel: b'^l += A u^l and W'^l_jk += (B u^l)_j (C v^{l-1})_k, ours.
+v^{l-1} = W^lT v^l, per channel: b'^l += A u^l and W'^l_jk += (B u^l)_j (C v^{l-1})_k, ours. (Learning 16 edits of small
+SIRENs by heart, as the contract suite does, 400 steps take the error from 0.20 to 0.042 without and 0.008 with them.)
 
 Ours too: inputs are normalised per tensor in the scale gauge (chains.py), as are each layer's features, by scalars that
 no group changes; and the editing ending, a last linear layer, is of delta type, so that editing is equivariant on the
@@ -211,7 +212,8 @@ class Monomial(ChainMetanet):
         Raises SpecError if the hidden layers allow something else than the config's activations.
         """
         groups, gauge = self._groups(graph.layout.specs[0]), self._gauge(graph)
-        factors, axes = self._factors(gauge), [len(part.levels) for part in self.space.parts]
+        scaled, axes = any(group.scale for group in groups), [len(part.levels) for part in self.space.parts]
+        factors = self._factors(gauge) if scaled else [None] * len(axes)
 
         def sizes_of(parts: Sequence[Tensor]) -> list[Tensor]:
             return [size_of(x, n, factor) for x, n, factor in zip(parts, axes, factors, strict=True)]

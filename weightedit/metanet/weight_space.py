@@ -226,7 +226,7 @@ class EquivariantLinear(nn.Module):
 
     def _to(self, part: Part, plan: dict[tuple[int, ...], list[Term]], parts: Sequence[Tensor], affine: bool) -> Tensor:
         total = self.offsets[part.name] if affine else None
-        for kept, terms in plan.items():
+        for kept, terms in reversed(plan.items()):  # few axes first: what is broadcast is summed before it grows
             pooled = [
                 pool(parts[term.source], self.space.parts[term.source].levels, kept, self.pooling) for term in terms
             ]
