@@ -17,7 +17,7 @@ import platform
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -29,10 +29,12 @@ from weightedit.editing.editor import Editor, EditorOptions
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.guidance import check_guides
 from weightedit.editing.operations import operation
-from weightedit.inr.convention import Convention
 from weightedit.inr.fitting import fit_directly
 from weightedit.inr.siren import render_images
+from weightedit.inr.stack import INRStack
+from weightedit.inr.widening import widen
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
+from weightedit.metanet.registry import config_options, describe_metanet, entry, make_metanet
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.spec import NetworkSpec
 from weightedit.symmetry import act, random_element
@@ -51,8 +53,11 @@ class Config:
         validation_limit: INRs to choose the best step on; 0 for all.
         test_limit: INRs of the test figure; 0 for all.
         floor_count: test INRs whose target is fitted directly for the floor.
+        name: which metanetwork, by its name in weightedit.metanet.registry; "" for the ScaleGMN of --metanet.*, which
+            also hold for the names scalegmn and scalegmn-b, except for the direction.
         metanet: of the ScaleGMN; its switches are the ingredients of the study (edit_study.py). extra_types follow from
-            the guides.
+            the guides, inputs and outputs from the INRs where a name is given.
+        metanet_options: config fields of any metanetwork that is named, as layers=6 width=128; values are JSON.
         editor: what surrounds it: guides made from the known target, a solved last layer, wider INRs.
         augment: act on every training INR with a random element of its symmetry group; an equivariant metanetwork
             cannot gain by it.
@@ -70,6 +75,8 @@ class Config:
     validation_limit: int = 1000
     test_limit: int = 0
     floor_count: int = 256
+    name: Annotated[str, tyro.conf.arg(name="metanet")] = ""
+    metanet_options: tuple[str, ...] = ()
     metanet: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
     editor: EditorOptions = field(default_factory=EditorOptions)
     augment: bool = False
@@ -136,8 +143,8 @@ def run_training(
 
     examples, loss = Examples(splits["train"], targets["train"]), augmented_loss if config.augment else edit_loss
     about = {"weights": config.weights, "operation": config.operation, "augment": config.augment}
-    about |= {"editor": asdict(config.editor), "metanet": type(editor.metanet).__name__}
-    about |= asdict(config.metanet) if isinstance(editor.metanet, ScaleGMN) else {}
+    about |= {"editor": asdict(config.editor)}
+    about |= dict(zip(("metanet", "config"), describe_metanet(editor.metanet), strict=True))
     return train(editor, loss, examples, validate, out, options, about=about)
 
 
@@ -154,7 +161,7 @@ def main(config: Config) -> dict[str, float]:
         )
     }
     stack, out = splits["test"].stack, Path(config.out)
-    editor = build_editor(config, stack.convention)
+    editor = build_editor(config, stack)
     result = run_training(editor, splits, config, config.training, out / "run")
     figures = {
         "edited": test_error(editor, splits["test"], config),
@@ -173,11 +180,18 @@ def main(config: Config) -> dict[str, float]:
     return figures
 
 
-def build_editor(config: Config, convention: Convention) -> Editor:
-    """The editor that `config` describes, untrained."""
+def build_editor(config: Config, stack: INRStack) -> Editor:
+    """The editor that `config` describes, untrained, for INRs like those of `stack`."""
     extra = tuple((kind.scale, kind.odd) for kind in check_guides(config.editor.guides))
-    metanet = ScaleGMN(replace(config.metanet, extra_types=extra))
-    return Editor(metanet, config.operation, convention, config.editor)
+    metanet = replace(config.metanet, extra_types=extra)
+    if not config.name:
+        return Editor(ScaleGMN(metanet), config.operation, stack.convention, config.editor)
+    options: dict[str, Any] = {"seed": metanet.seed} | ({"extra_types": extra} if extra else {})
+    if entry(config.name).kind is ScaleGMN:
+        options = {k: v for k, v in asdict(metanet).items() if k not in ("inputs", "outputs", "bidirectional")}
+    specs = [widen(stack[:1], config.editor.widen).spec]
+    made = make_metanet(config.name, specs, **{**options, **config_options(config.metanet_options)})
+    return Editor(made, config.operation, stack.convention, config.editor)
 
 
 def _smoke(config: Config) -> Config:
@@ -228,6 +242,8 @@ def report(
         "best_validation": result.best_validation,
         "seconds": result.seconds,
         "parameters": parameters,
+        "metanet": describe_metanet(editor.metanet)[0],
+        "probes": describe_metanet(editor.metanet)[1].get("probes", 0),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
@@ -250,7 +266,9 @@ def model_card(config: Config, facts: dict[str, Any], lines: list[str]) -> str:
     known = [f"guides made from the operation of the rendering ({', '.join(config.editor.guides)})"]
     known = known if config.editor.guides else []
     known += ["the last layer solved towards the operation of the rendering"] if config.editor.solve_last else []
-    told = f"input weights and {config.metanet.probes} learned probes{'' if known else ' only'}"
+    probes = facts["probes"]
+    told = f"input weights and {probes} learned probes" if probes else "input weights"
+    told += "" if known else " only"
     told = ", ".join(
         [
             told,
@@ -261,7 +279,8 @@ def model_card(config: Config, facts: dict[str, Any], lines: list[str]) -> str:
     minutes, batch = facts["seconds"] / 60, training.batch_size * training.accumulate * facts["processes"]
     return f"""# weightedit editor: {config.operation}
 
-A ScaleGMN of {facts["parameters"]:,} parameters that changes the weights of a SIREN so that its image is edited:
+A metanetwork ({facts["metanet"]}) of {facts["parameters"]:,} parameters that changes the weights of a SIREN so that its
+image is edited:
 {operation(config.operation).description}
 
 | test mean squared error, image in [0, 1] | value |

@@ -184,7 +184,7 @@ def run(job: tuple[Config, str, int]) -> None:
     share = step_flops(start) / step_flops(experiment)
     options = replace(experiment.training, steps=max(2, round(share * config.steps)), seed=seed)
     experiment = replace(experiment, training=options, metanet=replace(experiment.metanet, seed=seed))
-    editor = build_editor(experiment, test.stack.convention)
+    editor = build_editor(experiment, test.stack)
     result = run_training(
         editor, {"train": train, "validation": validation}, experiment, options, place.with_suffix("")
     )
@@ -205,7 +205,7 @@ def run(job: tuple[Config, str, int]) -> None:
 def step_flops(experiment: Experiment) -> int:
     """Floating-point operations of the matrix products of one training step, as torch counts them, of one INR."""
     few = load_weight_set(experiment.weights, "validation", 2)
-    editor, targets = build_editor(experiment, few.stack.convention), operation(experiment.operation)(few.floats())
+    editor, targets = build_editor(experiment, few.stack), operation(experiment.operation)(few.floats())
     batch = {"params": dict(few.stack.params), "targets": targets}
     with FlopCounterMode(display=False) as counter:
         if experiment.augment:

@@ -6,6 +6,7 @@ its word when it comes from a checkpoint (`build_metanet`), and refused when it 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -13,9 +14,6 @@ from typing import Any
 from weightedit.errors import SpecError
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.dws import DWS, DWSConfig
-from weightedit.metanet.monomial import Monomial, MonomialConfig
-from weightedit.metanet.nfn import NFN, NFNConfig
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
 from weightedit.spec import NetworkSpec
@@ -33,10 +31,6 @@ class Entry:
 METANETS: dict[str, Entry] = {
     "scalegmn": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": False}),
     "scalegmn-b": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": True}),
-    "monomial": Entry(Monomial, MonomialConfig),
-    "nfn-np": Entry(NFN, NFNConfig, {"variant": "np"}),
-    "nfn-hnp": Entry(NFN, NFNConfig, {"variant": "hnp"}),
-    "dws": Entry(DWS, DWSConfig),
     "mlp": Entry(FlatMLP, FlatMLPConfig),
     "statistics": Entry(WeightStatistics, WeightStatisticsConfig),
 }
@@ -48,7 +42,7 @@ _FROM_NETWORKS: dict[str, Callable[[Sequence[NetworkSpec]], object]] = {
     "widths": lambda specs: specs[0].widths,
     "depth": lambda specs: specs[0].depth,
     "channels": lambda specs: max(spec.channels for spec in specs),
-    "activations": MonomialConfig.activations_of,
+    "activations": lambda specs: _activations(specs),
 }
 
 
@@ -102,3 +96,27 @@ def describe_metanet(metanet: Metanetwork) -> tuple[str, dict[str, object]]:
     raise SpecError(
         f"{type(metanet).__name__} is not registered; expected one of {', '.join(METANETS)}: add a line there."
     )
+
+
+def _activations(specs: Sequence[NetworkSpec]) -> tuple[str, ...]:
+    """Per hidden layer the activations of all networks, joined by "|"."""
+    levels = zip(*(spec.layers[:-1] for spec in specs), strict=False)
+    return tuple("|".join(dict.fromkeys(layer.activation.name for layer in level)) for level in levels)
+
+
+def config_options(words: Sequence[str]) -> dict[str, Any]:
+    """Config fields from words such as layers=6 or symmetry=sign, as a command line has them; values are JSON or text.
+
+    Raises SpecError on a word without "=".
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        key, given, value = word.partition("=")
+        if not key or not given:
+            raise SpecError(f"the option {word!r} came; expected name=value, such as layers=6.")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        found[key] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return found
