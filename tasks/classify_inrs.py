@@ -156,12 +156,12 @@ def first_of_each(images: Tensor, most: int) -> Tensor:
 
 
 def build_predictor(config: Config, splits: dict[str, INRStack]) -> WeightSpacePredictor:
-    """An untrained classifier of as many classes as the training split has."""
+    """An untrained classifier of as many classes as the splits have."""
     stack, seed = splits["train"], config.training.seed
     options = {"embedding": config.embedding, "seed": seed, **config_options(config.metanet_options)}
     return WeightSpacePredictor(
         make_metanet(config.metanet, [stack.spec], **options),
-        int(labels_of(stack).max()) + 1,
+        1 + max(int(labels_of(part).max()) for part in splits.values()),
         hidden=config.hidden,
         dropout=config.dropout,
         convention=stack.convention,

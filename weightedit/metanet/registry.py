@@ -14,6 +14,9 @@ from typing import Any
 from weightedit.errors import SpecError
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
+from weightedit.metanet.dws import DWS, DWSConfig
+from weightedit.metanet.monomial import Monomial, MonomialConfig
+from weightedit.metanet.nfn import NFN, NFNConfig
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
 from weightedit.spec import NetworkSpec
@@ -31,6 +34,10 @@ class Entry:
 METANETS: dict[str, Entry] = {
     "scalegmn": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": False}),
     "scalegmn-b": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": True}),
+    "monomial": Entry(Monomial, MonomialConfig),
+    "nfn-np": Entry(NFN, NFNConfig, {"variant": "np"}),
+    "nfn-hnp": Entry(NFN, NFNConfig, {"variant": "hnp"}),
+    "dws": Entry(DWS, DWSConfig),
     "mlp": Entry(FlatMLP, FlatMLPConfig),
     "statistics": Entry(WeightStatistics, WeightStatisticsConfig),
 }
@@ -42,7 +49,7 @@ _FROM_NETWORKS: dict[str, Callable[[Sequence[NetworkSpec]], object]] = {
     "widths": lambda specs: specs[0].widths,
     "depth": lambda specs: specs[0].depth,
     "channels": lambda specs: max(spec.channels for spec in specs),
-    "activations": lambda specs: _activations(specs),
+    "activations": MonomialConfig.activations_of,
 }
 
 
@@ -96,12 +103,6 @@ def describe_metanet(metanet: Metanetwork) -> tuple[str, dict[str, object]]:
     raise SpecError(
         f"{type(metanet).__name__} is not registered; expected one of {', '.join(METANETS)}: add a line there."
     )
-
-
-def _activations(specs: Sequence[NetworkSpec]) -> tuple[str, ...]:
-    """Per hidden layer the activations of all networks, joined by "|"."""
-    levels = zip(*(spec.layers[:-1] for spec in specs), strict=False)
-    return tuple("|".join(dict.fromkeys(layer.activation.name for layer in level)) for level in levels)
 
 
 def config_options(words: Sequence[str]) -> dict[str, Any]:
