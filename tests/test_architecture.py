@@ -39,6 +39,7 @@ ORDER = [  # fmt: skip
     "metanet.neural_graph_ends",
     "metanet.neural_graphs",
     "metanet.statistics",
+    "metanet.pyg_adapter",
     "metanet.baselines",
     "metanet.weight_space",
     "metanet.chains",
