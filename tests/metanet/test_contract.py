@@ -54,6 +54,8 @@ class Case:
 CASES = {
     "scalegmn": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, {"forecast": 4}),
     "scalegmn-b": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, {"forecast": 4}),
+    "ng-gnn": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, rate=8e-3, steps=300),
+    "ng-t": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, rate=8e-3, steps=300),
     "monomial": Case({"width": 16, "layers": 2}, {"products": True}, mixes="depth", rate=2e-2, steps=400),
     "nfn-np": Case({"width": 16, "layers": 1}, {"layers": 2}, mixes="depth", rate=2e-2, steps=600),
     "nfn-hnp": Case({"width": 16, "layers": 2}, mixes="depth", steps=400),

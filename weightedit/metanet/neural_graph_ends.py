@@ -23,7 +23,7 @@ from weightedit.graph import Layout, NeuralGraph, NodeConstants
 from weightedit.layer import ACTIVATION_NAMES
 from weightedit.metanet.heads import LayerTable
 from weightedit.metanet.neural_graph_config import NeuralGraphsConfig
-from weightedit.metanet.neural_graph_layers import Pairs, two_layers
+from weightedit.metanet.neural_graph_layers import Pairs, two_layers, unit_linear
 from weightedit.probing import probe
 
 
@@ -66,13 +66,15 @@ class InputStage(nn.Module):
         else:
             self.register_parameter("probes", None)
         probed = config.probes + 1 if config.probes else 0
-        self.lift_nodes = nn.Linear(entries + 2 * quantities + probed, node)
-        self.lift_forward = nn.Linear(entries, config.edge_width)
+        self.lift_nodes = unit_linear(entries + 2 * quantities + probed, node)
+        self.lift_forward = unit_linear(entries, config.edge_width)
         self.lift_backward = nn.Linear(entries, config.edge_width, bias=False) if reverse else None
         self.codes = LayerTable(config.levels, node, spread=0.5)
         self.input_codes = nn.Parameter(torch.randn(config.inputs, node))
         self.output_codes = nn.Parameter(torch.randn(config.outputs, node))
         self.activations = nn.Embedding(1 + len(ACTIVATION_NAMES), node)
+        # Small: what all neurons share would drown what tells them apart, and with it the first steps of training.
+        nn.init.normal_(self.activations.weight, std=0.1)
 
     def forward(self, graph: NeuralGraph) -> Lifted:
         """Raises SpecError if a network has other numbers of inputs or outputs than the config."""

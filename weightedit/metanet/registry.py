@@ -16,6 +16,8 @@ from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.dws import DWS, DWSConfig
 from weightedit.metanet.monomial import Monomial, MonomialConfig
+from weightedit.metanet.neural_graph_config import NGGNNConfig, NGTConfig
+from weightedit.metanet.neural_graphs import NGGNN, NGT
 from weightedit.metanet.nfn import NFN, NFNConfig
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
@@ -34,6 +36,8 @@ class Entry:
 METANETS: dict[str, Entry] = {
     "scalegmn": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": False}),
     "scalegmn-b": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": True}),
+    "ng-gnn": Entry(NGGNN, NGGNNConfig),
+    "ng-t": Entry(NGT, NGTConfig),
     "monomial": Entry(Monomial, MonomialConfig),
     "nfn-np": Entry(NFN, NFNConfig, {"variant": "np"}),
     "nfn-hnp": Entry(NFN, NFNConfig, {"variant": "hnp"}),
