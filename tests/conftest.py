@@ -1,8 +1,13 @@
 """Makes the tests a package, so that what several share can be imported as tests.networks; what every test leaves."""
 
+import os
 import sys
 
 import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers share the cores
 
 
 @pytest.fixture(autouse=True)
