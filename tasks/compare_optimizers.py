@@ -3,11 +3,12 @@
     python tasks/compare_optimizers.py --problem fashion-mlp --rules adam sgd checkpoints/small-classifier
 
 Every rule named is run from the same initial networks on the same batches, `seeds` times, and its test loss is taken on
-the way. The learning rate of a hand-designed rule is the one of `rates` (logarithmic, from 1e-4 to 1, times the rule's
-own unit) whose lowest loss on held-out training images is lowest over two other seeds; a learned rule has none to tune.
-The score is the steps in which tuned Adam reaches its lowest mean test loss, over those in which a rule gets there.
-With `rescale` U, the same runs are repeated with every hidden unit of the initial network rescaled by e^U[-U, U],
-which changes no function; the learning rates stay as they were tuned. Written: out/comparison.json, .md and .png.
+the way. The learning rate of a hand-designed rule is the one of `rates` (logarithmic, from `lowest_rate` to
+`highest_rate`, times the rule's own unit) whose lowest loss on held-out training images is lowest over two other seeds;
+a learned rule has none to tune. The score is the steps in which tuned Adam reaches its lowest mean test loss, over
+those in which a rule gets there. With `rescale` U, the same runs are repeated with every hidden unit of the initial
+network rescaled by e^U[-U, U], which changes no function; the learning rates stay as they were tuned. Written:
+out/comparison.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Config:
         steps: of every run.
         seeds: runs per rule.
         rates: learning rates tried per hand-designed rule.
+        lowest_rate, highest_rate: the ends of the grid.
         rescale: U of the rescaled runs; 0 for none.
         cosine: multiply every rule's delta by a cosine from 1 to 0 over the run; rates are tuned with it.
         evaluate_every: steps between test losses.
@@ -78,6 +80,8 @@ class Config:
     steps: int = 2000
     seeds: int = 5
     rates: int = 20
+    lowest_rate: float = 1e-4
+    highest_rate: float = 1.0
     rescale: float = 0.0
     cosine: bool = False
     evaluate_every: int = 20
@@ -155,7 +159,8 @@ class Contest:
 
     def tuned(self, make: Callable[[float], UpdateRule]) -> tuple[float, UpdateRule]:
         """The best learning rate of the grid, and the rule with it."""
-        rates = torch.logspace(-4, 0, self.config.rates).tolist()
+        ends = math.log10(self.config.lowest_rate), math.log10(self.config.highest_rate)
+        rates = torch.logspace(*ends, self.config.rates).tolist()
         found = [float(self.run(make(rate), 2, 1000, self.held_out)[0].mean(1).min()) for rate in rates]
         best = rates[found.index(min(found))]
         return best, make(best)
@@ -207,6 +212,11 @@ def main(config: Config) -> dict[str, Any]:
         raise WeightEditError(
             f"problem {config.problem!r}, {config.steps} steps, {config.seeds} seeds came; expected a problem among "
             f"{', '.join(PROBLEMS)}, at least {config.evaluate_every} steps and one seed: correct them."
+        )
+    if not 0 < config.lowest_rate <= config.highest_rate or config.rates < 1:
+        raise WeightEditError(
+            f"{config.rates} rates from {config.lowest_rate} to {config.highest_rate} came; expected at least one, "
+            "from a positive rate to one no lower: correct them."
         )
     names = list(dict.fromkeys(["adam", *config.rules]))
     learned = {name: load_rule(name) for name in names if name not in BY_HAND}
