@@ -127,7 +127,7 @@ def join_stacks(config: Config, out: Path) -> CNNZoo:
 
 
 def read_images(source: str, split: str, limit: int) -> LabelledImages:
-    """Grey images in [-1, 1], as the Small CNN Zoo has them, and their labels."""
+    """Grey images in [-1, 1] as in the Small CNN Zoo (of colours: Pillow's luma here, the channels' mean there)."""
     images = load_images(source, split, limit=limit or None, channels=1)
     return LabelledImages(2 * images.floats() - 1, images.labels)
 

@@ -5,7 +5,8 @@
 
 The score is Kendall's tau-b (scipy.stats.kendalltau) between predicted and measured accuracy on the last checkpoints of
 test networks, also when these networks are permuted, rescaled or sign-flipped, which does not change what they compute:
-what is invariant loses nothing. `--small-cnn-zoo cifar10 --activation tanh` reads the public zoo's files instead.
+what is invariant loses nothing. `--small-cnn-zoo cifar10 --activation tanh` reads the public zoo's files instead, and
+splits its networks in the published shares, but by a draw of our own: published figures are of other test networks.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ def load_splits(config: Config) -> dict[str, CNNZoo]:
     """Training checkpoints, and the last ones of validation and test networks."""
     if config.small_cnn_zoo:
         steps = (86,) if config.checkpoints == "last" else None
-        splits = split_by_network(load_small_cnn_zoo(config.small_cnn_zoo, config.activation, steps=steps))
+        zoo = load_small_cnn_zoo(config.small_cnn_zoo, config.activation, steps=steps)
+        splits = split_by_network(zoo, (0.1, 0.5))  # 40, 10 and 50 %: the published split's sizes
     else:
         splits = {split: load_zoo(config.zoo, split) for split in ("train", "validation", "test")}
     every = splits["train"] if config.checkpoints == "all" else splits["train"].last()

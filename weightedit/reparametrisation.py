@@ -1,8 +1,8 @@
 """The same networks under other parameters: what a metanetwork that respects a symmetry must not notice.
 
 Each kind moves one factor of every hidden neuron at random and leaves the rest alone, so that a table tells what a
-metanetwork loses by which of them. The function of every network stays as it is. The range 1 to 1,000 is that of the
-rescaled zoos of Tran et al. 2024, "Monomial Matrix Group Equivariant Neural Functional Networks".
+metanetwork loses by which of them. The function of every network stays as it is. The range 1 to 1,000 is one of the
+four of the rescaled zoos of Tran et al. 2024, "Monomial Matrix Group Equivariant Neural Functional Networks".
 """
 
 from __future__ import annotations

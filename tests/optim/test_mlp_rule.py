@@ -82,7 +82,7 @@ def _twin(rule, kind, grads, weight):
     times = [torch.tanh(torch.tensor(len(grads) / tau - 1)).double() * ones for tau in config.times]
     stages = [stage for layer in rule.layers for stage in (layer, nn.ReLU())][:-1]
     out = nn.Sequential(*stages)(torch.stack([*features, *times], -1))
-    correction = out[..., 0] * (out[..., 1].exp() if out.shape[-1] == 2 else 1)
+    correction = out[..., 0] * ((1e-3 * out[..., 1]).exp() if out.shape[-1] == 2 else 1)
     t, beta = len(grads), config.momenta[0]
     adam = momenta[0] / (1 - beta**t) / (v / (1 - config.second**t)).sqrt()
     if config.output == "normalised" and kind == "weight":

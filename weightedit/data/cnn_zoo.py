@@ -4,7 +4,8 @@
 
 One row per checkpoint: `weights` (all parameters in the spec's order, float32), `network` (all checkpoints of one CNN
 have the same number and stand in one split), and facts under the column names of the public Small CNN Zoo: step,
-train_accuracy, test_loss, config.learning_rate, ... The card holds the spec, counts and checksums.
+train_accuracy, test_loss, config.learning_rate, ... (losses here are without the L2 penalty, which is in theirs). The
+card holds the spec, counts and checksums.
 
 Here: the zoo in memory and in these files. Not here: training one (cnn_fitting.py) and the public files
 (small_cnn_zoo.py).

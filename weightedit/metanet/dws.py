@@ -4,7 +4,8 @@ Every layer has a block per pair of parameter tensors (weights or biases to weig
 operations: pooling over the neurons that only the one has, a matrix on channels, broadcasting over those that only the
 other has; input and output neurons are part of the channels. With the mean, which gives the paper's characterisation of
 all linear layers and is our default, a layer is the same function of its matrices as an HNP layer (nfn.py). The
-published code's default is the maximum: `pooling` chooses. What else differs here from NFN: no feature but the
+published code's defaults are the maximum, which `pooling` chooses, and attention in its set layers, which is not
+offered (theirs are linear by an option). What else differs here from NFN: no feature but the
 normalised entries themselves, a skip from them to the delta, and an invariant layer that pools as the others do.
 
 Ours: inputs are normalised per tensor (chains.py), and every layer's features divided by their root mean square per

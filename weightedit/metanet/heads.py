@@ -7,9 +7,9 @@ are read off the incoming streams of the nodes themselves (never by offset). The
 one learned scale per layer, counted from the input and from the output, brings it to a small fraction of the layer's
 weights at the start.
 
-The invariant readout is that of Kalogeropoulos et al. 2024: hidden nodes are averaged, input and output nodes, which no
-permutation moves, are read one by one. Signed streams enter by products of two of their channels, never by absolute
-values, so that the relative signs of a neuron's channels are seen.
+The invariant readout is after that of Kalogeropoulos et al. 2024: hidden nodes are averaged (there summed), input and
+output nodes, which no permutation moves, are read one by one. Signed streams enter by products of two of their
+channels, never by absolute values, so that the relative signs of a neuron's channels are seen.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ each layer, what its activation allows: signs (sine, tanh), scales (ReLU), both 
 
 Between layers, on tensors that carry a sign: tanh, which is odd; a positive factor, or nothing: ReLU, which is
 positively homogeneous; both: x |x| / |x|_2, over channels. Invariant layers: |x| for signs, x / |x|_2 with a learned
-weight and bias for scales, |x|_2 over the folded channels; then the mean over hidden neurons, and an MLP.
+weight and bias for scales, |x|_2 over the folded channels (input and output neurons among them, ours; in the published
+code every entry has a norm of its own, also after |x|); then the mean over hidden neurons, and an MLP.
 
 The limit of the paper's layers: a middle weight is only ever mapped by itself, so the signs of its entries relative to
 each other (those of a loop of four weights, say, which no flip changes) reach nothing, and embeddings of two sign

@@ -76,9 +76,11 @@ class NGGNNConfig(NeuralGraphsConfig):
     """Everything that defines an NGGNN; see NeuralGraphsConfig.
 
     Attributes:
-        reverse_edges: also send messages from targets to sources; the published settings for INRs do not.
+        reverse_edges: also send messages from targets to sources; the published settings do for editing INRs, and do
+            not for classifying them.
         scalers: of the aggregates: "identity", "amplification", "attenuation"; the published ones by default.
-        typical_degree: number of received messages at which all scalers are 1; a node's mean in the training set.
+        typical_degree: number of received messages at which all scalers are 1. Theirs: the exponential of the mean of
+            log(degree + 1) over the nodes of the training set, less 1 (2-32-32-1: 33 with reverse edges, 8.5 without).
     """
 
     reverse_edges: bool = True

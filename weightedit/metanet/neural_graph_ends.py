@@ -1,6 +1,6 @@
 """What goes into Neural Graphs and what is read off them; the layers between are in neural_graph_layers.py.
 
-In (Kofinas et al. 2024, section 3): nodes carry biases, a learned code (one per input and output neuron, one per
+In (Kofinas et al. 2024): nodes carry biases, a learned code (one per input and output neuron, one per
 hidden level), an embedding of their activation function, and what learned probes read at them; pairs carry weights, in
 one place along the edge and in another against it. The paper standardises parameters by statistics of the data set;
 here every layer of every network is divided by its own root mean square, whose logarithm goes to the nodes, so that

@@ -1,14 +1,17 @@
 """NG-GNN and NG-T: the message-passing and the transformer metanetwork of Neural Graphs, equivariant to permutations.
 
 After Kofinas et al. 2024, "Graph Neural Networks for Learning Equivariant Representations of Neural Networks"; layers
-are in neural_graph_layers.py, inputs and read-outs in neural_graph_ends.py. Where the published code departs from the
-paper, this follows the paper:
+are in neural_graph_layers.py, inputs and read-outs in neural_graph_ends.py. Where this departs from the published code:
 
 * NG-GNN's published bias deltas are read at wrong nodes (the slice starts at the inputs); here each is read at its own.
-* NG-T's published attention runs over all pairs of neurons, its mask switched off; here it runs over the real pairs:
-  both directions of every edge, and every neuron with itself. A pair without an edge carries nothing and is not made.
+* NG-T's published attention runs over all pairs of neurons, as in Diao & Loynd's code (a mask is there, switched off);
+  here it runs over the real pairs: both directions of every edge, and every neuron with itself, so that its cost is
+  linear in the edges. What a pair without an edge would learn to carry is left out.
 * Its logits are divided by the root of the whole attention width there, by that of one head's here, as in attention.
 * PNA's typical degree there counts one direction of edges only; here it is an entry of the config.
+* NG-GNN's last layer there has no norm, no activation and no edge update; here it has all three (the edge update only
+  where it edits). Vectors are read there off the output neurons; here the mean of all nodes comes with them.
+* Probes enter there through a linear map per level; here through one, after dividing by the level's root mean square.
 
 What this library's graph, a chain of layers, cannot express: residual additions (edges that skip layers, with a weight
 of 1 in the paper) and normalisation layers (nodes and edges of their own in the paper). Networks that have them are

@@ -1,10 +1,11 @@
 """NFN: the permutation-equivariant neural functionals of Zhou et al. 2023, with NP and HNP layers.
 
 HNP ("hidden neuron permutation") layers are all the linear maps that commute with permutations of hidden neurons (their
-equation 3 and its biased form): for W^i_jk means over all of every layer, the row and column means of W^i and of the
-layers next to it that run over neuron j or k, biases likewise, and the entry itself. NP layers also permute input and
-output neurons; learned codes at both ends, given as further input channels, break that (the paper's are sinusoidal, of
-the neuron's index). Sums over neurons are means, as in the published code.
+appendix C; the published code leaves out the last hidden layer's bias in the last weight): for W^i_jk means over all of
+every layer, the row and column means of W^i and of the layers next to it that run over neuron j or k, biases likewise,
+and the entry itself. NP layers (their equations 2 and 3) also permute input and output neurons; learned codes at both
+ends, given as further input channels, break that (the paper's are sinusoidal, or learned and added before every layer).
+Sums over neurons are means, as in the published code.
 
 Ours: inputs are normalised per tensor (chains.py), with a quarter of the logarithm of its size as one more channel;
 every layer's features are divided by their root mean square per tensor. `fourier` replaces each entry by random Fourier

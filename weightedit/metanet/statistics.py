@@ -1,7 +1,7 @@
 """Weight statistics: the control that sees how large the weights are, and not how they are wired.
 
 Mean, variance and the quantiles 0, 1/4, 1/2, 3/4 and 1 of every layer's weights and of its biases, after Unterthiner,
-Keysers, Gelly, Bousquet, Tolstikhin, "Predicting Neural Network Accuracy from Weights" (2020), section 3, then an MLP.
+Keysers, Gelly, Bousquet, Tolstikhin, "Predicting Neural Network Accuracy from Weights" (2020), then an MLP.
 As everywhere here, inputs have unit size: the statistics are those of a tensor over its root mean square, whose
 logarithm comes with them, which is the same information.
 

@@ -4,11 +4,11 @@ The tensors of a chain of L layers are its parts w1 ... wL and b1 ... bL. Each h
 permuted; neurons that keep their place (inputs and outputs, unless `permuted_ends`) are folded into the channels. A
 linear map from part A to part B that commutes with every permutation is a sum over subsets T of their common axes: pool
 A over its axes outside T, multiply by a matrix on channels, broadcast over the axes of B outside T (Zhou et al. 2023,
-"Permutation Equivariant Neural Functionals", equation 3 and appendix; Navon et al. 2023, "Equivariant Architectures for
-Learning in Deep Weight Spaces", section 4). Where a neuron also carries a factor, fewer terms are left (Tran et al.
-2024, "Monomial Matrix Group Equivariant Neural Functional Networks", section 5): an axis with a factor is never pooled
-nor broadcast, and with a positive factor both parts must carry it with the same exponent, +1 where the axis is the
-target of the layer and -1 where it is the source. Taken axis by axis, the rule also serves mixed activations.
+"Permutation Equivariant Neural Functionals", equations 2 and 3, appendices B and C; Navon et al. 2023, "Equivariant
+Architectures for Learning in Deep Weight Spaces"). Where a neuron also carries a factor, fewer terms are left (Tran et
+al. 2024, "Monomial Matrix Group Equivariant Neural Functional Networks"): an axis with a factor is never pooled nor
+broadcast, and with a positive factor both parts must carry it with the same exponent, +1 where the axis is the target
+of the layer and -1 where it is the source. Taken axis by axis, the rule also serves mixed activations.
 
 Nonlinear functions, normalisation and the endings are in chains.py and in the files of the systems.
 """

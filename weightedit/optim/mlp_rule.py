@@ -1,8 +1,9 @@
 """Learned update rules of the per-parameter kind: one small network maps what is known of a parameter to its step.
 
 The features are mlp_features.py's, each divided by its root mean square over the tensor, and the time as tanh(t / tau -
-1), which is the same for a whole tensor and enters as a bias. Sizes and features of the two presets follow Metz et al.
-(2022) and, for the lean set and the normalised output, Celo2 (2026).
+1), which is the same for a whole tensor and enters as a bias. The full set of features and the exponential output are
+those of Metz et al. (2022); the size and the normalised output of the lean preset are those of Celo2 (2026), its
+selection of features is ours.
 
 The rule adds to Adam's direction instead of replacing it, so that it optimizes before any meta-training:
 
@@ -33,6 +34,7 @@ from weightedit.wiring import Wire, Wiring
 
 KIND = "mlp-rule"
 FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
+_MAGNITUDE = 1e-3  # of Metz et al., as are the times
 _TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 _PIECE = 16384  # parameters that go through the network at once
 _UNITWISE_TO = 256  # products of a network that is compiled unit by unit
@@ -45,7 +47,7 @@ class MLPRuleConfig:
     Attributes:
         features: "full" for all of the paper's, "lean" for ten of them.
         hidden: widths of the hidden layers.
-        output: "exponential" for F = direction exp(magnitude); "normalised" for one number, the sum with Adam's
+        output: "exponential" for F = direction exp(1e-3 magnitude); "normalised" for one number, the sum with Adam's
             direction divided by its root mean square over the tensor (biases and gains are not: few of them would never
             come to rest).
         momenta: decays of the averaged gradients, the first one also of Adam's direction.
@@ -88,7 +90,7 @@ class MLPRuleConfig:
 
     @classmethod
     def small_fc(cls, step_size: float = 1e-3) -> MLPRuleConfig:
-        """39-32-32-2, all features: the size of the paper's small_fc_mlp."""
+        """39-32-32-2: all features of Metz et al.'s small_fc_lopt (theirs is 39-4-4-2), in the width of later ports."""
         decays = (0.9, 0.99, 0.999)
         return cls("full", (32, 32), "exponential", decays, 0.999, decays, _TIMES, step_size)
 
@@ -266,7 +268,7 @@ class MLPRule(nn.Module):
         return self._linear[0].weight[:, : self.config.seen].to(inverse.dtype) * inverse.unsqueeze(-2)
 
     def _correction(self, outputs: Sequence[Tensor]) -> Tensor:
-        found = outputs[0] * outputs[1].exp() if self.config.output == "exponential" else outputs[0]
+        found = outputs[0] * (_MAGNITUDE * outputs[1]).exp() if self.config.output == "exponential" else outputs[0]
         return self.config.correction * found
 
     def _network(self, first: Tensor, clock: Tensor, features: Tensor) -> Tensor:
