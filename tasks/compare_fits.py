@@ -36,6 +36,7 @@ from weightedit.inr.convention import Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.optim.hand_designed import Adam
+from weightedit.optim.loading import load_rule
 
 ADAM = [Adam(rate, betas) for rate, betas in product((1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), ((0.9, 0.999), (0.7, 0.98)))]
 GRIDS: dict[str, list[RefinementRule]] = {
@@ -54,6 +55,7 @@ class Config:
         images: a data set that load_images reads.
         split: of it; its first images are the test, the following ones the tuning images.
         rule: folder of a refinement rule.
+        update_rules: folders of update rules (meta_train.py --problems mnist-siren), which see gradients only.
         hidden: widths of the sine layers.
         count: test images per seed.
         tune_count: images that hand-designed rules are tuned on.
@@ -68,6 +70,7 @@ class Config:
     images: str = "../shared/data/mnist"
     split: str = "test"
     rule: str = "checkpoints/refine-rule"
+    update_rules: tuple[str, ...] = ()
     hidden: tuple[int, ...] = (32, 32)
     count: int = 128
     tune_count: int = 32
@@ -161,6 +164,7 @@ def main(config: Config) -> dict[str, Any]:
     starts = [Start.of(part, config.hidden, seed) for seed, part in enumerate(tests)]
     rules = {name: tuned(name, Start.of(tuning, config.hidden, 1000), config, budgets) for name in GRIDS}
     rules["learned"] = LearnedKFAC.from_pretrained(config.rule)
+    rules |= {Path(folder).name: GradientSteps(load_rule(folder)) for folder in config.update_rules}
     counts = {name: least_steps(starts, rule, config, budgets) for name, rule in tqdm(rules.items(), desc="counting")}
     batch = Start(starts[0].stack[:64], starts[0].targets[:64])
     times = [

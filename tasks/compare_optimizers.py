@@ -32,7 +32,7 @@ from weightedit.cli import told_in_one_line
 from weightedit.errors import WeightEditError
 from weightedit.metatrain.image_optimizees import Classifier, LabelledImages
 from weightedit.metatrain.optimizee import Optimizee
-from weightedit.metatrain.problems import PROBLEMS, TRAINED, classifier, images_of
+from weightedit.metatrain.problems import PROBLEMS, TRAINED, images_of, optimizee
 from weightedit.metatrain.unroll import InnerState, Unroll, start
 from weightedit.optim.hand_designed import SGD, Adam, AdamW, GeometricAdam, RMSprop
 from weightedit.optim.loading import load_rule
@@ -58,7 +58,7 @@ class Config:
     """One comparison.
 
     Attributes:
-        problem: one of metatrain.problems.PROBLEMS.
+        problem: one of metatrain.problems.PROBLEMS that classifies.
         rules: names of hand-designed rules (adam, adamw, sgd, rmsprop, muon, geometric-adam) and folders of learned
             ones. Adam is always among them.
         images: folder that holds the data sets.
@@ -208,10 +208,12 @@ def main(config: Config) -> dict[str, Any]:
     """Tune, run, time; write out/comparison.{json,md,png}; returns what is in the first."""
     if config.smoke:
         config = replace(config, problem="digits-mlp", steps=20, seeds=2, rates=2, evaluate_every=10, timed_steps=2)
-    if config.problem not in PROBLEMS or config.steps < config.evaluate_every or config.seeds < 1:
+    problems = [name for name, problem in PROBLEMS.items() if problem.kind != "siren"]
+    if config.problem not in problems or config.steps < config.evaluate_every or config.seeds < 1:
         raise WeightEditError(
             f"problem {config.problem!r}, {config.steps} steps, {config.seeds} seeds came; expected a problem among "
-            f"{', '.join(PROBLEMS)}, at least {config.evaluate_every} steps and one seed: correct them."
+            f"{', '.join(problems)} (fits are compare_fits.py's), at least {config.evaluate_every} steps and one seed: "
+            "correct them."
         )
     if not 0 < config.lowest_rate <= config.highest_rate or config.rates < 1:
         raise WeightEditError(
@@ -222,7 +224,7 @@ def main(config: Config) -> dict[str, Any]:
     learned = {name: load_rule(name) for name in names if name not in BY_HAND}
     data, held_out = images_of(config.problem, config.images).split(TRAINED)
     test = images_of(config.problem, config.images, split="test")
-    contest = Contest(config, classifier(config.problem, data), held_out, test)
+    contest = Contest(config, optimizee(config.problem, data), held_out, test)
     facts: dict[str, Any] = {}
     for name in tqdm(names, desc="rules"):
         rate, rule = (None, learned[name]) if name in learned else contest.tuned(BY_HAND[name])

@@ -144,3 +144,11 @@ def test_bands_have_a_panel_per_axis(tmp_path):
     assert two.shape[1] > one.shape[1] and (one != 255).any()
     with pytest.raises(WeightEditError, match="no panels"):
         bands({}, tmp_path / "plot.png")
+
+
+def test_losses_that_are_not_positive_are_drawn(tmp_path):
+    """Scores of fits are logarithms: on a logarithmic axis the band would be left out."""
+    down, up = ([Band("score", [0, 1, 2], [values])] for values in ([-1.0, -2.0, -3.0], [-3.0, -2.0, -1.0]))
+    pictures = [_pixels(bands({"steps": drawn}, tmp_path / "score.png")) for drawn in (down, up)]
+    blue = [(picture[..., 0].astype(int) + 60 < picture[..., 2]).sum() for picture in pictures]
+    assert min(blue) > 100 and (pictures[0] != pictures[1]).any()

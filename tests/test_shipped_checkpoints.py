@@ -18,7 +18,7 @@ from weightedit.editing.operations import operation
 from weightedit.editing.predictive_editor import KIND, PredictiveEditor
 from weightedit.editing.refinement import refine, target_of
 from weightedit.inr.fitting import fit
-from weightedit.metatrain.problems import classifier, images_of
+from weightedit.metatrain.problems import images_of, optimizee
 from weightedit.metatrain.unroll import Unroll, start
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.loading import load_rule
@@ -97,7 +97,7 @@ def test_rule_reproduces_its_figure_and_beats_the_one_set_by_hand(folder: Path) 
 def digit_losses(rule: UpdateRule, steps: int = 200) -> float:
     """Mean loss along runs of four networks on digits, in nats, of images that no step sees."""
     seen, unseen = images_of("digits-mlp", "nowhere"), images_of("digits-mlp", "nowhere", split="test")
-    problem = classifier("digits-mlp", seen, unseen)
+    problem = optimizee("digits-mlp", seen, unseen)
     state = start(rule, problem, torch.Generator().manual_seed(0), 4)
     with torch.no_grad():
         _, losses = Unroll(rule, problem, fresh=True)(state, steps)

@@ -262,8 +262,9 @@ def test_generalization_of_tanh_networks_with_augmentation_and_resuming(pictures
 
 def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "fits")]
-    result = run_task("compare_fits.py", "--smoke", "--images", str(pictures), "--split", "train", *out)
-    for row in ("Adam", "K-FAC", "learned"):
+    rule = ["--update-rules", str(ROOT / "checkpoints/small-classifier")]
+    result = run_task("compare_fits.py", "--smoke", "--images", str(pictures), "--split", "train", *rule, *out)
+    for row in ("Adam", "K-FAC", "learned", "small-classifier"):
         assert f"| {row} |" in result.stdout
     few = run_task(
         "compare_fits.py", "--images", str(pictures), "--split", "train", "--count", "100", *out, check=False

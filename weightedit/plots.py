@@ -221,7 +221,7 @@ class Band:
 
 
 def bands(panels: Mapping[str, Sequence[Band]], path: str | Path, *, heading: str = "", ylabel: str = "loss") -> Path:
-    """Draw losses against something, x from zero and losses on a logarithmic axis, one panel per title.
+    """Draw losses against something, one panel per title; their axis is logarithmic unless some are not positive.
 
     Args:
         panels: label of the x axis -> bands; the same contenders in the same order in each.
@@ -237,13 +237,15 @@ def bands(panels: Mapping[str, Sequence[Band]], path: str | Path, *, heading: st
         FileFormatError: a place that cannot be written.
     """
     figure = _figure(len(panels))
+    losses = [loss for drawn in panels.values() for band in drawn for run in band.losses for loss in run]
+    yscale = "log" if min(losses, default=1.0) > 0 else "linear"  # a fit's score is the logarithm of its error
     for axes, (xlabel, drawn) in zip(figure.axes, panels.items(), strict=True):
         for i, band in enumerate(drawn):
             columns = list(zip(*band.losses, strict=True))
             style = {"color": f"C{i}", "linewidth": 2.2 if band.own else 1.1}
             axes.plot(band.x, [sum(column) / len(column) for column in columns], label=band.label, **style)
             axes.fill_between(band.x, list(map(min, columns)), list(map(max, columns)), color=f"C{i}", alpha=0.2)
-        axes.set(yscale="log", xlabel=xlabel)
+        axes.set(yscale=yscale, xlabel=xlabel)
         axes.grid(True, which="both", color="0.9")
     return _finished(figure, ylabel, heading, path)
 

@@ -3,8 +3,8 @@ import torch
 from PIL import Image
 
 from weightedit.errors import WeightEditError
-from weightedit.metatrain.image_optimizees import ClassifierOptimizee, ModuleOptimizee
-from weightedit.metatrain.problems import PROBLEMS, classifier, family, images_of
+from weightedit.metatrain.image_optimizees import ClassifierOptimizee, ModuleOptimizee, SirenOptimizee
+from weightedit.metatrain.problems import PROBLEMS, family, images_of, optimizee
 
 
 def test_digits_need_no_folder_and_splits_do_not_overlap():
@@ -29,7 +29,7 @@ def pictures(tmp_path):
 def test_problems_read_their_images_at_their_size(pictures):
     small, whole = images_of("fashion-mlp", pictures), images_of("fashion-cnn", pictures, split="test")
     assert small.images.shape == (8, 1, 8, 8) and whole.images.shape == (8, 1, 28, 28)
-    mlp, cnn = classifier("fashion-mlp", small, batch_size=3), classifier("fashion-cnn", whole)
+    mlp, cnn = optimizee("fashion-mlp", small, batch_size=3), optimizee("fashion-cnn", whole)
     assert isinstance(mlp, ClassifierOptimizee) and mlp.spec.widths == (64, 32, 2) and mlp.batch_size == 3
     assert isinstance(cnn, ModuleOptimizee)
     params, _ = cnn.init(torch.Generator().manual_seed(0), 1)
@@ -39,11 +39,23 @@ def test_problems_read_their_images_at_their_size(pictures):
 def test_a_family_varies_what_it_is_told_to():
     data = images_of("digits-mlp", "nowhere")
     generator = torch.Generator().manual_seed(0)
-    assert family("digits-mlp", data, None).draw(generator)[1] == {"batch_size": 128}
+    assert family("digits-mlp", data, None).draw(generator)[1] == {"hidden": (32,)}
     drawn = [family("digits-mlp", data, None, ("hidden", "activation")).draw(generator)[0] for _ in range(12)]
     assert len({problem.spec for problem in drawn}) > 3
     with pytest.raises(WeightEditError, match="variations"):
         family("digits-mlp", data, None, ("colour",))
+    with pytest.raises(WeightEditError, match="activation.* of fashion-cnn came; expected some of hidden, batch_size"):
+        optimizee("fashion-cnn", data, activation="tanh")
+    cnn = optimizee("fashion-cnn", data, hidden=(8, 16), batch_size=32)
+    assert isinstance(cnn, ModuleOptimizee) and cnn.batch_size == 32
+    assert {tuple(p.shape) for p in cnn.net.parameters() if p.dim() == 4} == {(8, 1, 3, 3), (16, 8, 3, 3)}
+
+
+def test_a_siren_is_fitted_to_the_images(pictures):
+    siren = optimizee("fashion-siren", images_of("fashion-siren", pictures), hidden=(8, 8))
+    assert isinstance(siren, SirenOptimizee) and siren.widths == (2, 8, 8, 1)
+    params, task = siren.init(torch.Generator().manual_seed(0), 3)
+    assert siren.loss(params, siren.batch(task, torch.arange(3))).shape == (3,)
 
 
 def test_an_unknown_problem_is_refused():

@@ -7,7 +7,7 @@ activations and initial scales around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from weightedit.metatrain.image_optimizees import (
     ClassifierOptimizee,
     LabelledImages,
     ModuleOptimizee,
+    SirenOptimizee,
     conv_net,
 )
 from weightedit.metatrain.optimizee import Optimizee, TaskFamily
@@ -36,7 +37,7 @@ class Problem:
     Attributes:
         source: folder of images below the one that holds all data sets; None: scikit-learn's digits.
         size: images are resized to size x size; None keeps them.
-        kind: "mlp" or "cnn".
+        kind: "mlp" or "cnn", which classify, or "siren", which is fitted to one image per run.
         widths: of the hidden layers, or channels.
         strides: of the convolutions.
     """
@@ -59,6 +60,8 @@ PROBLEMS: dict[str, Problem] = {
     "cifar-mlp-deep": Problem("cifar10", 8, "mlp", (32, 32)),
     "fashion-cnn": Problem("fashion_mnist", None, "cnn", (16, 32, 32), (2, 2, 1)),
     "cifar-cnn": Problem("cifar10", None, "cnn", (32, 64, 64), (2, 2, 1)),
+    "mnist-siren": Problem("mnist", None, "siren", (32, 32)),
+    "fashion-siren": Problem("fashion_mnist", None, "siren", (32, 32)),
 }
 
 
@@ -86,19 +89,43 @@ def images_of(name: str, folder: str | Path, *, split: str = "train") -> Labelle
     return LabelledImages.of(found.images, found.labels, size=problem.size)
 
 
-def classifier(name: str, data: LabelledImages, held_out: LabelledImages | None = None, **changes: Any) -> Optimizee:
-    """Problem `name` on these images; `changes`: other fields of ClassifierOptimizee, "activation" by its name."""
+def optimizee(name: str, data: LabelledImages, held_out: LabelledImages | None = None, **changes: Any) -> Optimizee:
+    """Problem `name` on these images.
+
+    Args:
+        name: one of PROBLEMS.
+        data, held_out: what inner steps train on, and what meta-losses may be taken on; fits have no held-out part.
+        changes: what differs from the problem as it is named: some of VARIATIONS of its kind.
+
+    Raises WeightEditError on a change that its kind does not know.
+    """
     problem = _problem(name)
+    _check_changes(name, changes)
+    hidden = changes.pop("hidden", problem.widths)
+    if problem.kind == "siren":
+        return SirenOptimizee(data.images, hidden)
     if problem.kind == "cnn":
         channels = data.images.shape[1]
 
         def net() -> torch.nn.Module:
-            return conv_net(channels, data.classes, widths=problem.widths, strides=problem.strides)
+            return conv_net(channels, data.classes, widths=hidden, strides=problem.strides)
 
-        return ModuleOptimizee(data, held_out, make=net)
-    activation = changes.pop("activation", "relu")
-    options: dict[str, Any] = {"hidden": problem.widths, "init_name": INIT, **changes}
-    return ClassifierOptimizee(data, held_out, activation=Activation(activation), **options)
+        return ModuleOptimizee(data, held_out, make=net, **changes)
+    activation = Activation(changes.pop("activation", "relu"))
+    return ClassifierOptimizee(data, held_out, hidden=hidden, activation=activation, init_name=INIT, **changes)
+
+
+VARIATIONS: dict[str, dict[str, Sequence[Any]]] = {
+    "mlp": {
+        "hidden": ((32,), (16,), (64,), (24, 24)),
+        "activation": ("relu", "tanh", "gelu"),
+        "initial_scale": (1.0, 0.5, 2.0),
+        "batch_size": (128, 32),
+    },
+    "cnn": {"hidden": ((16, 32, 32), (8, 16), (32, 32, 64)), "batch_size": (128, 32)},
+    "siren": {"hidden": ((32, 32), (16, 16), (48, 48), (24, 24, 24))},
+}
+"""By kind of problem: what may vary, and the values it takes in a family."""
 
 
 def family(name: str, data: LabelledImages, held_out: LabelledImages | None, vary: Sequence[str] = ()) -> TaskFamily:
@@ -106,17 +133,16 @@ def family(name: str, data: LabelledImages, held_out: LabelledImages | None, var
 
     Raises WeightEditError on an unknown variation.
     """
-    choices: dict[str, Sequence[Any]] = {
-        "hidden": ((32,), (16,), (64,), (24, 24)),
-        "activation": ("relu", "tanh", "gelu"),
-        "initial_scale": (1.0, 0.5, 2.0),
-        "batch_size": (128, 32),
-    }
-    unknown = set(vary) - set(choices)
-    if unknown:
-        raise WeightEditError(f"variations {sorted(unknown)} came; expected some of {', '.join(choices)}: choose.")
-    make: Callable[..., Optimizee] = lambda **chosen: classifier(name, data, held_out, **chosen)  # noqa: E731
-    return TaskFamily(make, {key: choices[key] for key in vary} or {"batch_size": (128,)})
+    _check_changes(name, vary)
+    choices = VARIATIONS[_problem(name).kind]
+    make: Callable[..., Optimizee] = lambda **chosen: optimizee(name, data, held_out, **chosen)  # noqa: E731
+    return TaskFamily(make, {key: choices[key] for key in vary} or {"hidden": (_problem(name).widths,)})
+
+
+def _check_changes(name: str, changes: Iterable[str]) -> None:
+    known = VARIATIONS[_problem(name).kind]
+    if unknown := sorted(set(changes) - set(known)):
+        raise WeightEditError(f"variations {unknown} of {name} came; expected some of {', '.join(known)}: choose.")
 
 
 def _problem(name: str) -> Problem:
