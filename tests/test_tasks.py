@@ -260,6 +260,28 @@ def test_generalization_of_tanh_networks_with_augmentation_and_resuming(pictures
         assert wrong.returncode == 2 and value in wrong.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_compare_metanets(pictures: Path, weights: Path, tmp_path: Path) -> None:
+    zoo = str(tmp_path / "zoo")
+    run_task("make_cnn_zoo.py", "--smoke", "--images", str(pictures), "--out", zoo)
+    data = ("--smoke", "--weights", str(weights), "--zoo", zoo, "--out", str(tmp_path / "metanets"))
+    words = (*data, "--metanet", "mlp", "statistics", "--options", "mlp.hidden=16")
+    first = run_task("compare_metanets.py", *words)
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in first.stdout.splitlines() if " | " in line}
+    assert {len(row) for row in rows.values()} == {12} and {"mlp", "statistics"} < set(rows)
+    assert rows["statistics"][6] == "-" and float(rows["mlp"][6]) > 0, "statistics edit nothing"
+    found = json.loads((tmp_path / "metanets/metanets.json").read_text())
+    cost = found["costs"]["classes"]["mlp"]
+    assert cost["processor"] > 0 and cost["gigaflop"] > 0 and found["results"]["edits"]["mlp"][0]["steps"] == 4
+    assert set(found["results"]["generalization"]["statistics"][0]) > {"tau as trained", "tau rescaled e^-6 to e^6"}
+    again = run_task("compare_metanets.py", *words)
+    assert again.stdout == first.stdout, "what is measured once stays, times of steps as well"
+    other = run_task("compare_metanets.py", *words, "--operation", "erode", check=False)
+    assert other.returncode == 2 and "another comparison" in other.stderr.splitlines()[-1]
+    unknown = run_task("compare_metanets.py", *data, "--metanet", "gnn", check=False)
+    assert unknown.returncode == 2 and "systems ['gnn']" in unknown.stderr.splitlines()[-1]
+
+
 def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "fits")]
     rule = ["--update-rules", str(ROOT / "checkpoints/small-classifier")]
