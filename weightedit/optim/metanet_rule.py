@@ -80,6 +80,11 @@ class MetanetRuleConfig:
                 f"{self} came; expected a symmetry among {', '.join(SYMMETRIES)} and a whole width of at least 1: "
                 "correct them."
             )
+        if not isinstance(self.levelling, int) or self.levelling < 0:
+            raise WeightEditError(
+                f"{self} came; expected levelling to be a whole number, the longest smaller side that is levelled, or "
+                "0 for none: correct it."
+            )
         if not self.momenta or not all(0 < decay < 1 for decay in (*self.momenta, self.second)) or self.step_size <= 0:
             raise WeightEditError(
                 f"{self} came; expected at least one momentum, decays inside (0, 1) and a positive step size: correct "
@@ -101,7 +106,9 @@ class MetanetRule(LearnedRule):
     """The rule of the file's docstring.
 
     Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
-    differentiable in all it is given. State: one float per parameter and momentum, one for squares, and factors.
+    differentiable in all it is given. State: per parameter one float for every momentum, one for the squares and, with
+    `averaging`, one for how far the steps are ahead of their average ("ahead", z - x); and the factors of the squares,
+    one float per row and column.
 
     Args:
         config: see MetanetRuleConfig.
