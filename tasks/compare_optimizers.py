@@ -18,7 +18,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -281,7 +281,7 @@ def report(config: Config, facts: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def draw(config: Config, facts: dict[str, Any], learned: dict[str, UpdateRule], path: Path) -> None:
+def draw(config: Config, facts: dict[str, Any], learned: Mapping[str, UpdateRule], path: Path) -> None:
     """Losses against steps, and against seconds of the plain loop."""
     panels: dict[str, list[Band]] = {"steps": []}
     if config.timed_steps:

@@ -22,7 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from weightedit.cli import told_in_one_line
-from weightedit.data.cnn_fitting import CNNFitOptions, LabelledImages, draw_recipes, fit_cnns
+from weightedit.data.cnn_fitting import CentredImages, CNNFitOptions, draw_recipes, fit_cnns
 from weightedit.data.cnn_zoo import (
     CNNZoo,
     concatenate_zoos,
@@ -126,10 +126,10 @@ def join_stacks(config: Config, out: Path) -> CNNZoo:
     return concatenate_zoos(found)
 
 
-def read_images(source: str, split: str, limit: int) -> LabelledImages:
+def read_images(source: str, split: str, limit: int) -> CentredImages:
     """Grey images in [-1, 1] as in the Small CNN Zoo (of colours: Pillow's luma here, the channels' mean there)."""
     images = load_images(source, split, limit=limit or None, channels=1)
-    return LabelledImages(2 * images.floats() - 1, images.labels)
+    return CentredImages(2 * images.floats() - 1, images.labels)
 
 
 def train_stack(
@@ -137,8 +137,8 @@ def train_stack(
     spec: NetworkSpec,
     number: int,
     size: int,
-    train: LabelledImages,
-    test: LabelledImages,
+    train: CentredImages,
+    test: CentredImages,
     told: Callable[[int], object],
 ) -> CNNZoo:
     """One stack, from its own generator."""

@@ -31,6 +31,7 @@ from weightedit.metatrain.estimators import ES, PES, ESSingle, Estimator, Horizo
 from weightedit.metatrain.optimizee import Level, Optimizee, Reparametrised
 from weightedit.metatrain.problems import TRAINED, family, images_of
 from weightedit.metatrain.unroll import Unroll, memory_of, start
+from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
@@ -152,7 +153,7 @@ class MetaLoss:
             self.states += [own] if own else []
 
 
-def new_rule(config: Config) -> nn.Module:
+def new_rule(config: Config) -> LearnedRule:
     """The rule that is trained."""
     match config.rule:
         case "scalegmn":
@@ -161,9 +162,7 @@ def new_rule(config: Config) -> nn.Module:
             return MLPRule(MLPRuleConfig.lean(config.step_size))
         case "small-fc":
             return MLPRule(MLPRuleConfig.small_fc(config.step_size))
-    rule = load_rule(config.rule)
-    assert isinstance(rule, nn.Module)
-    return rule
+    return load_rule(config.rule)
 
 
 def inner_problems(config: Config) -> list[Optimizee]:
@@ -193,7 +192,6 @@ def main(config: Config) -> TrainResult:
             f"{', '.join(ESTIMATORS)} and at least one problem: choose."
         )
     out, rule = Path(config.out), new_rule(config)
-    assert isinstance(rule, MetanetRule | MLPRule)
     problems = inner_problems(config)
     extra: dict[str, Any] = {} if config.estimator == "backprop" else {"sigma": config.sigma}
     estimators = [
@@ -244,7 +242,7 @@ def main(config: Config) -> TrainResult:
 @torch.no_grad()
 def score_of(rule: nn.Module, problem: Optimizee, steps: int, count: int = 8) -> float:
     """Mean score of `count` runs on images that no inner step sees, over all steps."""
-    assert isinstance(rule, MetanetRule | MLPRule)
+    assert isinstance(rule, LearnedRule)
     state = start(rule, problem, torch.Generator().manual_seed(7), count)
     _, losses = Unroll(rule, problem, fresh=True)(state, steps)
     return float(problem.score(losses).mean())

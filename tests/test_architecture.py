@@ -57,6 +57,7 @@ ORDER = [  # fmt: skip
     "inr.fitting_loop",
     "inr.fitting",
     "optim.rule",
+    "optim.learned_rule",
     "optim.gauge",
     "optim.hand_designed",
     "optim.muon",

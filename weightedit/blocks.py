@@ -9,7 +9,6 @@ through a metanetwork needs the plain layout operations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -202,58 +201,6 @@ class SumAtSource(torch.autograd.Function):
         for out, (_, below) in zip(table.blocks(of_edges), table.nodes(gradient), strict=True):
             out.copy_(below.unsqueeze(-3).expand_as(out))
         return of_edges, None, None
-
-
-class MaxAtTarget(torch.autograd.Function):
-    """max_j edges[i, j], at every target node; -inf at the inputs. The gradient is shared evenly among ties."""
-
-    @staticmethod
-    def forward(ctx: Any, edges: Tensor, nodes: int, table: BlockTable) -> Tensor:
-        result = edges.new_full((*edges.shape[:-2], nodes, edges.shape[-1]), -math.inf)
-        for block, (out, _) in zip(table.blocks(edges), table.nodes(result), strict=True):
-            out.copy_(block.amax(-2))
-        ctx.save_for_backward(edges, result)
-        ctx.table = table
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (edges, result), table = gradients, ctx.saved_tensors, ctx.table
-        of_edges = torch.empty_like(edges)
-        blocks = zip(table.blocks(of_edges), table.blocks(edges), strict=True)
-        for (out, block), (top, _), (g, _) in zip(blocks, table.nodes(result), table.nodes(gradient), strict=True):
-            _share(out, block, top.unsqueeze(-2), g.unsqueeze(-2), -2)
-        return of_edges, None, None
-
-
-class MaxAtSource(torch.autograd.Function):
-    """max_i edges[i, j], at every source node; -inf at the outputs. The gradient is shared evenly among ties."""
-
-    @staticmethod
-    def forward(ctx: Any, edges: Tensor, nodes: int, table: BlockTable) -> Tensor:
-        result = edges.new_full((*edges.shape[:-2], nodes, edges.shape[-1]), -math.inf)
-        for block, (_, out) in zip(table.blocks(edges), table.nodes(result), strict=True):
-            out.copy_(block.amax(-3))
-        ctx.save_for_backward(edges, result)
-        ctx.table = table
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (edges, result), table = gradients, ctx.saved_tensors, ctx.table
-        of_edges = torch.empty_like(edges)
-        blocks = zip(table.blocks(of_edges), table.blocks(edges), strict=True)
-        for (out, block), (_, top), (_, g) in zip(blocks, table.nodes(result), table.nodes(gradient), strict=True):
-            _share(out, block, top.unsqueeze(-3), g.unsqueeze(-3), -3)
-        return of_edges, None, None
-
-
-def _share(out: Tensor, block: Tensor, top: Tensor, gradient: Tensor, dim: int) -> None:
-    """Write the gradient of a maximum over `dim`: to every entry equal to it, in equal shares."""
-    there = block == top
-    torch.mul(there, gradient / there.sum(dim, keepdim=True), out=out)
 
 
 def _zero_ends(table: BlockTable, at_target: Tensor | None, at_source: Tensor | None) -> None:

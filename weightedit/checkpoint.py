@@ -2,7 +2,8 @@
 
 Here: writing such a folder atomically, reading it strictly (from disk, or from the Hugging Face hub by name), loading
 its tensors into a module, and the two strict readers (tensors, JSON) that a training run's state uses as well. Not
-here: what a config means (editing/editor.py and others build modules from it), and the state of a run (run_state.py).
+here: what a config means (editing/editor.py and others build modules from it, inside `built_from`), and the state of a
+run (run_state.py).
 Nothing is ever unpickled; a local folder never touches the network. The formats are safetensors' and JSON's own.
 """
 
@@ -10,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,29 @@ def load_checkpoint(
             "this is another kind of checkpoint, or an edited one; load one that was saved for this purpose"
         )
     return read_tensors(folder / WEIGHTS), config
+
+
+@contextmanager
+def built_from(source: str | Path, config: Mapping[str, Any], what: str, *, kind: str | None = None) -> Iterator[None]:
+    """A with block that builds `what` from the config of the checkpoint `source`.
+
+    Args:
+        source: as `load_checkpoint` was given it.
+        config: as `load_checkpoint` gave it.
+        what: in words, as in "update rule"; for the message.
+        kind: what config["kind"] must be; None asks nothing.
+    Raises:
+        FileFormatError: for another kind, and in place of whatever a config that does not fit raises in the block.
+    """
+    try:
+        if kind is not None and config["kind"] != kind:
+            raise ValueError(f"it is of kind {config['kind']!r}")
+        yield
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"{source} holds no {what} ({error}); expected what its save_pretrained writes: name the folder of one, or "
+            "download or train it again."
+        ) from error
 
 
 def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:

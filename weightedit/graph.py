@@ -9,6 +9,7 @@ numbers from the same weights. The graph is that of Lim et al. 2023 and Kofinas 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +24,6 @@ from weightedit.blocks import (
     BlockTable,
     CollectAtSource,
     CollectAtTarget,
-    MaxAtSource,
-    MaxAtTarget,
     Modulate,
     SumAtSource,
     SumAtTarget,
@@ -223,10 +222,9 @@ class DenseLayout(Layout):
 
     def _blocks(self, edges: Tensor) -> list[Tensor]:
         """Per layer a view [..., out, in, C] of `edges`."""
-        return [
-            edges[..., part, :].unflatten(-2, (layer.fan_out, layer.fan_in))
-            for part, layer in zip(self._edge_slices, self.spec.layers, strict=True)
-        ]
+        sizes = [layer.fan_in * layer.fan_out for layer in self.spec.layers]
+        parts = zip(edges.split(sizes, -2), self.spec.layers, strict=True)
+        return [part.unflatten(-2, (layer.fan_out, layer.fan_in)) for part, layer in parts]
 
     def _levels(self, nodes: Tensor) -> list[Tensor]:
         return [nodes[..., part, :] for part in self._node_slices]
@@ -252,10 +250,17 @@ class DenseLayout(Layout):
         return cast(Tensor, SumAtTarget.apply(edges, sum(self.spec.widths), self._table))
 
     def max_at_source(self, edges: Tensor) -> Tensor:
-        return cast(Tensor, MaxAtSource.apply(edges, sum(self.spec.widths), self._table))
+        tops = [block.amax(-3) for block in self._blocks(edges)]
+        return torch.cat([*tops, self._nothing(edges, self.spec.widths[-1])], -2)
 
     def max_at_target(self, edges: Tensor) -> Tensor:
-        return cast(Tensor, MaxAtTarget.apply(edges, sum(self.spec.widths), self._table))
+        tops = [block.amax(-2) for block in self._blocks(edges)]
+        return torch.cat([self._nothing(edges, self.spec.widths[0]), *tops], -2)
+
+    @staticmethod
+    def _nothing(edges: Tensor, nodes: int) -> Tensor:
+        """The maximum over no edges, at `nodes` nodes."""
+        return edges.new_full((*edges.shape[:-2], nodes, edges.shape[-1]), -math.inf)
 
     @cached_property
     def _table(self) -> BlockTable:

@@ -11,8 +11,8 @@ from weightedit.data.cnn_fitting import (
     FRACTIONS,
     INITIALISATIONS,
     OPTIMIZERS,
+    CentredImages,
     CNNFitOptions,
-    LabelledImages,
     Recipes,
     _batches,
     _kept,
@@ -30,7 +30,7 @@ SPEC = NetworkSpec.cnn((1, 4, 3, 5), ACTIVATIONS["tanh"])
 def _images(count, seed=0):
     labels = torch.randint(5, (count,), generator=generator(seed))
     images = torch.randn(count, 1, 11, 12, generator=generator(seed + 1)) + labels.reshape(-1, 1, 1, 1) / 2 - 1
-    return LabelledImages(images, labels)
+    return CentredImages(images, labels)
 
 
 def _recipes(dropout=0.0):

@@ -112,9 +112,9 @@ def _changed(folder, change):
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
         (lambda f: _changed(f, lambda c: c.pop("operation")), "lacks 'operation'"),
         (lambda f: _changed(f, lambda c: c["metanet"].update(name="oracle")), "'oracle' is unknown"),
-        (lambda f: _changed(f, lambda c: c["metanet"]["config"].update(extra=1)), "makes no editor"),
-        (lambda f: _changed(f, lambda c: c.update(metanet="scalegmn")), "makes no editor"),
-        (lambda f: _changed(f, lambda c: c["convention"].pop("omega")), "makes no editor"),
+        (lambda f: _changed(f, lambda c: c["metanet"]["config"].update(extra=1)), "holds no editor"),
+        (lambda f: _changed(f, lambda c: c.update(metanet="scalegmn")), "holds no editor"),
+        (lambda f: _changed(f, lambda c: c["convention"].pop("omega")), "holds no editor"),
         (lambda f: _changed(f, lambda c: c["metanet"]["config"].update(node_width=7)), "do not fit ScaleGMN"),
     ],
 )

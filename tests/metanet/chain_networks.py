@@ -1,4 +1,4 @@
-"""What the tests of NFN, DWS and Monomial share: metanetworks with random weights, functions of parameters."""
+"""What the tests of metanetworks share: random weights in place of initial ones, and their paths from parameters on."""
 
 import torch
 
@@ -24,9 +24,14 @@ def editing(metanet, spec):
     return lambda params: propose_delta(metanet, spec, params)
 
 
-def editing_in_a_batch(metanet, spec, other_widths):
-    """The same network inside a ragged batch, between two of another architecture."""
-    other = NetworkSpec.mlp(other_widths, [layer.activation for layer in spec.layers[:-1]])
+def wider(spec):
+    """One more neuron in every hidden layer."""
+    widths = (spec.widths[0], *(width + 1 for width in spec.widths[1:-1]), spec.widths[-1])
+    return NetworkSpec.mlp(widths, [layer.activation for layer in spec.layers[:-1]])
+
+
+def editing_in_a_batch(metanet, spec, other):
+    """The same network inside a ragged batch, between two of the architecture `other`."""
     dtype = next(metanet.parameters()).dtype
     first, last = (random_params(other, seed=seed, dtype=dtype) for seed in (5, 6))
     return lambda params: propose_deltas(metanet, [(other, first), (spec, params), (other, last)])[1]
@@ -36,8 +41,7 @@ def reading(metanet, spec):
     return lambda params: metanet.embed(NeuralGraph.from_params(spec, params))
 
 
-def reading_in_a_batch(metanet, spec, other_widths):
-    other = NetworkSpec.mlp(other_widths, [layer.activation for layer in spec.layers[:-1]])
+def reading_in_a_batch(metanet, spec, other):
     params_of_other = random_params(other, seed=5, dtype=next(metanet.parameters()).dtype)
     return lambda params: metanet.embed(ragged_from_params([(other, params_of_other), (spec, params)]))[1]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.metanet.chain_networks import perturbed, wider
 from tests.networks import ACTIVATIONS, SPECS, generator, random_params, relative
 from weightedit.delta import propose_delta
 from weightedit.editing.editor import Editor
@@ -80,12 +81,8 @@ def make(name, spec, *, dtype=torch.float64, noise=None, **options):
     """A metanetwork for `spec` with random weights: every parameter perturbed (noise 0: as it was made)."""
     case = CASES[name]
     editing = case.editing if not options.get("embedding") and case.edits else {}
-    metanet, source = make_metanet(name, [spec], **{**case.options, **editing, **options}), generator(1)
-    with torch.no_grad():
-        for parameter in metanet.parameters():
-            strength = case.noise if noise is None else noise
-            parameter.add_(strength * torch.randn(parameter.shape, generator=source))
-    return metanet.to(dtype)
+    metanet = make_metanet(name, [spec], **{**case.options, **editing, **options})
+    return perturbed(metanet, case.noise if noise is None else noise, dtype)
 
 
 def networks(spec, *, count=None, seed=0, dtype=torch.float64):
@@ -115,8 +112,7 @@ def neighbour(name, spec):
     """A network of another architecture that may share a batch."""
     if CASES[name].mixes == "any":
         return NetworkSpec.siren((spec.widths[0], 6, spec.widths[-1]))
-    wider = (spec.widths[0], *(width + 1 for width in spec.widths[1:-1]), spec.widths[-1])
-    return NetworkSpec.mlp(wider, [layer.activation for layer in spec.layers[:-1]])
+    return wider(spec)
 
 
 def batched(metanet, name, spec):
@@ -194,6 +190,8 @@ def test_other_ends_are_refused(name, embedding):
         other = NetworkSpec.mlp(widths, ACTIVATIONS["relu"])
         with pytest.raises(SpecError, match="came; expected"):
             whole(metanet, other)(networks(other))
+        with pytest.raises(SpecError, match="came; expected"):
+            outcome(metanet, ragged_from_params([(other, networks(other))]))
 
 
 @pytest.mark.parametrize(("name", "embedding"), ENDINGS)
@@ -263,7 +261,7 @@ def test_every_parameter_gets_a_gradient(name, embedding):
     assert [key for key, p in metanet.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("network", ["relu", "sine", "silu"])
+@pytest.mark.parametrize("network", ["relu", "sine", "silu", "identity"])
 @pytest.mark.parametrize(("name", "embedding"), ENDINGS)
 def test_zero_networks_and_dead_neurons_stay_finite(name, embedding, network):
     spec = SPECS[network]

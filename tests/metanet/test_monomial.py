@@ -13,6 +13,7 @@ from tests.metanet.chain_networks import (
     random_parts,
     reading,
     reading_in_a_batch,
+    wider,
 )
 from tests.networks import ACTIVATIONS, CNNS, SPECS, random_params, relative
 from weightedit.delta import propose_delta, propose_deltas
@@ -23,17 +24,6 @@ from weightedit.spec import NetworkSpec, NeuronGroup
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 
 SIGN, SCALE, BOTH = NeuronGroup(flip=True), NeuronGroup(scale=True), NeuronGroup(flip=True, scale=True)
-DECLARED = [
-    ("permutation", "silu"),
-    ("sign", "tanh"),
-    ("sign", "sine"),
-    ("scale", "relu"),
-    ("full", "relu"),
-    ("full", "tanh"),
-    ("full", "identity"),
-    ("sign", "mixed"),
-    ("scale", "mixed"),
-]
 
 
 def _config(spec, **options):
@@ -189,30 +179,32 @@ def test_products_by_hand():
                 torch.testing.assert_close(got[0][layer][0, j, k], expected, rtol=1e-10, atol=1e-10)
 
 
-def _other(spec):
-    return (2, *(width + 1 for width in spec.widths[1:-1]), 3)
-
-
-@pytest.mark.parametrize("products", [False, True])
-@pytest.mark.parametrize(("symmetry", "name"), DECLARED)
+@pytest.mark.parametrize(
+    ("symmetry", "name", "products"),
+    [
+        ("permutation", "silu", False),
+        ("sign", "sine", False),
+        ("scale", "relu", False),
+        ("full", "identity", False),
+        ("sign", "mixed", False),
+        ("sign", "mixed", True),
+        ("scale", "mixed", False),
+        ("scale", "mixed", True),
+    ],
+)
 def test_equivariant_on_the_whole_path(symmetry, name, products):
-    # The published editor built on these layers misses the sign group by a relative error of 1.3.
+    """Edits without products and reads with them; the contract suite has it the other way round, and no mixed chains.
+
+    The published editor built on these layers misses the sign group by a relative error of 1.3.
+    """
     spec = SPECS[name]
     metanet = perturbed(Monomial(_config(spec, products=products)))
-    batched = editing_in_a_batch(metanet, spec, _other(spec))
+    batched = editing_in_a_batch(metanet, spec, wider(spec))
     assert_equivariant(editing(metanet, spec), spec, random_params(spec, count=2), symmetry=symmetry)
     assert_equivariant(batched, spec, random_params(spec, seed=1), symmetry=symmetry)
-    reader = perturbed(Monomial(_config(spec, products=products, embedding=5)))
+    reader = perturbed(Monomial(_config(spec, products=not products, embedding=5)))
     assert_invariant(reading(reader, spec), spec, random_params(spec, count=2), symmetry=symmetry)
-    assert_invariant(reading_in_a_batch(reader, spec, _other(spec)), spec, random_params(spec), symmetry=symmetry)
-
-
-@pytest.mark.parametrize(("symmetry", "name"), DECLARED)
-def test_equivariant_in_float32(symmetry, name):
-    spec = SPECS[name]
-    metanet = perturbed(Monomial(_config(spec, products=True)), dtype=torch.float32)
-    params = random_params(spec, count=2, dtype=torch.float32)
-    assert_equivariant(editing(metanet, spec), spec, params, symmetry=symmetry)
+    assert_invariant(reading_in_a_batch(reader, spec, wider(spec)), spec, random_params(spec), symmetry=symmetry)
 
 
 @pytest.mark.parametrize(
@@ -321,24 +313,6 @@ def test_every_parameter_learns(name, products, embedding):
     call = reading(metanet, spec) if embedding else lambda p: torch.cat([t.flatten() for t in delta(p).values()])
     call(random_params(spec, count=3)).square().sum().backward()
     assert [key for key, p in metanet.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
-@pytest.mark.parametrize("products", [False, True])
-@pytest.mark.parametrize("name", ["relu", "sine", "identity", "silu"])
-def test_zero_networks_and_dead_neurons_are_finite(name, products):
-    spec = SPECS[name]
-    for embedding in (0, 5):
-        metanet = perturbed(Monomial(_config(spec, products=products, embedding=embedding)))
-        dead = random_params(spec, count=3)
-        dead["layers.0.weight"][0, 1], dead["layers.0.bias"][0, 1] = 0, 0
-        dead["layers.1.weight"][1, :, 2] = 0
-        for tensor in dead.values():
-            tensor[2] = 0
-        leaves = {key: tensor.requires_grad_() for key, tensor in dead.items()}
-        found = {"": reading(metanet, spec)(leaves)} if embedding else propose_delta(metanet, spec, leaves)
-        sum(tensor.square().sum() for tensor in found.values()).backward()
-        for tensors in (found.values(), [p.grad for p in metanet.parameters()], [t.grad for t in leaves.values()]):
-            assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
 
 
 def test_config_round_trip_and_refusals():

@@ -1,4 +1,4 @@
-"""NFN: its layers against the equations of Zhou et al. 2023 in loops over neurons; symmetry, sizes, learning."""
+"""NFN: its layers against the equations of Zhou et al. 2023 in loops over neurons; options, sizes."""
 
 import json
 from itertools import product
@@ -14,6 +14,7 @@ from tests.metanet.chain_networks import (
     random_parts,
     reading,
     reading_in_a_batch,
+    wider,
 )
 from tests.networks import CNNS, SPECS, random_params, relative
 from weightedit.delta import propose_delta
@@ -24,8 +25,8 @@ from weightedit.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant
 
 SMALL = {"outputs": 3, "width": 8, "layers": 2}
-OTHER = (2, 6, 3, 3)
-VARIANTS = [{"variant": "hnp"}, {"variant": "np"}, {"variant": "np", "codes": 0}, {"variant": "hnp", "fourier": 4}]
+UNLISTED = [{"variant": "np", "codes": 0}, {"variant": "hnp", "fourier": 4}]  # the contract suite has neither
+VARIANTS = [{"variant": "hnp"}, {"variant": "np"}, *UNLISTED]
 
 
 def _layer(widths, **options):
@@ -151,21 +152,21 @@ def test_a_term_that_is_not_there_is_refused():
         _layer((2, 5, 4, 3)).matrix("w3", "b1", 1)
 
 
-@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("options", UNLISTED)
 @pytest.mark.parametrize("name", ["silu", "sine"])
 def test_equivariant_on_the_whole_path(name, options):
     spec, metanet = SPECS[name], perturbed(NFN(NFNConfig(**SMALL, **options)))
     assert metanet.declared == ("permutation",)
-    batched = editing_in_a_batch(metanet, spec, OTHER)
+    batched = editing_in_a_batch(metanet, spec, wider(spec))
     assert_equivariant(editing(metanet, spec), spec, random_params(spec, count=2), symmetry="permutation")
     assert_equivariant(batched, spec, random_params(spec, seed=1), symmetry="permutation")
     reader = perturbed(NFN(NFNConfig(**SMALL, **options, embedding=5)))
     assert_invariant(reading(reader, spec), spec, random_params(spec, count=2), symmetry="permutation")
-    assert_invariant(reading_in_a_batch(reader, spec, OTHER), spec, random_params(spec), symmetry="permutation")
+    assert_invariant(reading_in_a_batch(reader, spec, wider(spec)), spec, random_params(spec), symmetry="permutation")
 
 
 @pytest.mark.parametrize(("symmetry", "name"), [("sign", "tanh"), ("scale", "relu"), ("full", "sine")])
-@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("options", UNLISTED)
 def test_undeclared_symmetries_fail(symmetry, name, options):
     spec = SPECS[name]
     with pytest.raises(AssertionError, match="not equivariant"):
@@ -175,13 +176,6 @@ def test_undeclared_symmetries_fail(symmetry, name, options):
     with pytest.raises(AssertionError, match="not invariant"):
         reader = perturbed(NFN(NFNConfig(**SMALL, **options, embedding=5)))
         assert_invariant(reading(reader, spec), spec, random_params(spec), symmetry=symmetry)
-
-
-@pytest.mark.parametrize("options", VARIANTS)
-def test_equivariant_in_float32(options):
-    spec, metanet = SPECS["silu"], perturbed(NFN(NFNConfig(**SMALL, **options)), dtype=torch.float32)
-    params = random_params(spec, count=2, dtype=torch.float32)
-    assert_equivariant(editing(metanet, spec), spec, params, symmetry="permutation")
 
 
 @pytest.mark.parametrize("variant", ["hnp", "np"])
@@ -221,7 +215,7 @@ def test_sizes_at_the_start(options, size):
     assert vectors.shape == (3, 16) and 0.05 < float(vectors.std()) < 5
 
 
-@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("options", UNLISTED)
 @pytest.mark.parametrize("embedding", [0, 5])
 def test_every_parameter_learns(options, embedding):
     spec, metanet = SPECS["silu"], perturbed(NFN(NFNConfig(**SMALL, **options, embedding=embedding)))
@@ -232,15 +226,6 @@ def test_every_parameter_learns(options, embedding):
     )
     call(random_params(spec, count=3)).square().sum().backward()
     assert [key for key, p in metanet.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
-def test_zero_networks_are_finite():
-    spec, metanet = SPECS["silu"], NFN(NFNConfig(**SMALL)).double()
-    params = {key: torch.zeros_like(tensor).requires_grad_() for key, tensor in random_params(spec, count=2).items()}
-    delta = propose_delta(metanet, spec, params)
-    sum(t.square().sum() for t in delta.values()).backward()
-    for tensors in (delta.values(), [p.grad for p in metanet.parameters()], [t.grad for t in params.values()]):
-        assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def test_config_round_trip_and_refusals():
@@ -255,22 +240,3 @@ def test_config_round_trip_and_refusals():
             NFNConfig.from_dict({**config.to_dict(), **spoil})
     with pytest.raises(SpecError, match="entries .* came; expected"):
         NFNConfig.from_dict({"inputs": 2})
-
-
-@pytest.mark.parametrize("widths", [(3, 4, 4, 3), (2, 4, 4, 2), (2, 4, 3)])
-def test_other_depths_and_ends_are_refused(widths):
-    spec, metanet = NetworkSpec.siren(widths), NFN(NFNConfig(**SMALL))
-    expected = f"{len(widths) - 1} layers, {widths[0]} inputs and {widths[-1]} outputs came; expected 3 layers"
-    with pytest.raises(SpecError, match=expected):
-        propose_delta(metanet, spec, random_params(spec, dtype=torch.float32))
-    with pytest.raises(SpecError, match="Only hidden widths are free"):
-        reading(NFN(NFNConfig(**SMALL, embedding=4)), spec)(random_params(spec, dtype=torch.float32))
-
-
-def test_the_seed_decides_and_the_global_generator_is_left_alone():
-    before = torch.get_rng_state()
-    first, again, other = (NFN(NFNConfig(**SMALL, seed=seed)) for seed in (5, 5, 6))
-    assert torch.equal(torch.get_rng_state(), before)
-    keys = [key for key, tensor in first.state_dict().items() if not torch.equal(tensor, again.state_dict()[key])]
-    assert not keys
-    assert any(not torch.equal(tensor, other.state_dict()[key]) for key, tensor in first.state_dict().items())

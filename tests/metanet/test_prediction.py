@@ -67,5 +67,5 @@ def test_saved_with_its_convention_and_forged_files_are_refused(tmp_path):
     assert config["training"] == {"steps": 3}
     for change in ({"metanet": {"name": "gmn", "config": {}}}, {"outputs": 0}, {"convention": {"omega": 3}}):
         path.write_text(json.dumps({**config, **change}))
-        with pytest.raises(FileFormatError, match="makes no predictor"):
+        with pytest.raises(FileFormatError, match="holds no predictor"):
             WeightSpacePredictor.from_pretrained(folder)

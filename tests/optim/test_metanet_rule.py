@@ -252,7 +252,13 @@ def test_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize(
     "config, message",
-    [({"symmetry": "all"}, "expected a symmetry"), ({"hidden": 0}, "whole width"), ({"second": 1.0}, "inside")],
+    [
+        ({"symmetry": "all"}, "expected a symmetry"),
+        ({"hidden": 0}, "whole width"),
+        ({"second": 1.0}, "inside"),
+        ({"levelling": -1}, "expected levelling"),
+        ({"levelling": 0.5}, "expected levelling"),
+    ],
 )
 def test_numbers_out_of_range(config, message):
     with pytest.raises(WeightEditError, match=message):

@@ -66,7 +66,7 @@ class Recipes:
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class CentredImages:
     """Images float32 [M, C, H, W] in [-1, 1] and their classes int64 [M]."""
 
     images: Tensor
@@ -145,8 +145,8 @@ def _initial(
 def fit_cnns(
     spec: NetworkSpec,
     recipes: Recipes,
-    train: LabelledImages,
-    test: LabelledImages,
+    train: CentredImages,
+    test: CentredImages,
     options: CNNFitOptions,
     generator: torch.Generator,
     *,
@@ -168,9 +168,9 @@ def fit_cnns(
     Returns a zoo of up to N * checkpoints rows, networks numbered from 0.
     """
     params = {name: tensor.to(device) for name, tensor in initial_cnns(spec, recipes, generator).items()}
-    train, test = (LabelledImages(d.images.to(device), d.labels.to(device)) for d in (train, test))
+    train, test = (CentredImages(d.images.to(device), d.labels.to(device)) for d in (train, test))
     batches = _batches(recipes, len(train.labels), options.batch_size, generator)
-    seen = LabelledImages(train.images[: options.test_on_train], train.labels[: options.test_on_train])
+    seen = CentredImages(train.images[: options.test_on_train], train.labels[: options.test_on_train])
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in params.items()}
     found = []
     for step in range(options.checkpoints[-1] + 1):
@@ -266,7 +266,7 @@ def _per_network(values: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(spec: NetworkSpec, params: Params, data: LabelledImages) -> tuple[Tensor, Tensor]:
+def measure(spec: NetworkSpec, params: Params, data: CentredImages) -> tuple[Tensor, Tensor]:
     """Accuracy and mean cross-entropy of N networks on the images, float64 [N] each on the CPU."""
     right = loss = torch.zeros((), dtype=torch.float64, device=data.images.device)
     chunk = max(1, _EVALUATIONS // len(params[spec.layers[0].weight]))
@@ -281,7 +281,7 @@ def measure(spec: NetworkSpec, params: Params, data: LabelledImages) -> tuple[Te
 
 
 def _checkpoint(
-    spec: NetworkSpec, params: Params, recipes: Recipes, step: int, train: LabelledImages, test: LabelledImages
+    spec: NetworkSpec, params: Params, recipes: Recipes, step: int, train: CentredImages, test: CentredImages
 ) -> CNNZoo:
     kept = {name: tensor.detach().cpu() for name, tensor in params.items()}
     finite = torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in kept.values()]).all(0)

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
+from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.editing.rendering_problem import Layer, Pass, RenderingProblem
-from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.errors import WeightEditError
 from weightedit.spec import Params
 
+KIND = "refinement rule"
 RIDGE = 1e-4
 """Penalty on the solved last layer's squared weights, in units of the mean squared residual; as in fitting."""
 
@@ -185,21 +186,15 @@ class LearnedKFAC(nn.Module):
 
     def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
         """Write model.safetensors, config.json and README.md (the card), atomically; as Editor.save_pretrained."""
-        facts = {"kind": "refinement rule", "rule": asdict(self.config), "training": dict(training or {})}
+        facts = {"kind": KIND, "rule": asdict(self.config), "training": dict(training or {})}
         return save_checkpoint(folder, self.state_dict(), facts, card)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> LearnedKFAC:
         """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
         tensors, config = load_checkpoint(source, required=("kind", "rule"))
-        try:
-            if config["kind"] != "refinement rule":
-                raise ValueError(f"it is of kind {config['kind']!r}")
+        with built_from(source, config, KIND, kind=KIND):
             rule = cls(LearnedKFACConfig(**config["rule"]))
-        except (TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{source} holds no refinement rule ({error}); expected one of save_pretrained: name its folder."
-            ) from None
         load_into(rule, tensors)
         return rule.eval()
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
+from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.delta import apply_delta, propose_delta
 from weightedit.editing.curvature import KFAC, RIDGE
 from weightedit.editing.guidance import check_guides, guides
 from weightedit.editing.refinement import RefinementRule, finite_or, target_of
 from weightedit.editing.refinement import refine as refine_stack
 from weightedit.editing.rendering_problem import RenderingProblem
-from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
+from weightedit.errors import ParamsError, SpecError, WeightEditError
 from weightedit.features import PARAMETER, check_types
 from weightedit.inr.convention import Convention, convert
 from weightedit.inr.stack import INRStack
@@ -233,15 +233,10 @@ class Editor(nn.Module):
         Raises FileFormatError on anything missing, truncated or forged; nothing in a checkpoint is executed.
         """
         tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
-        try:
+        with built_from(source, config, "editor"):
             metanet = build_metanet(config["metanet"]["name"], config["metanet"]["config"])
             given = dict(config.get("options", {}))  # editors older than the options have none
             options = EditorOptions(**{**given, "guides": tuple(given.get("guides", ()))})
             editor = cls(metanet, str(config["operation"]), Convention.from_dict(config["convention"]), options)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{source} holds a config that makes no editor ({error}); expected one that save_pretrained wrote. "
-                "Download or train it again."
-            ) from None
         load_into(metanet, tensors)
         return editor.eval()

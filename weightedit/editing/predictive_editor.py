@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
+from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.editing.refinement import choose_networks, take_steps
-from weightedit.errors import FileFormatError, ParamsError, WeightEditError
+from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import render_images
 from weightedit.inr.stack import INRStack
@@ -167,14 +167,8 @@ class PredictiveEditor(nn.Module):
         Raises FileFormatError on anything missing, truncated or forged; nothing in a checkpoint is executed.
         """
         tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
-        try:
-            if config["kind"] != KIND:
-                raise ValueError(f"it is of kind {config['kind']!r}")
+        with built_from(source, config, KIND, kind=KIND):
             predictor = Predictor(PredictorConfig.from_dict(config["predictor"]))
             editor = cls(predictor, LearnedKFAC(LearnedKFACConfig(**config["rule"])), int(config["steps"]))
-        except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{source} holds no predictive editor ({error}); expected one of save_pretrained: name its folder."
-            ) from None
         load_into(editor, tensors)
         return editor.eval()

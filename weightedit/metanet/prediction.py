@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
-from weightedit.errors import FileFormatError, ParamsError, SpecError
+from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.errors import ParamsError, SpecError
 from weightedit.graph import NeuralGraph
 from weightedit.inr.convention import Convention, convert
 from weightedit.inr.stack import INRStack
@@ -142,15 +142,10 @@ class WeightSpacePredictor(nn.Module):
         Raises FileFormatError on anything missing, truncated or forged; nothing in a checkpoint is executed.
         """
         tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
-        try:
+        with built_from(source, config, "predictor"):
             metanet = build_metanet(config["metanet"]["name"], config["metanet"]["config"])
             convention = None if config["convention"] is None else Convention.from_dict(config["convention"])
             sizes = {"hidden": int(config["hidden"]), "dropout": float(config["dropout"])}
             predictor = cls(metanet, int(config["outputs"]), **sizes, convention=convention)  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{source} holds a config that makes no predictor ({error}); expected one that save_pretrained wrote. "
-                "Download or train it again."
-            ) from None
         load_into(predictor, tensors)
         return predictor.eval()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weightedit.checkpoint import load_checkpoint
 from weightedit.errors import FileFormatError
-from weightedit.optim.rule import UpdateRule
+from weightedit.optim.learned_rule import LearnedRule
 
 KINDS = {
     "mlp-rule": ("weightedit.optim.mlp_rule", "MLPRule"),
@@ -16,7 +16,7 @@ KINDS = {
 """The value of "kind" in a config.json -> module and class that saves and loads such rules."""
 
 
-def load_rule(source: str | Path) -> UpdateRule:
+def load_rule(source: str | Path) -> LearnedRule:
     """The update rule of a checkpoint folder or hub repository, in eval mode on the CPU.
 
     Raises FileFormatError on another kind of checkpoint, and on anything missing, truncated or forged; nothing in a

@@ -22,24 +22,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
-from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.errors import WeightEditError
 from weightedit.layer import SYMMETRIES, Symmetry
 from weightedit.optim.gauge import growth, neuron_scales, spread
+from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.metanet_features import PLACES, Seen, features, look, place
 from weightedit.optim.rule import RuleState, beside
 from weightedit.optim.unitwise import FROM, affine, numbers, pooled, split
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
-KIND = "metanet-rule"
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
 _PIECE = 65536  # parameters at once, over all networks of a stack
@@ -82,6 +80,11 @@ class MetanetRuleConfig:
                 f"{self} came; expected a symmetry among {', '.join(SYMMETRIES)} and a whole width of at least 1: "
                 "correct them."
             )
+        if not isinstance(self.levelling, int) or self.levelling < 0:
+            raise WeightEditError(
+                f"{self} came; expected levelling to be a whole number, the longest smaller side that is levelled, or "
+                "0 for none: correct it."
+            )
         if not self.momenta or not all(0 < decay < 1 for decay in (*self.momenta, self.second)) or self.step_size <= 0:
             raise WeightEditError(
                 f"{self} came; expected at least one momentum, decays inside (0, 1) and a positive step size: correct "
@@ -99,17 +102,23 @@ class MetanetRuleConfig:
         return self.odd + len(self.momenta) + 1 + (self.odd if self.symmetry == "permutation" else 0)
 
 
-class MetanetRule(nn.Module):
-    """An UpdateRule whose `forward` is its `update`; see the file's docstring.
+class MetanetRule(LearnedRule):
+    """The rule of the file's docstring.
 
     Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
-    differentiable in all it is given. State: one float per parameter and momentum, one for squares, and factors.
+    differentiable in all it is given. State: per parameter one float for every momentum, one for the squares and, with
+    `averaging`, one for how far the steps are ahead of their average ("ahead", z - x); and the factors of the squares,
+    one float per row and column.
 
     Args:
         config: see MetanetRuleConfig.
         generator: of the initial weights (CPU); None for one of seed 0.
     """
 
+    kind = "metanet-rule"
+    what = "metanetwork update rule"
+    configs = MetanetRuleConfig
+    config: MetanetRuleConfig
     needs_wiring = True
     whole = True
     fresh: Tensor
@@ -149,33 +158,20 @@ class MetanetRule(nn.Module):
         self.register_buffer("fresh", torch.tensor([1 - decay for decay in config.momenta]), persistent=False)
         self.register_buffer("inverse_times", torch.tensor([1 / time for time in _TIMES]), persistent=False)
 
-    def init(self, wiring: Wiring, params: Params) -> RuleState:
-        """Zeros: "momenta" [(N), K, *shape], "second" [(N), *shape], "rows" [(N), targets], "columns" [(N), rest]."""
-        lead, state = wiring.lead(params), {}
-        for name, tensor in params.items():
-            wire = wiring.by_name[name]
-            targets, sources, rest = wire.view
-            shapes = {
-                "momenta": (len(self.config.momenta), *wire.shape),
-                "second": wire.shape,
-                "rows": (targets,),
-                "columns": (sources * rest,),
-                "step": (),
-            }
-            dtype = torch.promote_types(tensor.dtype, torch.float32)
-            state[name] = {key: tensor.new_zeros((*lead, *shape), dtype=dtype) for key, shape in shapes.items()}
-            state[name]["step"] = tensor.new_zeros(lead, dtype=torch.float32)
-            if self.config.averaging:
-                state[name]["ahead"] = tensor.new_zeros((*lead, *wire.shape), dtype=dtype)
-            if self.config.loss:
-                state[name]["first loss"] = tensor.new_zeros(lead, dtype=dtype)
-        return state
-
-    def update(
-        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-    ) -> tuple[Params, RuleState]:
-        """See UpdateRule.update."""
-        return self(wiring, grads, state, params, loss=loss)
+    def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
+        """See LearnedRule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps."""
+        targets, sources, rest = wire.view
+        shapes: dict[str, tuple[int, ...]] = {
+            "momenta": (len(self.config.momenta), *wire.shape),
+            "second": wire.shape,
+            "rows": (targets,),
+            "columns": (sources * rest,),
+        }
+        if self.config.averaging:
+            shapes["ahead"] = wire.shape
+        if self.config.loss:
+            shapes["first loss"] = ()
+        return shapes
 
     def forward(
         self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
@@ -352,27 +348,6 @@ class MetanetRule(nn.Module):
         second = [unit.relu() for unit in affine(self.second.to(dtype), ends, hidden)]
         factors = affine(self.last.to(dtype), numbers(self.base.to(dtype)), second)
         return sum((o * factor for o, factor in zip(odd, factors, strict=True)), torch.zeros_like(odd[0])).flatten(-2)
-
-    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
-        """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
-        facts = {"kind": KIND, "rule": asdict(self.config), "training": dict(training or {})}
-        return save_checkpoint(folder, self.state_dict(), facts, card)
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> MetanetRule:
-        """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
-        tensors, config = load_checkpoint(source, required=("kind", "rule"))
-        try:
-            if config["kind"] != KIND:
-                raise ValueError(f"it is of kind {config['kind']!r}")
-            rule = cls(MetanetRuleConfig(**config["rule"]))
-            load_into(rule, tensors)
-        except (TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{source} holds no metanetwork update rule ({error}); expected what MetanetRule.save_pretrained "
-                "writes: give the folder of such a rule."
-            ) from error
-        return rule.eval()
 
 
 _Piece = tuple[int, int, Any, Any]

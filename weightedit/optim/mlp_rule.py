@@ -17,22 +17,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from weightedit.checkpoint import load_checkpoint, load_into, save_checkpoint
-from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.errors import WeightEditError
 from weightedit.optim.gauge import inverse_root
+from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.mlp_features import Seen, full_features, lean_features, look
 from weightedit.optim.rule import RuleState, beside, warmth
 from weightedit.optim.unitwise import FROM, affine, numbers, split
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
-KIND = "mlp-rule"
 FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
 _MAGNITUDE = 1e-3  # of Metz et al., as are the times
 _TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
@@ -111,8 +109,8 @@ class MLPRuleConfig:
         return (self.seen + len(self.times), *self.hidden, 2 if self.output == "exponential" else 1)
 
 
-class MLPRule(nn.Module):
-    """A per-parameter learned update rule; an UpdateRule whose `forward` is its `update`.
+class MLPRule(LearnedRule):
+    """A per-parameter learned update rule.
 
     Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
     differentiable in all it is given. Half-precision parameters get float32 state.
@@ -122,6 +120,10 @@ class MLPRule(nn.Module):
         generator: of the rule's initial weights (CPU); None for one of seed 0.
     """
 
+    kind = "mlp-rule"
+    what = "per-parameter update rule"
+    configs = MLPRuleConfig
+    config: MLPRuleConfig
     complements: Tensor
     factor_complements: Tensor
     inverse_times: Tensor
@@ -147,22 +149,16 @@ class MLPRule(nn.Module):
     def _linear(self) -> list[nn.Linear]:
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
-    def init(self, wiring: Wiring, params: Params) -> RuleState:
-        """Zeros: "momenta" [(N), K, *shape], "second" [(N), *shape], "rows" [(N), F, n], "columns" [(N), F, m]."""
-        lead, momenta, factors = wiring.lead(params), len(self.config.momenta), len(self.config.factors)
-        state: RuleState = {}
-        for name, tensor in params.items():
-            targets, sources, rest = wiring.by_name[name].view
-            dtype = torch.promote_types(tensor.dtype, torch.float32)
-            shapes = {
-                "momenta": (momenta, *wiring.by_name[name].shape),
-                "second": wiring.by_name[name].shape,
-                "rows": (factors, targets),
-                "columns": (factors, sources * rest),
-            }
-            state[name] = {key: tensor.new_zeros((*lead, *shape), dtype=dtype) for key, shape in shapes.items()}
-            state[name]["step"] = tensor.new_zeros(lead, dtype=torch.float32)
-        return state
+    def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
+        """See LearnedRule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps, per decay."""
+        targets, sources, rest = wire.view
+        factors = len(self.config.factors)
+        return {
+            "momenta": (len(self.config.momenta), *wire.shape),
+            "second": wire.shape,
+            "rows": (factors, targets),
+            "columns": (factors, sources * rest),
+        }
 
     def forward(
         self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
@@ -187,12 +183,6 @@ class MLPRule(nn.Module):
             delta = -self.log_step_size.exp().to(gradient.dtype) * direction
             deltas[name] = delta.reshape(grad.shape).to(grad.dtype)
         return deltas, new
-
-    def update(
-        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-    ) -> tuple[Params, RuleState]:
-        """See UpdateRule.update."""
-        return self(wiring, grads, state, params, loss=loss)
 
     def _clocks(self, steps: Tensor) -> Tensor:
         """The bias of the first layer, time included: [tensors, (N), hidden]."""
@@ -277,27 +267,6 @@ class MLPRule(nn.Module):
         for layer in self._linear[1:]:
             x = _affine(layer.weight.to(x.dtype), layer.bias.to(x.dtype), x.relu_())
         return x
-
-    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
-        """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
-        facts = {"kind": KIND, "rule": asdict(self.config), "training": dict(training or {})}
-        return save_checkpoint(folder, self.state_dict(), facts, card)
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> MLPRule:
-        """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
-        tensors, config = load_checkpoint(source, required=("kind", "rule"))
-        try:
-            if config["kind"] != KIND:
-                raise ValueError(f"it is of kind {config['kind']!r}")
-            rule = cls(MLPRuleConfig(**config["rule"]))
-            load_into(rule, tensors)
-        except (TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"{source} holds no per-parameter update rule ({error}); expected what MLPRule.save_pretrained writes: "
-                "give the folder of such a rule."
-            ) from error
-        return rule.eval()
 
 
 def _energy(features: Tensor) -> Tensor:

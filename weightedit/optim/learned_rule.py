@@ -1,0 +1,77 @@
+"""What the learned update rules share: a config and weights that make them, a state of zeros, a folder to be kept in.
+
+How a step is made of gradients is mlp_rule.py's and metanet_rule.py's; what an update rule is, rule.py's. Any of them
+from its folder: loading.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.optim.rule import RuleState
+from weightedit.spec import Params
+from weightedit.wiring import Wire, Wiring
+
+
+class LearnedRule(nn.Module, ABC):
+    """An UpdateRule whose `forward` is its `update`, and whose `config` and weights are all that it is.
+
+    Attributes:
+        kind: of its checkpoints.
+        what: it is called in messages.
+        configs: the dataclass of its config.
+        config: JSON values, and tuples for which the dataclass takes lists.
+    """
+
+    kind: ClassVar[str]
+    what: ClassVar[str]
+    configs: ClassVar[type[Any]]
+    config: Any
+
+    @abstractmethod
+    def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
+        """What is kept of a tensor besides the step: name -> shape for one network."""
+
+    @abstractmethod
+    def forward(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> tuple[Params, RuleState]:
+        """See UpdateRule.update."""
+
+    def init(self, wiring: Wiring, params: Params) -> RuleState:
+        """Zeros in float32 at least, [(N), *shape] for every one of `quantities`."""
+        lead, state = wiring.lead(params), {}
+        for name, tensor in params.items():
+            dtype = torch.promote_types(tensor.dtype, torch.float32)
+            shapes = self.quantities(wiring.by_name[name])
+            state[name] = {key: tensor.new_zeros((*lead, *shape), dtype=dtype) for key, shape in shapes.items()}
+            state[name]["step"] = tensor.new_zeros(lead, dtype=torch.float32)
+        return state
+
+    def update(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> tuple[Params, RuleState]:
+        """See UpdateRule.update."""
+        return self(wiring, grads, state, params, loss=loss)
+
+    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
+        """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
+        facts = {"kind": self.kind, "rule": asdict(self.config), "training": dict(training or {})}
+        return save_checkpoint(folder, self.state_dict(), facts, card)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
+        tensors, config = load_checkpoint(source, required=("kind", "rule"))
+        with built_from(source, config, cls.what, kind=cls.kind):
+            rule = cls(cls.configs(**config["rule"]))  # type: ignore[call-arg]
+            load_into(rule, tensors)
+        return rule.eval()
