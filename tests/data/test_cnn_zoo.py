@@ -113,8 +113,11 @@ def test_damaged_folders_are_refused(tmp_path):
     (tmp_path / "card.json").write_text(json.dumps({"format": "weightedit-weight-set", "version": 1}))
     with pytest.raises(FileFormatError, match="is not of the format 'weightedit-cnn-zoo'"):
         load_zoo(tmp_path, "train")
-    with pytest.raises(FileFormatError, match="is no readable JSON"):
+    with pytest.raises(FileFormatError, match="there is no .*card.json; .* make a zoo with"):
         load_zoo(tmp_path / "nowhere", "train")
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(FileFormatError, match="is no readable JSON"):
+        load_zoo(tmp_path, "train")
 
 
 LAYOUT = [

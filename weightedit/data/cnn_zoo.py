@@ -196,10 +196,17 @@ def load_zoo(folder: str | Path, split: str) -> CNNZoo:
 def read_zoo_card(folder: str | Path) -> dict[str, Any]:
     """The card of a zoo. Raises FileFormatError where there is none of this format and version."""
     path = Path(folder) / CARD
+    if not path.is_file():
+        raise FileFormatError(
+            f"there is no {path}; expected the card of a CNN zoo: check the path, or make a zoo with "
+            "tasks/make_cnn_zoo.py."
+        )
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is no readable JSON ({error}); expected the card of a CNN zoo.") from error
+        raise FileFormatError(
+            f"{path} is no readable JSON ({error}); expected the card of a CNN zoo: make it again."
+        ) from error
     if not isinstance(card, dict) or (card.get("format"), card.get("version")) != (FORMAT, VERSION):
         raise FileFormatError(
             f"{path} is not of the format {FORMAT!r}, version {VERSION}, which is expected here; make one with "

@@ -279,7 +279,7 @@ def _rows(dataset: Any, names: tuple[str, str | None], source: str) -> Iterator[
 def _decode(cell: Any, where: str, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
     """The picture in a cell {"bytes", "path"} as uint8 [H, W, C]; `where` names it in errors."""
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if cell is None or (cell.get("bytes") is None and cell.get("path") is None):
         raise FileFormatError(f"{where} has no image; expected an encoded picture: remove the row.")
@@ -292,8 +292,10 @@ def _decode(cell: Any, where: str, size: tuple[int, int] | None, channels: int |
                 picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
             pixels = np.asarray(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow names the buffer that it was given, which says nothing to anyone.
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise FileFormatError(
-            f"{where} is not a readable picture ({error}); expected png, jpg or another format of pillow: replace or "
+            f"{where} is not a readable picture ({reason}); expected png, jpg or another format of pillow: replace or "
             "remove it."
         ) from error
     return pixels[..., None] if pixels.ndim == 2 else pixels

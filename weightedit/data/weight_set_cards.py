@@ -37,7 +37,10 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / CARD
     if not path.is_file():
-        raise FileFormatError(f"there is no {path}; expected the card of a weight set: check the path.")
+        raise FileFormatError(
+            f"there is no {path}; expected the card of a weight set: check the path, or make a set with "
+            "tasks/fit_inrs.py."
+        )
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
