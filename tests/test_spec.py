@@ -128,6 +128,7 @@ def test_stacks_are_counted():
         (lambda: NetworkSpec((Layer("a", None, 2, 3, Activation("relu")),)), "the last layer ends in relu"),
         (lambda: NetworkSpec.mlp((2, 3, 1), [IDENTITY] * 2), "came with 2 activations"),
         (lambda: NetworkSpec.mlp((2,), []), "at least two positive widths"),
+        (lambda: NetworkSpec.mlp((2, 3, 1), "swish"), "'swish' is unknown"),
         (lambda: NetworkSpec.mlp((2, 0, 1), Activation("relu")), "at least two positive widths"),
         (lambda: SPECS["relu"].neuron_groups("mirror"), "symmetry 'mirror' is unknown; expected one of full"),
         (lambda: NetworkSpec.from_dict({}), "is not a network spec"),
@@ -184,3 +185,10 @@ def test_params_that_are_no_siren_are_refused():
         NetworkSpec.from_params({"layers.0.weight": torch.zeros(3), "layers.0.bias": torch.zeros(3)})
     with pytest.raises(ParamsError, match="tensors named none came"):
         NetworkSpec.from_params({})
+
+
+def test_activations_may_come_by_name():
+    relu, tanh = Activation("relu"), Activation("tanh")
+    assert NetworkSpec.mlp((2, 3, 4, 1), "relu") == NetworkSpec.mlp((2, 3, 4, 1), relu)
+    assert NetworkSpec.mlp((2, 3, 4, 1), ("relu", "tanh")) == NetworkSpec.mlp((2, 3, 4, 1), (relu, tanh))
+    assert NetworkSpec.cnn((1, 4, 2), "relu") == NetworkSpec.cnn((1, 4, 2), relu)

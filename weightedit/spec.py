@@ -68,15 +68,15 @@ class NetworkSpec:
         return cls(trace_layers(net))
 
     @classmethod
-    def mlp(cls, widths: Sequence[int], activations: Activation | Sequence[Activation]) -> NetworkSpec:
+    def mlp(cls, widths: Sequence[int], activations: Activation | str | Sequence[Activation | str]) -> NetworkSpec:
         """A chain with canonical names layers.i.weight / layers.i.bias.
 
         Args:
             widths: neurons per level, inputs first, e.g. (784, 64, 10).
-            activations: one for all hidden layers, or one per hidden layer.
+            activations: one for all hidden layers, or one per hidden layer; those without a parameter by name, too.
         """
         hidden = len(widths) - 2
-        if isinstance(activations, Activation):
+        if isinstance(activations, Activation | str):
             activations = (activations,) * hidden
         if hidden < 0 or len(activations) != hidden or any(width < 1 for width in widths):
             raise SpecError(
@@ -84,8 +84,8 @@ class NetworkSpec:
                 "widths and one activation per hidden layer."
             )
         layers = [
-            Layer(f"layers.{i}.weight", f"layers.{i}.bias", widths[i], widths[i + 1], activation)
-            for i, activation in enumerate([*activations, IDENTITY])
+            Layer(f"layers.{i}.weight", f"layers.{i}.bias", widths[i], widths[i + 1], one)
+            for i, one in enumerate([*(Activation(a) if isinstance(a, str) else a for a in activations), IDENTITY])
         ]
         return cls(tuple(layers))
 
@@ -98,7 +98,7 @@ class NetworkSpec:
     def cnn(
         cls,
         widths: Sequence[int],
-        activation: Activation,
+        activation: Activation | str,
         *,
         kernel: tuple[int, int] = (3, 3),
         stride: int = 2,

@@ -183,6 +183,25 @@ def test_averaging_is_schedule_free():
                 torch.testing.assert_close(y[k], beta * x[k] + (1 - beta) * z[k], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("memory", "low", "high"), [(0.99, 0.1, 10.0), (0.0, 1e4, 1e8)])
+def test_a_neuron_that_passes_through_zero_does_not_throw_its_outgoing_weights(memory, low, high):
+    """Their steps are over the neuron's scale; with a memory, over what it was a moment ago."""
+    spec, source = NetworkSpec.mlp((5, 8, 8, 3), ("relu", "relu")), generator(0)
+    wiring, params = Wiring.of(spec), random_params(spec)
+    rule = MetanetRule(MetanetRuleConfig(memory=memory)).double()
+    state = rule.init(wiring, params)
+    with torch.no_grad():
+        for step in range(8):
+            if step == 7:
+                for name in ("layers.0.weight", "layers.0.bias"):
+                    params[name][0] *= 1e-6
+            grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+            delta, state = rule.update(wiring, grads, state, params)
+            params = apply_delta(params, delta)
+    outgoing = delta["layers.1.weight"].square().mean(0).sqrt()
+    assert low < outgoing[0] / outgoing[1:].mean() < high
+
+
 def test_every_network_may_have_rule_weights_of_its_own():
     spec = SPECS["relu"]
     wiring, rules = Wiring.of(spec), [random_rule(seed) for seed in (0, 1)]
@@ -258,6 +277,7 @@ def test_saved_and_loaded(tmp_path):
         ({"second": 1.0}, "inside"),
         ({"levelling": -1}, "expected levelling"),
         ({"levelling": 0.5}, "expected levelling"),
+        ({"memory": 1.0}, "a memory in"),
     ],
 )
 def test_numbers_out_of_range(config, message):

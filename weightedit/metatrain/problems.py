@@ -1,8 +1,9 @@
 """The inner problems by name, on images read through data/images.py: what the tasks choose from.
 
 The small classifiers are the protocol of learned_optimizers.md section 1: images at 8 x 8, one hidden layer of 32,
-batches of 128, 80 % of the training images. Every name has the family that a rule is trained on: other widths, depths,
-activations and initial scales around it.
+batches of 128, 80 % of the training images. The small CNNs are for training rules on; those of full size are what such
+rules are then tried on. Every name has the family that a rule is trained on: other widths, depths, activations and
+initial scales around it.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ PROBLEMS: dict[str, Problem] = {
     "fashion-mlp-deep": Problem("fashion_mnist", 8, "mlp", (32, 32)),
     "cifar-mlp-wide": Problem("cifar10", 8, "mlp", (128,)),
     "cifar-mlp-deep": Problem("cifar10", 8, "mlp", (32, 32)),
-    "fashion-cnn": Problem("fashion_mnist", None, "cnn", (16, 32, 32), (2, 2, 1)),
-    "cifar-cnn": Problem("cifar10", None, "cnn", (32, 64, 64), (2, 2, 1)),
+    "fashion-cnn": Problem("fashion_mnist", None, "cnn", (16, 32, 32), (2, 1, 1)),
+    "cifar-cnn": Problem("cifar10", None, "cnn", (32, 64, 64), (2, 1, 1)),
+    "fashion-cnn-small": Problem("fashion_mnist", 8, "cnn", (8, 16), (2, 1)),
+    "cifar-cnn-small": Problem("cifar10", 8, "cnn", (8, 16), (2, 1)),
     "mnist-siren": Problem("mnist", None, "siren", (32, 32)),
     "fashion-siren": Problem("fashion_mnist", None, "siren", (32, 32)),
 }
@@ -122,7 +125,7 @@ VARIATIONS: dict[str, dict[str, Sequence[Any]]] = {
         "initial_scale": (1.0, 0.5, 2.0),
         "batch_size": (128, 32),
     },
-    "cnn": {"hidden": ((16, 32, 32), (8, 16), (32, 32, 64)), "batch_size": (128, 32)},
+    "cnn": {"hidden": ((8, 16), (16, 16), (8, 8, 16)), "batch_size": (128, 32)},
     "siren": {"hidden": ((32, 32), (16, 16), (48, 48), (24, 24, 24))},
 }
 """By kind of problem: what may vary, and the values it takes in a family."""

@@ -56,6 +56,8 @@ class MetanetRuleConfig:
         levelling: matrices whose smaller side is at most this long are also seen with all singular values made alike,
             as Muon does, and move along that at the start; 0 for none.
         averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
+        memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale; 0: what it
+            has now counts.
         step_size: at the start, in units of the weights' own size.
         loss: the rule looks at the logarithm of the loss and of how it fell since the first step.
 
@@ -70,6 +72,7 @@ class MetanetRuleConfig:
     mixing: bool = True
     levelling: int = 256
     averaging: bool = True
+    memory: float = 0.999
     step_size: float = 0.05
     loss: bool = False
 
@@ -85,10 +88,11 @@ class MetanetRuleConfig:
                 f"{self} came; expected levelling to be a whole number, the longest smaller side that is levelled, or "
                 "0 for none: correct it."
             )
-        if not self.momenta or not all(0 < decay < 1 for decay in (*self.momenta, self.second)) or self.step_size <= 0:
+        decays = all(0 < decay < 1 for decay in (*self.momenta, self.second)) and 0 <= self.memory < 1
+        if not self.momenta or not decays or self.step_size <= 0:
             raise WeightEditError(
-                f"{self} came; expected at least one momentum, decays inside (0, 1) and a positive step size: correct "
-                "them."
+                f"{self} came; expected at least one momentum, decays inside (0, 1), a memory in [0, 1) and a positive "
+                "step size: correct them."
             )
 
     @property
@@ -107,8 +111,8 @@ class MetanetRule(LearnedRule):
 
     Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
     differentiable in all it is given. State: per parameter one float for every momentum, one for the squares and, with
-    `averaging`, one for how far the steps are ahead of their average ("ahead", z - x); and the factors of the squares,
-    one float per row and column.
+    `averaging`, one for how far the steps are ahead of their average ("ahead", z - x); the factors of the squares, one
+    float per row and column; and with `memory` one per row for how large its neuron has been ("reach").
 
     Args:
         config: see MetanetRuleConfig.
@@ -169,6 +173,8 @@ class MetanetRule(LearnedRule):
         }
         if self.config.averaging:
             shapes["ahead"] = wire.shape
+        if self.config.memory:
+            shapes["reach"] = (targets,)
         if self.config.loss:
             shapes["first loss"] = ()
         return shapes
@@ -182,13 +188,16 @@ class MetanetRule(LearnedRule):
         dtype = next(iter(state.values()))["second"].dtype
         values = {name: params[name].to(dtype) for name in grads}
         neurons = neuron_scales(wiring, values, self.config.symmetry)
-        scales, grown = spread(wiring, values, neurons), growth(wiring, neurons)
+        reach = self._reach(wiring, neurons, {name: state[name] for name in grads})
+        scales, grown = spread(wiring, values, reach), growth(wiring, neurons)
         new: RuleState = {}
         tensors: dict[str, _Tensor] = {}
         for name, grad in grads.items():
             wire, scale = wiring.by_name[name], scales[name]
             gradient = grad.to(dtype) * scale
             new[name] = self._accumulate(wire, gradient, state[name], loss)
+            if self.config.memory:
+                new[name]["reach"] = reach[wire.target]
             weight = None if _shifted(wiring, wire) else values[name] / scale
             decays, mix = (self.config.momenta, self.config.second), self.mix if self._levels(wire) else None
             seen = look(wire, gradient, weight, new[name], decays, mix)
@@ -213,6 +222,19 @@ class MetanetRule(LearnedRule):
                 delta, new[name]["ahead"] = self._averaged(delta, state[name]["ahead"], new[name]["step"])
             deltas[name] = delta.to(grad.dtype)
         return deltas, new
+
+    def _reach(self, wiring: Wiring, neurons: Sequence[Tensor], state: RuleState) -> list[Tensor]:
+        """How large every neuron is, or was: the decayed maximum of its scale, per set of `wiring`.
+
+        Where a neuron's incoming weights pass through zero, its scale does; steps of its outgoing weights, which are
+        over that scale, would leave the network at once.
+        """
+        found = list(neurons)
+        for name, kept in state.items():
+            if self.config.memory:
+                i = wiring.by_name[name].target
+                found[i] = torch.maximum(found[i], self.config.memory * kept["reach"])
+        return found
 
     @property
     def _signed(self) -> bool:
