@@ -27,7 +27,7 @@ import torch
 import tyro
 from benchmark_speed import Config as Turns
 from benchmark_speed import gigaflop, take_turns
-from metanet_trials import TASKS, Config, Job, Task
+from metanet_trials import SIZES, TASKS, Config, Job, Task
 from torch import nn
 from tqdm import tqdm
 
@@ -200,7 +200,8 @@ def run(what: tuple[Config, Job]) -> dict[str, float]:
 def identity(config: Config) -> dict[str, Any]:
     """What must be the same for figures to stand in one table."""
     free = ("out", "metanet", "seeds", "rates", "workers", "rounds", "smoke")
-    return json.loads(json.dumps({key: value for key, value in asdict(config).items() if key not in free}))
+    told = {key: value for key, value in asdict(config).items() if key not in free}
+    return json.loads(json.dumps({**told, "sizes": SIZES}))
 
 
 def _require_same(path: Path, there: object, wanted: object) -> None:
