@@ -32,6 +32,8 @@ def test_problems_read_their_images_at_their_size(pictures):
     mlp, cnn = optimizee("fashion-mlp", small, batch_size=3), optimizee("fashion-cnn", whole)
     assert isinstance(mlp, ClassifierOptimizee) and mlp.spec.widths == (64, 32, 2) and mlp.batch_size == 3
     assert isinstance(cnn, ModuleOptimizee)
+    gelu = optimizee("fashion-mlp-gelu", small)
+    assert isinstance(gelu, ClassifierOptimizee) and gelu.spec.layers[0].activation.name == "gelu"
     params, _ = cnn.init(torch.Generator().manual_seed(0), 1)
     assert sum(p.numel() for p in params.values()) == 16 * 9 + 16 + 32 * 16 * 9 + 32 + 32 * 32 * 9 + 32 + 32 * 2 + 2
 

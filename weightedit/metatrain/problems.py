@@ -41,6 +41,7 @@ class Problem:
         kind: "mlp" or "cnn", which classify, or "siren", which is fitted to one image per run.
         widths: of the hidden layers, or channels.
         strides: of the convolutions.
+        activation: of an MLP.
     """
 
     source: str | None
@@ -48,6 +49,7 @@ class Problem:
     kind: str
     widths: tuple[int, ...]
     strides: tuple[int, ...] = ()
+    activation: str = "relu"
 
 
 PROBLEMS: dict[str, Problem] = {
@@ -59,6 +61,8 @@ PROBLEMS: dict[str, Problem] = {
     "fashion-mlp-deep": Problem("fashion_mnist", 8, "mlp", (32, 32)),
     "cifar-mlp-wide": Problem("cifar10", 8, "mlp", (128,)),
     "cifar-mlp-deep": Problem("cifar10", 8, "mlp", (32, 32)),
+    "fashion-mlp-gelu": Problem("fashion_mnist", 8, "mlp", (32,), activation="gelu"),
+    "cifar-mlp-gelu": Problem("cifar10", 8, "mlp", (32,), activation="gelu"),
     "fashion-cnn": Problem("fashion_mnist", None, "cnn", (16, 32, 32), (2, 1, 1)),
     "cifar-cnn": Problem("cifar10", None, "cnn", (32, 64, 64), (2, 1, 1)),
     "fashion-cnn-small": Problem("fashion_mnist", 8, "cnn", (8, 16), (2, 1)),
@@ -114,7 +118,7 @@ def optimizee(name: str, data: LabelledImages, held_out: LabelledImages | None =
             return conv_net(channels, data.classes, widths=hidden, strides=problem.strides)
 
         return ModuleOptimizee(data, held_out, make=net, **changes)
-    activation = Activation(changes.pop("activation", "relu"))
+    activation = Activation(changes.pop("activation", problem.activation))
     return ClassifierOptimizee(data, held_out, hidden=hidden, activation=activation, init_name=INIT, **changes)
 
 
