@@ -5,10 +5,10 @@
 Every rule named is run from the same initial networks on the same batches, `seeds` times, and its test loss is taken on
 the way. The learning rate of a hand-designed rule is the one of `rates` (logarithmic, from `lowest_rate` to
 `highest_rate`, times the rule's own unit) whose lowest loss on held-out training images is lowest over two other seeds;
-a learned rule has none to tune. The score is the steps in which tuned Adam reaches its lowest mean test loss, over
-those in which a rule gets there. With `rescale` U, the same runs are repeated with every hidden unit of the initial
-network rescaled by e^U[-U, U], which changes no function; the learning rates stay as they were tuned. Written:
-out/comparison.json, .md and .png.
+a learned rule has none to tune, and takes `lr`, as LearnedOptimizer does. The score is the steps in which tuned Adam
+reaches its lowest mean test loss, over those in which a rule gets there. With `rescale` U, the same runs are repeated
+with every hidden unit of the initial network rescaled by e^U[-U, U], which changes no function; the learning rates stay
+as they were tuned. Written: out/comparison.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Config:
         rules: names of hand-designed rules (adam, adamw, sgd, rmsprop, muon, geometric-adam) and folders of learned
             ones. Adam is always among them.
         images: folder that holds the data sets.
+        lr: factor of what a learned rule proposes.
         steps: of every run.
         seeds: runs per rule.
         rates: learning rates tried per hand-designed rule.
@@ -77,6 +78,7 @@ class Config:
     problem: str = "fashion-mlp"
     rules: tuple[str, ...] = ("adam", "sgd")
     images: str = "../shared/data"
+    lr: float = 1.0
     steps: int = 2000
     seeds: int = 5
     rates: int = 20
@@ -91,11 +93,12 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Annealed:
-    """A rule whose delta is multiplied by a cosine from 1 to 0 over `horizon` steps."""
+class Scaled:
+    """A rule whose delta is multiplied by `lr`, and with a `horizon` by a cosine from 1 to 0 over so many steps."""
 
     rule: UpdateRule
-    horizon: int
+    lr: float = 1.0
+    horizon: int = 0
 
     def init(self, wiring: Wiring, params: Params) -> RuleState:
         """See UpdateRule.init."""
@@ -105,8 +108,10 @@ class Annealed:
         self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
     ) -> tuple[Params, RuleState]:
         """See UpdateRule.update."""
-        done = next(iter(state.values()))["step"] / self.horizon
-        factor = 0.5 * (1 + (math.pi * done.clamp(max=1.0)).cos())
+        step = next(iter(state.values()))["step"]
+        factor = torch.full_like(step, self.lr)
+        if self.horizon:
+            factor = factor * 0.5 * (1 + (math.pi * (step / self.horizon).clamp(max=1.0)).cos())
         deltas, after = self.rule.update(wiring, grads, state, params, loss=loss)
         return {name: beside(factor, delta) * delta for name, delta in deltas.items()}, after
 
@@ -147,7 +152,7 @@ class Contest:
         """Runs that all rules share: losses on `data` [points, count], infinite once a network has diverged, and the
         networks at the end."""
         generator = torch.Generator().manual_seed(seed)
-        rule = Annealed(rule, self.config.steps) if self.config.cosine else rule
+        rule = Scaled(rule, horizon=self.config.steps) if self.config.cosine else rule
         state = start(rule, self.optimizee, generator, count)
         if rescale:
             state = rescaled(self.optimizee, rule, state, rescale, generator)
@@ -164,6 +169,14 @@ class Contest:
         found = [float(self.run(make(rate), 2, 1000, self.held_out)[0].mean(1).min()) for rate in rates]
         best = rates[found.index(min(found))]
         return best, make(best)
+
+
+def _scaled(rule: UpdateRule, lr: float) -> UpdateRule:
+    return rule if lr == 1 else Scaled(rule, lr)
+
+
+def _unscaled(rule: UpdateRule) -> UpdateRule:
+    return rule.rule if isinstance(rule, Scaled) else rule
 
 
 def rescaled(
@@ -221,7 +234,7 @@ def main(config: Config) -> dict[str, Any]:
             "from a positive rate to one no lower: correct them."
         )
     names = list(dict.fromkeys(["adam", *config.rules]))
-    learned = {name: load_rule(name) for name in names if name not in BY_HAND}
+    learned = {name: _scaled(load_rule(name), config.lr) for name in names if name not in BY_HAND}
     data, held_out = images_of(config.problem, config.images).split(TRAINED)
     test = images_of(config.problem, config.images, split="test")
     contest = Contest(config, optimizee(config.problem, data), held_out, test)
@@ -238,7 +251,7 @@ def main(config: Config) -> dict[str, Any]:
         }
         if config.timed_steps:
             facts[name]["milliseconds"] = milliseconds(
-                contest.optimizee, None if name == "adam" else rule, config.timed_steps
+                contest.optimizee, None if name == "adam" else _unscaled(rule), config.timed_steps
             )
     result = {"config": asdict(config), "rules": facts}
     out = Path(config.out)
