@@ -95,18 +95,21 @@ def test_rule_reproduces_its_figure_and_beats_the_one_set_by_hand(folder: Path) 
 
 
 def digit_losses(rule: UpdateRule, steps: int = 200) -> float:
-    """Mean loss along runs of four networks on digits, in nats, of images that no step sees."""
+    """Mean loss along runs of four networks on digits, in nats, of the batches that they are trained on.
+
+    1,400 images are learned by heart within a hundred steps, so that unseen ones judge overfitting, not optimization.
+    """
     seen, unseen = images_of("digits-mlp", "nowhere"), images_of("digits-mlp", "nowhere", split="test")
     problem = optimizee("digits-mlp", seen, unseen)
     state = start(rule, problem, torch.Generator().manual_seed(0), 4)
     with torch.no_grad():
-        _, losses = Unroll(rule, problem, fresh=True)(state, steps)
+        _, losses = Unroll(rule, problem)(state, steps)
     return float(losses.mean())
 
 
 @pytest.mark.parametrize("folder", of_kind("metanet-rule") + of_kind("mlp-rule"), ids=lambda folder: folder.name)
 def test_update_rule_reproduces_its_figure(folder: Path) -> None:
-    """On digits, which it never saw; better than Adam at its default rate, though not than Adam tuned."""
+    """On digits, which it never saw, and quicker than Adam at rates that are usual."""
     found = digit_losses(load_rule(folder))
     assert found == pytest.approx(load_checkpoint(folder)[1]["training"]["digits"], rel=0.02)
-    assert found < digit_losses(Adam(1e-3))
+    assert found < 0.5 * min(digit_losses(Adam(rate)) for rate in (1e-3, 1e-2))
