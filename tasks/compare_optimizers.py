@@ -171,14 +171,6 @@ class Contest:
         return best, make(best)
 
 
-def _scaled(rule: UpdateRule, lr: float) -> UpdateRule:
-    return rule if lr == 1 else Scaled(rule, lr)
-
-
-def _unscaled(rule: UpdateRule) -> UpdateRule:
-    return rule.rule if isinstance(rule, Scaled) else rule
-
-
 def rescaled(
     problem: Optimizee, rule: UpdateRule, state: InnerState, spread: float, draw: torch.Generator
 ) -> InnerState:
@@ -234,16 +226,17 @@ def main(config: Config) -> dict[str, Any]:
             "from a positive rate to one no lower: correct them."
         )
     names = list(dict.fromkeys(["adam", *config.rules]))
-    learned = {name: _scaled(load_rule(name), config.lr) for name in names if name not in BY_HAND}
+    learned = {name: load_rule(name) for name in names if name not in BY_HAND}
     data, held_out = images_of(config.problem, config.images).split(TRAINED)
     test = images_of(config.problem, config.images, split="test")
     contest = Contest(config, optimizee(config.problem, data), held_out, test)
     facts: dict[str, Any] = {}
     for name in tqdm(names, desc="rules"):
         rate, rule = (None, learned[name]) if name in learned else contest.tuned(BY_HAND[name])
-        runs = {"standard": contest.run(rule, config.seeds, 0, test)}
+        run = Scaled(rule, config.lr) if name in learned and config.lr != 1 else rule
+        runs = {"standard": contest.run(run, config.seeds, 0, test)}
         if config.rescale:
-            runs["rescaled"] = contest.run(rule, config.seeds, 0, test, config.rescale)
+            runs["rescaled"] = contest.run(run, config.seeds, 0, test, config.rescale)
         facts[name] = {
             "rate": rate,
             "losses": {kind: losses.T.tolist() for kind, (losses, _) in runs.items()},
@@ -251,7 +244,7 @@ def main(config: Config) -> dict[str, Any]:
         }
         if config.timed_steps:
             facts[name]["milliseconds"] = milliseconds(
-                contest.optimizee, None if name == "adam" else _unscaled(rule), config.timed_steps
+                contest.optimizee, None if name == "adam" else rule, config.timed_steps
             )
     result = {"config": asdict(config), "rules": facts}
     out = Path(config.out)

@@ -204,9 +204,7 @@ def read_zoo_card(folder: str | Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FileFormatError(
-            f"{path} is no readable JSON ({error}); expected the card of a CNN zoo: make it again."
-        ) from error
+        raise FileFormatError(f"{path} is no readable JSON ({error}); expected a card: make the zoo again.") from error
     if not isinstance(card, dict) or (card.get("format"), card.get("version")) != (FORMAT, VERSION):
         raise FileFormatError(
             f"{path} is not of the format {FORMAT!r}, version {VERSION}, which is expected here; make one with "

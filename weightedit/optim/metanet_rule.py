@@ -12,10 +12,11 @@ permutations. Signs are kept by the form (ours; learned_optimizers.md section 3,
 
 `pace` and the biases b, c come from the clock, the loss and the tensor's place and size. The delta is that of an
 average of the iterates that took these steps (schedule-free, Defazio et al. 2024), so that noise dies out without a
-horizon. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam where that is not asked for, averaged.
-Under symmetry "permutation" the even features are joined by the odd ones, and no neuron has a
-gauge; the clock knows no horizon. Large tensors go through in pieces of rows, twice, unless gradients are asked for:
-memory is bounded by the piece.
+horizon. The scale of a neuron, in s, is the largest that it has had, decayed by `memory` a step: of the same type, and
+not zero where the weights into it pass through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric
+Adam where that is not asked for, averaged. Under symmetry "permutation" the even features are joined by the odd ones,
+and no neuron has a gauge; the clock knows no horizon. Large tensors go through in pieces of rows, twice, unless
+gradients are asked for: memory is bounded by the piece.
 """
 
 from __future__ import annotations
