@@ -11,7 +11,7 @@ from weightedit.delta import apply_delta
 from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import SGD, Adam
-from weightedit.optim.metanet_features import levelled
+from weightedit.optim.metanet_features import DEPTH, WEIGHT, levelled
 from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.muon import Muon
@@ -238,6 +238,27 @@ def test_the_meta_gradient_is_finite_at_zero_gradients_and_right_elsewhere():
         with torch.no_grad():
             expected = (final(size + 1e-5) - final(size - 1e-5)) / 2e-5
         torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("depth", "slower", "lasting"), [(2, 1.0, 1.0), (4, 0.5, 0.325)])
+def test_at_the_start_deep_networks_take_smaller_steps_and_keep_their_weights_longer(depth, slower, lasting):
+    """By the one number that says how deep a network is: without it the rule is the one for two layers."""
+    spec = NetworkSpec.mlp((5, *[6] * (depth - 1), 3), ("relu",) * (depth - 1))
+    wiring, params, source = Wiring.of(spec), random_params(spec), generator(0)
+    grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+
+    def moved(blind, along_weights):
+        rule = MetanetRule(MetanetRuleConfig(averaging=False)).double()
+        with torch.no_grad():
+            if along_weights:
+                rule.base.copy_(torch.eye(len(rule.base))[WEIGHT])
+            if blind:
+                rule.pace[:, len(rule.inverse_times) + DEPTH] = 0
+                rule.decay[len(rule.inverse_times) + DEPTH] = 0
+            return rule.update(wiring, grads, rule.init(wiring, params), params)[0]["layers.1.weight"]
+
+    assert torch.allclose(moved(False, False), slower * moved(True, False), rtol=0.05)
+    assert torch.allclose(moved(False, True), slower * lasting * moved(True, True), rtol=0.05)
 
 
 def test_before_training_it_optimizes():

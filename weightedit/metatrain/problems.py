@@ -65,8 +65,8 @@ PROBLEMS: dict[str, Problem] = {
     "cifar-mlp-gelu": Problem("cifar10", 8, "mlp", (32,), activation="gelu"),
     "fashion-cnn": Problem("fashion_mnist", None, "cnn", (16, 32, 32), (2, 1, 1)),
     "cifar-cnn": Problem("cifar10", None, "cnn", (32, 64, 64), (2, 1, 1)),
-    "fashion-cnn-small": Problem("fashion_mnist", 8, "cnn", (8, 16), (2, 1)),
-    "cifar-cnn-small": Problem("cifar10", 8, "cnn", (8, 16), (2, 1)),
+    "fashion-cnn-small": Problem("fashion_mnist", 8, "cnn", (8, 16, 16), (2, 1, 1)),
+    "cifar-cnn-small": Problem("cifar10", 8, "cnn", (8, 16, 16), (2, 1, 1)),
     "mnist-siren": Problem("mnist", None, "siren", (32, 32)),
     "fashion-siren": Problem("fashion_mnist", None, "siren", (32, 32)),
 }
@@ -129,7 +129,7 @@ VARIATIONS: dict[str, dict[str, Sequence[Any]]] = {
         "initial_scale": (1.0, 0.5, 2.0),
         "batch_size": (128, 32),
     },
-    "cnn": {"hidden": ((8, 16), (16, 16), (8, 8, 16)), "batch_size": (128, 32)},
+    "cnn": {"hidden": ((8, 16, 16), (16, 16), (8, 8, 16)), "batch_size": (128, 32)},
     "siren": {"hidden": ((32, 32), (16, 16), (48, 48), (24, 24, 24))},
 }
 """By kind of problem: what may vary, and the values it takes in a family."""

@@ -18,7 +18,9 @@ from weightedit.optim.muon import COEFFICIENTS
 from weightedit.optim.rule import warmth
 from weightedit.wiring import Wire, Wiring
 
-PLACES = 8
+PLACES = 10
+DEPTH = 9  # among the places
+WEIGHT = -2  # w^ among the odd features
 _ITERATIONS = 5
 _DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
 
@@ -132,8 +134,12 @@ def levelled(matrix: Tensor) -> Tensor:
 
 
 def place(wiring: Wiring, wire: Wire) -> list[float]:
-    """What a tensor is and where it lies, PLACES numbers: kind, ends, logarithms of its sizes, depth, one."""
+    """What a tensor is and where it lies, PLACES numbers: kind, ends, logarithms of its sizes, how deep, one, kernel.
+
+    The last is the logarithm of how many weight matrices the network has: 0 for two of them, 1/4 for four.
+    """
     targets, sources, rest = wire.view
+    matrices = sum(other.kind == "weight" for other in wiring.wires)
     last = max(other.target for other in wiring.wires)
     return [
         float(wire.kind == "weight"),
@@ -144,4 +150,6 @@ def place(wiring: Wiring, wire: Wire) -> list[float]:
         math.log2(targets) / 10,
         wire.target / max(last, 1),
         1.0,
+        math.log2(rest) / 4,
+        (math.log2(max(matrices, 1)) - 1) / 4,
     ]

@@ -4,19 +4,21 @@ All that it sees is written in the vertex gauge (gauge.py): g^ = s g and w^ = w 
 of g^, their means over rows, columns and tensors, and thresholds relative to those are invariants, up to signs and
 permutations. Signs are kept by the form (ours; learned_optimizers.md section 3, symmetry.md section 3):
 
-    step = -s exp(log step size + pace) sum_k o_k (a_k + phi_k)    o odd: g^, m^ over sqrt(v^) or Adafactor's, w^, and
+    step = -s exp(log step size + pace) sum_k o_k f_k (a_k + phi_k)  o odd: g^, m^ over sqrt(v^) or Adafactor's, w^, and
                                                                    m^ with all its singular values made alike
     phi = W3 act(W2 h + A n_target + B n_source + c)
     h = act(W1 e + b)                                              e even: |o|, agreement of momenta, size of v^
     n = act(N [mean of h over a neuron's weights, its layer, the network])     the one equivariant mixing layer
 
-`pace` and the biases b, c come from the clock, the loss and the tensor's place and size. The delta is that of an
-average of the iterates that took these steps (schedule-free, Defazio et al. 2024), so that noise dies out without a
-horizon. The scale of a neuron, in s, is the largest that it has had, decayed by `memory` a step: of the same type, and
-not zero where the weights into it pass through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric
-Adam where that is not asked for, averaged. Under symmetry "permutation" the even features are joined by the odd ones,
-and no neuron has a gauge; the clock knows no horizon. Large tensors go through in pieces of rows, twice, unless
-gradients are asked for: memory is bounded by the piece.
+`pace` and the biases b, c come from the clock, the loss and the tensor's place and size, as does f for w^, exp(decay);
+the other f are 1. At the start, pace and decay fall with the number of layers: a deep network that forgets its weights
+faster than it averages over them wanders off. The delta is that of an average of the iterates that took these steps
+(schedule-free, Defazio et al. 2024), so that noise dies out without a horizon. The scale of a neuron, in s, is the
+largest that it has had, decayed by `memory` a step: of the same type, and not zero where the weights into it pass
+through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam where that is not asked for,
+averaged. Under symmetry "permutation" the even features are joined by the odd ones, and no neuron has a gauge; the
+clock knows no horizon. Large tensors go through in pieces of rows, twice, unless gradients are asked for: memory is
+bounded by the piece.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from weightedit.errors import WeightEditError
 from weightedit.layer import SYMMETRIES, Symmetry
 from weightedit.optim.gauge import growth, neuron_scales, spread
 from weightedit.optim.learned_rule import LearnedRule
-from weightedit.optim.metanet_features import PLACES, Seen, features, look, place
+from weightedit.optim.metanet_features import DEPTH, PLACES, WEIGHT, Seen, features, look, place
 from weightedit.optim.rule import RuleState, beside
 from weightedit.optim.unitwise import FROM, affine, numbers, pooled, split
 from weightedit.spec import Params
@@ -41,6 +43,7 @@ from weightedit.wiring import Wire, Wiring
 
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
+_SLOWER, _LASTING = -2.8, -4.5  # by place()'s depth: with four layers half the step of two, a third of the decay
 _PIECE = 65536  # parameters at once, over all networks of a stack
 
 
@@ -147,7 +150,10 @@ class MetanetRule(LearnedRule):
         self.last = nn.Parameter(torch.zeros(config.odd, width))
         pace = torch.zeros(2, seen)
         pace[:, len(_TIMES) + PLACES] = -1.0  # steps do not grow with the network
-        self.pace = nn.Parameter(pace)
+        pace[:, len(_TIMES) + DEPTH] = _SLOWER
+        decay = torch.zeros(seen)
+        decay[len(_TIMES) + DEPTH] = _LASTING
+        self.pace, self.decay = nn.Parameter(pace), nn.Parameter(decay)
         base = torch.zeros(config.odd)
         base[-1] = 1.0
         # The place of Adam's direction among the odd features.
@@ -215,7 +221,7 @@ class MetanetRule(LearnedRule):
                     continue
                 second = self._second(tensor, hidden, nodes, (start, end))
                 factor = self.last.to(dtype) @ second.relu() + self.base.to(dtype).unsqueeze(-1)
-                found.append((odd * factor).sum(-2))
+                found.append((odd * factor * self._gains(tensor).unsqueeze(-1)).sum(-2))
             direction = found[0] if len(found) == 1 else torch.cat(found, -1)
             delta = -pace.exp().unsqueeze(-1) * direction
             delta = delta.view(grad.shape) * scales[name]
@@ -236,6 +242,12 @@ class MetanetRule(LearnedRule):
                 i = wiring.by_name[name].target
                 found[i] = torch.maximum(found[i], self.config.memory * kept["reach"])
         return found
+
+    def _gains(self, tensor: _Tensor) -> Tensor:
+        """f of the file's docstring, [.., odd features]."""
+        decay = (tensor.facts @ self.decay.to(tensor.facts.dtype)).exp()
+        one = torch.ones_like(decay)
+        return torch.stack([decay if k == self.config.odd + WEIGHT else one for k in range(self.config.odd)], -1)
 
     @property
     def _signed(self) -> bool:
@@ -370,7 +382,9 @@ class MetanetRule(LearnedRule):
             ends = [end + source.unsqueeze(-2) for end, source in zip(ends, sources, strict=True)]
         second = [unit.relu() for unit in affine(self.second.to(dtype), ends, hidden)]
         factors = affine(self.last.to(dtype), numbers(self.base.to(dtype)), second)
-        return sum((o * factor for o, factor in zip(odd, factors, strict=True)), torch.zeros_like(odd[0])).flatten(-2)
+        gains = numbers(self._gains(tensor))
+        moved = (o * factor * gain for o, factor, gain in zip(odd, factors, gains, strict=True))
+        return sum(moved, torch.zeros_like(odd[0])).flatten(-2)
 
 
 _Piece = tuple[int, int, Any, Any]
