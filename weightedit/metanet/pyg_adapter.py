@@ -23,6 +23,7 @@ from torch.nn import functional
 from weightedit.errors import ParamsError, SpecError
 from weightedit.features import DELTA, PARAMETER
 from weightedit.graph import DenseLayout, NeuralGraph, NodeConstants
+from weightedit.indexed import IndexedLayout
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.heads import LayerTable
 from weightedit.metanet.layers import root_of_mean
@@ -142,7 +143,7 @@ class PyGAdapter(Metanetwork):
                     f"and {ends[1]}. Hidden widths and depth are free; the two ends are fixed by the config."
                 )
         layout = flat.layout
-        assert isinstance(layout, RaggedLayout)
+        assert isinstance(layout, IndexedLayout)
         constants, (size, at_nodes) = layout.constants("permutation", flat.edges), _sizes(flat)
         x = self.lift_nodes(torch.cat([flat.nodes[:, :1] / at_nodes, at_nodes.log()], -1)) + self._codes(constants)
         index = torch.cat([layout.edge_index, layout.edge_index.flip(0)], 1)
