@@ -75,7 +75,7 @@ class _Drawing:
             self.output = place.level
         elif not given:
             self.aside.add(node)
-        elif given[0] in self.inputs:
+        elif any(argument in self.inputs for argument in given):
             self.draw_first(step, given)
         elif step.kind != "size":
             if step.kind == "unknown" or any(argument not in self.places for argument in given):
@@ -84,6 +84,8 @@ class _Drawing:
 
     def draw_first(self, step: Step, given: list[fx.Node]) -> None:
         """An operation on the input: a layer makes the first level, anything else must leave it as it is."""
+        if len(given) != 1:
+            raise self.refusal(f"{_name(step)} of the input and another value")
         if step.kind in ("same", "size"):
             self.inputs += [step.node] if step.kind == "same" else []
             return
