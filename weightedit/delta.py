@@ -27,7 +27,7 @@ def propose_delta(
     params: Mapping[str, Tensor],
     extra: Sequence[tuple[ChannelType, Params]] = (),
 ) -> Params:
-    """The delta that `metanet` proposes for one network or N stacked ones.
+    """The delta that `metanet` proposes for one network, or for N stacked chains.
 
     Args:
         metanet: with types_out (DELTA,), or as many of them as a kernel has positions.

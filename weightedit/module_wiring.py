@@ -7,7 +7,8 @@ never claims what may not hold, and never refuses: its notes and `Wiring.outside
 
 A normalisation makes a new set, permuted together with the one it reads. Rows before a BatchNorm may be rescaled with
 nothing to compensate them, up to its epsilon. The file is long because the state of a reading and its readers, one per
-kind of operation, in three tables, are one thing.
+kind of operation, in three tables, are one thing. `steps_of` gives what was read operation by operation, from which
+module_links.py draws graphs.
 """
 
 from __future__ import annotations

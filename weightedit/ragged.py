@@ -1,6 +1,7 @@
 """Neural graphs of mixed architectures, and the way to PyTorch Geometric and back.
 
-`RaggedLayout` serves networks of different widths, depths and activations in one batch, by PyG's edge_index. `to_pyg`
+`RaggedLayout` serves chains of different widths, depths and activations in one batch, by PyG's edge_index; with a
+network that is no chain among them, all go onto a GraphLayout (graph_layout.py). `to_pyg`
 and `from_pyg` are lossless; a Data object carries its spec as JSON, so that a batch from a PyG DataLoader knows its
 architectures. Nodes are ordered network by network, level by level; edges network by network, layer by layer,
 target-major, as in graph.py.

@@ -5,9 +5,9 @@ comparable, written to JSON. Reading one from an nn.Module is done in tracing.py
 is in symmetry.py; layers and activations are in layer.py.
 
 A chain may begin with convolutions, whose neurons are channels; the linear layer after the last of them reads each
-channel's mean over the image (global average pooling). What they compute is in convolution.py. A normalisation or
-residual addition would tie, free or remove the factors of `neuron_groups`: callers only use `layers`, `widths`,
-`neuron_groups` and the parameter checks.
+channel's mean over the image (global average pooling). What they compute is in convolution.py. Networks with
+normalisations or residual additions, which would tie, free or remove the factors of `neuron_groups`, are no chains:
+graph_spec.py describes them.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def make_metanet(name: str, specs: Sequence[AnySpec], **options: object) -> Meta
 
     Args:
         name: see METANETS.
-        specs: architectures it must treat, at least one.
+        specs: architectures it must treat, at least one; GraphSpecs for ng-gnn and ng-t alone.
         options: fields of its config, e.g. layers=6, embedding=128.
 
     Raises SpecError on an unknown name or option, one that contradicts the name, or a GraphSpec with one for chains.
