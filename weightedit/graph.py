@@ -156,6 +156,11 @@ class Layout(ABC):
         return None
 
     @property
+    def link_kinds(self) -> int:
+        """How many entries of link.LINK_KINDS cover the kinds of all edges: 1 for chains."""
+        return 1
+
+    @property
     def edge_count(self) -> int:
         """Number of edges, of one network on a dense layout."""
         return sum(layer.fan_in * layer.fan_out for spec in self.specs for layer in spec.layers)

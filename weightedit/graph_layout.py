@@ -73,7 +73,9 @@ class GraphLayout(IndexedLayout):
         for spec, offset in zip(self.specs, offsets, strict=True):
             edges.append(_link_edges(spec) + torch.tensor([[offset], [offset], [links], [0]]))
             links += len(spec.links)
-        self._edges = torch.cat(edges, 1).to(device)
+        joined = torch.cat(edges, 1)
+        self._link_kinds = 1 + int(joined[3].max())
+        self._edges = joined.to(device)
         self.edge_index = self._edges[:2]
         levels = [torch.arange(len(spec.levels)).repeat_interleave(torch.tensor(spec.widths)) for spec in self.specs]
         self._level = torch.cat(levels).to(device)
@@ -87,6 +89,10 @@ class GraphLayout(IndexedLayout):
     @property
     def edge_count(self) -> int:
         return self.edge_index.shape[1]
+
+    @property
+    def link_kinds(self) -> int:
+        return self._link_kinds
 
     @property
     def link_kind(self) -> Tensor | None:

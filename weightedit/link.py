@@ -1,6 +1,6 @@
 """The parts of a network that is more than a chain, in the words a GraphSpec is made of: levels of neurons, and links.
 
-Kofinas et al. 2024 (section 3): a residual addition is edges of a fixed weight 1 between the neurons that it joins; a
+Kofinas et al. 2024: a residual addition is edges of a fixed weight 1 between the neurons that it joins; a
 normalisation is a diagonal linear layer, with its gain on edges from every neuron to a node of its own, and its bias on
 that node. So a link either runs from all neurons of one level to all of another and carries a weight, or from every
 neuron to its counterpart and carries a gain or a fixed number.

@@ -140,10 +140,9 @@ class InputStage(nn.Module):
         return self.codes(constants) + ends + self.activations(constants.activation)
 
     def _check(self, graph: NeuralGraph) -> None:
-        kinds = graph.layout.link_kind
-        if kinds is not None and int(kinds.max()) >= self.config.link_kinds:
+        if graph.layout.link_kinds > self.config.link_kinds:
             raise SpecError(
-                f"networks with links of the kind {LINK_KINDS[int(kinds.max())]} came to link_kinds "
+                f"networks with links of the kind {LINK_KINDS[graph.layout.link_kinds - 1]} came to link_kinds "
                 f"{self.config.link_kinds}; expected at most the first so many of {', '.join(LINK_KINDS)}. Build it "
                 "with make_metanet for such networks."
             )

@@ -16,6 +16,8 @@ are in neural_graph_layers.py, inputs and read-outs in neural_graph_ends.py. Whe
 Networks with residual additions and normalisations are described by a GraphSpec, where the paper's skip edges of weight
 1 and its nodes and edges of normalisations are links (link.py); a learned vector per kind of link, which goes onto the
 pairs, tells a skip from a weight of 1 and one normalisation from another. Without probes: these go level by level. The
+published code for CNNs has residual edges, of weight 1 in the middle of the kernel as here, and no nodes of
+normalisations; it repeats nodes where a map is flattened, here the positions of a channel are channels of one edge. The
 paper's random Fourier features of parameters are not part of this.
 
 >>> from weightedit.delta import propose_delta
