@@ -149,6 +149,10 @@ def test_what_cannot_share_a_graph_is_refused():
     spec, params = network("small")
     with pytest.raises(ParamsError, match="missing tensors: norm.bias"):
         graph_from_params([(spec, {k: p for k, p in params.items() if k != "norm.bias"})])
+    with pytest.raises(ParamsError, match="no network came; expected at least one pair"):
+        graph_from_params([])
+    with pytest.raises(ParamsError, match="no network came; expected at least one spec for a GraphLayout"):
+        GraphLayout([])
     other = GraphSpec.from_module(Small(classes=3))
     layout = GraphLayout([spec, other])
     with pytest.raises(SpecError, match=r"networks with \[1\] inputs and \[2, 3\] outputs came in one batch"):

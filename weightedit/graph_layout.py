@@ -10,6 +10,7 @@ Only what works on any graph is here: probing, gauges and layers that go level b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import NoReturn
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from weightedit.errors import SpecError
+from weightedit.errors import ParamsError, SpecError
 from weightedit.features import PARAMETER, ChannelType, channels_to_kernel, check_types, kernel_to_channels
 from weightedit.graph import DenseLayout, NeuralGraph, places_of_level
 from weightedit.graph_spec import GraphSpec
@@ -58,14 +59,15 @@ class GraphLayout(IndexedLayout):
     """Networks described by GraphSpecs, one after the other; node tensors are [n, C], edge tensors [e, C].
 
     Args:
-        specs: of every network, in order.
+        specs: of every network, in order, at least one (else ParamsError).
         device: where the index tensors live.
     """
 
     specs: tuple[GraphSpec, ...]  # type: ignore[assignment]
 
     def __init__(self, specs: Sequence[GraphSpec], device: torch.device | str = "cpu") -> None:
-        assert specs
+        if not specs:
+            raise ParamsError("no network came; expected at least one spec for a GraphLayout.")
         self.specs = tuple(specs)
         self.sizes = [sum(spec.widths) for spec in self.specs]
         offsets = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].tolist()
@@ -173,9 +175,11 @@ def graph_from_params(
         extra: per network, further quantities (gradients, moments), named and shaped as the parameters; none by
             default. On edges of a fixed number they are 0.
 
-    Raises ParamsError on names or shapes that do not fit, TypeMismatchError for different channels in one batch.
+    Raises ParamsError on no network, names or shapes that do not fit, TypeMismatchError for different channels in one
+    batch.
     """
-    assert networks
+    if not networks:
+        raise ParamsError("no network came; expected at least one pair of spec and parameters.")
     found = [_features(*pair, more) for pair, more in zip(networks, extra or [()] * len(networks), strict=True)]
     for _, _, types in found:
         check_types(types, found[0][2], "graph_from_params")
@@ -205,18 +209,15 @@ def _link_channels(
 ) -> Tensor:
     """[edges of the link, K]"""
     if link.parameter is None:
-        width = spec.widths[link.source]
-        weight = like.new_full((width,), link.value if of_parameters else 0.0)
+        weight = like.new_full((spec.widths[link.source],), link.value if of_parameters else 0.0)
     else:
         weight = values[link.parameter]
-    positions = spec.positions(link) if link.kind == "weight" else 1
+    positions = spec.positions(link)
     if positions > 1:
-        found = weight.unflatten(-1, (-1, positions)).flatten(0, 1)
+        found = weight.reshape(-1, positions)
     else:
-        kernel = link.kernel
-        weight = weight.flatten(0, 1) if link.kind == "weight" else weight
-        weight = weight.unsqueeze(-2) if kernel is not None and weight.dim() == 2 else weight
-        found = kernel_to_channels(weight, kernel, spec.kernel)
+        # Every edge by itself: [edges], or [edges, height, width].
+        found = kernel_to_channels(weight.reshape(-1, *(link.kernel or ())), link.kernel, spec.kernel)
     return functional.pad(found, (0, spec.channels - found.shape[-1]))
 
 
@@ -224,16 +225,14 @@ def _params(spec: GraphSpec, nodes: Tensor, edges: Tensor) -> Params:
     """One quantity of one network by name; what stands on fixed edges and in the padding is dropped."""
     params: Params = {}
     widths = spec.widths
-    sizes = [widths[link.target] * (widths[link.source] if link.kind == "weight" else 1) for link in spec.links]
+    sizes = [widths[link.source] * (widths[link.target] if link.kind == "weight" else 1) for link in spec.links]
     for link, values in zip(spec.links, edges.split(sizes), strict=True):
         if link.parameter is None:
             continue
-        positions = spec.positions(link) if link.kind == "weight" else 1
-        if positions > 1:
+        if (positions := spec.positions(link)) > 1:
             found = values[:, :positions]
         else:
-            box = spec.kernel
-            found = channels_to_kernel(values[:, : box[0] * box[1]], link.kernel, box)
+            found = channels_to_kernel(values[:, : math.prod(spec.kernel)], link.kernel, spec.kernel)
         params[link.parameter] = found.reshape(link.shape)
     for level, values in zip(spec.levels, nodes.split(list(widths)), strict=True):
         if level.bias is not None:
