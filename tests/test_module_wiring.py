@@ -127,6 +127,29 @@ def test_a_chain_is_wired_as_its_spec(activation):
     ]
 
 
+class Factors(nn.Module):
+    """A number before a value, after it, and under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = 0.5 * self.first(x).relu()
+        x = x + self.second(x).relu() * 0.1
+        return self.last(x / 3.0) if self.last is not None else 1.0 / x
+
+
+def test_numbers_on_either_side_of_a_product_keep_the_neurons():
+    wiring = wiring_of(Factors())
+    assert {str(wiring.sets[wiring.by_name[f"{k}.weight"].target]) for k in ("first", "second")} == {
+        "permutation + scale"
+    }
+    net = Factors()
+    net.last = None
+    assert {str(s) for s in wiring_of(net).sets} == {"none"}  # a number divided by a value is no product
+
+
 def test_tied_layers_are_fixed():
     net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
     net[2].weight = net[0].weight

@@ -14,38 +14,44 @@ from torch import Tensor
 from weightedit.errors import ParamsError
 from weightedit.features import DELTA, ChannelType, check_types
 from weightedit.graph import NeuralGraph
+from weightedit.graph_layout import graph_from_params
+from weightedit.graph_spec import AnySpec, GraphSpec
 from weightedit.metanet.base import Metanetwork
 from weightedit.ragged import ragged_from_params
-from weightedit.spec import NetworkSpec, Params
+from weightedit.spec import Params
 
 
 def propose_delta(
     metanet: Metanetwork,
-    spec: NetworkSpec,
+    spec: AnySpec,
     params: Mapping[str, Tensor],
     extra: Sequence[tuple[ChannelType, Params]] = (),
 ) -> Params:
-    """The delta that `metanet` proposes for one network or N stacked ones.
+    """The delta that `metanet` proposes for one network, or for N stacked chains.
 
     Args:
-        metanet: with types_out (DELTA,).
+        metanet: with types_out (DELTA,), or as many of them as a kernel has positions.
         spec: architecture of the networks.
-        params: names and shapes of `spec`, with or without a leading axis N.
+        params: names and shapes of `spec`, with or without a leading axis N; of a GraphSpec without.
         extra: further typed features (gradients, moments), named and shaped as `params`.
 
     Returns tensors of the names and shapes of `params`.
     Raises ParamsError on parameters that do not fit or are not finite, TypeMismatchError on wrong channel types.
     """
-    check_types(metanet.types_out, (DELTA,), "propose_delta")
+    check_types(metanet.types_out, (DELTA,) * len(metanet.types_out or [0]), "propose_delta")
     spec.check_params(params)
+    if isinstance(spec, GraphSpec):
+        deltas = metanet(graph_from_params([(spec, params)], [extra])).to_params()
+        assert isinstance(deltas, list)
+        return deltas[0]
     delta = metanet(NeuralGraph.from_params(spec, params, extra)).to_params()
     assert isinstance(delta, dict)
     return delta
 
 
-def propose_deltas(metanet: Metanetwork, networks: Sequence[tuple[NetworkSpec, Mapping[str, Tensor]]]) -> list[Params]:
+def propose_deltas(metanet: Metanetwork, networks: Sequence[tuple[AnySpec, Mapping[str, Tensor]]]) -> list[Params]:
     """`propose_delta` for networks of different architectures in one ragged batch; one dict each, in order."""
-    check_types(metanet.types_out, (DELTA,), "propose_deltas")
+    check_types(metanet.types_out, (DELTA,) * len(metanet.types_out or [0]), "propose_deltas")
     for spec, params in networks:
         spec.check_params(params)
     deltas = metanet(ragged_from_params(networks)).to_params()

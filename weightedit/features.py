@@ -102,7 +102,7 @@ def features_from_params(
         return torch.cat([functional.pad(bias, (0, spec.channels - 1)) for bias in found], -1)
 
     weights = tuple(
-        torch.cat([_as_channels(layer, values[layer.weight], spec.kernel) for _, values in channels], -1)
+        torch.cat([kernel_to_channels(values[layer.weight], layer.kernel, spec.kernel) for _, values in channels], -1)
         for layer in spec.layers
     )
     types = tuple(kind for kind, _ in channels for _ in range(spec.channels))
@@ -124,28 +124,35 @@ def params_from_features(spec: NetworkSpec, features: WeightSpaceFeatures, quant
     params: Params = {}
     first = quantity * spec.channels
     for layer, weight, bias in zip(spec.layers, features.weights, features.biases, strict=True):
-        params[layer.weight] = _as_kernel(layer, weight[..., first : first + spec.channels], spec.kernel)
+        positions = weight[..., first : first + spec.channels]
+        params[layer.weight] = channels_to_kernel(positions, layer.kernel, spec.kernel)
         if layer.bias is not None:
             params[layer.bias] = bias[..., first]
     return params
 
 
-def _margins(layer: Layer, box: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Free (top, bottom, left, right) of the layer's kernel, centred in the box of the largest kernel."""
-    (height, width), (rows, columns) = layer.kernel or (1, 1), box
+def _margins(kernel: tuple[int, int] | None, box: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Free (top, bottom, left, right) of a kernel, centred in the box of the largest kernel."""
+    (height, width), (rows, columns) = kernel or (1, 1), box
     top, left = (rows - height) // 2, (columns - width) // 2
     return top, rows - height - top, left, columns - width - left
 
 
-def _as_channels(layer: Layer, weight: Tensor, box: tuple[int, int]) -> Tensor:
-    """[..., out, in] or [..., out, in, height, width] -> [..., out, in, K]."""
-    top, bottom, left, right = _margins(layer, box)
-    kernel = weight if layer.kernel is not None else weight.unsqueeze(-1).unsqueeze(-1)
-    return functional.pad(kernel, (left, right, top, bottom)).flatten(-2)
+def kernel_to_channels(weight: Tensor, kernel: tuple[int, int] | None, box: tuple[int, int]) -> Tensor:
+    """A weight as K channels, the positions of the largest kernel: [..., out, in] or [..., out, in, h, w] -> [..., K].
+
+    Args:
+        weight: with the axes of its kernel where it has one.
+        kernel: (height, width), None for a weight without one.
+        box: (height, width) of the largest kernel.
+    """
+    top, bottom, left, right = _margins(kernel, box)
+    weight = weight if kernel is not None else weight.unsqueeze(-1).unsqueeze(-1)
+    return functional.pad(weight, (left, right, top, bottom)).flatten(-2)
 
 
-def _as_kernel(layer: Layer, positions: Tensor, box: tuple[int, int]) -> Tensor:
-    """The inverse of `_as_channels`; what stands in the padding is dropped."""
-    top, bottom, left, right = _margins(layer, box)
-    kernel = positions.unflatten(-1, box)[..., top : box[0] - bottom, left : box[1] - right]
-    return kernel if layer.kernel is not None else kernel.squeeze(-1).squeeze(-1)
+def channels_to_kernel(positions: Tensor, kernel: tuple[int, int] | None, box: tuple[int, int]) -> Tensor:
+    """The inverse of `kernel_to_channels`; what stands in the padding is dropped."""
+    top, bottom, left, right = _margins(kernel, box)
+    weight = positions.unflatten(-1, box)[..., top : box[0] - bottom, left : box[1] - right]
+    return weight if kernel is not None else weight.squeeze(-1).squeeze(-1)

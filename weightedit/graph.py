@@ -4,7 +4,8 @@ Nodes are ordered by level (inputs first), edges by layer, inside a layer row by
 layer is written once, as functions of the last axis and the operations of `Layout`. `DenseLayout` (here) serves N
 networks of one architecture by views, broadcasts and sums over contiguous per-layer blocks: no index tensors.
 `RaggedLayout` (ragged.py) serves mixed architectures and PyTorch Geometric batches by edge indices. Both give the same
-numbers from the same weights. The graph is that of Lim et al. 2023 and Kofinas et al. 2024.
+numbers from the same weights. `GraphLayout` (graph_layout.py) is for networks that are no chains, with residual
+additions and normalisations. The graph is that of Lim et al. 2023 and Kofinas et al. 2024.
 """
 
 from __future__ import annotations
@@ -144,6 +145,30 @@ class Layout(ABC):
     def networks(self, nodes: Tensor, edges: Tensor) -> list[tuple[DenseLayout, Tensor, Tensor]]:
         """The graph cut into parts of one architecture each, in order; `join_networks` puts them together."""
 
+    def params(self, graph: NeuralGraph, quantity: int) -> list[Params]:
+        """One quantity of a graph on this layout as named tensors, per entry of `specs`."""
+        found = zip(self.specs, graph.to_features(), strict=True)
+        return [params_from_features(spec, features, quantity) for spec, features in found]
+
+    @property
+    def link_kind(self) -> Tensor | None:
+        """[e], the place of every edge's kind in link.LINK_KINDS; None where all edges carry weights, as in chains."""
+        return None
+
+    @property
+    def link_kinds(self) -> int:
+        """How many entries of link.LINK_KINDS cover the kinds of all edges: 1 for chains."""
+        return 1
+
+    @property
+    def edge_count(self) -> int:
+        """Number of edges, of one network on a dense layout."""
+        return sum(layer.fan_in * layer.fan_out for spec in self.specs for layer in spec.layers)
+
+    def node_tables(self, symmetry: Symmetry) -> tuple[Tensor, Tensor]:
+        """Of every node: [n, 3] scale, flip and shift inside `symmetry`; [n, 4] level, height, position, activation."""
+        return self.per_node(lambda spec: _group_table(spec, symmetry)), self.per_node(_place_table)
+
     def join_networks(self, nodes: Sequence[Tensor], edges: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The inverse of `networks`, for the node and edge tensors of all parts."""
         return torch.cat(tuple(nodes), -2), torch.cat(tuple(edges), -2)
@@ -157,9 +182,8 @@ class Layout(ABC):
         key = (symmetry, like.dtype, like.device)
         cache = self._constants
         if key not in cache:
-            groups = self.per_node(lambda spec: _group_table(spec, symmetry)).to(like)
-            places = self.per_node(_place_table).to(like.device)
-            ones = like.new_ones(*_edge_shape(self, like))
+            groups, places = (table.to(like.device) for table in self.node_tables(symmetry))
+            groups, ones = groups.to(like), like.new_ones(self.edge_count, 1)
             cache[key] = NodeConstants(
                 *groups.unsqueeze(-1).unbind(1),
                 *places.unbind(1),
@@ -184,10 +208,6 @@ class NodeConstants:
     out_degree: Tensor
 
 
-def _edge_shape(layout: Layout, like: Tensor) -> tuple[int, int]:
-    return sum(layer.fan_in * layer.fan_out for spec in layout.specs for layer in spec.layers), 1
-
-
 def _group_table(spec: NetworkSpec, symmetry: Symmetry) -> Tensor:
     rows = [torch.zeros(spec.widths[0], 3)]
     for width, group in zip(spec.widths[1:-1], spec.neuron_groups(symmetry), strict=True):
@@ -198,11 +218,17 @@ def _group_table(spec: NetworkSpec, symmetry: Symmetry) -> Tensor:
 def _place_table(spec: NetworkSpec) -> Tensor:
     rows = []
     for level, width in enumerate(spec.widths):
-        ends = torch.tensor([level, spec.depth - level]).expand(width, 2)
-        name = spec.layers[level - 1].activation.name
-        activation = torch.full((width, 1), 1 + ACTIVATION_NAMES.index(name) if level else 0)
-        rows.append(torch.cat([ends, torch.arange(width).unsqueeze(1), activation], 1))
+        activation = spec.layers[level - 1].activation if level else None
+        rows.append(places_of_level(width, level, spec.depth - level, activation))
     return torch.cat(rows)
+
+
+def places_of_level(width: int, level: int, height: int, activation: Activation | None) -> Tensor:
+    """[width, 4]: level, height, position and number of the activation (None: of the inputs) of one level's nodes."""
+    number = 0 if activation is None else 1 + ACTIVATION_NAMES.index(activation.name)
+    same = torch.tensor([[level, height, 0, number]]).repeat(width, 1)
+    same[:, 2] = torch.arange(width)
+    return same
 
 
 class DenseLayout(Layout):
@@ -367,10 +393,7 @@ class NeuralGraph:
 
     def to_params(self, quantity: int = 0) -> Params | list[Params]:
         """One quantity as named tensors: for a dense layout one (stacked) dict, for a ragged one a list of dicts."""
-        found = [
-            params_from_features(spec, f, quantity)
-            for spec, f in zip(self.layout.specs, self.to_features(), strict=True)
-        ]
+        found = self.layout.params(self, quantity)
         return found[0] if isinstance(self.layout, DenseLayout) else found
 
     def with_features(self, nodes: Tensor, edges: Tensor, types: tuple[ChannelType, ...]) -> NeuralGraph:

@@ -7,7 +7,8 @@ never claims what may not hold, and never refuses: its notes and `Wiring.outside
 
 A normalisation makes a new set, permuted together with the one it reads. Rows before a BatchNorm may be rescaled with
 nothing to compensate them, up to its epsilon. The file is long because the state of a reading and its readers, one per
-kind of operation, in three tables, are one thing.
+kind of operation, in three tables, are one thing. `steps_of` gives what was read operation by operation, from which
+module_links.py draws graphs.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from weightedit.errors import SpecError
 from weightedit.layer import Activation, NeuronGroup
 from weightedit.wiring import Kind, NeuronSet, Wire, Wiring
 
@@ -37,10 +39,7 @@ def wiring_of(net: nn.Module) -> Wiring:
     and attention without symmetry. All other parameters (embeddings, recurrent layers, bare parameters) are outside.
     """
     try:
-        graph = _Tracer().trace(net)
-        reading = _Reading(net)
-        for node in graph.nodes:
-            reading.read(node)
+        reading = _read(net)
     except Exception as error:  # whatever a foreign forward raises under tracing
         reading = _Reading(net)
         reading.notes.append(
@@ -49,6 +48,45 @@ def wiring_of(net: nn.Module) -> Wiring:
         )
         reading.isolate("", net)
     return reading.finish()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one operation of a traced forward does to values that run over neurons.
+
+    Attributes:
+        node: of the trace.
+        kind: "weight" is a linear map or convolution, "factor" a product with a number; "same" leaves every neuron
+            where it is (pooling, flattening, dropout), "size" gives no values, of "unknown" nothing is known.
+        module: that does it, None for a function or method.
+        activation: name of the activation.
+    """
+
+    node: fx.Node
+    kind: Literal["input", "weight", "norm", "activation", "sum", "factor", "same", "size", "unknown", "output"]
+    module: nn.Module | None = None
+    activation: str = ""
+
+
+def steps_of(net: nn.Module) -> list[Step]:
+    """The operations of `net` in their order, as far as `wiring_of` knows them.
+
+    Raises SpecError where the forward cannot be traced.
+    """
+    try:
+        return _read(net).steps
+    except Exception as error:  # whatever a foreign forward raises under tracing
+        raise SpecError(
+            f"{type(net).__name__} cannot be traced ({type(error).__name__}: {error}); expected a forward without "
+            "data-dependent control flow. Read a submodule that has none."
+        ) from None
+
+
+def _read(net: nn.Module) -> _Reading:
+    reading = _Reading(net)
+    for node in _Tracer().trace(net).nodes:
+        reading.read(node)
+    return reading
 
 
 class _Tracer(fx.Tracer):
@@ -87,6 +125,7 @@ class _Reading:
         self.wires: dict[str, Wire] = {}
         self.notes: list[str] = []
         self.values: dict[fx.Node, _Value] = {}
+        self.steps: list[Step] = []
 
     # Sets.
 
@@ -191,6 +230,7 @@ class _Reading:
         else:
             reader = None
         result = reader(self, node, module, given) if reader is not None and given else None
+        self.steps.append(_step(node, module, reader, result))
         if result is None:
             if not _is_size(node):
                 for value in given:
@@ -257,15 +297,16 @@ def _convolution(reading: _Reading, node: fx.Node, module: Any, given: list[_Val
     return _Value(reading.matrix(name, module, source), -1 - space, space + 2)
 
 
-def _activation(name: str) -> _Reader:
-    def read(reading: _Reading, node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
+@dataclass(frozen=True)
+class _Activation:  # a reader that knows its name
+    name: str
+
+    def __call__(self, reading: _Reading, node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
         if len(given) != 1:
             return None
         if given[0].set is not None:
-            reading.restrict(given[0].set, Activation(name, 1.0 if name == "sine" else 0.0).group)
+            reading.restrict(given[0].set, Activation(self.name, 1.0 if self.name == "sine" else 0.0).group)
         return given[0]
-
-    return read
 
 
 def _same(reading: _Reading, node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
@@ -368,7 +409,8 @@ def _sum(reading: _Reading, node: fx.Node, module: Any, given: list[_Value]) -> 
 def _product(reading: _Reading, node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
     """A number times a value, or a value divided by a number."""
     factors = [a for a in node.args if isinstance(a, (int, float))]
-    return given[0] if len(given) == 1 and len(factors) == 1 and isinstance(node.args[0], fx.Node) else None
+    divides = node.target is operator.truediv and not isinstance(node.args[0], fx.Node)
+    return given[0] if len(given) == 1 and len(factors) == 1 and not divides else None
 
 
 def _pooling(reading: _Reading, node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
@@ -382,6 +424,15 @@ def _pooling(reading: _Reading, node: fx.Node, module: Any, given: list[_Value])
     return value
 
 
+def _step(node: fx.Node, module: nn.Module | None, reader: Any, result: _Value | None) -> Step:
+    if result is not None:
+        name = reader.name if isinstance(reader, _Activation) else ""
+        return Step(node, "activation" if name else _KINDS.get(reader, "same"), module, name)
+    if node.op in ("placeholder", "output"):
+        return Step(node, "input" if node.op == "placeholder" else "output")
+    return Step(node, "size" if _is_size(node) else "unknown", module)
+
+
 def _reader_of(module: nn.Module) -> _Reader | None:
     for kinds, reader in _MODULES:
         if isinstance(module, kinds):
@@ -389,31 +440,38 @@ def _reader_of(module: nn.Module) -> _Reader | None:
     return None
 
 
+_KINDS: dict[Any, Literal["weight", "norm", "sum", "factor"]] = {
+    _linear: "weight",
+    _convolution: "weight",
+    _normalisation: "norm",
+    _sum: "sum",
+    _product: "factor",
+}
 _MODULES: list[tuple[Any, _Reader]] = [
     (nn.Linear, _linear),
     (_CONVOLUTIONS, _convolution),
     ((*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm), _normalisation),
-    (nn.ReLU, _activation("relu")),
-    (nn.LeakyReLU, _activation("leaky_relu")),
-    (nn.Tanh, _activation("tanh")),
-    (nn.GELU, _activation("gelu")),
-    (nn.SiLU, _activation("silu")),
-    (nn.Sigmoid, _activation("sigmoid")),
+    (nn.ReLU, _Activation("relu")),
+    (nn.LeakyReLU, _Activation("leaky_relu")),
+    (nn.Tanh, _Activation("tanh")),
+    (nn.GELU, _Activation("gelu")),
+    (nn.SiLU, _Activation("silu")),
+    (nn.Sigmoid, _Activation("sigmoid")),
     ((nn.Identity, nn.Dropout), _same),
     (nn.Flatten, _flatten),
     ((nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), _pooling),
 ]
 _FUNCTIONS: dict[Any, _Reader] = {
-    torch.relu: _activation("relu"),
-    functional.relu: _activation("relu"),
-    functional.leaky_relu: _activation("leaky_relu"),
-    torch.tanh: _activation("tanh"),
-    functional.tanh: _activation("tanh"),
-    torch.sin: _activation("sine"),
-    functional.gelu: _activation("gelu"),
-    functional.silu: _activation("silu"),
-    torch.sigmoid: _activation("sigmoid"),
-    functional.sigmoid: _activation("sigmoid"),
+    torch.relu: _Activation("relu"),
+    functional.relu: _Activation("relu"),
+    functional.leaky_relu: _Activation("leaky_relu"),
+    torch.tanh: _Activation("tanh"),
+    functional.tanh: _Activation("tanh"),
+    torch.sin: _Activation("sine"),
+    functional.gelu: _Activation("gelu"),
+    functional.silu: _Activation("silu"),
+    torch.sigmoid: _Activation("sigmoid"),
+    functional.sigmoid: _Activation("sigmoid"),
     functional.dropout: _same,
     torch.flatten: _flatten,
     functional.max_pool2d: _pooling,
@@ -428,10 +486,10 @@ _FUNCTIONS: dict[Any, _Reader] = {
     operator.truediv: _product,
 }
 _METHODS: dict[Any, _Reader] = {
-    "relu": _activation("relu"),
-    "tanh": _activation("tanh"),
-    "sin": _activation("sine"),
-    "sigmoid": _activation("sigmoid"),
+    "relu": _Activation("relu"),
+    "tanh": _Activation("tanh"),
+    "sin": _Activation("sine"),
+    "sigmoid": _Activation("sigmoid"),
     "flatten": _flatten,
     "view": _view,
     "reshape": _view,

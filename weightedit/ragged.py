@@ -1,6 +1,7 @@
 """Neural graphs of mixed architectures, and the way to PyTorch Geometric and back.
 
-`RaggedLayout` serves networks of different widths, depths and activations in one batch, by PyG's edge_index. `to_pyg`
+`RaggedLayout` serves chains of different widths, depths and activations in one batch, by PyG's edge_index; with a
+network that is no chain among them, all go onto a GraphLayout (graph_layout.py). `to_pyg`
 and `from_pyg` are lossless; a Data object carries its spec as JSON, so that a batch from a PyG DataLoader knows its
 architectures. Nodes are ordered network by network, level by level; edges network by network, layer by layer,
 target-major, as in graph.py.
@@ -9,7 +10,6 @@ target-major, as in graph.py.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from weightedit.errors import ParamsError, SpecError
+from weightedit.errors import ParamsError
 from weightedit.features import ChannelType, check_types
-from weightedit.graph import DenseLayout, Layout, NeuralGraph
+from weightedit.graph import DenseLayout, NeuralGraph
+from weightedit.graph_layout import GraphLayout, graph_from_params
+from weightedit.graph_spec import AnySpec, GraphSpec
+from weightedit.indexed import IndexedLayout
 from weightedit.spec import Activation, NetworkSpec, Params
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ def _node_level(spec: NetworkSpec) -> Tensor:
     return torch.cat([torch.full((width,), level) for level, width in enumerate(spec.widths)])
 
 
-class RaggedLayout(Layout):
+class RaggedLayout(IndexedLayout):
     """Several networks, one after the other; node tensors are [n, C], edge tensors [e, C], without a network axis.
 
     Args:
@@ -60,77 +63,20 @@ class RaggedLayout(Layout):
         self.network = torch.arange(len(self.specs), device=device).repeat_interleave(counts)
 
     @property
-    def source(self) -> Tensor:
-        return self.edge_index[0]
+    def layer_of_node(self) -> Tensor:
+        return self._layer_of_node
 
     @property
-    def target(self) -> Tensor:
-        return self.edge_index[1]
+    def layer_of_edge(self) -> Tensor:
+        return self._layer_of_node[self.target]
 
-    def to_source(self, nodes: Tensor) -> Tensor:
-        return nodes.index_select(0, self.source)
-
-    def to_target(self, nodes: Tensor) -> Tensor:
-        return nodes.index_select(0, self.target)
-
-    def _scatter(self, edges: Tensor, where: Tensor, count: int) -> Tensor:
-        return edges.new_zeros(count, edges.shape[-1]).index_add(0, where, edges)
-
-    def sum_at_source(self, edges: Tensor) -> Tensor:
-        return self._scatter(edges, self.source, sum(self.sizes))
-
-    def sum_at_target(self, edges: Tensor) -> Tensor:
-        return self._scatter(edges, self.target, sum(self.sizes))
-
-    def _scatter_max(self, edges: Tensor, where: Tensor) -> Tensor:
-        lowest = edges.new_full((sum(self.sizes), edges.shape[-1]), -math.inf)
-        return lowest.scatter_reduce(0, where.unsqueeze(-1).expand_as(edges), edges, "amax")
-
-    def max_at_source(self, edges: Tensor) -> Tensor:
-        return self._scatter_max(edges, self.source)
-
-    def max_at_target(self, edges: Tensor) -> Tensor:
-        return self._scatter_max(edges, self.target)
-
-    def outer(self, target: Tensor, source: Tensor) -> Tensor:
-        return (self.to_target(target) * self.to_source(source)).sum(-1, keepdim=True)
+    @property
+    def layer_count(self) -> int:
+        return len(self.specs) * self.levels
 
     @cached_property
     def _layer_of_node(self) -> Tensor:
         return self.network * self.levels + self.level
-
-    def _layer_mean(self, values: Tensor, where: Tensor) -> Tensor:
-        count = len(self.specs) * self.levels
-        size = self._scatter(torch.ones_like(values[:, :1]), where, count).clamp(min=1)
-        return (self._scatter(values, where, count) / size).index_select(0, where)
-
-    def layer_mean_edges(self, edges: Tensor) -> Tensor:
-        return self._layer_mean(edges, self._layer_of_node[self.target])
-
-    def layer_mean_nodes(self, nodes: Tensor) -> Tensor:
-        return self._layer_mean(nodes, self._layer_of_node)
-
-    def network_mean(self, nodes: Tensor, among: Tensor | None = None) -> Tensor:
-        among = nodes.new_ones(len(nodes), 1) if among is None else among
-        count = self._scatter(among, self.network, len(self.specs)).clamp(min=1)
-        return self._scatter(nodes * among, self.network, len(self.specs)) / count
-
-    @cached_property
-    def _nodes_of_ends(self) -> tuple[Tensor, Tensor]:
-        first = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
-        inputs, outputs = ({spec.widths[end] for spec in self.specs} for end in (0, -1))
-        if max(len(inputs), len(outputs)) > 1:
-            raise SpecError(
-                f"networks with {sorted(inputs)} inputs and {sorted(outputs)} outputs came in one batch; expected "
-                "equally many in all of them. Put networks with other ends into a batch of their own."
-            )
-        low = [torch.arange(start, start + min(inputs)) for start in first[:-1]]
-        high = [torch.arange(end - min(outputs), end) for end in first[1:]]
-        return torch.stack(low).to(self.level.device), torch.stack(high).to(self.level.device)
-
-    def ends(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        inputs, outputs = self._nodes_of_ends
-        return nodes[inputs], nodes[outputs]
 
     @cached_property
     def _nodes_of_level(self) -> list[Tensor]:
@@ -213,13 +159,25 @@ def ragged_graph(graphs: Sequence[NeuralGraph]) -> NeuralGraph:
     return NeuralGraph(nodes, edges, layout, graphs[0].types)
 
 
-def ragged_from_params(networks: Sequence[tuple[NetworkSpec, Mapping[str, Tensor]]]) -> NeuralGraph:
-    """One ragged graph of single networks given as (spec, params) pairs."""
-    return ragged_graph([NeuralGraph.from_params(spec, params) for spec, params in networks])
+def ragged_from_params(networks: Sequence[tuple[AnySpec, Mapping[str, Tensor]]]) -> NeuralGraph:
+    """One ragged graph of single networks given as (spec, params) pairs.
+
+    On a RaggedLayout where all of them are chains; one GraphSpec among them puts all on a GraphLayout.
+    """
+    chains = [(spec, params) for spec, params in networks if isinstance(spec, NetworkSpec)]
+    if len(chains) == len(networks):
+        return ragged_graph([NeuralGraph.from_params(spec, params) for spec, params in chains])
+    return graph_from_params([(_as_graph(spec), params) for spec, params in networks])
 
 
-def to_pyg(spec: NetworkSpec, params: Params) -> Data:
-    """One network as a torch_geometric Data: x [n, 1] biases, edge_attr [e, 1] weights, edge_index [2, e], spec (JSON).
+def _as_graph(spec: AnySpec) -> GraphSpec:
+    return spec if isinstance(spec, GraphSpec) else GraphSpec.of(spec)
+
+
+def to_pyg(spec: AnySpec, params: Params) -> Data:
+    """One network as a torch_geometric Data: x [n, K] biases, edge_attr [e, K] weights, edge_index [2, e], spec (JSON).
+
+    A network that is no chain also has link_kind [e], the place of every edge's kind in link.LINK_KINDS.
 
     Raises ParamsError if `params` does not fit `spec` or is stacked (one Data holds one network).
     """
@@ -227,11 +185,15 @@ def to_pyg(spec: NetworkSpec, params: Params) -> Data:
 
     if spec.check_shapes(params) is not None:
         raise ParamsError("stacked networks came; expected one network per Data. Call to_pyg for each of them.")
-    graph = NeuralGraph.from_params(spec, params)
+    graph = ragged_from_params([(spec, params)])
+    layout = graph.layout
+    assert isinstance(layout, IndexedLayout)
+    kinds = {} if layout.link_kind is None else {"link_kind": layout.link_kind}
     return Data(
         x=graph.nodes,
         edge_attr=graph.edges,
-        edge_index=_edge_index(spec).to(graph.edges.device),
+        edge_index=layout.edge_index,
+        **kinds,
         spec=json.dumps(spec.to_dict()),
         types=json.dumps([[kind.scale, kind.odd, kind.affine] for kind in graph.types]),
     )
@@ -250,7 +212,7 @@ def from_pyg(data: Data) -> NeuralGraph:
     x, values, index = data.x, data.edge_attr, data.edge_index
     if x is None or values is None or index is None:
         raise ParamsError("a Data without x, edge_attr or edge_index came; expected one made by weightedit.to_pyg.")
-    layout = RaggedLayout([_parsed(text) for text in specs], x.device)
+    layout = _layout([_parsed(text) for text in specs], x.device)
     nodes, edges = sum(layout.sizes), layout.edge_index.shape[1]
     if (len(x), len(values)) != (nodes, edges) or not torch.equal(index, layout.edge_index):
         raise ParamsError(
@@ -264,5 +226,13 @@ def from_pyg(data: Data) -> NeuralGraph:
 
 
 @lru_cache(maxsize=1024)
-def _parsed(text: str) -> NetworkSpec:
-    return NetworkSpec.from_dict(json.loads(text))
+def _parsed(text: str) -> AnySpec:
+    data = json.loads(text)
+    return GraphSpec.from_dict(data) if "links" in data else NetworkSpec.from_dict(data)
+
+
+def _layout(specs: Sequence[AnySpec], device: torch.device) -> RaggedLayout | GraphLayout:
+    chains = [spec for spec in specs if isinstance(spec, NetworkSpec)]
+    if len(chains) == len(specs):
+        return RaggedLayout(chains, device)
+    return GraphLayout([_as_graph(spec) for spec in specs], device)

@@ -5,9 +5,9 @@ comparable, written to JSON. Reading one from an nn.Module is done in tracing.py
 is in symmetry.py; layers and activations are in layer.py.
 
 A chain may begin with convolutions, whose neurons are channels; the linear layer after the last of them reads each
-channel's mean over the image (global average pooling). What they compute is in convolution.py. A normalisation or
-residual addition would tie, free or remove the factors of `neuron_groups`: callers only use `layers`, `widths`,
-`neuron_groups` and the parameter checks.
+channel's mean over the image (global average pooling). What they compute is in convolution.py. Networks with
+normalisations or residual additions, which would tie, free or remove the factors of `neuron_groups`, are no chains:
+graph_spec.py describes them.
 """
 
 from __future__ import annotations
@@ -180,37 +180,12 @@ class NetworkSpec:
 
         Raises ParamsError on missing or unexpected names and on shapes that do not fit.
         """
-        shapes = self.param_shapes()
-        if set(params) != set(shapes):
-            raise ParamsError(
-                f"missing tensors: {_listed(set(shapes) - set(params))}; unexpected tensors: "
-                f"{_listed(set(params) - set(shapes))}; expected exactly {_listed(shapes)}."
-            )
-        first = next(iter(shapes))
-        stacked = params[first].dim() == len(shapes[first]) + 1
-        count = params[first].shape[0] if stacked else None
-        for name, shape in shapes.items():
-            expected = shape if count is None else (count, *shape)
-            if tuple(params[name].shape) != expected:
-                raise ParamsError(
-                    f"{name} has shape {tuple(params[name].shape)}; expected {expected}. Stack either all tensors "
-                    "over networks (one leading axis) or none."
-                )
-        return count
+        return check_shapes(self.param_shapes(), params)
 
     def check_params(self, params: Mapping[str, Tensor]) -> int | None:
         """`check_shapes`, and every value is finite (ParamsError names the tensor and the first bad network)."""
         count = self.check_shapes(params)
-        for name, tensor in params.items():
-            if not bool(torch.isfinite(tensor).all()):
-                where = ""
-                if count is not None:
-                    bad = (~torch.isfinite(tensor)).reshape(count, -1).any(1).nonzero()[0].item()
-                    where = f" of network {bad}"
-                raise ParamsError(
-                    f"{name}{where} holds NaN or infinite values; expected finite weights. Drop that network or fit "
-                    "it again."
-                )
+        check_finite(params, count)
         return count
 
     def params_of(self, net: nn.Module) -> Params:
@@ -255,6 +230,43 @@ class NetworkSpec:
             raise SpecError(
                 f"{data!r} is not a network spec ({error}); expected what NetworkSpec.to_dict writes."
             ) from None
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], params: Mapping[str, Tensor]) -> int | None:
+    """The number N of stacked networks in `params` (None: a single one), where names and shapes are those expected.
+
+    Raises ParamsError on missing or unexpected names and on shapes that do not fit.
+    """
+    if set(params) != set(shapes):
+        raise ParamsError(
+            f"missing tensors: {_listed(set(shapes) - set(params))}; unexpected tensors: "
+            f"{_listed(set(params) - set(shapes))}; expected exactly {_listed(shapes)}."
+        )
+    first = next(iter(shapes))
+    stacked = params[first].dim() == len(shapes[first]) + 1
+    count = params[first].shape[0] if stacked else None
+    for name, shape in shapes.items():
+        expected = shape if count is None else (count, *shape)
+        if tuple(params[name].shape) != expected:
+            raise ParamsError(
+                f"{name} has shape {tuple(params[name].shape)}; expected {expected}. Stack either all tensors "
+                "over networks (one leading axis) or none."
+            )
+    return count
+
+
+def check_finite(params: Mapping[str, Tensor], count: int | None) -> None:
+    """Raise ParamsError that names a tensor with NaN or infinite values, and the first such network of `count`."""
+    for name, tensor in params.items():
+        if not bool(torch.isfinite(tensor).all()):
+            where = ""
+            if count is not None:
+                bad = (~torch.isfinite(tensor)).reshape(count, -1).any(1).nonzero()[0].item()
+                where = f" of network {bad}"
+            raise ParamsError(
+                f"{name}{where} holds NaN or infinite values; expected finite weights. Drop that network or fit it "
+                "again."
+            )
 
 
 def _layer_from(data: Mapping[str, Any]) -> Layer:

@@ -104,7 +104,8 @@ class _Chain:
     def refusal(self, what: str) -> SpecError:
         return SpecError(
             f"{type(self.net).__name__} holds {what}, which cannot be treated; expected {_SUPPORTED}. Replace that "
-            "part, or read a submodule that is such a chain."
+            "part, or read a submodule that is such a chain. GraphSpec.from_module reads residual additions and "
+            "normalisations."
         )
 
     def finish(self) -> tuple[Layer, ...]:

@@ -1,6 +1,6 @@
 """Which axis of which parameter runs over which neurons, and what those neurons may carry: all that update rules see.
 
-NetworkSpec describes one chain of layers, of which metanetworks read and write everything. An optimizee may be any
+NetworkSpec and GraphSpec describe networks of which metanetworks read and write everything. An optimizee may be any
 module: convolutions, normalisations, residual streams, attention, and parts nobody knows. Its wiring says for every
 parameter that is read as a matrix, [targets, sources, kernel positions], between which sets of neurons it lies, and
 claims symmetry only where that is known. Reading one from a module is module_wiring.py's.

@@ -17,7 +17,7 @@ class Metanetwork(nn.Module):
 
     Attributes:
         types_in: channel types of the graphs it reads; the first is PARAMETER.
-        types_out: channel types of the graphs it returns, (DELTA,) for one that edits.
+        types_out: channel types of the graphs it returns, for one that edits all DELTA: one per position of a kernel.
         embedding: width of the vector that `embed` gives, 0 for a metanetwork that edits.
         declared: the symmetries to which it is equivariant (or, reading, invariant) on networks that have them.
     """

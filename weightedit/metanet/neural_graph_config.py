@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from weightedit.errors import SpecError
+from weightedit.link import LINK_KINDS
 
 SCALERS = ("identity", "amplification", "attenuation")
 Config = TypeVar("Config", bound="NeuralGraphsConfig")
@@ -27,6 +28,7 @@ class NeuralGraphsConfig:
         initial_scale: size of a delta relative to the weights of its layer, at the start.
         embedding: 0 to edit; else the width of the vector that is read off every network.
         channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1.
+        link_kinds: how many kinds of edges it tells apart, in the order of link.LINK_KINDS; 1 (weights) for chains.
         extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         seed: of the initial weights.
     """
@@ -41,13 +43,22 @@ class NeuralGraphsConfig:
     initial_scale: float = 0.01
     embedding: int = 0
     channels: int = 1
+    link_kinds: int = 1
     extra_types: tuple[tuple[int, bool], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels, self.channels)
-        if min(sizes) < 1 or min(self.probes, self.embedding) < 0:
-            raise SpecError(f"{self} came; expected positive sizes, and probes and embedding of at least 0.")
+        if min(sizes) < 1 or min(self.probes, self.embedding) < 0 or not 1 <= self.link_kinds <= len(LINK_KINDS):
+            raise SpecError(
+                f"{self} came; expected positive sizes, probes and embedding of at least 0, and at most "
+                f"{len(LINK_KINDS)} kinds of links."
+            )
+        if self.probes and self.link_kinds > 1:
+            raise SpecError(
+                f"{self.probes} probes came with {self.link_kinds} kinds of links; expected probes=0: probes are for "
+                "chains."
+            )
         if self.probes and self.channels > 1:
             raise SpecError(
                 f"{self.probes} probes came with {self.channels} channels per quantity; expected probes=0: probes are "
@@ -60,9 +71,12 @@ class NeuralGraphsConfig:
 
     @classmethod
     def from_dict(cls: type[Config], data: Mapping[str, object]) -> Config:
-        """The config that `to_dict` wrote; raises SpecError on unknown or missing entries."""
+        """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
+
+        `link_kinds` may be missing: older configs have its default.
+        """
         expected = {field.name for field in fields(cls)}
-        if set(data) != expected:
+        if {*data, "link_kinds"} != expected:
             raise SpecError(f"entries {sorted(data)} came; expected {sorted(expected)}.")
         entries: dict[str, Any] = dict(data)
         entries["extra_types"] = tuple((int(k), bool(odd)) for k, odd in entries["extra_types"])

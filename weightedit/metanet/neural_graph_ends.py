@@ -1,10 +1,11 @@
 """What goes into Neural Graphs and what is read off them; the layers between are in neural_graph_layers.py.
 
-In (Kofinas et al. 2024): nodes carry biases, a learned code (one per input and output neuron, one per
-hidden level), an embedding of their activation function, and what learned probes read at them; pairs carry weights, in
-one place along the edge and in another against it. The paper standardises parameters by statistics of the data set;
-here every layer of every network is divided by its own root mean square, whose logarithm goes to the nodes, so that
-nothing is lost and no statistics have to be kept. Probed activations are normalised likewise, level by level.
+In (Kofinas et al. 2024): nodes carry biases, a learned code (one per input and output neuron, one per hidden level), an
+embedding of their activation function, and what learned probes read at them; pairs carry weights, in one place along
+the edge and in another against it, and an embedding of the link's kind where networks are no chains. The paper
+standardises parameters by statistics of the data set; here every layer of every network is divided by its own root mean
+square, whose logarithm goes to the nodes, so that nothing is lost and no statistics have to be kept. Probed activations
+are normalised likewise, level by level.
 
 Out: deltas, an MLP on the pairs along edges and one on nodes, times a learned small scale per layer, in units of the
 layer's weights. Biases are read off the nodes they belong to: the published NG-GNN slices node features from the
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from weightedit.errors import SpecError
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
 from weightedit.layer import ACTIVATION_NAMES
+from weightedit.link import LINK_KINDS
 from weightedit.metanet.heads import LayerTable
 from weightedit.metanet.neural_graph_config import NeuralGraphsConfig
 from weightedit.metanet.neural_graph_layers import Pairs, two_layers, unit_linear
@@ -75,10 +77,13 @@ class InputStage(nn.Module):
         self.activations = nn.Embedding(1 + len(ACTIVATION_NAMES), node)
         # Small: what all neurons share would drown what tells them apart, and with it the first steps of training.
         nn.init.normal_(self.activations.weight, std=0.1)
+        self.links = nn.Embedding(config.link_kinds, config.edge_width) if config.link_kinds > 1 else None
+        if self.links is not None:
+            nn.init.normal_(self.links.weight, std=0.5)
 
     def forward(self, graph: NeuralGraph) -> Lifted:
-        """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
-        self._check_ends(graph)
+        """Raises SpecError if a network has other numbers of inputs or outputs, or other links, than the config."""
+        self._check(graph)
         layout = graph.layout
         constants = layout.constants("permutation", graph.edges)
         edge_size = self._sizes(layout.layer_mean_edges(graph.edges.square()))
@@ -96,8 +101,19 @@ class InputStage(nn.Module):
         backward = None if self.lift_backward is None else self.lift_backward(edges) + bias
         # A pair of a neuron with itself has no weight: zeros are lifted.
         loops = bias.to(nodes).expand(*nodes.shape[:-1], -1) if self.loops else None
+        forward = self.lift_forward(edges)
+        if self.links is not None:
+            kinds = self.links(self._link_kinds(edges, layout))
+            forward, backward = forward + kinds, None if backward is None else backward + kinds
         degree = constants.in_degree + constants.out_degree if self.reverse else constants.in_degree
-        return Pairs(layout, degree, self.lift_forward(edges), backward, loops)
+        return Pairs(layout, degree, forward, backward, loops)
+
+    @staticmethod
+    def _link_kinds(edges: Tensor, layout: Layout) -> Tensor:
+        """[e]; in a chain all edges carry weights."""
+        if layout.link_kind is None:
+            return torch.zeros(edges.shape[-2], dtype=torch.long, device=edges.device)
+        return layout.link_kind
 
     def _sizes(self, square: Tensor) -> Tensor:
         """Mean squares [..., C] -> root mean square per quantity, a kernel counted as a whole; 1 where zero."""
@@ -123,7 +139,13 @@ class InputStage(nn.Module):
         ends = ends + is_output * self.output_codes[constants.position.clamp(max=self.config.outputs - 1)]
         return self.codes(constants) + ends + self.activations(constants.activation)
 
-    def _check_ends(self, graph: NeuralGraph) -> None:
+    def _check(self, graph: NeuralGraph) -> None:
+        if graph.layout.link_kinds > self.config.link_kinds:
+            raise SpecError(
+                f"networks with links of the kind {LINK_KINDS[graph.layout.link_kinds - 1]} came to link_kinds "
+                f"{self.config.link_kinds}; expected at most the first so many of {', '.join(LINK_KINDS)}. Build it "
+                "with make_metanet for such networks."
+            )
         for spec in graph.layout.specs:
             ends = (spec.widths[0], spec.widths[-1])
             if ends != (self.config.inputs, self.config.outputs):
@@ -157,6 +179,6 @@ class DeltaEnding(nn.Module):
 
     def forward(self, lifted: Lifted, nodes: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """In units of the layer's weights times the layer's learned scale, which is kept at its target level."""
-        scale = self.scales(lifted.constants) * lifted.node_size
-        weights = self.read_edges(pairs.forward) * pairs.layout.to_target(scale[..., :1])
-        return weights, self.read_nodes(nodes) * scale[..., 1:]
+        scale = self.scales(lifted.constants)
+        weights = self.read_edges(pairs.forward) * pairs.layout.to_target(scale[..., :1]) * lifted.edge_size
+        return weights, self.read_nodes(nodes) * scale[..., 1:] * lifted.node_size

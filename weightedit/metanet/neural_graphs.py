@@ -13,10 +13,21 @@ are in neural_graph_layers.py, inputs and read-outs in neural_graph_ends.py. Whe
   where it edits). Vectors are read there off the output neurons; here the mean of all nodes comes with them.
 * Probes enter there through a linear map per level; here through one, after dividing by the level's root mean square.
 
-What this library's graph, a chain of layers, cannot express: residual additions (edges that skip layers, with a weight
-of 1 in the paper) and normalisation layers (nodes and edges of their own in the paper). Networks that have them are
-refused when their spec is read (tracing.py), so no metanetwork sees one. The paper's random Fourier features of
-parameters are not part of this.
+Networks with residual additions and normalisations are described by a GraphSpec, where the paper's skip edges of weight
+1 and its nodes and edges of normalisations are links (link.py); a learned vector per kind of link, which goes onto the
+pairs, tells a skip from a weight of 1 and one normalisation from another. Without probes: these go level by level. The
+published code for CNNs has residual edges, of weight 1 in the middle of the kernel as here, and no nodes of
+normalisations; it repeats nodes where a map is flattened, here the positions of a channel are channels of one edge. The
+paper's random Fourier features of parameters are not part of this.
+
+>>> from weightedit.delta import propose_delta
+>>> from weightedit.graph_spec import GraphSpec
+>>> from weightedit.metanet.registry import make_metanet
+>>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+>>> spec = GraphSpec.from_module(net)
+>>> delta = propose_delta(make_metanet("ng-gnn", [spec]), spec, spec.params_of(net))
+>>> delta["0.weight"].shape, delta["1.weight"].shape
+(torch.Size([4, 1, 3, 3]), torch.Size([4]))
 """
 
 from __future__ import annotations

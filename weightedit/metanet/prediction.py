@@ -16,6 +16,7 @@ from tqdm import tqdm
 from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.errors import ParamsError, SpecError
 from weightedit.graph import NeuralGraph
+from weightedit.graph_spec import AnySpec, GraphSpec
 from weightedit.inr.convention import Convention, convert
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.base import Metanetwork
@@ -80,15 +81,17 @@ class WeightSpacePredictor(nn.Module):
         """[N, outputs] for a stack, [outputs] for a single network, [networks, outputs] for a ragged graph."""
         return self.head(self.metanet.embed(graph))
 
-    def predict(self, spec: NetworkSpec, params: Mapping[str, Tensor]) -> Tensor:
-        """`forward` of one network or a stack, checked, in the predictor's floating-point type.
+    def predict(self, spec: AnySpec, params: Mapping[str, Tensor]) -> Tensor:
+        """`forward` of one network or a stack of chains, checked, in the predictor's floating-point type.
 
         Raises ParamsError on parameters that do not fit or are not finite, SpecError on networks of another kind.
         """
+        if isinstance(spec, GraphSpec):
+            return self.predict_each([(spec, params)])[0]
         spec.check_params(params)
         return self(NeuralGraph.from_params(spec, self._cast(params)))
 
-    def predict_each(self, networks: Sequence[tuple[NetworkSpec, Mapping[str, Tensor]]]) -> Tensor:
+    def predict_each(self, networks: Sequence[tuple[AnySpec, Mapping[str, Tensor]]]) -> Tensor:
         """`predict` for networks of different architectures in one ragged batch: [networks, outputs]."""
         for spec, params in networks:
             spec.check_params(params)

@@ -4,7 +4,8 @@ Biases and weights over the root mean square of their layer's weights, the logar
 level, counted from both ends, and of every input and output neuron) are lifted to what the model reads; every edge is
 there in both directions, with a channel that tells them apart. From the model's nodes, deltas are read at edges from
 both ends and their weight, and at nodes; or hidden nodes are averaged, ends read one by one, for a vector per network.
-Dense stacks become one graph of as many components (ragged.py), so the model never sees another form.
+Dense stacks become one graph of as many components (ragged.py), so the model never sees another form. In networks that
+are no chains, residual edges and gains are edges like others: their kind is not told.
 
 Symmetry: permutations, as of every message-passing model on this graph; neither signs nor scales, and nothing is
 declared of a model that depends on the order of its nodes. An adapter holds a module that no config describes, so it is
@@ -23,6 +24,7 @@ from torch.nn import functional
 from weightedit.errors import ParamsError, SpecError
 from weightedit.features import DELTA, PARAMETER
 from weightedit.graph import DenseLayout, NeuralGraph, NodeConstants
+from weightedit.indexed import IndexedLayout
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.heads import LayerTable
 from weightedit.metanet.layers import root_of_mean
@@ -142,7 +144,7 @@ class PyGAdapter(Metanetwork):
                     f"and {ends[1]}. Hidden widths and depth are free; the two ends are fixed by the config."
                 )
         layout = flat.layout
-        assert isinstance(layout, RaggedLayout)
+        assert isinstance(layout, IndexedLayout)
         constants, (size, at_nodes) = layout.constants("permutation", flat.edges), _sizes(flat)
         x = self.lift_nodes(torch.cat([flat.nodes[:, :1] / at_nodes, at_nodes.log()], -1)) + self._codes(constants)
         index = torch.cat([layout.edge_index, layout.edge_index.flip(0)], 1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from weightedit.errors import SpecError
+from weightedit.graph_spec import AnySpec, GraphSpec
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.dws import DWS, DWSConfig
@@ -21,7 +22,6 @@ from weightedit.metanet.neural_graphs import NGGNN, NGT
 from weightedit.metanet.nfn import NFN, NFNConfig
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
-from weightedit.spec import NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,17 @@ METANETS: dict[str, Entry] = {
 }
 
 # Config fields that the networks decide; all of them agree, or the metanetwork refuses the odd ones when they come.
-_FROM_NETWORKS: dict[str, Callable[[Sequence[NetworkSpec]], object]] = {
+_FROM_NETWORKS: dict[str, Callable[[Sequence[Any]], object]] = {
     "inputs": lambda specs: specs[0].widths[0],
     "outputs": lambda specs: specs[0].widths[-1],
     "widths": lambda specs: specs[0].widths,
     "depth": lambda specs: specs[0].depth,
     "channels": lambda specs: max(spec.channels for spec in specs),
+    "link_kinds": lambda specs: max(spec.link_kinds if isinstance(spec, GraphSpec) else 1 for spec in specs),
     "activations": MonomialConfig.activations_of,
 }
+# Metanetworks that tell links apart, and so treat networks that are no chains.
+_FOR_GRAPHS = [name for name, entry in METANETS.items() if "link_kinds" in {item.name for item in fields(entry.config)}]
 
 
 def entry(name: str) -> Entry:
@@ -73,27 +76,33 @@ def build_metanet(name: str, config: Mapping[str, object]) -> Metanetwork:
     return found.kind(found.config.from_dict({**found.fixed, **config}))
 
 
-def make_metanet(name: str, specs: Sequence[NetworkSpec], **options: object) -> Metanetwork:
+def make_metanet(name: str, specs: Sequence[AnySpec], **options: object) -> Metanetwork:
     """A fresh metanetwork `name` for such networks: what they decide is read off them, the rest is its default.
 
     Args:
         name: see METANETS.
-        specs: architectures it must treat, at least one.
+        specs: architectures it must treat, at least one; GraphSpecs for ng-gnn and ng-t alone.
         options: fields of its config, e.g. layers=6, embedding=128.
 
-    Raises SpecError on an unknown name or option, or one that contradicts the name.
+    Raises SpecError on an unknown name or option, one that contradicts the name, or a GraphSpec with one for chains.
     """
     found, known = entry(name), {item.name for item in fields(entry(name).config)}
     if not specs:
         raise SpecError("no network came; expected at least one spec of the networks to treat.")
     if unknown := sorted(set(options) - known):
         raise SpecError(f"{name} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(known))}.")
+    graphs = any(isinstance(spec, GraphSpec) for spec in specs)
+    if graphs and "link_kinds" not in known:
+        raise SpecError(
+            f"{name} came for a network that is no chain; expected one of {', '.join(_FOR_GRAPHS)}: the others go "
+            "through networks level by level."
+        )
     for key, value in found.fixed.items():
         if options.get(key, value) != value:
             raise SpecError(f"{key} {options[key]} came with {name}, which is {key} {value}; take another name.")
     values = {key: read(specs) for key, read in _FROM_NETWORKS.items() if key in known}
-    if "probes" in known and any(spec.channels > 1 for spec in specs):
-        values["probes"] = 0  # probes are for networks without convolutions
+    if "probes" in known and (graphs or any(spec.channels > 1 for spec in specs)):
+        values["probes"] = 0  # probes are for chains without convolutions
     return found.kind(found.config(**{**values, **found.fixed, **options}))
 
 
