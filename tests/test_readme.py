@@ -21,6 +21,7 @@ def test_python_blocks_run(monkeypatch: pytest.MonkeyPatch) -> None:
         exec(compile(block, "README.md", "exec"), namespace)
     assert tuple(namespace["pictures"].shape) == (4, 1, 56, 56)
     assert [set(delta) for delta in namespace["deltas"]] == [set(namespace["params"]), set(namespace["wide"])]
+    assert set(namespace["changed"]) == set(dict(namespace["net"].named_parameters()))
 
 
 def test_the_two_setup_commands_pin_the_cpu_build() -> None:
