@@ -213,6 +213,19 @@ def test_meta_train_and_compare(tmp_path: Path) -> None:
     assert wrong.returncode != 0 and "imagenet" in wrong.stderr
 
 
+@pytest.mark.slow
+def test_costs(tmp_path: Path) -> None:
+    """Of optimizer steps and of inner runs, both as multiples of what they are held against."""
+    steps = run_task("benchmark_optimizers.py", "--smoke", "--rules", "lean", "scalegmn", "--out", str(tmp_path / "a"))
+    assert "| fused Adam |" in steps.stdout and "| scalegmn |" in steps.stdout
+    runs = run_task("benchmark_meta_training.py", "--smoke", "--out", str(tmp_path / "b"))
+    assert "| one pair at a time, eager |" in runs.stdout
+    wrong = run_task("benchmark_meta_training.py", "--rules", "guess", check=False)
+    assert wrong.returncode != 0 and "guess" in wrong.stderr
+    wrong = run_task("benchmark_meta_training.py", "--rounds", "0", check=False)
+    assert wrong.returncode != 0 and "one round" in wrong.stderr
+
+
 def test_make_cnn_zoo_then_predict_generalization(pictures: Path, tmp_path: Path) -> None:
     zoo, out = str(tmp_path / "zoo"), str(tmp_path / "tau")
     made = run_task("make_cnn_zoo.py", "--smoke", "--images", str(pictures), "--out", zoo)
