@@ -8,11 +8,13 @@ the way. The learning rate of a hand-designed rule is the one of `rates` (logari
 a learned rule has none to tune, and takes `lr`, as LearnedOptimizer does. The score is the steps in which tuned Adam
 reaches its lowest mean test loss, over those in which a rule gets there. With `rescale` U, the same runs are repeated
 with every hidden unit of the initial network rescaled by e^U[-U, U], which changes no function; the learning rates stay
-as they were tuned. Written: out/comparison.json, .md and .png.
+as they were tuned. Written: out/comparison.json, .md and .png. Every finished run is kept in out/runs.json: started
+again, with more rules, rates or rescaled runs if you like, a comparison goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -25,7 +27,7 @@ from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from weightedit.cli import told_in_one_line
@@ -124,6 +126,7 @@ class Contest:
     optimizee: Optimizee
     held_out: LabelledImages
     test: LabelledImages
+    kept: Kept
 
     @torch.no_grad()
     def loss_on(self, data: LabelledImages, params: Params) -> Tensor:
@@ -162,13 +165,61 @@ class Contest:
             losses.append(self.loss_on(data, state.params).nan_to_num(math.inf))
         return torch.stack(losses), state.params
 
-    def tuned(self, make: Callable[[float], UpdateRule]) -> tuple[float, UpdateRule]:
-        """The best learning rate of the grid, and the rule with it."""
+    def tuned(self, name: str) -> float:
+        """The best learning rate of the grid for a rule of BY_HAND."""
         ends = math.log10(self.config.lowest_rate), math.log10(self.config.highest_rate)
-        rates = torch.logspace(*ends, self.config.rates).tolist()
-        found = [float(self.run(make(rate), 2, 1000, self.held_out)[0].mean(1).min()) for rate in rates]
-        best = rates[found.index(min(found))]
-        return best, make(best)
+        rates = torch.logspace(*ends, self.config.rates, dtype=torch.float64).tolist()
+        found = [self.kept(f"tuning {name} {rate:.6g}", lambda rate=rate: self.lowest(name, rate)) for rate in rates]
+        return rates[found.index(min(found))]
+
+    def lowest(self, name: str, rate: float) -> float:
+        """The lowest loss on held-out images that two networks have on average."""
+        return float(self.run(BY_HAND[name](rate), 2, 1000, self.held_out)[0].mean(1).min())
+
+    def figures(self, rule: UpdateRule, key: str, rescale: float = 0.0) -> dict[str, list[Any]]:
+        """Test losses [seeds, points] and accuracies at the end [seeds]; `key` names the rule."""
+
+        def measure() -> dict[str, list[Any]]:
+            losses, params = self.run(rule, self.config.seeds, 0, self.test, rescale)
+            return {"losses": losses.T.tolist(), "accuracy": self.accuracy_on(self.test, params)}
+
+        return self.kept(f"{key} rescaled {rescale:g}", measure)
+
+
+class Kept:
+    """What a comparison has measured so far, in a file.
+
+    Raises WeightEditError if that file is of other runs than `about` says.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.held = path, {"about": about, "runs": {}}
+        if path.exists():
+            self.held = json.loads(path.read_text())
+            if self.held["about"] != about:
+                raise WeightEditError(
+                    f"{path} is of {self.held['about']}; expected {about}: give --out another folder, or the former "
+                    "options."
+                )
+
+    def __call__(self, key: str, measure: Callable[[], Any]) -> Any:
+        """What stands under `key`, measured now if it has not been yet."""
+        if key not in self.held["runs"]:
+            self.held["runs"][key] = measure()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            written = self.path.with_suffix(".part")
+            written.write_text(json.dumps(self.held))
+            written.replace(self.path)
+        return self.held["runs"][key]
+
+
+def named(name: str, rule: UpdateRule, factor: float) -> str:
+    """A learned rule by its name, its numbers and the factor of its steps: a folder may come to hold another one."""
+    assert isinstance(rule, nn.Module) and hasattr(rule, "config")
+    digest = hashlib.sha256(str(rule.config).encode())
+    for tensor in rule.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return f"{Path(name).name} {digest.hexdigest()[:12]} lr {factor:g}"
 
 
 def rescaled(
@@ -229,25 +280,28 @@ def main(config: Config) -> dict[str, Any]:
     learned = {name: load_rule(name) for name in names if name not in BY_HAND}
     data, held_out = images_of(config.problem, config.images).split(TRAINED)
     test = images_of(config.problem, config.images, split="test")
-    contest = Contest(config, optimizee(config.problem, data), held_out, test)
+    out = Path(config.out)
+    about = {key: getattr(config, key) for key in ("problem", "steps", "seeds", "evaluate_every", "cosine")}
+    contest = Contest(config, optimizee(config.problem, data), held_out, test, Kept(out / "runs.json", about))
     facts: dict[str, Any] = {}
     for name in tqdm(names, desc="rules"):
-        rate, rule = (None, learned[name]) if name in learned else contest.tuned(BY_HAND[name])
+        rate = None if name in learned else contest.tuned(name)
+        rule = learned[name] if rate is None else BY_HAND[name](rate)
         run = Scaled(rule, config.lr) if name in learned and config.lr != 1 else rule
-        runs = {"standard": contest.run(run, config.seeds, 0, test)}
+        key = named(name, rule, config.lr) if rate is None else f"{name} {rate:.6g}"
+        runs = {"standard": contest.figures(run, key)}
         if config.rescale:
-            runs["rescaled"] = contest.run(run, config.seeds, 0, test, config.rescale)
+            runs["rescaled"] = contest.figures(run, key, config.rescale)
         facts[name] = {
             "rate": rate,
-            "losses": {kind: losses.T.tolist() for kind, (losses, _) in runs.items()},
-            "accuracy": contest.accuracy_on(test, runs["standard"][1]),
+            "losses": {kind: found["losses"] for kind, found in runs.items()},
+            "accuracy": runs["standard"]["accuracy"],
         }
         if config.timed_steps:
             facts[name]["milliseconds"] = milliseconds(
                 contest.optimizee, None if name == "adam" else rule, config.timed_steps
             )
     result = {"config": asdict(config), "rules": facts}
-    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.json").write_text(json.dumps(result, indent=1))
     table = report(config, facts)

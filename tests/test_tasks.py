@@ -191,20 +191,19 @@ def test_meta_train_and_compare(tmp_path: Path) -> None:
     again = run_task("meta_train.py", "--smoke", "--out", str(out))
     assert "outer step" in again.stdout
     rule = str(out / "rule")
-    compared = run_task(
-        "compare_optimizers.py",
-        "--smoke",
-        "--rules",
-        "sgd",
-        rule,
-        "--cosine",
-        "--rescale",
-        "3",
-        "--out",
-        str(tmp_path / "compared"),
-    )
+    words = ("compare_optimizers.py", "--smoke", "--cosine", "--rescale", "3", "--out", str(tmp_path / "compared"))
+    compared = run_task(*words, "--timed-steps", "0", "--rules", "sgd")
+    runs = json.loads((tmp_path / "compared/runs.json").read_text())
+    runs["runs"] = {
+        key: value if "tuning" in key else {**value, "accuracy": [0.5, 0.5]} for key, value in runs["runs"].items()
+    }
+    (tmp_path / "compared/runs.json").write_text(json.dumps(runs))
+    compared = run_task(*words, "--rules", "sgd", rule)
     for row in ("adam", "sgd", rule):
         assert f"| {row} |" in compared.stdout
+    assert compared.stdout.count("50.00 +- ") == 2  # what was measured before is not measured again
+    wrong = run_task(*words[:2], "--out", str(tmp_path / "compared"), check=False)
+    assert wrong.returncode != 0 and "another folder" in wrong.stderr
     lean = ["--rule", "lean", "--estimator", "backprop", "--reparametrise", "tensor", "--vary", "hidden"]
     run_task("meta_train.py", "--smoke", *lean, "--out", str(tmp_path / "lean"))
     wrong = run_task("meta_train.py", "--smoke", "--estimator", "guess", "--out", str(tmp_path / "no"), check=False)
