@@ -5,6 +5,19 @@ the bidirectional form uses the dual channel, so that it is scale-equivariant; i
 and a rank-one term; sine layers are equivariant to half-period shifts. How a group is respected is in layers.py; here
 are the input stage (gauge, normalisation, probes, node codes), the stack of layers, and the way back out of the gauge.
 With an embedding it ends in an invariant vector per network instead.
+
+In a chain with convolutions an edge is a whole kernel: its positions are channels of one type, and so are those of its
+delta. Any function of them that is one of the layers' here keeps the symmetry, since a channel's factor acts on all
+positions alike; the gauge sums their squares. Probes, which are inputs of networks without convolutions, and what is
+made of them (forecast, refit) are left out there.
+
+>>> from weightedit.delta import propose_delta
+>>> from weightedit.metanet.registry import make_metanet
+>>> from weightedit.spec import NetworkSpec
+>>> spec = NetworkSpec.cnn((1, 4, 3, 2), "relu")
+>>> params = {name: torch.randn(shape) for name, shape in spec.param_shapes().items()}
+>>> propose_delta(make_metanet("scalegmn-b", [spec], layers=1), spec, params)["layers.1.weight"].shape
+torch.Size([3, 4, 3, 3])
 """
 
 from __future__ import annotations
