@@ -6,9 +6,9 @@ per network and parameter tensor, by the root mean square of its entries (in the
 positive factor), and deltas multiplied by it: ours, the papers normalise over their data set or not at all. The
 logarithms of these sizes are features of the reading ending. The linear layers are in weight_space.py.
 
-Chains with convolutions are read and edited: an entry is a whole kernel, whose positions are channels (features.py), and
-channels are mixed by every matrix. Sizes are over all of them, padding included, so that a delta at the start is as much
-smaller as a layer's kernels are than the largest; the learned scale of every part makes up for it.
+Chains with convolutions are read and edited: an entry is a whole kernel, whose positions are channels (features.py),
+and channels are mixed by every matrix. Sizes are over all of them, padding included: where a kernel fills one position
+of nine, the delta at the start is a third of what it is elsewhere, and the learned scale of the part makes up for it.
 
 >>> from weightedit.delta import propose_delta
 >>> from weightedit.metanet.registry import make_metanet
