@@ -132,6 +132,9 @@ def test_every_operation_is_the_loop_over_edges(views):
     for name, (value, arguments) in expected.items():
         got = back(getattr(layout, name)(*map(lift, arguments)))
         torch.testing.assert_close(got, value, rtol=0, atol=1e-13, msg=name)
+    mix = _random(4, 3, seed=8)
+    got = back(layout.outer(lift(a), lift(b), mix))
+    torch.testing.assert_close(got, (a[target] * b[source]) @ mix.T, rtol=0, atol=1e-13)
     for name, end, ends in (("collect_at_target", at_target, source), ("collect_at_source", at_source, target)):
         end = torch.zeros_like(end)
         for k, (s, t, _) in enumerate(pairs):

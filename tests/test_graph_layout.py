@@ -66,6 +66,22 @@ def test_operations_agree_with_a_dense_incidence():
     assert torch.equal(layout.constants("permutation", nodes).in_degree, target.sum(0).unsqueeze(1))
 
 
+def test_padding_is_what_no_parameter_stands_in():
+    """Of chains on either layout, and of a network with edges of a fixed weight."""
+    (spec, params), chain = network("small"), CNNS["mixed"]
+    ones = {name: torch.ones_like(tensor) for name, tensor in params.items()}
+    for graph in (
+        graph_from_params([(spec, ones), (spec, ones)]),
+        NeuralGraph.from_params(chain, {k: torch.ones(shape) for k, shape in chain.param_shapes().items()}),
+        graph_from_params([(GraphSpec.of(chain), {k: torch.ones(s) for k, s in chain.param_shapes().items()})]),
+    ):
+        full = graph.with_features(torch.ones_like(graph.nodes), torch.ones_like(graph.edges), graph.types)
+        left, kind = full.without_padding(), graph.layout.link_kind
+        free = torch.zeros(len(graph.edges), 1, dtype=torch.bool) if kind is None else (kind == 1).unsqueeze(1)
+        assert torch.equal(left.edges, torch.where(free, 0.0, graph.edges))
+        assert bool(left.nodes[..., 0].all()) and not left.nodes[..., 1:].any()
+
+
 def test_sizes_are_taken_link_by_link():
     spec, params = network("small")
     graph = graph_from_params([(spec, params)] * 2)
@@ -132,7 +148,7 @@ def test_what_needs_a_chain_is_refused():
         lambda: layout.transmit(1, edges, nodes),
         lambda: layout.transmit_back(1, edges, nodes),
         lambda: layout.activations_at(1),
-        lambda: layout.per_node(lambda spec: nodes),
+        lambda: layout.per_network(lambda spec: nodes),
         lambda: layout.networks(nodes, edges),
         graph.to_features,
     ]

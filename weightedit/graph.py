@@ -30,7 +30,13 @@ from weightedit.blocks import (
     SumAtTarget,
 )
 from weightedit.errors import ParamsError
-from weightedit.features import ChannelType, WeightSpaceFeatures, features_from_params, params_from_features
+from weightedit.features import (
+    ChannelType,
+    WeightSpaceFeatures,
+    features_from_params,
+    kernel_to_channels,
+    params_from_features,
+)
 from weightedit.layer import ACTIVATION_NAMES
 from weightedit.spec import Activation, NetworkSpec, Params, Symmetry
 
@@ -90,8 +96,11 @@ class Layout(ABC):
         return self.sum_at_source(edges * self.to_target(target))
 
     @abstractmethod
-    def outer(self, target: Tensor, source: Tensor) -> Tensor:
-        """sum_c target[i, c] source[j, c] on every edge j -> i: two [..., n, C] -> [..., e, 1]."""
+    def outer(self, target: Tensor, source: Tensor, mix: Tensor | None = None) -> Tensor:
+        """sum_c target[i, c] source[j, c] on every edge j -> i: two [..., n, C] -> [..., e, 1].
+
+        With `mix` [K, C] K such sums, sum_c mix[k, c] target[i, c] source[j, c]: [..., e, K].
+        """
 
     @abstractmethod
     def layer_mean_edges(self, edges: Tensor) -> Tensor:
@@ -134,8 +143,8 @@ class Layout(ABC):
         """The activations of a level, each with the positions in `at_level` it applies to (None: all)."""
 
     @abstractmethod
-    def per_node(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
-        """Assemble a constant of every node, [n, ...], from a function of one network's spec."""
+    def per_network(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
+        """Assemble a constant of every node [n, ...] or edge [e, ...] from a function of one network's spec."""
 
     @abstractmethod
     def features(self, nodes: Tensor, edges: Tensor) -> tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]:
@@ -167,11 +176,27 @@ class Layout(ABC):
 
     def node_tables(self, symmetry: Symmetry) -> tuple[Tensor, Tensor]:
         """Of every node: [n, 3] scale, flip and shift inside `symmetry`; [n, 4] level, height, position, activation."""
-        return self.per_node(lambda spec: _group_table(spec, symmetry)), self.per_node(_place_table)
+        return self.per_network(lambda spec: _group_table(spec, symmetry)), self.per_network(_place_table)
 
     def join_networks(self, nodes: Sequence[Tensor], edges: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The inverse of `networks`, for the node and edge tensors of all parts."""
         return torch.cat(tuple(nodes), -2), torch.cat(tuple(edges), -2)
+
+    def position_table(self) -> Tensor:
+        """[e, K], see `kernel_positions`."""
+        return self.per_network(_position_table)
+
+    def kernel_positions(self, like: Tensor) -> Tensor:
+        """[e, K], on the device and in the dtype of `like`: 1.0 where a channel of an edge is a position of its own
+        kernel, 0.0 where it is padding; a delta there is nobody's."""
+        key = (like.dtype, like.device)
+        if key not in self._positions:
+            self._positions[key] = self.position_table().to(like)
+        return self._positions[key]
+
+    @cached_property
+    def _positions(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
+        return {}
 
     @cached_property
     def _constants(self) -> dict[tuple[Symmetry, torch.dtype, torch.device], NodeConstants]:
@@ -221,6 +246,11 @@ def _place_table(spec: NetworkSpec) -> Tensor:
         activation = spec.layers[level - 1].activation if level else None
         rows.append(places_of_level(width, level, spec.depth - level, activation))
     return torch.cat(rows)
+
+
+def _position_table(spec: NetworkSpec) -> Tensor:
+    kernels = ((torch.ones(layer.weight_shape), layer.kernel) for layer in spec.layers)
+    return torch.cat([kernel_to_channels(ones, kernel, spec.kernel).flatten(0, 1) for ones, kernel in kernels])
 
 
 def places_of_level(width: int, level: int, height: int, activation: Activation | None) -> Tensor:
@@ -306,9 +336,12 @@ class DenseLayout(Layout):
     def collect_at_source(self, edges: Tensor, target: Tensor) -> Tensor:
         return cast(Tensor, CollectAtSource.apply(edges, target, self._table))
 
-    def outer(self, target: Tensor, source: Tensor) -> Tensor:
+    def outer(self, target: Tensor, source: Tensor, mix: Tensor | None = None) -> Tensor:
         pairs = zip(self._levels(target)[1:], self._levels(source)[:-1], strict=True)
-        return torch.cat([(high @ low.transpose(-1, -2)).flatten(-2) for high, low in pairs], -1).unsqueeze(-1)
+        if mix is None:
+            return torch.cat([(high @ low.transpose(-1, -2)).flatten(-2) for high, low in pairs], -1).unsqueeze(-1)
+        mixed = ((high.unsqueeze(-3) * mix.unsqueeze(-2)) @ low.unsqueeze(-3).mT for high, low in pairs)
+        return torch.cat([layer.flatten(-2) for layer in mixed], -1).mT
 
     def layer_mean_edges(self, edges: Tensor) -> Tensor:
         parts = (edges[..., part, :] for part in self._edge_slices)
@@ -342,7 +375,7 @@ class DenseLayout(Layout):
     def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
         return [(self.spec.layers[level - 1].activation, None)]
 
-    def per_node(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
+    def per_network(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
         return of_network(self.spec)
 
     def networks(self, nodes: Tensor, edges: Tensor) -> list[tuple[DenseLayout, Tensor, Tensor]]:
@@ -399,6 +432,13 @@ class NeuralGraph:
     def with_features(self, nodes: Tensor, edges: Tensor, types: tuple[ChannelType, ...]) -> NeuralGraph:
         """Other features on the same layout."""
         return replace(self, nodes=nodes, edges=edges, types=types)
+
+    def without_padding(self) -> NeuralGraph:
+        """The same with zeros wherever one quantity's K channels belong to no parameter: beside the positions of a
+        smaller kernel, on edges of a fixed weight, and on nodes in all channels but the first."""
+        positions = self.layout.kernel_positions(self.edges)
+        first = torch.arange(positions.shape[-1], device=self.nodes.device) == 0
+        return replace(self, nodes=self.nodes * first, edges=self.edges * positions)
 
     def unstack(self) -> list[NeuralGraph]:
         """The N networks of a stacked dense graph, one graph each."""

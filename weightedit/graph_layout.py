@@ -125,6 +125,13 @@ class GraphLayout(IndexedLayout):
         places = torch.cat([_places(spec) for spec in self.specs])
         return torch.zeros(len(places), 3), places
 
+    def position_table(self) -> Tensor:
+        found = []
+        for spec in self.specs:
+            ones = {name: torch.ones(shape) for name, shape in spec.param_shapes().items()}
+            found += [_link_channels(spec, link, ones, torch.ones(()), False) for link in spec.links]
+        return torch.cat(found)
+
     def params(self, graph: NeuralGraph, quantity: int) -> list[Params]:
         channels = self.specs[0].channels
         part = slice(quantity * channels, (quantity + 1) * channels)
@@ -154,7 +161,7 @@ class GraphLayout(IndexedLayout):
     def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
         self._chains_only()
 
-    def per_node(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
+    def per_network(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
         self._chains_only()
 
     def features(self, nodes: Tensor, edges: Tensor) -> tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]:

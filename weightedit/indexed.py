@@ -78,8 +78,9 @@ class IndexedLayout(Layout):
     def max_at_target(self, edges: Tensor) -> Tensor:
         return self._scatter_max(edges, self.target)
 
-    def outer(self, target: Tensor, source: Tensor) -> Tensor:
-        return (self.to_target(target) * self.to_source(source)).sum(-1, keepdim=True)
+    def outer(self, target: Tensor, source: Tensor, mix: Tensor | None = None) -> Tensor:
+        products = self.to_target(target) * self.to_source(source)
+        return products.sum(-1, keepdim=True) if mix is None else products @ mix.T
 
     def _layer_mean(self, values: Tensor, where: Tensor) -> Tensor:
         size = self._scatter(torch.ones_like(values[:, :1]), where, self.layer_count).clamp(min=1)

@@ -127,7 +127,7 @@ class RaggedLayout(IndexedLayout):
         chosen = [torch.tensor([a == kind for a in of_network], device=network.device)[network] for kind in kinds]
         return [(kind, mask.nonzero().squeeze(1)) for kind, mask in zip(kinds, chosen, strict=True)]
 
-    def per_node(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
+    def per_network(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
         made = {spec: of_network(spec) for spec in set(self.specs)}
         return torch.cat([made[spec] for spec in self.specs])
 

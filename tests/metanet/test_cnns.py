@@ -1,19 +1,16 @@
-"""Chains with convolutions: ScaleGMN reads them, invariant to what activations allow; Neural Graphs edit them."""
+"""Chains with convolutions, read by ScaleGMN: invariant to what activations allow. Edits are in test_cnn_editing.py."""
 
 import pytest
 import torch
 
-from tests.metanet.chain_networks import perturbed
 from tests.networks import CNNS, generator, random_params, relative
-from weightedit.delta import propose_delta, propose_deltas
-from weightedit.errors import SpecError
 from weightedit.features import GRADIENT, PARAMETER
 from weightedit.graph import NeuralGraph
 from weightedit.metanet.registry import make_metanet
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.ragged import ragged_from_params
 from weightedit.spec import SYMMETRIES
-from weightedit.testing import assert_equivariant, assert_invariant, invariance_error
+from weightedit.testing import assert_invariant, invariance_error
 
 
 def _reader(spec, **options):
@@ -79,22 +76,3 @@ def test_extra_quantities_take_as_many_channels():
     spec = CNNS["relu"]
     params, gradients = (random_params(spec, seed=i, dtype=torch.float32) for i in (0, 1))
     assert metanet.embed(NeuralGraph.from_params(spec, params, [(GRADIENT, gradients)])).shape == (3,)
-
-
-@pytest.mark.parametrize("options", [{"embedding": 0, "probes": 0}, {"embedding": 4, "probes": 3}])
-def test_probes_and_edits_are_refused(options):
-    with pytest.raises(SpecError, match="9 channels per quantity came with .* expected probes=0"):
-        ScaleGMNConfig(channels=9, **options)
-
-
-@pytest.mark.parametrize("name", ["ng-gnn", "ng-t"])
-def test_neural_graphs_edit_whole_kernels(name):
-    """Through propose_delta, stacked and in a batch: one channel of the delta per position of a kernel."""
-    for spec in (CNNS["silu"], CNNS["mixed"]):
-        small = {"node_width": 16, "edge_width": 8, "layers": 2}
-        metanet, params = perturbed(make_metanet(name, [spec], **small), 0.2), random_params(spec, count=2)
-        assert_equivariant(lambda p: propose_delta(metanet, spec, p), spec, params, symmetry="permutation")  # noqa: B023
-        together = propose_delta(metanet, spec, params)
-        (one,) = propose_deltas(metanet, [(spec, {key: tensor[1] for key, tensor in params.items()})])
-        assert all(relative(one[key], together[key][1]) < 1e-10 for key in one)
-        assert all(bool(together[key].flatten(3).any(0).all()) for key in together if together[key].dim() == 5)

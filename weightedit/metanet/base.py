@@ -36,7 +36,7 @@ class Metanetwork(nn.Module):
         raise NotImplementedError
 
     def forward(self, graph: NeuralGraph) -> NeuralGraph:
-        """The transformed graph, on the same layout.
+        """The transformed graph, on the same layout; with one channel per position of a kernel, zeros in the padding.
 
         Raises:
             TypeMismatchError: the graph's channels are not `types_in`.
@@ -50,7 +50,7 @@ class Metanetwork(nn.Module):
         check_types(graph.types, self.types_in, type(self).__name__)
         result = self.transform(graph)
         check_types(result.types, self.types_out, f"{type(self).__name__} output")
-        return result
+        return result.without_padding() if len(self.types_out) > 1 else result
 
     def embed(self, graph: NeuralGraph) -> Tensor:
         """One vector per network: [N, embedding] for a stack, [embedding] for one, [networks, embedding] if ragged.

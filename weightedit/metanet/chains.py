@@ -5,6 +5,17 @@ any hidden widths. Ragged graphs are cut into stacks of one architecture each an
 per network and parameter tensor, by the root mean square of its entries (in the scale gauge where neurons carry a
 positive factor), and deltas multiplied by it: ours, the papers normalise over their data set or not at all. The
 logarithms of these sizes are features of the reading ending. The linear layers are in weight_space.py.
+
+Chains with convolutions are read and edited: an entry is a whole kernel, whose positions are channels (features.py),
+and channels are mixed by every matrix. Sizes are over all of them, padding included: where a kernel fills one position
+of nine, the delta at the start is a third of what it is elsewhere, and the learned scale of the part makes up for it.
+
+>>> from weightedit.delta import propose_delta
+>>> from weightedit.metanet.registry import make_metanet
+>>> spec = NetworkSpec.cnn((1, 4, 3, 2), "relu")
+>>> params = {name: torch.randn(shape) for name, shape in spec.param_shapes().items()}
+>>> propose_delta(make_metanet("nfn-hnp", [spec]), spec, params)["layers.1.weight"].shape
+torch.Size([3, 4, 3, 3])
 """
 
 from __future__ import annotations

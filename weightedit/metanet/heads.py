@@ -5,7 +5,9 @@ sum_c x_ic y_jc and a reading term sum_p d_ip a_jp: a_jp is the activation of th
 change of the target's pre-activation there, so the term has the form of a gradient, sum_p dz_i(p) a_j(p). Bias deltas
 are read off the incoming streams of the nodes themselves (never by offset). The output is of unit size in the gauge;
 one learned scale per layer, counted from the input and from the output, brings it to a small fraction of the layer's
-weights at the start.
+weights at the start. In a chain with convolutions all of this holds for every position of a kernel by itself, from the
+one pair of end nodes that a whole kernel has: each term has matrices or factors of its own per position, which no
+neuron's factor tells apart, so any mixing of positions is equivariant.
 
 The invariant readout is after that of Kalogeropoulos et al. 2024: hidden nodes are averaged (there summed), input and
 output nodes, which no permutation moves, are read one by one. Signed streams enter by products of two of their
@@ -141,47 +143,65 @@ class InvariantReadout(nn.Module):
         return self.out(torch.cat([state.layout.network_mean(nodes, inner), *ends], -1))
 
 
-class DeltaHead(nn.Module):
-    """Streams -> (weight delta [..., e, 1], bias delta [..., n, 1]) in the gauge, times the learned layer scales."""
+@dataclass(frozen=True)
+class HeadSizes:
+    """Sizes of a DeltaHead: channels of the streams and edges, readings per node, levels with output scales of their
+    own, and positions of a kernel (1 without convolutions)."""
 
-    def __init__(
-        self,
-        node_width: int,
-        edge_width: int,
-        readings: int,
-        levels: int,
-        initial_scale: float,
-        rank_one: bool = True,
-    ) -> None:
+    node_width: int
+    edge_width: int
+    readings: int
+    levels: int
+    positions: int = 1
+
+
+class DeltaHead(nn.Module):
+    """Streams -> (weight delta [..., e, K], bias delta [..., n, 1]) in the gauge, times the learned layer scales.
+
+    Args:
+        sizes: K is their `positions`.
+        initial_scale: of the learned layer scales.
+        rank_one: keep the rank-one term.
+    """
+
+    def __init__(self, sizes: HeadSizes, initial_scale: float, rank_one: bool = True) -> None:
         super().__init__()
-        self.rank_one = rank_one
+        self.rank_one, self.positions = rank_one, sizes.positions
+        node_width, readings = sizes.node_width, sizes.readings
         self.change_incoming = OddLinear(node_width, readings)
         self.change_outgoing = OddLinear(node_width, readings)
-        self.gate_forecast = nn.Linear(node_width, 1)
+        # Networks with kernels have no probes, hence no forecast.
+        self.gate_forecast = nn.Linear(node_width, 1) if sizes.positions == 1 else None
         self.rank_incoming = OddLinear(node_width, node_width)
         self.rank_outgoing = OddLinear(node_width, node_width)
         self.gate_incoming = nn.Linear(node_width, node_width)
         self.gate_outgoing = nn.Linear(node_width, node_width)
-        self.read_edges = nn.Linear(edge_width, 1, bias=False)
+        self.read_edges = nn.Linear(sizes.edge_width, sizes.positions, bias=False)
         self.read_bias = OddLinear(node_width, 1)
-        self.product = nn.Linear(node_width, 2)
-        self.scales = LayerTable(levels, 2, mean=initial_scale)
+        self.product = nn.Linear(node_width, 2 * sizes.positions)
+        self.scales = LayerTable(sizes.levels, 2, mean=initial_scale)
+        self.rank_mix = self.change_mix = None
+        if sizes.positions > 1:
+            # What a constant image has: every position of a kernel sees the same activation.
+            self.change_mix = nn.Parameter(torch.ones(sizes.positions, readings))
+            self.rank_mix = nn.Parameter(torch.randn(sizes.positions, node_width)) if rank_one else None
 
     def forward(self, state: Streams, raw: Tensor, readings: Readings) -> tuple[Tensor, Tensor]:
-        """`raw` [..., e, 1]: the normalised weights."""
+        """`raw` [..., e, K]: the normalised weights."""
         free, layout, z = 1 - state.constants.flip, state.layout, state.invariant
         x = unit_rms(state.incoming) * self.gate_incoming(z)
         y = unit_rms(state.outgoing) * self.gate_outgoing(z)
         change = self.change_incoming(x, free) + readings.slopes * self.change_outgoing(y, free)
-        change = change + readings.forecast * self.gate_forecast(z)
+        if self.gate_forecast is not None:
+            change = change + readings.forecast * self.gate_forecast(z)
         x, y = self.rank_incoming(x, free), self.rank_outgoing(y, free)
         # The scale of a layer is that of its target level.
-        scale = self.scales(state.constants)
-        target = torch.cat([self.product(z)[..., :1], scale[:, :1].expand(*z.shape[:-1], 1)], -1)
-        at_target, at_source = layout.to_target(target), layout.to_source(self.product(z)[..., 1:])
-        weights = raw * (at_target[..., :1] + at_source) + self.read_edges(state.edges)
+        scale, k = self.scales(state.constants), self.positions
+        target = torch.cat([self.product(z)[..., :k], scale[:, :1].expand(*z.shape[:-1], 1)], -1)
+        at_target, at_source = layout.to_target(target), layout.to_source(self.product(z)[..., k:])
+        weights = raw * (at_target[..., :k] + at_source) + self.read_edges(state.edges)
         if self.rank_one:
-            weights = weights + layout.outer(x, y) / math.sqrt(x.shape[-1])
-        weights = weights + layout.outer(change, readings.activations) / math.sqrt(change.shape[-1])
+            weights = weights + layout.outer(x, y, self.rank_mix) / math.sqrt(x.shape[-1])
+        weights = weights + layout.outer(change, readings.activations, self.change_mix) / math.sqrt(change.shape[-1])
         biases = (self.read_bias(x, free) + change.sum(-1, keepdim=True) / math.sqrt(change.shape[-1])) * scale[:, 1:]
-        return weights * at_target[..., 1:], biases
+        return weights * at_target[..., k:], biases

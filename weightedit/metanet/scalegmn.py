@@ -5,6 +5,19 @@ the bidirectional form uses the dual channel, so that it is scale-equivariant; i
 and a rank-one term; sine layers are equivariant to half-period shifts. How a group is respected is in layers.py; here
 are the input stage (gauge, normalisation, probes, node codes), the stack of layers, and the way back out of the gauge.
 With an embedding it ends in an invariant vector per network instead.
+
+In a chain with convolutions an edge is a whole kernel: its positions are channels of one type, and so are those of its
+delta. Any function of them that is one of the layers' here keeps the symmetry, since a channel's factor acts on all
+positions alike; the gauge sums their squares. Probes, which are inputs of networks without convolutions, and what is
+made of them (forecast, refit) are left out there.
+
+>>> from weightedit.delta import propose_delta
+>>> from weightedit.metanet.registry import make_metanet
+>>> from weightedit.spec import NetworkSpec
+>>> spec = NetworkSpec.cnn((1, 4, 3, 2), "relu")
+>>> params = {name: torch.randn(shape) for name, shape in spec.param_shapes().items()}
+>>> propose_delta(make_metanet("scalegmn-b", [spec], layers=1), spec, params)["layers.1.weight"].shape
+torch.Size([3, 4, 3, 3])
 """
 
 from __future__ import annotations
@@ -14,13 +27,14 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from weightedit.canonicalization import scale_gauge
 from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER, ChannelType
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
 from weightedit.metanet.base import Metanetwork, declared
-from weightedit.metanet.heads import DeltaHead, InvariantReadout, LastLayerRefit, LayerTable, Readings
+from weightedit.metanet.heads import DeltaHead, HeadSizes, InvariantReadout, LastLayerRefit, LayerTable, Readings
 from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams, root_of_mean
 from weightedit.probing import backpropagate, bias_reading, probe
 from weightedit.spec import SYMMETRIES, Symmetry
@@ -52,7 +66,7 @@ class ScaleGMNConfig:
             symmetry up on purpose; a control for studies, 0 for none.
         extra_types: channels after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1;
-            more than one needs probes=0 and an embedding.
+            more than one needs probes=0 and forecast=0.
         embedding: 0 to edit, else the width of the vector per network that `embed` gives; then without a forecast.
         seed: of the initial weights.
     """
@@ -86,11 +100,11 @@ class ScaleGMNConfig:
             raise SpecError(
                 f"{self} came; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
             )
-        if self.channels > 1 and (self.probes or not self.embedding):
+        if self.channels > 1 and (self.probes or self.forecast):
             raise SpecError(
-                f"{self.channels} channels per quantity came with {self.probes} probes and embedding {self.embedding}; "
-                "expected probes=0 (probes are inputs of networks without convolutions) and an embedding above 0 (the "
-                "head of an edit gives one channel)."
+                f"{self.channels} channels per quantity came with {self.probes} probes and a forecast of "
+                f"{self.forecast}; expected probes=0 and forecast=0: probes are inputs of networks without "
+                "convolutions, and a forecast is of what they see."
             )
         if self.refit and not (self.probes and self.forecast):
             raise SpecError(
@@ -146,15 +160,17 @@ class _Passed:
     """What the layers leave to an ending: the last streams, and what leads back out of the gauge."""
 
     state: Streams
-    raw: Tensor  # [..., e, 1], the normalised weights
+    normalised: Tensor  # [..., e, C], the odd channels in the gauge over `size`, the parameters first
     readings: Readings
     gauge: Tensor  # [..., n, 1]
     ratio: Tensor  # [..., e, 1], gauge of target over source
-    size: Tensor  # [..., e, 1], root mean square of the layer's weights in the gauge
+    size: Tensor  # [..., e, C], root mean squares of the layer's odd channels in the gauge
 
 
 class ScaleGMN(Metanetwork):
-    """Neural graphs of parameters (and extra typed channels) -> neural graphs of one delta channel, or vectors.
+    """Neural graphs of parameters (and extra typed channels) -> neural graphs of deltas, or vectors.
+
+    A delta has one channel, or as many as a kernel has positions; that of a bias stands in the first.
 
     Args:
         config: see ScaleGMNConfig.
@@ -165,7 +181,8 @@ class ScaleGMN(Metanetwork):
         self.config, self.embedding = config, config.embedding
         self.declared = declared(config.symmetry) if not config.neuron_codes else ()
         kinds = PARAMETER, *(ChannelType(scale, odd) for scale, odd in config.extra_types)
-        self.types_in, self.types_out = tuple(kind for kind in kinds for _ in range(config.channels)), (DELTA,)
+        self.types_in = tuple(kind for kind in kinds for _ in range(config.channels))
+        self.types_out = (DELTA,) * config.channels
         self._odd = [c for c, kind in enumerate(self.types_in) if kind.odd]
         self._even = [c for c, kind in enumerate(self.types_in) if not kind.odd]
         with torch.random.fork_rng(devices=[]):
@@ -203,14 +220,17 @@ class ScaleGMN(Metanetwork):
         if config.embedding:
             self.readout = InvariantReadout(node, config.inputs + config.outputs, config.embedding, kept)
             return
-        self.head = DeltaHead(node, edge, read, config.levels, config.initial_scale, config.rank_one)
+        sizes = HeadSizes(node, edge, read, config.levels, config.channels)
+        self.head = DeltaHead(sizes, config.initial_scale, config.rank_one)
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
         """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
         passed = self._through(graph)
-        weights, biases = self.head(passed.state, passed.raw, passed.readings)
-        biases = biases * passed.gauge * self._at_nodes(graph.layout, passed.size, passed.state.constants)
-        delta = graph.with_features(biases, weights * passed.ratio * passed.size, self.types_out)
+        raw, size = self._whole_kernels(graph.layout, passed)
+        weights, biases = self.head(passed.state, raw, passed.readings)
+        biases = biases * passed.gauge * self._at_nodes(graph.layout, size, passed.state.constants)
+        biases = functional.pad(biases, (0, self.config.channels - 1))
+        delta = graph.with_features(biases, weights * passed.ratio * size, self.types_out)
         if self.refit is None or self.probes is None:
             return delta
         return self.refit(graph, delta, self.probes, passed.readings.wished[..., 1:], passed.gauge)
@@ -231,12 +251,26 @@ class ScaleGMN(Metanetwork):
         state, readings = self._streams(graph, nodes, edges[..., self._odd] / size, size, constants, gauge)
         even = edges[..., self._even] if self._even else None
         state = self.encode(state, None, None)
-        raw = state.edges[..., :1]
+        normalised = state.edges
         state = replace(state, edges=self.lift_edges(state.edges))
         for edge_update, node_update in zip(self.edge_updates, self.node_updates, strict=True):
             state, odd_messages, even_messages = edge_update(state, self.config.bidirectional, even)
             state = node_update(state, odd_messages, even_messages)
-        return _Passed(state, raw, readings, gauge, ratio, size[..., :1])
+        return _Passed(state, normalised, readings, gauge, ratio, size)
+
+    def _whole_kernels(self, layout: Layout, passed: _Passed) -> tuple[Tensor, Tensor]:
+        """The weights over the root mean square of their layer, [..., e, K], and that, [..., e, 1].
+
+        The streams take every position of a kernel over a root mean square of its own, 1 for one that is all zero or
+        padding. Deltas are in units of the layer's, so that a position that is zero can be moved by as much.
+        """
+        k = self.config.channels
+        edges, sizes = passed.normalised[..., :k], passed.size[..., :k]
+        if k == 1:
+            return edges, sizes
+        square = layout.layer_mean_edges((edges * sizes).square().sum(-1, keepdim=True))
+        size = root_of_mean(square / layout.kernel_positions(edges).sum(-1, keepdim=True))
+        return edges * sizes / size, size
 
     def _streams(
         self,
