@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import tyro
 from benchmark_speed import Config as Turns
-from benchmark_speed import gigaflop, take_turns
+from benchmark_speed import gigaflop, megabytes_of, take_turns
 from metanet_trials import SIZES, TASKS, Config, Job, Task
 from torch import nn
 from tqdm import tqdm
@@ -159,18 +159,7 @@ def peak_megabytes(config: Config, task: str, name: str) -> float:
     torch.set_num_threads(1)
     loaded = task_of(task, config)
     step = training_step(loaded, loaded.build(Job(task, name, 0, 1e-3, 4)), config.batch)
-    if not Path("/proc/self/clear_refs").exists():
-        return 0.0
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading files takes more than it keeps
-    before = _peak_of_process()
-    for _ in range(2):
-        step()
-    return (_peak_of_process() - before) / 1e3
-
-
-def _peak_of_process() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return megabytes_of(step)
 
 
 def run_all(config: Config, jobs: Sequence[Job], title: str) -> dict[Job, dict[str, float]]:
