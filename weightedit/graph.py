@@ -6,6 +6,8 @@ networks of one architecture by views, broadcasts and sums over contiguous per-l
 `RaggedLayout` (ragged.py) serves mixed architectures and PyTorch Geometric batches by edge indices. Both give the same
 numbers from the same weights. `GraphLayout` (graph_layout.py) is for networks that are no chains, with residual
 additions and normalisations. The graph is that of Lim et al. 2023 and Kofinas et al. 2024.
+
+The file is long because `Layout` states every operation once, and its plainest form is read beside it.
 """
 
 from __future__ import annotations

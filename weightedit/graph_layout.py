@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import NoReturn
 
 import torch
@@ -66,23 +66,15 @@ class GraphLayout(IndexedLayout):
     specs: tuple[GraphSpec, ...]  # type: ignore[assignment]
 
     def __init__(self, specs: Sequence[GraphSpec], device: torch.device | str = "cpu") -> None:
-        if not specs:
-            raise ParamsError("no network came; expected at least one spec for a GraphLayout.")
-        self.specs = tuple(specs)
-        self.sizes = [sum(spec.widths) for spec in self.specs]
-        offsets = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].tolist()
+        super().__init__(specs, device)
         edges, links = [], 0
-        for spec, offset in zip(self.specs, offsets, strict=True):
+        for spec, offset in zip(self.specs, self.offsets, strict=True):
             edges.append(_link_edges(spec) + torch.tensor([[offset], [offset], [links], [0]]))
             links += len(spec.links)
         joined = torch.cat(edges, 1)
         self._link_kinds = 1 + int(joined[3].max())
         self._edges = joined.to(device)
         self.edge_index = self._edges[:2]
-        levels = [torch.arange(len(spec.levels)).repeat_interleave(torch.tensor(spec.widths)) for spec in self.specs]
-        self._level = torch.cat(levels).to(device)
-        counts = torch.tensor(self.sizes, device=device)
-        self.network = torch.arange(len(self.specs), device=device).repeat_interleave(counts)
 
     @property
     def levels(self) -> int:
@@ -99,14 +91,6 @@ class GraphLayout(IndexedLayout):
     @property
     def link_kind(self) -> Tensor | None:
         return self._edges[3]
-
-    @cached_property
-    def _layer_of_node(self) -> Tensor:
-        return self.network * self.levels + self._level
-
-    @property
-    def layer_of_node(self) -> Tensor:
-        return self._layer_of_node
 
     @property
     def layer_of_edge(self) -> Tensor:

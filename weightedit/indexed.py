@@ -1,39 +1,63 @@
 """The operations of a layout by edge indices, as PyTorch Geometric has them: what ragged and general graphs share.
 
 Networks stand one after the other, without a network axis; which edge touches which node is `edge_index`, and sizes are
-averaged over the edges and nodes of one number in `layer_of_edge` and `layer_of_node`.
+averaged over the edges and nodes of one number in `layer_of_edge` and `layer_of_node`. Nodes are ordered network by
+network, level by level.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from weightedit.errors import SpecError
+from weightedit.errors import ParamsError, SpecError
 from weightedit.graph import Layout
+
+
+@lru_cache(maxsize=256)
+def _node_level(widths: tuple[int, ...]) -> Tensor:
+    return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
 
 
 class IndexedLayout(Layout):
     """Several networks, one after the other; node tensors are [n, C], edge tensors [e, C]. Abstract.
 
+    Args:
+        specs: of every network, in order, at least one (else ParamsError).
+        device: where the index tensors live.
+
     Attributes:
         sizes: nodes of every network.
         edge_index: [2, e], source and target node of every edge.
         network: [n], the network of every node.
+        level: [n], the level of every node in its network.
     """
 
-    sizes: list[int]
     edge_index: Tensor
-    network: Tensor
+
+    def __init__(self, specs: Sequence[Any], device: torch.device | str = "cpu") -> None:
+        if not specs:
+            raise ParamsError(f"no network came; expected at least one spec for a {type(self).__name__}.")
+        self.specs = tuple(specs)
+        self.sizes = [sum(spec.widths) for spec in self.specs]
+        self.level = torch.cat([_node_level(spec.widths) for spec in self.specs]).to(device)
+        self.network = torch.arange(len(self.specs)).repeat_interleave(torch.tensor(self.sizes)).to(device)
 
     @property
-    @abstractmethod
+    def offsets(self) -> list[int]:
+        """The first node of every network."""
+        return torch.tensor([0, *self.sizes]).cumsum(0)[:-1].tolist()
+
+    @cached_property
     def layer_of_node(self) -> Tensor:
         """[n], a number per network and level."""
+        return self.network * self.levels + self.level
 
     @property
     @abstractmethod

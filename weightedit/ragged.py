@@ -37,11 +37,6 @@ def _edge_index(spec: NetworkSpec) -> Tensor:
     return torch.cat([layout.to_source(numbers), layout.to_target(numbers)], 1).T.contiguous()
 
 
-@lru_cache(maxsize=256)
-def _node_level(spec: NetworkSpec) -> Tensor:
-    return torch.cat([torch.full((width,), level) for level, width in enumerate(spec.widths)])
-
-
 class RaggedLayout(IndexedLayout):
     """Several networks, one after the other; node tensors are [n, C], edge tensors [e, C], without a network axis.
 
@@ -51,32 +46,17 @@ class RaggedLayout(IndexedLayout):
     """
 
     def __init__(self, specs: Sequence[NetworkSpec], device: torch.device | str = "cpu") -> None:
-        if not specs:
-            raise ParamsError("no network came; expected at least one spec for a RaggedLayout.")
-        self.specs = tuple(specs)
-        self.sizes = [sum(spec.widths) for spec in self.specs]
-        offsets = torch.tensor([0, *self.sizes]).cumsum(0)[:-1].tolist()
-        edges = [_edge_index(spec) + offset for spec, offset in zip(self.specs, offsets, strict=True)]
+        super().__init__(specs, device)
+        edges = [_edge_index(spec) + offset for spec, offset in zip(self.specs, self.offsets, strict=True)]
         self.edge_index = torch.cat(edges, 1).to(device)
-        self.level = torch.cat([_node_level(spec) for spec in self.specs]).to(device)
-        counts = torch.tensor(self.sizes, device=device)
-        self.network = torch.arange(len(self.specs), device=device).repeat_interleave(counts)
-
-    @property
-    def layer_of_node(self) -> Tensor:
-        return self._layer_of_node
 
     @property
     def layer_of_edge(self) -> Tensor:
-        return self._layer_of_node[self.target]
+        return self.layer_of_node[self.target]
 
     @property
     def layer_count(self) -> int:
         return len(self.specs) * self.levels
-
-    @cached_property
-    def _layer_of_node(self) -> Tensor:
-        return self.network * self.levels + self.level
 
     @cached_property
     def _nodes_of_level(self) -> list[Tensor]:

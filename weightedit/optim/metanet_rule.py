@@ -19,6 +19,8 @@ through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric 
 averaged. Under symmetry "permutation" the even features are joined by the odd ones, and no neuron has a gauge; the
 clock knows no horizon. Large tensors go through in pieces of rows, twice, unless gradients are asked for: memory is
 bounded by the piece.
+
+The file is long because one step is: what it sees is in metanet_features.py and gauge.py, the rest shares one pass.
 """
 
 from __future__ import annotations
