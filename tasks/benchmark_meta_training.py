@@ -13,13 +13,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from benchmark_optimizers import LEARNED
 from tqdm import tqdm
 
 from weightedit.cli import told_in_one_line
@@ -28,14 +28,7 @@ from weightedit.metatrain.estimators import PES, Horizons
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabelledImages
 from weightedit.metatrain.unroll import Unroll
 from weightedit.optim.learned_rule import LearnedRule
-from weightedit.optim.metanet_rule import MetanetRule
-from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 
-RULES: dict[str, Callable[[], LearnedRule]] = {
-    "lean": MLPRule,
-    "small-fc": lambda: MLPRule(MLPRuleConfig.small_fc()),
-    "scalegmn": MetanetRule,
-}
 _IMAGES, _CLASSES = 4096, 10
 
 
@@ -85,7 +78,7 @@ def measure(config: Config, name: str) -> dict[str, dict[str, float]]:
     if not config.smoke:
         ways = {"vmapped, compiled": (config.particles, True), **ways}
     contenders = {
-        way: Contender(RULES[name](), config, particles=particles, compile=compile)
+        way: Contender(LEARNED[name](), config, particles=particles, compile=compile)
         for way, (particles, compile) in ways.items()
     }
     process: dict[str, list[float]] = {way: [] for way in ways}
@@ -104,8 +97,8 @@ def main(config: Config) -> dict[str, Any]:
     """Measure; write out/cost.json and out/cost.md; returns what is in the first."""
     if config.smoke:
         config = replace(config, particles=2, truncation=2, rounds=1)
-    if unknown := set(config.rules) - set(RULES):
-        raise WeightEditError(f"rules {sorted(unknown)} came; expected some of {', '.join(RULES)}: choose.")
+    if unknown := set(config.rules) - set(LEARNED):
+        raise WeightEditError(f"rules {sorted(unknown)} came; expected some of {', '.join(LEARNED)}: choose.")
     if min(config.particles, config.truncation, config.rounds) < 1:
         raise WeightEditError(f"{config} came; expected at least one pair, one inner step and one round: correct it.")
     found = {name: measure(config, name) for name in tqdm(config.rules, desc="rules")}

@@ -26,19 +26,20 @@ from tqdm import tqdm
 from weightedit.cli import told_in_one_line
 from weightedit.errors import WeightEditError
 from weightedit.optim.hand_designed import Adam, GeometricAdam
+from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.optimizer import LearnedOptimizer
 from weightedit.optim.rule import UpdateRule
 
-RULES: dict[str, Callable[[], UpdateRule]] = {
-    "adam": Adam,
-    "geometric-adam": GeometricAdam,
+LEARNED: dict[str, Callable[[], LearnedRule]] = {
     "lean": MLPRule,
     "small-fc": lambda: MLPRule(MLPRuleConfig.small_fc()),
     "scalegmn": MetanetRule,
 }
+"""Untrained, which cost as much."""
+RULES: dict[str, Callable[[], UpdateRule]] = {"adam": Adam, "geometric-adam": GeometricAdam, **LEARNED}
 
 
 class Block(nn.Module):

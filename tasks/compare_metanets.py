@@ -19,7 +19,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 import tyro
 from benchmark_speed import Config as Turns
 from benchmark_speed import gigaflop, megabytes_of, take_turns
+from measured import Measured
 from metanet_trials import SIZES, TASKS, Config, Job, Task
 from torch import nn
 from tqdm import tqdm
@@ -108,11 +109,16 @@ def task_of(name: str, config: Config) -> Task:
 def costs(config: Config, pairs: Sequence[tuple[str, str]]) -> Costs:
     """By task and system: parameters, forward GFLOP per network, wall and processor seconds and peak megabytes of a
     training step; from out/costs.json where they were measured before, so that a resumed comparison keeps its steps."""
-    path, about = Path(config.out) / "costs.json", identity(config)
-    kept = json.loads(path.read_text()) if path.exists() else {"about": about, "costs": {}}
-    _require_same(path, kept["about"], about)
-    if all(name in kept["costs"].get(task, {}) for task, name in pairs):
-        return {task: {n: kept["costs"][task][n] for t, n in pairs if t == task} for task, _ in pairs}
+    measured = Measured(Path(config.out) / "costs.json", identity(config))
+    together = cache(lambda: costs_in_turns(config, pairs))
+    found: Costs = {task: {} for task, _ in pairs}
+    for task, name in pairs:
+        found[task][name] = measured(f"{task} {name}", lambda task=task, name=name: together()[task][name])
+    return found
+
+
+def costs_in_turns(config: Config, pairs: Sequence[tuple[str, str]]) -> Costs:
+    """Of all pairs, the systems of a task taking turns."""
     found: Costs = {}
     few = replace(config, train_limit=4 * config.batch, validation_limit=8, test_limit=8)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -132,7 +138,6 @@ def costs(config: Config, pairs: Sequence[tuple[str, str]]) -> Costs:
             }
             for name, model in models.items()
         }
-    path.write_text(json.dumps({"about": about, "costs": found}, indent=1))
     return found
 
 
@@ -176,28 +181,14 @@ def run(what: tuple[Config, Job]) -> dict[str, float]:
     config, job = what
     short = f"rate{job.rate:g}" if job.seed == PILOT_SEED else f"seed{job.seed}"
     folder = Path(config.out) / job.task / job.name / short
-    path, about = folder / "figures.json", {**identity(config), "job": asdict(job)}
-    if path.exists():
-        kept = json.loads(path.read_text())
-        _require_same(path, kept["about"], about)
-        return kept["figures"]
-    figures = task_of(job.task, config).run(job, folder)
-    path.write_text(json.dumps({"about": about, "figures": figures}, indent=1))
-    return figures
+    about = {**identity(config), "job": asdict(job)}
+    return Measured(folder / "figures.json", about)("figures", lambda: task_of(job.task, config).run(job, folder))
 
 
 def identity(config: Config) -> dict[str, Any]:
     """What must be the same for figures to stand in one table."""
     free = ("out", "metanet", "seeds", "rates", "workers", "rounds", "smoke")
-    told = {key: value for key, value in asdict(config).items() if key not in free}
-    return json.loads(json.dumps({**told, "sizes": SIZES}))
-
-
-def _require_same(path: Path, there: object, wanted: object) -> None:
-    if there != wanted:
-        raise WeightEditError(
-            f"{path} holds figures of another comparison; expected one with these options: choose another --out."
-        )
+    return {"sizes": SIZES} | {key: value for key, value in asdict(config).items() if key not in free}
 
 
 def hardware() -> str:

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import tyro
+from measured import Measured
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -126,7 +127,7 @@ class Contest:
     optimizee: Optimizee
     held_out: LabelledImages
     test: LabelledImages
-    kept: Kept
+    measured: Measured
 
     @torch.no_grad()
     def loss_on(self, data: LabelledImages, params: Params) -> Tensor:
@@ -169,7 +170,9 @@ class Contest:
         """The best learning rate of the grid for a rule of BY_HAND."""
         ends = math.log10(self.config.lowest_rate), math.log10(self.config.highest_rate)
         rates = torch.logspace(*ends, self.config.rates, dtype=torch.float64).tolist()
-        found = [self.kept(f"tuning {name} {rate:.6g}", lambda rate=rate: self.lowest(name, rate)) for rate in rates]
+        found = [
+            self.measured(f"tuning {name} {rate:.6g}", lambda rate=rate: self.lowest(name, rate)) for rate in rates
+        ]
         return rates[found.index(min(found))]
 
     def lowest(self, name: str, rate: float) -> float:
@@ -183,34 +186,7 @@ class Contest:
             losses, params = self.run(rule, self.config.seeds, 0, self.test, rescale)
             return {"losses": losses.T.tolist(), "accuracy": self.accuracy_on(self.test, params)}
 
-        return self.kept(f"{key} rescaled {rescale:g}", measure)
-
-
-class Kept:
-    """What a comparison has measured so far, in a file.
-
-    Raises WeightEditError if that file is of other runs than `about` says.
-    """
-
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.path, self.held = path, {"about": about, "runs": {}}
-        if path.exists():
-            self.held = json.loads(path.read_text())
-            if self.held["about"] != about:
-                raise WeightEditError(
-                    f"{path} is of {self.held['about']}; expected {about}: give --out another folder, or the former "
-                    "options."
-                )
-
-    def __call__(self, key: str, measure: Callable[[], Any]) -> Any:
-        """What stands under `key`, measured now if it has not been yet."""
-        if key not in self.held["runs"]:
-            self.held["runs"][key] = measure()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            written = self.path.with_suffix(".part")
-            written.write_text(json.dumps(self.held))
-            written.replace(self.path)
-        return self.held["runs"][key]
+        return self.measured(f"{key} rescaled {rescale:g}", measure)
 
 
 def named(name: str, rule: UpdateRule, factor: float) -> str:
@@ -282,7 +258,7 @@ def main(config: Config) -> dict[str, Any]:
     test = images_of(config.problem, config.images, split="test")
     out = Path(config.out)
     about = {key: getattr(config, key) for key in ("problem", "steps", "seeds", "evaluate_every", "cosine")}
-    contest = Contest(config, optimizee(config.problem, data), held_out, test, Kept(out / "runs.json", about))
+    contest = Contest(config, optimizee(config.problem, data), held_out, test, Measured(out / "runs.json", about))
     facts: dict[str, Any] = {}
     for name in tqdm(names, desc="rules"):
         rate = None if name in learned else contest.tuned(name)

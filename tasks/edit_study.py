@@ -22,6 +22,7 @@ import torch
 import tyro
 from edit_inrs import Config as Experiment
 from edit_inrs import augmented_loss, build_editor, edit_loss, run_training, test_error
+from measured import Measured
 from torch.utils.flop_counter import FlopCounterMode
 
 from weightedit.cli import told_in_one_line
@@ -156,9 +157,7 @@ def main(config: Config) -> dict[str, list[dict[str, float]]]:
         ) as pool:
             for _ in pool.imap_unordered(run, jobs, chunksize=1):
                 pass
-    results = {
-        name: [json.loads(_place(config, name, seed).read_text()) for seed in range(config.seeds)] for name in chosen
-    }
+    results = {name: [run((config, name, seed)) for seed in range(config.seeds)] for name in chosen}
     text = report(config, results)
     print(text)
     (Path(config.out) / "study.md").write_text(text + "\n")
@@ -166,16 +165,16 @@ def main(config: Config) -> dict[str, list[dict[str, float]]]:
     return results
 
 
-def run(job: tuple[Config, str, int]) -> None:
-    """One row with one seed, unless its result is there."""
+def run(job: tuple[Config, str, int]) -> dict[str, float]:
+    """One row with one seed, or its facts where it has been done."""
     config, name, seed = job
-    place = _place(config, name, seed)
+    about = {**asdict(rows(config)[name]), "steps": config.steps, "weights": config.weights}
+    return Measured(_place(config, name, seed), about)("facts", lambda: facts(config, name, seed))
+
+
+def facts(config: Config, name: str, seed: int) -> dict[str, float]:
+    """Train an editor, and look at it on the test INRs."""
     experiment, start = rows(config)[name], base(config)
-    plain = json.loads(json.dumps({**asdict(experiment), "steps": config.steps, "weights": config.weights}))
-    if place.exists():
-        if json.loads(place.read_text())["experiment"] != plain:
-            raise WeightEditError(f"{place} holds another experiment; expected the same one: choose another --out.")
-        return
     validation, test = (
         load_weight_set(config.weights, which, limit or None)
         for which, limit in (("validation", config.validation_limit), ("test", config.test_limit))
@@ -185,10 +184,9 @@ def run(job: tuple[Config, str, int]) -> None:
     options = replace(experiment.training, steps=max(2, round(share * config.steps)), seed=seed)
     experiment = replace(experiment, training=options, metanet=replace(experiment.metanet, seed=seed))
     editor = build_editor(experiment, test.stack)
-    result = run_training(
-        editor, {"train": train, "validation": validation}, experiment, options, place.with_suffix("")
-    )
-    facts = {
+    folder = _place(config, name, seed).with_suffix("")
+    result = run_training(editor, {"train": train, "validation": validation}, experiment, options, folder)
+    return {
         "error": test_error(editor, test, experiment),
         "validation": result.best_validation,
         "steps": result.steps,
@@ -197,9 +195,7 @@ def run(job: tuple[Config, str, int]) -> None:
         "parameters": sum(p.numel() for p in editor.parameters()),
         "train_inrs": len(train),
         "tested": len(test),
-        "experiment": plain,
     }
-    place.write_text(json.dumps(facts, indent=2))
 
 
 def step_flops(experiment: Experiment) -> int:

@@ -289,7 +289,7 @@ def test_compare_metanets(pictures: Path, weights: Path, tmp_path: Path) -> None
     again = run_task("compare_metanets.py", *words)
     assert again.stdout == first.stdout, "what is measured once stays, times of steps as well"
     other = run_task("compare_metanets.py", *words, "--operation", "erode", check=False)
-    assert other.returncode == 2 and "another comparison" in other.stderr.splitlines()[-1]
+    assert other.returncode == 2 and "'operation': 'dilate'" in other.stderr.splitlines()[-1]
     unknown = run_task("compare_metanets.py", *data, "--metanet", "gnn", check=False)
     assert unknown.returncode == 2 and "systems ['gnn']" in unknown.stderr.splitlines()[-1]
 
