@@ -55,6 +55,22 @@ def trajectories(rule, spec, element, steps=STEPS):
     return worst
 
 
+def test_steps_do_not_grow_with_the_weights():
+    """Five layers, all weights three times as large, the same gradients: the same first steps, biases' too.
+
+    The neurons of the last layer are then 3^5 times as large by the weights, and must not be moved by so much.
+    """
+    spec = NetworkSpec.mlp((6, 7, 8, 8, 7, 5), "relu")
+    params, grads = random_params(spec), random_params(spec, seed=1)
+    wiring, rule = Wiring.of(spec), MetanetRule(MetanetRuleConfig(averaging=False)).double()
+    larger = {name: p * (3 if name.endswith("weight") else 1) for name, p in params.items()}
+    steps, wider = (rule.update(wiring, grads, rule.init(wiring, p), p)[0] for p in (params, larger))
+    for name in steps:
+        assert relative(wider[name], steps[name]) < 1e-9, name
+    sizes = [steps[f"layers.{i}.bias"].square().mean().sqrt() for i in range(5)]
+    assert max(sizes) < 3 * min(sizes)
+
+
 @pytest.mark.parametrize("loss", [False, True])
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "sine", "identity", "gelu", "mixed"])
 def test_networks_of_one_function_stay_of_one_function(name, loss):

@@ -108,6 +108,13 @@ def growth(wiring: Wiring, scales: Sequence[Tensor]) -> Tensor:
     return torch.stack(found).mean(0) / max(1, len(reached))
 
 
+def layers_before(wiring: Wiring, wire: Wire) -> float:
+    """How many layers with weights lie between the first and the one that the neurons of `wire` belong to."""
+    last = max(other.target for other in wiring.wires)
+    layers = len({other.target for other in wiring.wires if other.source is not None})
+    return max(0.0, layers * wire.target / max(last, 1) - 1)
+
+
 _Weights = list[list[tuple[Wire, Tensor]]]
 
 

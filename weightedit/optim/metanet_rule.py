@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from weightedit.errors import WeightEditError
 from weightedit.layer import SYMMETRIES, Symmetry
-from weightedit.optim.gauge import growth, neuron_scales, spread
+from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
 from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.metanet_features import DEPTH, PLACES, WEIGHT, Seen, features, look, place
 from weightedit.optim.rule import RuleState, beside
@@ -198,7 +198,8 @@ class MetanetRule(LearnedRule):
         values = {name: params[name].to(dtype) for name in grads}
         neurons = neuron_scales(wiring, values, self.config.symmetry)
         reach = self._reach(wiring, neurons, {name: state[name] for name in grads})
-        scales, grown = spread(wiring, values, reach), growth(wiring, neurons)
+        grown = growth(wiring, neurons).clamp(-_GROWTH, _GROWTH)
+        scales = self._scales(wiring, values, reach, grown)
         new: RuleState = {}
         tensors: dict[str, _Tensor] = {}
         for name, grad in grads.items():
@@ -244,6 +245,20 @@ class MetanetRule(LearnedRule):
                 i = wiring.by_name[name].target
                 found[i] = torch.maximum(found[i], self.config.memory * kept["reach"])
         return found
+
+    def _scales(self, wiring: Wiring, values: Params, reach: Sequence[Tensor], grown: Tensor) -> dict[str, Tensor]:
+        """What a step is a multiple of: `spread`, for biases without what the layers have grown by.
+
+        The neurons of the last layer are as large as the product of all layers' weights says, which inputs that are
+        correlated or small never make them: biases that moved by as much would leave the network at once. One layer's
+        growth is left to `pace`.
+        """
+        scales = spread(wiring, values, reach)
+        for name, scale in scales.items():
+            if wiring.by_name[name].kind == "bias":
+                risen = grown * layers_before(wiring, wiring.by_name[name])
+                scales[name] = scale * beside((-risen).exp(), scale)
+        return scales
 
     def _gains(self, tensor: _Tensor) -> Tensor:
         """f of the file's docstring, [.., odd features]."""
@@ -319,7 +334,7 @@ class MetanetRule(LearnedRule):
         steps, dtype = moments["step"], moments["second"].dtype
         clock = (steps.to(dtype).unsqueeze(-1) * self.inverse_times.to(dtype) - 1).tanh()
         where = clock.new_tensor(place(wiring, wire)).expand(*clock.shape[:-1], PLACES)
-        parts = [clock, where, grown.clamp(-_GROWTH, _GROWTH).unsqueeze(-1)]
+        parts = [clock, where, grown.unsqueeze(-1)]
         if self.config.loss:
             first = moments["first loss"]
             now = first if loss is None else loss.to(dtype)
