@@ -78,6 +78,10 @@ class Wire:
         """`tensor` [..., *shape] as [..., targets, sources, rest]."""
         return tensor.reshape(*tensor.shape[: tensor.dim() - len(self.shape)], *self.view)
 
+    def flat(self, tensor: Tensor) -> Tensor:
+        """`tensor` [..., *shape] as [..., targets, sources rest], detached: a compiler sees no other shape of it."""
+        return self.matrix(tensor).flatten(-2).detach()
+
 
 @dataclass(frozen=True)
 class Wiring:

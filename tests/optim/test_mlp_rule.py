@@ -139,6 +139,26 @@ def test_what_is_compiled_is_the_same(config, monkeypatch):
         _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, centre), expected)
 
 
+@over_configs
+def test_large_tensors_pass_by_pass_are_the_same(config, monkeypatch):
+    """What is compiled once for all shapes, run without a compiler: deltas and all state, over three steps."""
+    rule, params, centre, seen = _rule(config), random_params(SPEC), random_params(SPEC, seed=1), []
+    monkeypatch.setattr("weightedit.optim.unitwise._ALONE", 15)
+    monkeypatch.setattr("weightedit.optim.mlp_rule._LINE", 12)
+    passes = mlp_rule._Passes(rule._gather, rule._energies, lambda *given: seen.append(given) or rule._combined(*given))
+    state = other = rule.init(WIRING, params)
+    with torch.no_grad():
+        for step in range(3):
+            grads = {k: p - centre[k] for k, p in params.items()}
+            delta, state = rule(WIRING, grads, state, params)
+            passed, other = rule(WIRING, grads, other, params, passes=passes)
+            assert len(seen) == 3 * (step + 1)  # one tensor in two pieces
+            _close(passed, delta)
+            for k in params:
+                _close(other[k], state[k])
+            params = apply_delta(params, delta)
+
+
 @pytest.mark.slow
 @over_configs
 def test_compiled(config):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from weightedit.optim.gauge import root
+from weightedit.optim.unitwise import line
 from weightedit.wiring import Wire
 
 _DAMPING = 1e-8  # of second moments before their inverse root, in units of their mean over the tensor
@@ -27,13 +28,19 @@ class Seen(NamedTuple):
     momenta: Tensor
     second: Tensor
     damping: Tensor  # of the second moment
-    rows: Tensor  # mean squares over the columns, damped
+    rows: Tensor  # inverse roots of mean squares over the columns, damped
     columns: Tensor  # and over the rows
-    size: Tensor  # root of the mean row: Adafactor's factor is size / sqrt(row column)
+    size: Tensor  # root of the mean square over a row: Adafactor's factor is size by row by column
 
     def part(self, start: int, end: int) -> Seen:
         """Rows start to end."""
         return Seen(*(x[..., start:end, :] if x.shape[-2] > 1 else x for x in self))
+
+    def lines(self) -> Seen:
+        """All rows as one, over which factors are laid out (unitwise.py)."""
+        rows, columns = map(line, self.spread(self.rows, self.columns))
+        own = {key: line(getattr(self, key)) for key in ("gradient", "parameter", "momenta", "second")}
+        return self._replace(**own, rows=rows, columns=columns)
 
     def spread(self, *factors: Tensor) -> list[Tensor]:
         """Row and column factors over all columns and rows."""
@@ -42,39 +49,43 @@ class Seen(NamedTuple):
 
 def look(wire: Wire, gradient: Tensor, parameter: Tensor, moments: Mapping[str, Tensor]) -> Seen:
     """What is known of the tensor of `wire`; gradient and parameter shaped as it, moments as MLPRule keeps them."""
-    gradient, parameter, second = (
-        wire.matrix(tensor).flatten(-2).unsqueeze(-3) for tensor in (gradient, parameter, moments["second"])
-    )
+    flat = {key: wire.matrix(moments[key]).flatten(-2) for key in ("momenta", "second")}
+    mean = flat["second"].mean((-2, -1), keepdim=True)
+    return seen(wire.matrix(gradient).flatten(-2), wire.matrix(parameter).flatten(-2), {**moments, **flat}, mean)
+
+
+def seen(gradient: Tensor, parameter: Tensor, moments: Mapping[str, Tensor], mean: Tensor) -> Seen:
+    """`look`, of matrices [.., rows, columns], with the mean of the second moment, [.., 1, 1]."""
+    gradient, parameter, second, mean = (x.unsqueeze(-3) for x in (gradient, parameter, moments["second"], mean))
     rows, columns = moments["rows"].unsqueeze(-1), moments["columns"].unsqueeze(-2)
+    averages = [square.mean((-2, -1), keepdim=True) for square in (rows, columns)]
     return Seen(
-        *(gradient, parameter, wire.matrix(moments["momenta"]).flatten(-2), second, _damping(second)),
-        *(rows + _damping(rows), columns + _damping(columns), root(rows.mean(-2, keepdim=True))),
+        *(gradient, parameter, moments["momenta"], second, _damping(mean)),
+        *((rows + _damping(averages[0])).rsqrt(), (columns + _damping(averages[1])).rsqrt(), root(averages[0])),
     )
 
 
-def _damping(square: Tensor) -> Tensor:
+def _damping(mean: Tensor) -> Tensor:
     """What makes second moments invertible: a small part of their mean, one number per tensor, or 1 if that is zero."""
-    mean = square.mean((-2, -1), keepdim=True)
     return _DAMPING * mean + (mean == 0).to(mean.dtype)
 
 
 def full_features(seen: Seen) -> list[Tensor]:
     """4 + 2 momenta + 6 factors of them, [.., several, rows, columns] each; m / sqrt(v) is fourth."""
-    damped, rows, columns = seen.second + seen.damping, seen.rows.rsqrt(), seen.columns.rsqrt()
-    inverse, factor = damped.rsqrt(), rows * seen.size * columns
+    damped = seen.second + seen.damping
+    inverse, factor = damped.rsqrt(), seen.rows * seen.size * seen.columns
     return [
         *(seen.gradient, seen.parameter, seen.momenta, seen.momenta * inverse),
         *(damped * inverse, inverse, seen.gradient * factor, seen.momenta * factor),
-        *seen.spread(seen.rows * rows, seen.columns * columns, rows, columns),
+        *seen.spread(seen.rows.reciprocal(), seen.columns.reciprocal(), seen.rows, seen.columns),
     ]
 
 
 def lean_features(seen: Seen) -> list[Tensor]:
     """2 + 2 momenta + 4 factors of them, in the order of the full ones."""
-    inverse, rows, columns = (seen.second + seen.damping).rsqrt(), seen.rows.rsqrt(), seen.columns.rsqrt()
-    factor = rows * seen.size * columns
+    inverse, factor = (seen.second + seen.damping).rsqrt(), seen.rows * seen.size * seen.columns
     return [
         *(seen.gradient, seen.parameter, seen.momenta, seen.momenta * inverse),
         *(seen.gradient * factor, seen.momenta[..., :1, :, :] * factor),
-        *seen.spread(rows, columns),
+        *seen.spread(seen.rows, seen.columns),
     ]

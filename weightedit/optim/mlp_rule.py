@@ -16,8 +16,9 @@ signs. Features stand as [features, parameters], a third of the time of the othe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,19 @@ from torch import Tensor, nn
 from weightedit.errors import WeightEditError
 from weightedit.optim.gauge import inverse_root
 from weightedit.optim.learned_rule import LearnedRule
-from weightedit.optim.mlp_features import Seen, full_features, lean_features, look
+from weightedit.optim.mlp_features import Seen, full_features, lean_features, look, seen
 from weightedit.optim.rule import RuleState, beside, warmth
-from weightedit.optim.unitwise import FROM, affine, numbers, split
+from weightedit.optim.unitwise import (
+    FROM,
+    affine,
+    compiled_for_all_shapes,
+    goes_alone,
+    numbers,
+    one_graph,
+    pieces,
+    split,
+    steady,
+)
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
@@ -35,6 +46,7 @@ FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
 _MAGNITUDE = 1e-3  # of Metz et al., as are the times
 _TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 _PIECE = 16384  # parameters that go through the network at once
+_LINE = 2**15  # and, compiled, in one loop
 _UNITWISE_TO = 256  # products of a network that is compiled unit by unit
 
 
@@ -161,9 +173,16 @@ class MLPRule(LearnedRule):
         }
 
     def forward(
-        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+        self,
+        wiring: Wiring,
+        grads: Params,
+        state: RuleState,
+        params: Params,
+        *,
+        loss: Tensor | None = None,
+        passes: _Passes | None = None,
     ) -> tuple[Params, RuleState]:
-        """See UpdateRule.update; the loss is not looked at."""
+        """See UpdateRule.update; the loss is not looked at. `passes`: over large tensors of one network."""
         deltas: Params = {}
         new: RuleState = {}
         if not grads:
@@ -174,15 +193,62 @@ class MLPRule(LearnedRule):
         for i, (name, grad) in enumerate(grads.items()):
             wire, before = wiring.by_name[name], state[name]
             gradient, parameter = grad.to(before["second"].dtype), params[name].to(before["second"].dtype)
-            new[name] = {"step": steps[i], **self._accumulate(wire, gradient, before)}
-            seen = look(wire, gradient, parameter, new[name])
             normalised = self.config.output == "normalised" and wire.kind == "weight"
-            direction = self._direction(seen, clocks[i].to(gradient.dtype), None if normalised else warm[i])
-            if normalised:
-                direction = direction * inverse_root(direction.square().mean((-2, -1), keepdim=True))
-            delta = -self.log_step_size.exp().to(gradient.dtype) * direction
+            clock = clocks[i].to(gradient.dtype), None if normalised else warm[i]
+            if passes is not None and goes_alone(grad, wire.shape):
+                at = wire.flat(gradient), wire.flat(parameter)
+                direction, energy, new[name] = self._passed(passes, wire, at, before, clock)
+            else:
+                new[name] = self._accumulate(wire, gradient, before)
+                direction = self._direction(look(wire, gradient, parameter, new[name]), *clock)
+                energy = direction.square().mean((-2, -1), keepdim=True) if normalised else None
+            new[name]["step"] = steps[i]
+            size = -self.log_step_size.exp().to(gradient.dtype)
+            delta = direction * (size * inverse_root(energy) if normalised and energy is not None else size)
             deltas[name] = delta.reshape(grad.shape).to(grad.dtype)
         return deltas, new
+
+    def compiled(self) -> Callable[..., tuple[Params, RuleState]]:
+        """`update`, compiled: small networks as one graph, large tensors of others pass by pass."""
+        whole = torch.compile(self.update)
+        passes = _Passes(*map(compiled_for_all_shapes, (self._gather, self._energies, self._combined)))
+
+        def update(
+            wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+        ) -> tuple[Params, RuleState]:
+            if one_graph(grads.values()) or self._products > _UNITWISE_TO or torch.is_grad_enabled():
+                return whole(wiring, grads, state, params, loss=loss)
+            return self(wiring, grads, state, params, loss=loss, passes=passes)
+
+        return update
+
+    @property
+    def _products(self) -> int:
+        return sum(a * b for a, b in zip(self.config.sizes, self.config.sizes[1:], strict=False))
+
+    def _passed(
+        self,
+        passes: _Passes,
+        wire: Wire,
+        at: tuple[Tensor, Tensor],
+        before: Mapping[str, Tensor],
+        clock: tuple[Tensor, Tensor | None],
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """`_direction`, its mean square and new moments of a large tensor; gradient and value are the matrices `at`."""
+        matrices = {key: wire.flat(before[key]) for key in ("momenta", "second")}
+        moments, mean = passes.gather(at[0], {"rows": before["rows"], "columns": before["columns"], **matrices})
+        known, direction = seen(*at, moments, mean), torch.empty_like(at[0])
+        weights, biases, base = self._network_of(inverse_root(passes.energies(known)), *clock)
+        for start, end in pieces(direction, _LINE):
+            given = known.part(start, end).lines(), steady(*weights), steady(*biases), *steady(base)
+            direction[start:end] = passes.move(*given).view(end - start, -1)
+        energy = torch.linalg.vector_norm(direction).square() / direction.numel()
+        return direction, energy, {key: moments[key].view(before[key].shape) for key in moments}
+
+    def _gather(self, gradient: Tensor, before: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """New moments of a matrix [rows, columns], and the mean of the second, [1, 1]."""
+        moments = self._moments(gradient, gradient.square(), before)
+        return moments, moments["second"].mean((-2, -1), keepdim=True)
 
     def _clocks(self, steps: Tensor) -> Tensor:
         """The bias of the first layer, time included: [tensors, (N), hidden]."""
@@ -191,8 +257,12 @@ class MLPRule(LearnedRule):
         return times @ first.weight[:, self.config.seen :].mT + first.bias
 
     def _accumulate(self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        axes, matrix = len(wire.shape), wire.matrix(gradient).flatten(-2)
-        square = matrix.square()
+        return self._moments(gradient, wire.matrix(gradient).flatten(-2).square(), before, len(wire.shape))
+
+    def _moments(
+        self, gradient: Tensor, square: Tensor, before: Mapping[str, Tensor], axes: int = 2
+    ) -> dict[str, Tensor]:
+        """Of a gradient with this many axes, and its squares [.., rows, columns]."""
         fresh = self.complements.to(gradient.dtype).view(-1, *[1] * axes)
         fresh_factors = self.factor_complements.to(gradient.dtype).view(-1, 1)
         return {
@@ -210,8 +280,7 @@ class MLPRule(LearnedRule):
         rows, columns = seen.gradient.shape[-2:]
         count = max(1, _PIECE * rows // seen.gradient.numel())
         if torch.compiler.is_compiling():
-            products = sum(a * b for a, b in zip(self.config.sizes, self.config.sizes[1:], strict=False))
-            if seen.gradient.numel() >= FROM and products <= _UNITWISE_TO:
+            if seen.gradient.numel() >= FROM and self._products <= _UNITWISE_TO:
                 return self._fused(seen, clock, warm)
             count = rows
         pieces = [seen.part(start, start + count) for start in range(0, rows, count)]
@@ -229,16 +298,28 @@ class MLPRule(LearnedRule):
 
     def _fused(self, seen: Seen, clock: Tensor, warm: Tensor | None) -> Tensor:
         """`_direction` for a compiler: no pieces, and every unit a sum of its own (unitwise.py)."""
-        features = split(self._build(seen))
-        inverse = inverse_root(torch.stack([part.square().mean((-2, -1)) for part in features], -1))
+        return self._combined(seen, *self._network_of(inverse_root(self._energies(seen)), clock, warm))
+
+    def _energies(self, seen: Seen) -> Tensor:
+        """Mean squares of the features, [.., features]."""
+        return torch.stack([part.square().mean((-2, -1)) for part in split(self._build(seen))], -1)
+
+    def _network_of(
+        self, inverse: Tensor, clock: Tensor, warm: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Weights and biases for features that are multiplied by `inverse`, and what m / sqrt(v) is."""
         weights = [self._first(inverse), *(layer.weight.to(clock.dtype) for layer in self._linear[1:])]
         biases = [clock, *(layer.bias.to(clock.dtype) for layer in self._linear[1:])]
+        return weights, biases, inverse[..., self._adam] if warm is None else warm
+
+    def _combined(self, seen: Seen, weights: Sequence[Tensor], biases: Sequence[Tensor], base: Tensor) -> Tensor:
+        """The direction by a network of these weights, unit by unit."""
+        features = split(self._build(seen))
         x = features
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if i > 0:
                 x = [unit.relu() for unit in x]
             x = affine(weight, numbers(bias), x)
-        base = inverse[..., self._adam] if warm is None else warm
         return beside(base, features[0]) * features[self._adam] + self._correction(x)
 
     @property
@@ -267,6 +348,14 @@ class MLPRule(LearnedRule):
         for layer in self._linear[1:]:
             x = _affine(layer.weight.to(x.dtype), layer.bias.to(x.dtype), x.relu_())
         return x
+
+
+class _Passes(NamedTuple):
+    """MLPRule's functions of matrices, compiled or as they are."""
+
+    gather: Callable[..., tuple[dict[str, Tensor], Tensor]]
+    energies: Callable[..., Tensor]
+    move: Callable[..., Tensor]
 
 
 def _energy(features: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from weightedit.optim.stepping import (
     One,
     Step,
     check_numbers,
+    compiled,
     is_half,
     proposed,
     read_options,
@@ -216,7 +217,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if isinstance(rule, nn.Module):
             _bring(rule, next(iter(params.values())).device)
         if outside not in self._updates:
-            self._updates[outside] = torch.compile(rule.update) if self.options.compile else rule.update
+            self._updates[outside] = compiled(rule) if self.options.compile else rule.update
         state = {name: self.state[one.param] for name, one in ones.items() if self.state.get(one.param)}
         deltas, state = proposed(rule, wiring, (grads, state, params), loss=loss, update=self._updates[outside])
         taken = {name: one for name, one in ones.items() if one.grad is not None}

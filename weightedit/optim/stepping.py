@@ -80,6 +80,12 @@ def proposed(
     return deltas, new
 
 
+def compiled(rule: UpdateRule) -> Callable[..., tuple[Params, RuleState]]:
+    """A rule's update, compiled: as the rule says in its own method `compiled`, or as one graph."""
+    own = getattr(rule, "compiled", None)
+    return torch.compile(rule.update) if own is None else own()
+
+
 def stepped(param: Tensor, delta: Tensor, group: Mapping[str, Any]) -> Tensor:
     """(1 - lr weight_decay) param + lr delta, with the numbers of a parameter group; differentiable in them."""
     lr, kept = _numbers(group)

@@ -6,13 +6,60 @@ the time of matrix products, whose inputs and outputs would go through memory, f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FROM = 65536
 """Parameters of a tensor from which on the longer compilation pays."""
+
+_WHOLE = 2**18  # parameters of a network from which on a compiler does not come to an end with it as one graph
+_ALONE = 4096  # parameters of a tensor from which on it is worth calls of its own
+
+
+def one_graph(tensors: Iterable[Tensor]) -> bool:
+    """Whether a network of these parameters is small enough to be compiled as a whole."""
+    return sum(tensor.numel() for tensor in tensors) < _WHOLE
+
+
+def goes_alone(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor, a matrix of one network if it has this shape, is worth functions of its own."""
+    return tensor.shape == shape and tensor.numel() >= _ALONE and 1 < len(tensor) < tensor.numel()
+
+
+def compiled_for_all_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one tensor's matrices, compiled when first called: as one loop, as far as sums allow that.
+
+    Limits of how much goes into a loop are lifted, so that no intermediate results go through memory.
+    """
+    from torch._inductor import config
+
+    contract = "cpp.enable_floating_point_contract_flag"  # a x + b in one instruction
+    options: dict[str, Any] = {"max_fusion_size": 10**6, "cpp.max_horizontal_fusion_size": 10**6}
+    options[contract] = "fast" if isinstance(config.cpp.enable_floating_point_contract_flag, str) else True
+    return torch.compile(function, dynamic=True, options=options)
+
+
+def line(matrices: Tensor) -> Tensor:
+    """Matrices [.., rows, columns] as [.., 1, parameters]: to a compiler all look alike, parts of something or not."""
+    return matrices.reshape(*matrices.shape[:-2], 1, -1).contiguous().detach()
+
+
+def pieces(matrix: Tensor, size: int) -> list[tuple[int, int]]:
+    """First rows, and those after the last, of pieces of about so many parameters."""
+    rows, columns = matrix.shape[-2:]
+    count = max(1, min(rows, rows * columns // size))
+    return [(i * rows // count, (i + 1) * rows // count) for i in range(count)]
+
+
+def steady(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors whose shape does not depend on the optimizee's: a compiler of functions for all shapes is told so."""
+    found = tuple(tensor.detach() for tensor in tensors)
+    for tensor in found:
+        torch._dynamo.mark_static(tensor)
+    return found
 
 
 def affine(weight: Tensor, bias: Sequence[Tensor], units: Sequence[Tensor]) -> list[Tensor]:
