@@ -70,6 +70,7 @@ ORDER = [  # fmt: skip
     "optim.mlp_features",
     "optim.mlp_rule",
     "optim.metanet_features",
+    "optim.metanet_passes",
     "optim.metanet_rule",
     "optim.naming",
     "optim.stepping",

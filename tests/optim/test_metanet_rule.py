@@ -12,6 +12,7 @@ from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import SGD, Adam
 from weightedit.optim.metanet_features import DEPTH, WEIGHT, levelled
+from weightedit.optim.metanet_passes import Passes
 from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.muon import Muon
@@ -168,6 +169,44 @@ def test_unit_by_unit_as_for_a_compiler_is_the_same(net, options, monkeypatch):
         unitwise, _ = rule(wiring, grads, rule.init(wiring, params), params)
     for k in params:
         torch.testing.assert_close(unitwise[k], plain[k], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"levelling": 5, "loss": True},
+        {"mixing": False, "momenta": (0.5, 0.8, 0.95)},
+        {"symmetry": "permutation", "levelling": 0, "averaging": False, "memory": 0.0},
+    ],
+    ids=["default", "levelling", "mixing", "permutation"],
+)
+@pytest.mark.parametrize("name", ["CNN", "ResNet", "sine", "relu"])
+def test_large_tensors_pass_by_pass_are_the_same(name, options, monkeypatch):
+    """What is compiled once for all shapes, run without a compiler: deltas and all state, over three steps."""
+    if name in SPECS:
+        wiring, params = Wiring.of(SPECS[name]), random_params(SPECS[name])
+    else:
+        net = {"CNN": CNN((3, 4, 5, 6)), "ResNet": ResNet()}[name].double()
+        wiring, params = wiring_of(net), {k: p.detach() for k, p in net.named_parameters()}
+    rule, source, seen = random_rule(**options), generator(2), []
+    monkeypatch.setattr("weightedit.optim.unitwise._ALONE", 15)
+    monkeypatch.setattr("weightedit.optim.metanet_passes._PIECE", 40)
+    passes, state = Passes(rule._adam, signed=rule._signed, compiled=False), rule.init(wiring, params)
+    move, other, loss = passes.move, state, torch.tensor(1.3, dtype=torch.float64)
+    passes.move = lambda *given: seen.append(given) or move(*given)
+    with torch.no_grad():
+        for _ in range(3):
+            grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+            plain, state = rule(wiring, grads, state, params, loss=loss)
+            passed, other = rule(wiring, grads, other, params, loss=loss, passes=passes)
+            for k in params:
+                torch.testing.assert_close(passed[k], plain[k], rtol=1e-11, atol=1e-13)
+                assert other[k].keys() == state[k].keys()
+                for key in state[k]:
+                    torch.testing.assert_close(other[k][key], state[k][key], rtol=1e-11, atol=1e-13)
+            params = apply_delta(params, plain)
+    assert len(seen) == 3 * sum(15 <= p.numel() > len(p) > 1 for p in params.values()) > 0
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])

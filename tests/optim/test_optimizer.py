@@ -594,3 +594,43 @@ def test_compiled_updates_agree(name):
     train(net, LearnedOptimizer(net, rule, compile=True), 4)
     train(other, LearnedOptimizer(other, rule), 4)
     assert_same(net, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["mlp", "metanet"])
+def test_a_rule_says_how_it_is_compiled(name, monkeypatch):
+    """compile=True uses the rule's own `compiled`; here large networks go through its passes, without a compiler."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function.__name__) or function)
+    for size in ("_WHOLE", "_ALONE"):
+        monkeypatch.setattr(f"weightedit.optim.unitwise.{size}", 1)
+    rule, compiled = RULES[name](), []
+    net, other = network(), network()
+    optimizer = LearnedOptimizer(net, rule, compile=True)
+    train(net, optimizer, 4)
+    assert compiled == {"mlp": ["update", "_gather", "_energies", "_combined"]}.get(
+        name, ["update", "hidden", "_gather", "move", "move_on"]
+    )
+    train(other, LearnedOptimizer(other, rule), 4)
+    # Rounding of float32, which levelling amplifies; in float64 they agree to 1e-11 (test_metanet_rule.py).
+    assert_same(net, other, rtol=1e-4, atol=1e-6)
+    before = [p.detach().clone() for p in net.parameters()]
+    net[0].weight.grad[1, 1] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"0.weight at step 5 .*\(its gradient is not finite either\)"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.parametrize("name", ["mlp", "metanet"])
+def test_compiled_passes_over_large_tensors_agree(name, monkeypatch):
+    for size in ("_WHOLE", "_ALONE"):
+        monkeypatch.setattr(f"weightedit.optim.unitwise.{size}", 1)
+    rule = RULES[name]()
+    net, other = network(), network()
+    optimizers = [LearnedOptimizer(net, rule, compile=True), LearnedOptimizer(other, rule)]
+    for optimizer, own in zip(optimizers, (net, other), strict=True):
+        train(own, optimizer, 4)
+    assert_same(net, other, rtol=1e-4, atol=1e-6)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        for key, quantity in optimizers[0].state[p].items():
+            torch.testing.assert_close(quantity, optimizers[1].state[q][key], rtol=1e-4, atol=1e-6)

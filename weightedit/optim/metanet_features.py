@@ -22,23 +22,22 @@ PLACES = 10
 DEPTH = 9  # among the places
 WEIGHT = -2  # w^ among the odd features
 _ITERATIONS = 5
-_DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
+DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
 
 
 class Seen(NamedTuple):
     """What is known of one tensor in the gauge, each [.., quantities, rows, columns]; factors have one row or column.
 
-    All moments are uncorrected but `second`, `rows` and `columns`, which are damped besides.
+    What is the same for many parameters stands as what features are multiplied by.
     """
 
     gradient: Tensor
-    momenta: Tensor
-    corrections: Tensor  # what the momenta are divided by, [.., momenta, 1, 1]
-    second: Tensor
-    mean: Tensor  # of the second moment
-    rows: Tensor
+    momenta: Tensor  # not corrected
+    corrections: Tensor  # of the momenta, [.., momenta, 1, 1]
+    second: Tensor  # corrected and damped
+    inverse: Tensor  # of the mean of the second moment
+    rows: Tensor  # Adafactor's factor is this by `columns`
     columns: Tensor
-    size: Tensor  # root of the mean row: Adafactor's factor is size / sqrt(row column)
     level: Tensor | None  # the averages with all singular values made alike; None where it is not taken
     weight: Tensor | None  # None where its value is not to be looked at
 
@@ -46,6 +45,29 @@ class Seen(NamedTuple):
         """Rows start to end."""
         cut = (x if x is None or x.shape[-2] == 1 else x[..., start:end, :] for x in self)
         return Seen(*cut)  # pyright: ignore[reportArgumentType]
+
+    def units(self) -> Units:
+        """The same, unit by unit."""
+        momenta = zip(self.momenta.unbind(-3), self.corrections.unbind(-3), strict=True)
+        return Units(
+            [self.gradient.squeeze(-3), *(momentum * correction for momentum, correction in momenta)],
+            *(self.second.squeeze(-3), self.inverse.squeeze(-3), (self.rows * self.columns).squeeze(-3)),
+            None
+            if self.level is None
+            else (torch.ones_like(self.level[..., :1, :1], dtype=torch.bool).squeeze(-3), self.level.squeeze(-3)),
+            None if self.weight is None else self.weight.squeeze(-3),
+        )
+
+
+class Units(NamedTuple):
+    """`Seen` as units (unitwise.py), each [.., rows, columns] or what broadcasts with that."""
+
+    averages: list[Tensor]  # gradient and corrected momenta
+    second: Tensor
+    inverse: Tensor
+    factor: Tensor  # Adafactor's
+    level: tuple[Tensor, Tensor] | None  # whether it is taken, and it
+    weight: Tensor | None
 
 
 def look(
@@ -61,29 +83,33 @@ def look(
     `mix` [1 + momenta]: of the gradient and its averages, what `level` is made of; None for no `level`.
     """
     steps, (averaged, fresh) = moments["step"].to(gradient.dtype), decays
-    corrections = torch.stack([warmth(decay, steps) for decay in averaged], -1)[..., None, None]
+    corrections = torch.stack([warmth(decay, steps) for decay in averaged], -1)[..., None, None].reciprocal()
     calm = warmth(fresh, steps)[..., None, None, None]
     second = wire.matrix(moments["second"]).flatten(-2).unsqueeze(-3) / calm
-    mean = second.mean((-2, -1), keepdim=True)
-    rows = moments["rows"].unsqueeze(-1).unsqueeze(-3) / calm + _DAMPING * mean
-    columns = moments["columns"].unsqueeze(-2).unsqueeze(-3) / calm + _DAMPING * mean
+    rows, columns = (moments[key].unsqueeze(-2) / calm.squeeze(-1) for key in ("rows", "columns"))
     flat, momenta = wire.matrix(gradient).flatten(-2), wire.matrix(moments["momenta"]).flatten(-2)
     level = None
     if mix is not None:
-        averages = torch.cat([flat.unsqueeze(-3), momenta / corrections], -3)
+        averages = torch.cat([flat.unsqueeze(-3), momenta * corrections], -3)
         level = levelled((averages * mix.to(averages.dtype)[:, None, None]).sum(-3)).unsqueeze(-3)
     return Seen(
         flat.unsqueeze(-3),
         momenta,
         corrections,
-        second + _DAMPING * mean,
-        mean,
-        rows,
-        columns,
-        root(rows.mean(-2, keepdim=True)),
+        second + DAMPING * rows.mean(-1, keepdim=True).unsqueeze(-1),
+        *factors(rows, columns),
         level,
         None if weight is None else wire.matrix(weight).flatten(-2).unsqueeze(-3),
     )
+
+
+def factors(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`inverse`, `rows` and `columns` of Seen from the corrected means of squares [.., rows] and [.., columns]."""
+    mean = rows.mean(-1, keepdim=True)
+    rows, columns = rows + DAMPING * mean, columns + DAMPING * mean
+    row = inverse_root(rows) * root(rows.mean(-1, keepdim=True))
+    inverse = inverse_root(mean).square()
+    return inverse.unsqueeze(-1), row.unsqueeze(-1), inverse_root(columns).unsqueeze(-2)
 
 
 def features(seen: Seen, adam: int, *, signed: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -95,16 +121,31 @@ def features(seen: Seen, adam: int, *, signed: bool) -> tuple[list[Tensor], list
             tensor is not levelled.
         signed: whether the even features are joined by the odd ones, which gives up sign equivariance.
     """
-    averages = torch.cat([seen.gradient, seen.momenta / seen.corrections], -3)
-    factor = inverse_root(seen.rows) * inverse_root(seen.columns) * seen.size
+    averages = torch.cat([seen.gradient, seen.momenta * seen.corrections], -3)
+    factor = seen.rows * seen.columns
     direct = averages * inverse_root(seen.second)
     weight = torch.zeros_like(seen.gradient) if seen.weight is None else seen.weight
     level = direct[..., adam : adam + 1, :, :] if seen.level is None else seen.level
     odd = [direct, averages[..., ::adam, :, :][..., :2, :, :] * factor, weight, level]
     agreement = direct[..., 1:, :, :] * direct[..., :-1, :, :]
-    size = seen.second * inverse_root(seen.mean).square()
-    even = [*(squashed(part.square()) for part in odd), squashed(agreement), (size + 1e-6).log() / 4]
+    even = [*(squashed(part.square()) for part in odd), squashed(agreement), _logarithm(seen)]
     return odd, [*even, *map(squashed, odd)] if signed else even
+
+
+def unit_features(units: Units, adam: int, *, signed: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """`features` unit by unit: nothing is laid side by side in memory."""
+    inverse = inverse_root(units.second)
+    direct = [average * inverse for average in units.averages]
+    weight = torch.zeros_like(direct[0]) if units.weight is None else units.weight
+    level = direct[adam] if units.level is None else torch.where(*units.level, direct[adam])
+    odd = [*direct, *(average * units.factor for average in units.averages[::adam][:2]), weight, level]
+    agreement = [after * before for after, before in zip(direct[1:], direct, strict=False)]
+    even = [*(squashed(unit.square()) for unit in odd), *map(squashed, agreement), _logarithm(units)]
+    return odd, [*even, *map(squashed, odd)] if signed else even
+
+
+def _logarithm(seen: Seen | Units) -> Tensor:
+    return (seen.second * seen.inverse + 1e-6).log() / 4
 
 
 def squashed(x: Tensor) -> Tensor:
@@ -119,18 +160,18 @@ def levelled(matrix: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     rows, columns = matrix.shape[-2:]
-    x = matrix.mT if rows > columns else matrix
-    x = x * inverse_root(x.square().sum((-2, -1), keepdim=True))
-    gram = x @ x.mT
+    gram = matrix.mT @ matrix if rows > columns else matrix @ matrix.mT
+    size = inverse_root(gram.diagonal(dim1=-2, dim2=-1).sum(-1))[..., None, None]
+    gram = gram * size * size
     unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     total = a * unit + b * gram + c * gram @ gram
     factor = total
-    for _ in range(_ITERATIONS - 1):  # all of these commute, and only the last product is as large as the matrix
+    for _ in range(_ITERATIONS - 1):  # all of these commute, and only the first product and the last see the matrix
         gram = factor @ gram @ factor
         factor = a * unit + b * gram + c * gram @ gram
         total = factor @ total
-    x = total @ x
-    return math.sqrt(max(rows, columns)) * (x.mT if rows > columns else x)
+    total = math.sqrt(max(rows, columns)) * size * total
+    return matrix @ total if rows > columns else total @ matrix
 
 
 def place(wiring: Wiring, wire: Wire) -> list[float]:

@@ -37,9 +37,21 @@ from weightedit.errors import WeightEditError
 from weightedit.layer import SYMMETRIES, Symmetry
 from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
 from weightedit.optim.learned_rule import LearnedRule
-from weightedit.optim.metanet_features import DEPTH, PLACES, WEIGHT, Seen, features, look, place
-from weightedit.optim.rule import RuleState, beside
-from weightedit.optim.unitwise import FROM, affine, numbers, pooled, split
+from weightedit.optim.metanet_features import (
+    DAMPING,
+    DEPTH,
+    PLACES,
+    WEIGHT,
+    factors,
+    features,
+    levelled,
+    look,
+    place,
+    unit_features,
+)
+from weightedit.optim.metanet_passes import Large, Layers, Moments, Passes, averaged
+from weightedit.optim.rule import RuleState, beside, warmth
+from weightedit.optim.unitwise import FROM, affine, goes_alone, numbers, one_graph, pooled, steady
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
@@ -47,6 +59,7 @@ _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
 _SLOWER, _LASTING = -2.8, -4.5  # by place()'s depth: with four layers half the step of two, a third of the decay
 _PIECE = 65536  # parameters at once, over all networks of a stack
+_WIDE = 16  # hidden units of a rule whose passes are quick to compile
 
 
 @dataclass(frozen=True)
@@ -189,35 +202,57 @@ class MetanetRule(LearnedRule):
         return shapes
 
     def forward(
-        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+        self,
+        wiring: Wiring,
+        grads: Params,
+        state: RuleState,
+        params: Params,
+        *,
+        loss: Tensor | None = None,
+        passes: Passes | None = None,
     ) -> tuple[Params, RuleState]:
-        """See UpdateRule.update. Without a loss, a rule that looks at it sees the first one unchanged."""
+        """See UpdateRule.update. Without a loss, a rule that looks at it sees the first one unchanged.
+
+        `passes`: what large tensors of one network go through instead; see `compiled`.
+        """
         if not grads:
             return {}, {}
         dtype = next(iter(state.values()))["second"].dtype
         values = {name: params[name].to(dtype) for name in grads}
         neurons = neuron_scales(wiring, values, self.config.symmetry)
         reach = self._reach(wiring, neurons, {name: state[name] for name in grads})
+        alone = {name for name, grad in grads.items() if passes and goes_alone(grad, wiring.by_name[name].shape)}
         grown = growth(wiring, neurons).clamp(-_GROWTH, _GROWTH)
-        scales = self._scales(wiring, values, reach, grown)
+        scales = self._scales(
+            wiring, {name: value for name, value in values.items() if name not in alone}, reach, grown
+        )
         new: RuleState = {}
         tensors: dict[str, _Tensor] = {}
         for name, grad in grads.items():
-            wire, scale = wiring.by_name[name], scales[name]
-            gradient = grad.to(dtype) * scale
-            new[name] = self._accumulate(wire, gradient, state[name], loss)
-            if self.config.memory:
-                new[name]["reach"] = reach[wire.target]
-            weight = None if _shifted(wiring, wire) else values[name] / scale
-            decays, mix = (self.config.momenta, self.config.second), self.mix if self._levels(wire) else None
-            seen = look(wire, gradient, weight, new[name], decays, mix)
+            wire = wiring.by_name[name]
+            new[name] = self._kept(state[name], reach[wire.target], loss)
+            if passes is not None and name in alone:
+                seen, moments = self._gathered(passes, wire, (grad.to(dtype), values[name], reach), state[name])
+            else:
+                gradient, weight = grad.to(dtype) * scales[name], None
+                if not _shifted(wiring, wire):
+                    weight = values[name] / scales[name]
+                moments = self._accumulate(wire, gradient, state[name])
+                decays, mix = (self.config.momenta, self.config.second), self.mix if self._levels(wire) else None
+                seen = look(wire, gradient, weight, {**new[name], **moments}, decays, mix)
+            new[name] |= moments
             tensors[name] = _Tensor(wire, seen, self._tensor_features(wiring, wire, new[name], grown, loss))
-        firsts = {name: self._pieces(tensor) for name, tensor in tensors.items()}
-        nodes = self._mix(wiring, tensors, firsts) if self.config.mixing else None
+        firsts = {name: self._pieces(tensor) for name, tensor in tensors.items() if name not in alone}
+        nodes = self._mix(wiring, tensors, firsts, passes) if self.config.mixing else None
         deltas: Params = {}
         for name, grad in grads.items():
             tensor, found = tensors[name], []
-            pace = tensor.facts @ self.pace[int(tensor.wire.kind == "weight")].to(dtype) + self.log_step_size.to(dtype)
+            pace = self._pace(tensor)
+            if passes is not None and name in alone:
+                moved = self._moved(passes, tensor, nodes, (pace, state[name], new[name]["step"]))
+                deltas[name] = moved[0].view(grad.shape).to(grad.dtype)
+                new[name] |= {} if moved[1] is None else {"ahead": moved[1].view(grad.shape)}
+                continue
             for start, end, odd, hidden in firsts[name]():
                 if isinstance(hidden, list):
                     found.append(self._unitwise(tensor, odd, hidden, nodes))
@@ -226,7 +261,7 @@ class MetanetRule(LearnedRule):
                 factor = self.last.to(dtype) @ second.relu() + self.base.to(dtype).unsqueeze(-1)
                 found.append((odd * factor * self._gains(tensor).unsqueeze(-1)).sum(-2))
             direction = found[0] if len(found) == 1 else torch.cat(found, -1)
-            delta = -pace.exp().unsqueeze(-1) * direction
+            delta = pace.unsqueeze(-1) * direction
             delta = delta.view(grad.shape) * scales[name]
             if self.config.averaging:
                 delta, new[name]["ahead"] = self._averaged(delta, state[name]["ahead"], new[name]["step"])
@@ -260,6 +295,11 @@ class MetanetRule(LearnedRule):
                 scales[name] = scale * beside((-risen).exp(), scale)
         return scales
 
+    def _pace(self, tensor: _Tensor) -> Tensor:
+        """What a tensor's direction is multiplied by, []."""
+        pace = self.pace[int(tensor.wire.kind == "weight")].to(tensor.facts.dtype)
+        return -(tensor.facts @ pace + self.log_step_size.to(pace.dtype)).exp()
+
     def _gains(self, tensor: _Tensor) -> Tensor:
         """f of the file's docstring, [.., odd features]."""
         decay = (tensor.facts @ self.decay.to(tensor.facts.dtype)).exp()
@@ -280,20 +320,22 @@ class MetanetRule(LearnedRule):
         z moves by `step`, x is the average of all z so far with weights that grow as a power of the step, and
         y = x + (1 - beta) (z - x) is where gradients are taken. Only z - x is kept.
         """
-        recency, slack = self.log_recency.exp().to(step.dtype), (-self.lag).sigmoid().to(step.dtype)
-        fresh = beside((1 + recency) / (steps.to(step.dtype) + recency), step)
-        moved = ahead + step
-        after = (1 - fresh) * moved
-        return fresh * moved + slack * (after - ahead), after
+        fresh, slack = self._recent(steps, step.dtype)
+        return averaged(step, ahead, beside(fresh, step), slack)
+
+    def _recent(self, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What the newest z counts in x, and 1 - beta."""
+        recency = self.log_recency.exp().to(dtype)
+        return (1 + recency) / (steps.to(dtype) + recency), (-self.lag).sigmoid().to(dtype)
 
     def _pieces(self, tensor: _Tensor) -> Callable[[], Iterable[_Piece]]:
         """Odd features and the first hidden layer: kept where they are one piece, else made anew at every call."""
-        bias = tensor.facts @ self.tensor_first.to(tensor.facts.dtype).mT + self.bias_first.to(tensor.facts.dtype)
+        first, bias = self._first(tensor)
         rows, count = tensor.wire.view[0], tensor.seen.gradient.numel()
         compiling = torch.compiler.is_compiling()
         if compiling and count >= FROM:
-            odd, even = map(split, features(tensor.seen, self._adam, signed=self._signed))
-            hidden = [unit.relu() for unit in affine(self.first.to(bias.dtype), numbers(bias), even)]
+            odd, even = unit_features(tensor.seen.units(), self._adam, signed=self._signed)
+            hidden = [unit.relu() for unit in affine(first, numbers(bias), even)]
             return lambda: [(0, rows, odd, hidden)]
         some = count <= _PIECE or torch.is_grad_enabled() or compiling
         step = rows if some else max(1, _PIECE * rows // count)
@@ -303,27 +345,36 @@ class MetanetRule(LearnedRule):
                 seen = tensor.seen if step == rows else tensor.seen.part(start, start + step)
                 groups = features(seen, self._adam, signed=self._signed)
                 odd, even = (torch.cat(parts, -3).flatten(-2) for parts in groups)
-                hidden = (self.first.to(even.dtype) @ even + bias.unsqueeze(-1)).relu()
+                hidden = (first @ even + bias.unsqueeze(-1)).relu()
                 yield start, min(start + step, rows), odd, hidden
 
         kept = list(made()) if step == rows else None
         return made if kept is None else lambda: kept
 
-    def _accumulate(
-        self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor], loss: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _first(self, tensor: _Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the first layer, as the tensor meets it."""
+        dtype = tensor.facts.dtype
+        bias = tensor.facts @ self.tensor_first.to(dtype).mT + self.bias_first.to(dtype)
+        return self.first.to(dtype), bias
+
+    def _accumulate(self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
         axes, fresh = len(wire.shape), 1 - self.config.second
         square = wire.matrix(gradient).flatten(-2).square()
         weights = self.fresh.to(gradient.dtype).view(-1, *[1] * axes)
-        new = {
-            "step": before["step"] + 1,
+        return {
             "momenta": before["momenta"].lerp(gradient.unsqueeze(-1 - axes), weights),
             "second": before["second"].lerp(square.view(gradient.shape), fresh),
             "rows": before["rows"].lerp(square.mean(-1), fresh),
             "columns": before["columns"].lerp(square.mean(-2), fresh),
         }
+
+    def _kept(self, before: Mapping[str, Tensor], reach: Tensor, loss: Tensor | None) -> dict[str, Tensor]:
+        """What else the state holds, but "ahead"."""
+        new = {"step": before["step"] + 1}
+        if self.config.memory:
+            new["reach"] = reach
         if self.config.loss:
-            now = before["first loss"] if loss is None else loss.to(gradient.dtype)
+            now = before["first loss"] if loss is None else loss.to(before["second"].dtype)
             new["first loss"] = torch.where(before["step"] == 0, now, before["first loss"])
         return new
 
@@ -342,14 +393,22 @@ class MetanetRule(LearnedRule):
         return torch.cat(parts, -1)
 
     def _mix(
-        self, wiring: Wiring, tensors: Mapping[str, _Tensor], firsts: Mapping[str, Callable[[], Iterable[_Piece]]]
+        self,
+        wiring: Wiring,
+        tensors: Mapping[str, _Tensor],
+        firsts: Mapping[str, Callable[[], Iterable[_Piece]]],
+        passes: Passes | None,
     ) -> list[Tensor]:
         """Per set of neurons, [.., hidden, size]: means over what touches a neuron, over its set and over all sets."""
         received: list[list[Tensor]] = [[] for _ in wiring.sets]
         for name, tensor in tensors.items():
             wire, by_row, by_column = tensor.wire, [], []
             targets, *shape = wire.view
-            for start, end, _, hidden in firsts[name]():
+            if passes is not None and name not in firsts:
+                of_rows, of_columns = passes.receive(tensor.seen, *steady(*self._first(tensor)))
+                by_row.append(of_rows)
+                by_column.append(of_columns.unflatten(-1, (wire.view[1], -1)).mean(-1))
+            for start, end, _, hidden in firsts[name]() if name in firsts else ():
                 if isinstance(hidden, list):
                     of_rows, of_columns = pooled(hidden, wire.view)
                     by_row.append(of_rows)
@@ -403,6 +462,83 @@ class MetanetRule(LearnedRule):
         moved = (o * factor * gain for o, factor, gain in zip(odd, factors, gains, strict=True))
         return sum(moved, torch.zeros_like(odd[0])).flatten(-2)
 
+    # Large tensors, pass by pass.
+
+    def compiled(self) -> Callable[..., tuple[Params, RuleState]]:
+        """`update`, compiled: small networks as one graph, the large tensors of others by metanet_passes.py."""
+        whole, passes = torch.compile(self.update), Passes(self._adam, signed=self._signed)
+
+        def update(
+            wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+        ) -> tuple[Params, RuleState]:
+            if one_graph(grads.values()) or self.config.hidden > _WIDE or torch.is_grad_enabled():
+                return whole(wiring, grads, state, params, loss=loss)
+            return self(wiring, grads, state, params, loss=loss, passes=passes)
+
+        return update
+
+    def _gathered(
+        self,
+        passes: Passes,
+        wire: Wire,
+        at: tuple[Tensor, Tensor, Sequence[Tensor]],
+        before: Mapping[str, Tensor],
+    ) -> tuple[Large, dict[str, Tensor]]:
+        """What is seen of a large tensor, and its new moments. `at`: gradient, value, and scales of all neurons."""
+        (gradient, weight, reach), (_, sources, rest) = at, wire.view
+        steps, dtype = (before["step"] + 1).to(gradient.dtype), gradient.dtype
+        source = gradient.new_ones(1) if wire.source is None else reach[wire.source]
+        target = reach[wire.target].unsqueeze(-1).detach()
+        source = (source * math.sqrt(sources * rest)).reciprocal().repeat_interleave(rest).unsqueeze(0).detach()
+        momenta, second = wire.flat(before["momenta"]), wire.flat(before["second"])
+        old = Moments(momenta, second, before["rows"], before["columns"])
+        corrections = torch.stack([warmth(decay, steps) for decay in self.config.momenta]).reciprocal()
+        calm = warmth(self.config.second, steps).reciprocal()
+        weights = self.mix.to(dtype) if self._levels(wire) else corrections.new_zeros(1 + len(corrections))
+        (mix,) = steady(weights * torch.cat([corrections.new_ones(1), corrections]))
+        fresh = (*steady(self.fresh.to(dtype)), 1 - self.config.second)
+        new, mixed = passes.gather(wire.flat(gradient), old, (target, source), fresh, mix)
+        inverse, row, column = factors(new.rows * calm, new.columns * calm)
+        facts = calm, DAMPING * calm * new.rows.mean(), inverse.squeeze(), calm.new_tensor(float(self._levels(wire)))
+        large = Large(
+            *(wire.flat(gradient), wire.flat(weight), levelled(mixed) if self._levels(wire) else mixed),
+            *(new.momenta, new.second, (target, source), (row, column)),
+            *steady(torch.cat([torch.stack(facts), corrections])),
+        )
+        return large, {key: moment.view(before[key].shape) for key, moment in new._asdict().items()}
+
+    def _layers(self, tensor: _Tensor, pace: Tensor) -> Layers:
+        """The network as a large tensor meets it; factors of the odd features include the step size."""
+        dtype, gains = pace.dtype, pace * self._gains(tensor)
+        last, base = self.last.to(dtype) * gains.unsqueeze(-1), self.base.to(dtype) * gains
+        return Layers(*steady(*self._first(tensor), self.second.to(dtype), last, base))
+
+    def _ends(self, tensor: _Tensor, nodes: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """The second layer's bias of a large tensor: [hidden, rows, 1] plus [hidden, 1, columns]."""
+        wire, dtype = tensor.wire, tensor.facts.dtype
+        rows = (tensor.facts @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype)).unsqueeze(-1)
+        rows, columns = rows.expand(-1, wire.view[0]), rows.new_zeros(len(rows), tensor.seen.gradient.shape[1])
+        if nodes is not None:
+            rows = rows + self.to_target.to(dtype) @ nodes[wire.target]
+        if nodes is not None and wire.source is not None:
+            columns = (self.to_source.to(dtype) @ nodes[wire.source]).repeat_interleave(wire.view[2], -1)
+        return rows.unsqueeze(-1), columns.unsqueeze(-2)
+
+    def _moved(
+        self,
+        passes: Passes,
+        tensor: _Tensor,
+        nodes: Sequence[Tensor] | None,
+        at: tuple[Tensor, Mapping[str, Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        """A large tensor's delta and "ahead". `at`: its pace, the state before, and the number of this step."""
+        pace, before, step = at
+        average = None
+        if self.config.averaging:
+            (recent,) = steady(torch.stack(self._recent(step, pace.dtype)))
+            average = tensor.wire.flat(before["ahead"]), recent
+        return passes.move(tensor.seen, self._layers(tensor, pace), self._ends(tensor, nodes), average)
+
 
 _Piece = tuple[int, int, Any, Any]
 """First row, the one after the last, odd features and first hidden layer: tensors [.., features, parameters], or lists
@@ -413,7 +549,7 @@ class _Tensor(NamedTuple):
     """A tensor of the optimizee: its wire, what is seen of its parameters, and what holds for all of it [.., facts]."""
 
     wire: Wire
-    seen: Seen
+    seen: Any  # Seen, or Large where it goes through passes of its own
     facts: Tensor
 
 
