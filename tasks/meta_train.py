@@ -33,7 +33,8 @@ from weightedit.metatrain.problems import TRAINED, family, images_of
 from weightedit.metatrain.unroll import Unroll, memory_of, start
 from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.loading import load_rule
-from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
+from weightedit.optim.metanet_rule import MetanetRule
+from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.plots import Band, bands
 from weightedit.run_state import read_log

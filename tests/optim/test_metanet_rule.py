@@ -13,7 +13,8 @@ from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import SGD, Adam
 from weightedit.optim.metanet_features import DEPTH, WEIGHT, levelled
 from weightedit.optim.metanet_passes import Passes
-from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
+from weightedit.optim.metanet_rule import MetanetRule
+from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.muon import Muon
 from weightedit.spec import NetworkSpec
@@ -199,7 +200,7 @@ def test_large_tensors_pass_by_pass_are_the_same(name, options, monkeypatch):
         for _ in range(3):
             grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
             plain, state = rule(wiring, grads, state, params, loss=loss)
-            passed, other = rule(wiring, grads, other, params, loss=loss, passes=passes)
+            passed, other = rule.step(wiring, (grads, other, params), loss, passes)
             for k in params:
                 torch.testing.assert_close(passed[k], plain[k], rtol=1e-11, atol=1e-13)
                 assert other[k].keys() == state[k].keys()

@@ -108,11 +108,11 @@ def growth(wiring: Wiring, scales: Sequence[Tensor]) -> Tensor:
     return torch.stack(found).mean(0) / max(1, len(reached))
 
 
-def layers_before(wiring: Wiring, wire: Wire) -> float:
-    """How many layers with weights lie between the first and the one that the neurons of `wire` belong to."""
-    last = max(other.target for other in wiring.wires)
-    layers = len({other.target for other in wiring.wires if other.source is not None})
-    return max(0.0, layers * wire.target / max(last, 1) - 1)
+def layers_before(wiring: Wiring) -> list[float]:
+    """Per set of `wiring`, how many layers with weights lie between the first and the set's own."""
+    last = max(wire.target for wire in wiring.wires)
+    layers = len({wire.target for wire in wiring.wires if wire.source is not None})
+    return [max(0.0, layers * i / max(last, 1) - 1) for i in range(len(wiring.sets))]
 
 
 _Weights = list[list[tuple[Wire, Tensor]]]

@@ -7,7 +7,7 @@ from its folder: loading.py.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,8 +17,14 @@ from torch import Tensor, nn
 
 from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.optim.rule import RuleState
+from weightedit.optim.unitwise import one_graph
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
+
+At = tuple[Params, RuleState, Params]
+"""Gradients, state and parameters."""
+Stepped = tuple[Params, RuleState]
+"""The delta and the state after it."""
 
 
 class LearnedRule(nn.Module, ABC):
@@ -41,10 +47,34 @@ class LearnedRule(nn.Module, ABC):
         """What is kept of a tensor besides the step: name -> shape for one network."""
 
     @abstractmethod
+    def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: Any | None) -> Stepped:
+        """See UpdateRule.update; `at`: gradients, state and parameters.
+
+        With `passes`, what `compiled_passes` gave, large tensors of one network go through these, one after another.
+        """
+
+    @abstractmethod
+    def compiled_passes(self) -> Any | None:
+        """Functions of matrices, compiled for all shapes (unitwise.py); None for a rule too wide to be compiled so."""
+
     def forward(
         self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-    ) -> tuple[Params, RuleState]:
+    ) -> Stepped:
         """See UpdateRule.update."""
+        return self.step(wiring, (grads, state, params), loss, None)
+
+    def compiled(self) -> Callable[..., Stepped]:
+        """`update`, compiled: a network as one graph or, where it is too large for that, by passes."""
+        whole, passes = torch.compile(self.update), self.compiled_passes()
+
+        def update(
+            wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+        ) -> Stepped:
+            if passes is None or one_graph(grads.values()) or torch.is_grad_enabled():
+                return whole(wiring, grads, state, params, loss=loss)
+            return self.step(wiring, (grads, state, params), loss, passes)
+
+        return update
 
     def init(self, wiring: Wiring, params: Params) -> RuleState:
         """Zeros in float32 at least, [(N), *shape] for every one of `quantities`."""
@@ -58,7 +88,7 @@ class LearnedRule(nn.Module, ABC):
 
     def update(
         self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-    ) -> tuple[Params, RuleState]:
+    ) -> Stepped:
         """See UpdateRule.update."""
         return self(wiring, grads, state, params, loss=loss)
 

@@ -11,7 +11,7 @@ laid out over it first, a piece of the tensor at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,8 +81,21 @@ class Layers(NamedTuple):
     first: Tensor
     first_bias: Tensor
     second: Tensor
+    second_bias: Tensor
     last: Tensor
     base: Tensor
+
+
+def hidden_units(even: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
+    """The first hidden layer from the even features, unit by unit."""
+    return [unit.relu() for unit in affine(weight, numbers(bias), even)]
+
+
+def direct(odd: Sequence[Tensor], hidden: Sequence[Tensor], layers: Layers, ends: Sequence[Tensor]) -> Tensor:
+    """The step in the gauge from odd features and first hidden layer, unit by unit; `ends`: of the second layer."""
+    second = [unit.relu() for unit in affine(layers.second, ends, hidden)]
+    factors = affine(layers.last, numbers(layers.base), second)
+    return sum((o * factor for o, factor in zip(odd, factors, strict=True)), torch.zeros_like(odd[0]))
 
 
 class Passes:
@@ -97,16 +110,13 @@ class Passes:
     def __init__(self, adam: int, *, signed: bool, compiled: bool = True) -> None:
         def first(part: Part, weight: Tensor, bias: Tensor) -> tuple[list[Tensor], list[Tensor]]:
             odd, even = unit_features(part.units(), adam, signed=signed)
-            return odd, [unit.relu() for unit in affine(weight, numbers(bias), even)]
+            return odd, hidden_units(even, weight, bias)
 
         def hidden(part: Part, weight: Tensor, bias: Tensor) -> Tensor:
             return torch.stack(first(part, weight, bias)[1])
 
         def move(part: Part, layers: Layers, ends: Tensor) -> Tensor:
-            odd, units = first(part, layers.first, layers.first_bias)
-            units = [unit.relu() for unit in affine(layers.second, ends.unbind(), units)]
-            factors = affine(layers.last, numbers(layers.base), units)
-            return sum((o * f for o, f in zip(odd, factors, strict=True)), torch.zeros_like(odd[0])) * part.scale
+            return direct(*first(part, layers.first, layers.first_bias), layers, ends.unbind()) * part.scale
 
         def move_on(part: Part, layers: Layers, ends: Tensor, ahead: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
             return averaged(move(part, layers, ends), ahead, *recent.unbind())

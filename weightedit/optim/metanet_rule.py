@@ -27,21 +27,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from weightedit.errors import WeightEditError
-from weightedit.layer import SYMMETRIES, Symmetry
 from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
-from weightedit.optim.learned_rule import LearnedRule
+from weightedit.optim.learned_rule import At, LearnedRule, Stepped
 from weightedit.optim.metanet_features import (
     DAMPING,
     DEPTH,
     PLACES,
     WEIGHT,
+    Seen,
     factors,
     features,
     levelled,
@@ -49,9 +47,10 @@ from weightedit.optim.metanet_features import (
     place,
     unit_features,
 )
-from weightedit.optim.metanet_passes import Large, Layers, Moments, Passes, averaged
+from weightedit.optim.metanet_passes import Large, Layers, Moments, Passes, averaged, direct, hidden_units
+from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.rule import RuleState, beside, warmth
-from weightedit.optim.unitwise import FROM, affine, goes_alone, numbers, one_graph, pooled, steady
+from weightedit.optim.unitwise import FROM, goes_alone, pooled, steady
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
@@ -60,69 +59,6 @@ _GROWTH = 5.0  # what is beyond is not told apart
 _SLOWER, _LASTING = -2.8, -4.5  # by place()'s depth: with four layers half the step of two, a third of the decay
 _PIECE = 65536  # parameters at once, over all networks of a stack
 _WIDE = 16  # hidden units of a rule whose passes are quick to compile
-
-
-@dataclass(frozen=True)
-class MetanetRuleConfig:
-    """What defines a MetanetRule.
-
-    Attributes:
-        symmetry: "full" is what the optimizee's wiring says; "sign" and "permutation" are parts of it, "scale" too.
-        hidden: width of every hidden layer.
-        momenta: decays of the averaged gradients, ascending.
-        second: decay of the averaged squares, also of Adafactor's rows and columns.
-        mixing: exchange over neurons, layers and the network; without it the rule is a per-parameter one.
-        levelling: matrices whose smaller side is at most this long are also seen with all singular values made alike,
-            as Muon does, and move along that at the start; 0 for none.
-        averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
-        memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale; 0: what it
-            has now counts.
-        step_size: at the start, in units of the weights' own size.
-        loss: the rule looks at the logarithm of the loss and of how it fell since the first step.
-
-    Raises:
-        WeightEditError: values outside these ranges.
-    """
-
-    symmetry: Symmetry = "full"
-    hidden: int = 8
-    momenta: tuple[float, ...] = (0.9, 0.99)
-    second: float = 0.99
-    mixing: bool = True
-    levelling: int = 256
-    averaging: bool = True
-    memory: float = 0.999
-    step_size: float = 0.05
-    loss: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "momenta", tuple(self.momenta))  # JSON gives a list back
-        if self.symmetry not in SYMMETRIES or not isinstance(self.hidden, int) or self.hidden < 1:
-            raise WeightEditError(
-                f"{self} came; expected a symmetry among {', '.join(SYMMETRIES)} and a whole width of at least 1: "
-                "correct them."
-            )
-        if not isinstance(self.levelling, int) or self.levelling < 0:
-            raise WeightEditError(
-                f"{self} came; expected levelling to be a whole number, the longest smaller side that is levelled, or "
-                "0 for none: correct it."
-            )
-        decays = all(0 < decay < 1 for decay in (*self.momenta, self.second)) and 0 <= self.memory < 1
-        if not self.momenta or not decays or self.step_size <= 0:
-            raise WeightEditError(
-                f"{self} came; expected at least one momentum, decays inside (0, 1), a memory in [0, 1) and a positive "
-                "step size: correct them."
-            )
-
-    @property
-    def odd(self) -> int:
-        """Odd features per parameter: gradient and momenta over sqrt(v^), two of them over Adafactor's, w^, level."""
-        return 1 + len(self.momenta) + 2 + 1 + 1
-
-    @property
-    def even(self) -> int:
-        """Even features per parameter (under "permutation" the odd ones too)."""
-        return self.odd + len(self.momenta) + 1 + (self.odd if self.symmetry == "permutation" else 0)
 
 
 class MetanetRule(LearnedRule):
@@ -201,71 +137,43 @@ class MetanetRule(LearnedRule):
             shapes["first loss"] = ()
         return shapes
 
-    def forward(
-        self,
-        wiring: Wiring,
-        grads: Params,
-        state: RuleState,
-        params: Params,
-        *,
-        loss: Tensor | None = None,
-        passes: Passes | None = None,
-    ) -> tuple[Params, RuleState]:
-        """See UpdateRule.update. Without a loss, a rule that looks at it sees the first one unchanged.
-
-        `passes`: what large tensors of one network go through instead; see `compiled`.
-        """
+    def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: Passes | None) -> Stepped:
+        """See LearnedRule.step. Without a loss, a rule that looks at it sees the first one unchanged."""
+        grads, state, params = at
         if not grads:
             return {}, {}
         dtype = next(iter(state.values()))["second"].dtype
         values = {name: params[name].to(dtype) for name in grads}
         neurons = neuron_scales(wiring, values, self.config.symmetry)
         reach = self._reach(wiring, neurons, {name: state[name] for name in grads})
-        alone = {name for name, grad in grads.items() if passes and goes_alone(grad, wiring.by_name[name].shape)}
         grown = growth(wiring, neurons).clamp(-_GROWTH, _GROWTH)
-        scales = self._scales(
-            wiring, {name: value for name, value in values.items() if name not in alone}, reach, grown
-        )
+        alone = {name for name, grad in grads.items() if passes and goes_alone(grad, wiring.by_name[name].shape)}
+        together = {name: value for name, value in values.items() if name not in alone}
+        scales = self._scales(wiring, together, reach, grown)
         new: RuleState = {}
         tensors: dict[str, _Tensor] = {}
         for name, grad in grads.items():
-            wire = wiring.by_name[name]
-            new[name] = self._kept(state[name], reach[wire.target], loss)
+            wire, gradient = wiring.by_name[name], grad.to(dtype)
             if passes is not None and name in alone:
-                seen, moments = self._gathered(passes, wire, (grad.to(dtype), values[name], reach), state[name])
+                seen, moments = self._gathered(passes, wire, (gradient, values[name], reach), state[name])
             else:
-                gradient, weight = grad.to(dtype) * scales[name], None
-                if not _shifted(wiring, wire):
-                    weight = values[name] / scales[name]
-                moments = self._accumulate(wire, gradient, state[name])
-                decays, mix = (self.config.momenta, self.config.second), self.mix if self._levels(wire) else None
-                seen = look(wire, gradient, weight, {**new[name], **moments}, decays, mix)
-            new[name] |= moments
-            tensors[name] = _Tensor(wire, seen, self._tensor_features(wiring, wire, new[name], grown, loss))
+                seen, moments = self._looked(wiring, wire, (gradient, values[name], scales[name]), state[name])
+            new[name] = self._kept(state[name], reach[wire.target], loss) | moments
+            facts = self._tensor_features(wiring, wire, new[name], grown, loss)
+            tensors[name] = _Tensor(wire, seen, self._layers(wire, facts))
         firsts = {name: self._pieces(tensor) for name, tensor in tensors.items() if name not in alone}
         nodes = self._mix(wiring, tensors, firsts, passes) if self.config.mixing else None
         deltas: Params = {}
         for name, grad in grads.items():
-            tensor, found = tensors[name], []
-            pace = self._pace(tensor)
+            tensor, before, ahead = tensors[name], state[name], None
             if passes is not None and name in alone:
-                moved = self._moved(passes, tensor, nodes, (pace, state[name], new[name]["step"]))
-                deltas[name] = moved[0].view(grad.shape).to(grad.dtype)
-                new[name] |= {} if moved[1] is None else {"ahead": moved[1].view(grad.shape)}
-                continue
-            for start, end, odd, hidden in firsts[name]():
-                if isinstance(hidden, list):
-                    found.append(self._unitwise(tensor, odd, hidden, nodes))
-                    continue
-                second = self._second(tensor, hidden, nodes, (start, end))
-                factor = self.last.to(dtype) @ second.relu() + self.base.to(dtype).unsqueeze(-1)
-                found.append((odd * factor * self._gains(tensor).unsqueeze(-1)).sum(-2))
-            direction = found[0] if len(found) == 1 else torch.cat(found, -1)
-            delta = pace.unsqueeze(-1) * direction
-            delta = delta.view(grad.shape) * scales[name]
-            if self.config.averaging:
-                delta, new[name]["ahead"] = self._averaged(delta, state[name]["ahead"], new[name]["step"])
-            deltas[name] = delta.to(grad.dtype)
+                delta, ahead = self._moved(passes, tensor, nodes, before)
+            else:
+                delta = self._direction(tensor, nodes, firsts[name]()).view(grad.shape) * scales[name]
+                if self.config.averaging:
+                    delta, ahead = self._averaged(delta, before["ahead"], new[name]["step"])
+            deltas[name] = delta.view(grad.shape).to(grad.dtype)
+            new[name] |= {} if ahead is None else {"ahead": ahead.view(grad.shape)}
         return deltas, new
 
     def _reach(self, wiring: Wiring, neurons: Sequence[Tensor], state: RuleState) -> list[Tensor]:
@@ -288,23 +196,29 @@ class MetanetRule(LearnedRule):
         correlated or small never make them: biases that moved by as much would leave the network at once. One layer's
         growth is left to `pace`.
         """
-        scales = spread(wiring, values, reach)
+        scales, before = spread(wiring, values, reach), layers_before(wiring)
         for name, scale in scales.items():
-            if wiring.by_name[name].kind == "bias":
-                risen = grown * layers_before(wiring, wiring.by_name[name])
-                scales[name] = scale * beside((-risen).exp(), scale)
+            wire = wiring.by_name[name]
+            if wire.kind == "bias":
+                scales[name] = scale * beside((-grown * before[wire.target]).exp(), scale)
         return scales
 
-    def _pace(self, tensor: _Tensor) -> Tensor:
-        """What a tensor's direction is multiplied by, []."""
-        pace = self.pace[int(tensor.wire.kind == "weight")].to(tensor.facts.dtype)
-        return -(tensor.facts @ pace + self.log_step_size.to(pace.dtype)).exp()
-
-    def _gains(self, tensor: _Tensor) -> Tensor:
-        """f of the file's docstring, [.., odd features]."""
-        decay = (tensor.facts @ self.decay.to(tensor.facts.dtype)).exp()
-        one = torch.ones_like(decay)
-        return torch.stack([decay if k == self.config.odd + WEIGHT else one for k in range(self.config.odd)], -1)
+    def _layers(self, wire: Wire, facts: Tensor) -> Layers:
+        """The network as a tensor with these facts meets it: step size and f of the file's docstring are in `last`."""
+        dtype = facts.dtype
+        pace = self.pace[int(wire.kind == "weight")].to(dtype)
+        size = -(facts @ pace + self.log_step_size.to(dtype)).exp()
+        decay = size * (facts @ self.decay.to(dtype)).exp()
+        odd = self.config.odd
+        sizes = torch.stack([decay if k == odd + WEIGHT else size for k in range(odd)], -1)
+        return Layers(
+            self.first.to(dtype),
+            facts @ self.tensor_first.to(dtype).mT + self.bias_first.to(dtype),
+            self.second.to(dtype),
+            facts @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype),
+            self.last.to(dtype) * sizes.unsqueeze(-1),
+            self.base.to(dtype) * sizes,
+        )
 
     @property
     def _signed(self) -> bool:
@@ -330,12 +244,12 @@ class MetanetRule(LearnedRule):
 
     def _pieces(self, tensor: _Tensor) -> Callable[[], Iterable[_Piece]]:
         """Odd features and the first hidden layer: kept where they are one piece, else made anew at every call."""
-        first, bias = self._first(tensor)
+        first, bias = tensor.layers.first, tensor.layers.first_bias
         rows, count = tensor.wire.view[0], tensor.seen.gradient.numel()
         compiling = torch.compiler.is_compiling()
         if compiling and count >= FROM:
             odd, even = unit_features(tensor.seen.units(), self._adam, signed=self._signed)
-            hidden = [unit.relu() for unit in affine(first, numbers(bias), even)]
+            hidden = hidden_units(even, first, bias)
             return lambda: [(0, rows, odd, hidden)]
         some = count <= _PIECE or torch.is_grad_enabled() or compiling
         step = rows if some else max(1, _PIECE * rows // count)
@@ -351,11 +265,15 @@ class MetanetRule(LearnedRule):
         kept = list(made()) if step == rows else None
         return made if kept is None else lambda: kept
 
-    def _first(self, tensor: _Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the first layer, as the tensor meets it."""
-        dtype = tensor.facts.dtype
-        bias = tensor.facts @ self.tensor_first.to(dtype).mT + self.bias_first.to(dtype)
-        return self.first.to(dtype), bias
+    def _looked(
+        self, wiring: Wiring, wire: Wire, at: tuple[Tensor, Tensor, Tensor], before: Mapping[str, Tensor]
+    ) -> tuple[Seen, dict[str, Tensor]]:
+        """What is seen of a tensor, and its new moments. `at`: gradient, value and scale."""
+        gradient, value, scale = at
+        gradient, weight = gradient * scale, None if _shifted(wiring, wire) else value / scale
+        moments = self._accumulate(wire, gradient, before)
+        decays, mix = (self.config.momenta, self.config.second), self.mix if self._levels(wire) else None
+        return look(wire, gradient, weight, {**moments, "step": before["step"] + 1}, decays, mix), moments
 
     def _accumulate(self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
         axes, fresh = len(wire.shape), 1 - self.config.second
@@ -405,7 +323,7 @@ class MetanetRule(LearnedRule):
             wire, by_row, by_column = tensor.wire, [], []
             targets, *shape = wire.view
             if passes is not None and name not in firsts:
-                of_rows, of_columns = passes.receive(tensor.seen, *steady(*self._first(tensor)))
+                of_rows, of_columns = passes.receive(tensor.seen, *steady(*tensor.layers[:2]))
                 by_row.append(of_rows)
                 by_column.append(of_columns.unflatten(-1, (wire.view[1], -1)).mean(-1))
             for start, end, _, hidden in firsts[name]() if name in firsts else ():
@@ -430,52 +348,36 @@ class MetanetRule(LearnedRule):
         a, b, c = self.node.to(like.dtype).split(self.config.hidden, -1)
         return [(a @ n + b @ layer + c @ network).relu() for n, layer in zip(own, layers, strict=True)]
 
-    def _second(self, tensor: _Tensor, hidden: Tensor, nodes: Sequence[Tensor] | None, rows: tuple[int, int]) -> Tensor:
-        """Before its activation, [.., hidden, parameters] of these rows."""
-        wire, dtype = tensor.wire, hidden.dtype
-        bias = tensor.facts @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype)
-        second = self.second.to(dtype) @ hidden
-        if nodes is None:
-            return second + bias.unsqueeze(-1)
-        targets = nodes[wire.target][..., rows[0] : rows[1]]
-        ends = (self.to_target.to(dtype) @ targets + bias.unsqueeze(-1))[..., None, None]
-        if wire.source is not None:
-            ends = ends + (self.to_source.to(dtype) @ nodes[wire.source])[..., None, :, None]
-        return second + ends.expand(*ends.shape[:-3], rows[1] - rows[0], *wire.view[1:]).flatten(-3)
-
-    def _unitwise(
-        self, tensor: _Tensor, odd: Sequence[Tensor], hidden: Sequence[Tensor], nodes: Sequence[Tensor] | None
-    ) -> Tensor:
-        """The direction [.., parameters], for a compiler (unitwise.py)."""
-        wire, dtype = tensor.wire, hidden[0].dtype
-        bias = tensor.facts @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype)
-        ends = numbers(bias)
+    def _ends(self, tensor: _Tensor, nodes: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """The second layer's bias, [.., hidden, rows, 1] plus [.., hidden, 1, columns]."""
+        wire, bias = tensor.wire, tensor.layers.second_bias.unsqueeze(-1)
+        targets, sources, rest = wire.view
+        lead, dtype = bias.shape[:-1], bias.dtype
+        rows, columns = bias.expand(*lead, targets), bias.new_zeros(*lead, sources * rest)
         if nodes is not None:
-            targets = (self.to_target.to(dtype) @ nodes[wire.target]).unbind(-2)
-            ends = [end + target.unsqueeze(-1) for end, target in zip(ends, targets, strict=True)]
+            rows = rows + self.to_target.to(dtype) @ nodes[wire.target]
         if nodes is not None and wire.source is not None:
-            sources = (self.to_source.to(dtype) @ nodes[wire.source]).repeat_interleave(wire.view[2], -1).unbind(-2)
-            ends = [end + source.unsqueeze(-2) for end, source in zip(ends, sources, strict=True)]
-        second = [unit.relu() for unit in affine(self.second.to(dtype), ends, hidden)]
-        factors = affine(self.last.to(dtype), numbers(self.base.to(dtype)), second)
-        gains = numbers(self._gains(tensor))
-        moved = (o * factor * gain for o, factor, gain in zip(odd, factors, gains, strict=True))
-        return sum(moved, torch.zeros_like(odd[0])).flatten(-2)
+            columns = (self.to_source.to(dtype) @ nodes[wire.source]).repeat_interleave(rest, -1)
+        return rows.unsqueeze(-1), columns.unsqueeze(-2)
+
+    def _direction(self, tensor: _Tensor, nodes: Sequence[Tensor] | None, pieces: Iterable[_Piece]) -> Tensor:
+        """The step in the gauge, [.., parameters]."""
+        layers, (rows, columns) = tensor.layers, self._ends(tensor, nodes)
+        found = []
+        for start, end, odd, hidden in pieces:
+            ends = rows[..., start:end, :] + columns
+            if isinstance(hidden, list):
+                found.append(direct(odd, hidden, layers, ends.unbind(-3)).flatten(-2))
+                continue
+            second = (layers.second @ hidden + ends.flatten(-2)).relu()
+            found.append((odd * (layers.last @ second + layers.base.unsqueeze(-1))).sum(-2))
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
 
     # Large tensors, pass by pass.
 
-    def compiled(self) -> Callable[..., tuple[Params, RuleState]]:
-        """`update`, compiled: small networks as one graph, the large tensors of others by metanet_passes.py."""
-        whole, passes = torch.compile(self.update), Passes(self._adam, signed=self._signed)
-
-        def update(
-            wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-        ) -> tuple[Params, RuleState]:
-            if one_graph(grads.values()) or self.config.hidden > _WIDE or torch.is_grad_enabled():
-                return whole(wiring, grads, state, params, loss=loss)
-            return self(wiring, grads, state, params, loss=loss, passes=passes)
-
-        return update
+    def compiled_passes(self) -> Passes | None:
+        """See LearnedRule.compiled_passes."""
+        return Passes(self._adam, signed=self._signed) if self.config.hidden <= _WIDE else None
 
     def _gathered(
         self,
@@ -507,37 +409,15 @@ class MetanetRule(LearnedRule):
         )
         return large, {key: moment.view(before[key].shape) for key, moment in new._asdict().items()}
 
-    def _layers(self, tensor: _Tensor, pace: Tensor) -> Layers:
-        """The network as a large tensor meets it; factors of the odd features include the step size."""
-        dtype, gains = pace.dtype, pace * self._gains(tensor)
-        last, base = self.last.to(dtype) * gains.unsqueeze(-1), self.base.to(dtype) * gains
-        return Layers(*steady(*self._first(tensor), self.second.to(dtype), last, base))
-
-    def _ends(self, tensor: _Tensor, nodes: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The second layer's bias of a large tensor: [hidden, rows, 1] plus [hidden, 1, columns]."""
-        wire, dtype = tensor.wire, tensor.facts.dtype
-        rows = (tensor.facts @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype)).unsqueeze(-1)
-        rows, columns = rows.expand(-1, wire.view[0]), rows.new_zeros(len(rows), tensor.seen.gradient.shape[1])
-        if nodes is not None:
-            rows = rows + self.to_target.to(dtype) @ nodes[wire.target]
-        if nodes is not None and wire.source is not None:
-            columns = (self.to_source.to(dtype) @ nodes[wire.source]).repeat_interleave(wire.view[2], -1)
-        return rows.unsqueeze(-1), columns.unsqueeze(-2)
-
     def _moved(
-        self,
-        passes: Passes,
-        tensor: _Tensor,
-        nodes: Sequence[Tensor] | None,
-        at: tuple[Tensor, Mapping[str, Tensor], Tensor],
+        self, passes: Passes, tensor: _Tensor, nodes: Sequence[Tensor] | None, before: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """A large tensor's delta and "ahead". `at`: its pace, the state before, and the number of this step."""
-        pace, before, step = at
-        average = None
+        """A large tensor's delta and "ahead", from the state before."""
+        layers, average = Layers(*steady(*tensor.layers)), None
         if self.config.averaging:
-            (recent,) = steady(torch.stack(self._recent(step, pace.dtype)))
+            (recent,) = steady(torch.stack(self._recent(before["step"] + 1, layers.base.dtype)))
             average = tensor.wire.flat(before["ahead"]), recent
-        return passes.move(tensor.seen, self._layers(tensor, pace), self._ends(tensor, nodes), average)
+        return passes.move(tensor.seen, layers, self._ends(tensor, nodes), average)
 
 
 _Piece = tuple[int, int, Any, Any]
@@ -546,11 +426,11 @@ of units (unitwise.py)."""
 
 
 class _Tensor(NamedTuple):
-    """A tensor of the optimizee: its wire, what is seen of its parameters, and what holds for all of it [.., facts]."""
+    """A tensor of the optimizee: its wire, what is seen of its parameters, and the network that looks at it."""
 
     wire: Wire
-    seen: Any  # Seen, or Large where it goes through passes of its own
-    facts: Tensor
+    seen: Any  # Seen; Large where it goes through passes of its own
+    layers: Layers
 
 
 def _shifted(wiring: Wiring, wire: Wire) -> bool:

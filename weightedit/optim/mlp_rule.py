@@ -25,21 +25,19 @@ from torch import Tensor, nn
 
 from weightedit.errors import WeightEditError
 from weightedit.optim.gauge import inverse_root
-from weightedit.optim.learned_rule import LearnedRule
+from weightedit.optim.learned_rule import At, LearnedRule, Stepped
 from weightedit.optim.mlp_features import Seen, full_features, lean_features, look, seen
-from weightedit.optim.rule import RuleState, beside, warmth
+from weightedit.optim.rule import beside, warmth
 from weightedit.optim.unitwise import (
     FROM,
     affine,
     compiled_for_all_shapes,
     goes_alone,
     numbers,
-    one_graph,
     pieces,
     split,
     steady,
 )
-from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
 FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
@@ -172,19 +170,9 @@ class MLPRule(LearnedRule):
             "columns": (factors, sources * rest),
         }
 
-    def forward(
-        self,
-        wiring: Wiring,
-        grads: Params,
-        state: RuleState,
-        params: Params,
-        *,
-        loss: Tensor | None = None,
-        passes: _Passes | None = None,
-    ) -> tuple[Params, RuleState]:
-        """See UpdateRule.update; the loss is not looked at. `passes`: over large tensors of one network."""
-        deltas: Params = {}
-        new: RuleState = {}
+    def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: _Passes | None) -> Stepped:
+        """See LearnedRule.step; the loss is not looked at."""
+        (grads, state, params), deltas, new = at, {}, {}
         if not grads:
             return deltas, new
         steps = torch.stack([state[name]["step"] for name in grads]) + 1
@@ -196,31 +184,23 @@ class MLPRule(LearnedRule):
             normalised = self.config.output == "normalised" and wire.kind == "weight"
             clock = clocks[i].to(gradient.dtype), None if normalised else warm[i]
             if passes is not None and goes_alone(grad, wire.shape):
-                at = wire.flat(gradient), wire.flat(parameter)
-                direction, energy, new[name] = self._passed(passes, wire, at, before, clock)
+                matrices = wire.flat(gradient), wire.flat(parameter)
+                direction, new[name] = self._passed(passes, wire, matrices, before, clock)
             else:
                 new[name] = self._accumulate(wire, gradient, before)
                 direction = self._direction(look(wire, gradient, parameter, new[name]), *clock)
-                energy = direction.square().mean((-2, -1), keepdim=True) if normalised else None
             new[name]["step"] = steps[i]
             size = -self.log_step_size.exp().to(gradient.dtype)
-            delta = direction * (size * inverse_root(energy) if normalised and energy is not None else size)
-            deltas[name] = delta.reshape(grad.shape).to(grad.dtype)
+            if normalised:
+                size = size * inverse_root(_energy(direction.flatten(-2)) / math.prod(direction.shape[-2:]))
+            deltas[name] = (beside(size, direction) * direction).reshape(grad.shape).to(grad.dtype)
         return deltas, new
 
-    def compiled(self) -> Callable[..., tuple[Params, RuleState]]:
-        """`update`, compiled: small networks as one graph, large tensors of others pass by pass."""
-        whole = torch.compile(self.update)
-        passes = _Passes(*map(compiled_for_all_shapes, (self._gather, self._energies, self._combined)))
-
-        def update(
-            wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-        ) -> tuple[Params, RuleState]:
-            if one_graph(grads.values()) or self._products > _UNITWISE_TO or torch.is_grad_enabled():
-                return whole(wiring, grads, state, params, loss=loss)
-            return self(wiring, grads, state, params, loss=loss, passes=passes)
-
-        return update
+    def compiled_passes(self) -> _Passes | None:
+        """See LearnedRule.compiled_passes."""
+        if self._products > _UNITWISE_TO:
+            return None
+        return _Passes(*map(compiled_for_all_shapes, (self._gather, self._energies, self._combined)))
 
     @property
     def _products(self) -> int:
@@ -233,8 +213,8 @@ class MLPRule(LearnedRule):
         at: tuple[Tensor, Tensor],
         before: Mapping[str, Tensor],
         clock: tuple[Tensor, Tensor | None],
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """`_direction`, its mean square and new moments of a large tensor; gradient and value are the matrices `at`."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`_direction` and new moments of a large tensor; gradient and value are the matrices `at`."""
         matrices = {key: wire.flat(before[key]) for key in ("momenta", "second")}
         moments, mean = passes.gather(at[0], {"rows": before["rows"], "columns": before["columns"], **matrices})
         known, direction = seen(*at, moments, mean), torch.empty_like(at[0])
@@ -242,8 +222,7 @@ class MLPRule(LearnedRule):
         for start, end in pieces(direction, _LINE):
             given = known.part(start, end).lines(), steady(*weights), steady(*biases), *steady(base)
             direction[start:end] = passes.move(*given).view(end - start, -1)
-        energy = torch.linalg.vector_norm(direction).square() / direction.numel()
-        return direction, energy, {key: moments[key].view(before[key].shape) for key in moments}
+        return direction, {key: moments[key].view(before[key].shape) for key in moments}
 
     def _gather(self, gradient: Tensor, before: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """New moments of a matrix [rows, columns], and the mean of the second, [1, 1]."""

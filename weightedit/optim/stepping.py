@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import WeightEditError
+from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.rule import RuleState, UpdateRule
 from weightedit.spec import Params
 from weightedit.wiring import Wiring
@@ -81,9 +82,8 @@ def proposed(
 
 
 def compiled(rule: UpdateRule) -> Callable[..., tuple[Params, RuleState]]:
-    """A rule's update, compiled: as the rule says in its own method `compiled`, or as one graph."""
-    own = getattr(rule, "compiled", None)
-    return torch.compile(rule.update) if own is None else own()
+    """A rule's update, compiled; a learned rule says how."""
+    return rule.compiled() if isinstance(rule, LearnedRule) else torch.compile(rule.update)
 
 
 def stepped(param: Tensor, delta: Tensor, group: Mapping[str, Any]) -> Tensor:

@@ -1,0 +1,71 @@
+"""What defines a metanet_rule.py rule, as plain data that goes into its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weightedit.errors import WeightEditError
+from weightedit.layer import SYMMETRIES, Symmetry
+
+
+@dataclass(frozen=True)
+class MetanetRuleConfig:
+    """What defines a MetanetRule.
+
+    Attributes:
+        symmetry: "full" is what the optimizee's wiring says; "sign" and "permutation" are parts of it, "scale" too.
+        hidden: width of every hidden layer.
+        momenta: decays of the averaged gradients, ascending.
+        second: decay of the averaged squares, also of Adafactor's rows and columns.
+        mixing: exchange over neurons, layers and the network; without it the rule is a per-parameter one.
+        levelling: matrices whose smaller side is at most this long are also seen with all singular values made alike,
+            as Muon does, and move along that at the start; 0 for none.
+        averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
+        memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale; 0: what it
+            has now counts.
+        step_size: at the start, in units of the weights' own size.
+        loss: the rule looks at the logarithm of the loss and of how it fell since the first step.
+
+    Raises:
+        WeightEditError: values outside these ranges.
+    """
+
+    symmetry: Symmetry = "full"
+    hidden: int = 8
+    momenta: tuple[float, ...] = (0.9, 0.99)
+    second: float = 0.99
+    mixing: bool = True
+    levelling: int = 256
+    averaging: bool = True
+    memory: float = 0.999
+    step_size: float = 0.05
+    loss: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "momenta", tuple(self.momenta))  # JSON gives a list back
+        if self.symmetry not in SYMMETRIES or not isinstance(self.hidden, int) or self.hidden < 1:
+            raise WeightEditError(
+                f"{self} came; expected a symmetry among {', '.join(SYMMETRIES)} and a whole width of at least 1: "
+                "correct them."
+            )
+        if not isinstance(self.levelling, int) or self.levelling < 0:
+            raise WeightEditError(
+                f"{self} came; expected levelling to be a whole number, the longest smaller side that is levelled, or "
+                "0 for none: correct it."
+            )
+        decays = all(0 < decay < 1 for decay in (*self.momenta, self.second)) and 0 <= self.memory < 1
+        if not self.momenta or not decays or self.step_size <= 0:
+            raise WeightEditError(
+                f"{self} came; expected at least one momentum, decays inside (0, 1), a memory in [0, 1) and a positive "
+                "step size: correct them."
+            )
+
+    @property
+    def odd(self) -> int:
+        """Odd features per parameter: gradient and momenta over sqrt(v^), two of them over Adafactor's, w^, level."""
+        return 1 + len(self.momenta) + 2 + 1 + 1
+
+    @property
+    def even(self) -> int:
+        """Even features per parameter (under "permutation" the odd ones too)."""
+        return self.odd + len(self.momenta) + 1 + (self.odd if self.symmetry == "permutation" else 0)
