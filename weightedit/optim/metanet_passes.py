@@ -20,7 +20,7 @@ from torch import Tensor
 from weightedit.optim.metanet_features import Units, unit_features
 from weightedit.optim.unitwise import affine, compiled_for_all_shapes, line, numbers, pieces
 
-_PIECE = 2**15  # parameters of a line: a few dozen of these fit the cache, and a call takes as long as some thousand
+_PIECE = 2**16  # parameters of a line: what is read and written of it fits the cache, and calls cost little beside it
 
 
 class Moments(NamedTuple):

@@ -44,7 +44,7 @@ FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
 _MAGNITUDE = 1e-3  # of Metz et al., as are the times
 _TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 _PIECE = 16384  # parameters that go through the network at once
-_LINE = 2**15  # and, compiled, in one loop
+_LINE = 2**16  # and, compiled, in one loop
 _UNITWISE_TO = 256  # products of a network that is compiled unit by unit
 
 
@@ -219,9 +219,9 @@ class MLPRule(LearnedRule):
         moments, mean = passes.gather(at[0], {"rows": before["rows"], "columns": before["columns"], **matrices})
         known, direction = seen(*at, moments, mean), torch.empty_like(at[0])
         weights, biases, base = self._network_of(inverse_root(passes.energies(known)), *clock)
+        network = steady(*weights), steady(*biases), *steady(base)
         for start, end in pieces(direction, _LINE):
-            given = known.part(start, end).lines(), steady(*weights), steady(*biases), *steady(base)
-            direction[start:end] = passes.move(*given).view(end - start, -1)
+            direction[start:end] = passes.move(known.part(start, end).lines(), *network).view(end - start, -1)
         return direction, {key: moments[key].view(before[key].shape) for key in moments}
 
     def _gather(self, gradient: Tensor, before: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
