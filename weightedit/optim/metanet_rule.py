@@ -93,7 +93,8 @@ class MetanetRule(LearnedRule):
             return nn.Parameter(scale * inputs**-0.5 * torch.randn(outputs, inputs, generator=source))
 
         self.first, self.second = matrix(width, config.even), matrix(width, width)
-        self.tensor_first, self.tensor_second = matrix(width, seen), matrix(width, seen)
+        # Facts that never vary in meta-training must not matter where they do: they begin without weight.
+        self.tensor_first, self.tensor_second = matrix(width, seen, 0.0), matrix(width, seen, 0.0)
         self.bias_first, self.bias_second = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
         if config.mixing:
             self.node = matrix(width, 3 * width)
