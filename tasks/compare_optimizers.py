@@ -4,8 +4,8 @@
 
 Every rule named is run from the same initial networks on the same batches, `seeds` times, and its test loss is taken on
 the way. The learning rate of a hand-designed rule is the one of `rates` (logarithmic, from `lowest_rate` to
-`highest_rate`, times the rule's own unit) whose lowest loss on held-out training images is lowest over two other seeds;
-a learned rule has none to tune, and takes `lr`, as LearnedOptimizer does. The score is the steps in which tuned Adam
+`highest_rate`, times the rule's own unit) whose lowest loss on held-out training images is lowest over other seeds; a
+learned rule has none to tune, and takes `lr`, as LearnedOptimizer does. The score is the steps in which tuned Adam
 reaches its lowest mean test loss, over those in which a rule gets there. With `rescale` U, the same runs are repeated
 with every hidden unit of the initial network rescaled by e^U[-U, U], which changes no function; the learning rates stay
 as they were tuned. Written: out/comparison.json, .md and .png. Every finished run is kept in out/runs.json: started
@@ -69,6 +69,7 @@ class Config:
         steps: of every run.
         seeds: runs per rule.
         rates: learning rates tried per hand-designed rule.
+        tuning_seeds: runs per rate.
         lowest_rate, highest_rate: the ends of the grid.
         rescale: U of the rescaled runs; 0 for none.
         cosine: multiply every rule's delta by a cosine from 1 to 0 over the run; rates are tuned with it.
@@ -85,6 +86,7 @@ class Config:
     steps: int = 2000
     seeds: int = 5
     rates: int = 20
+    tuning_seeds: int = 2
     lowest_rate: float = 1e-4
     highest_rate: float = 1.0
     rescale: float = 0.0
@@ -176,8 +178,8 @@ class Contest:
         return rates[found.index(min(found))]
 
     def lowest(self, name: str, rate: float) -> float:
-        """The lowest loss on held-out images that two networks have on average."""
-        return float(self.run(BY_HAND[name](rate), 2, 1000, self.held_out)[0].mean(1).min())
+        """The lowest loss on held-out images that some networks have on average."""
+        return float(self.run(BY_HAND[name](rate), self.config.tuning_seeds, 1000, self.held_out)[0].mean(1).min())
 
     def figures(self, rule: UpdateRule, key: str, rescale: float = 0.0) -> dict[str, list[Any]]:
         """Test losses [seeds, points] and accuracies at the end [seeds]; `key` names the rule."""
@@ -247,17 +249,18 @@ def main(config: Config) -> dict[str, Any]:
             f"{', '.join(problems)} (fits are compare_fits.py's), at least {config.evaluate_every} steps and one seed: "
             "correct them."
         )
-    if not 0 < config.lowest_rate <= config.highest_rate or config.rates < 1:
+    if not 0 < config.lowest_rate <= config.highest_rate or min(config.rates, config.tuning_seeds) < 1:
         raise WeightEditError(
-            f"{config.rates} rates from {config.lowest_rate} to {config.highest_rate} came; expected at least one, "
-            "from a positive rate to one no lower: correct them."
+            f"{config.rates} rates from {config.lowest_rate} to {config.highest_rate} with {config.tuning_seeds} seeds "
+            "came; expected at least one of each, from a positive rate to one no lower: correct them."
         )
     names = list(dict.fromkeys(["adam", *config.rules]))
     learned = {name: load_rule(name) for name in names if name not in BY_HAND}
     data, held_out = images_of(config.problem, config.images).split(TRAINED)
     test = images_of(config.problem, config.images, split="test")
     out = Path(config.out)
-    about = {key: getattr(config, key) for key in ("problem", "steps", "seeds", "evaluate_every", "cosine")}
+    same = ("problem", "steps", "seeds", "tuning_seeds", "evaluate_every", "cosine")
+    about = {key: getattr(config, key) for key in same}
     contest = Contest(config, optimizee(config.problem, data), held_out, test, Measured(out / "runs.json", about))
     facts: dict[str, Any] = {}
     for name in tqdm(names, desc="rules"):
