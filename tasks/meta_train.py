@@ -222,6 +222,8 @@ def main(config: Config) -> TrainResult:
         print(f"stopped after outer step {result.steps}, before the first validation: the same command goes on")
         return result
     rule.cpu()
+    if isinstance(rule, MetanetRule):
+        rule.forget_unseen(problem.wiring for problem in problems)
     facts = {
         "config": asdict(config),
         "weights": sum(p.numel() for p in rule.parameters()),

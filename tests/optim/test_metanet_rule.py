@@ -11,7 +11,7 @@ from weightedit.delta import apply_delta
 from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import SGD, Adam
-from weightedit.optim.metanet_features import DEPTH, WEIGHT, levelled
+from weightedit.optim.metanet_features import levelled
 from weightedit.optim.metanet_passes import Passes
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
@@ -296,25 +296,27 @@ def test_the_meta_gradient_is_finite_at_zero_gradients_and_right_elsewhere():
         torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize(("depth", "slower", "lasting"), [(2, 1.0, 1.0), (4, 0.5, 0.325)])
-def test_at_the_start_deep_networks_take_smaller_steps_and_keep_their_weights_longer(depth, slower, lasting):
-    """By the one number that says how deep a network is: without it the rule is the one for two layers."""
-    spec = NetworkSpec.mlp((5, *[6] * (depth - 1), 3), ("relu",) * (depth - 1))
-    wiring, params, source = Wiring.of(spec), random_params(spec), generator(0)
-    grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+def test_what_is_always_zero_in_meta_training_is_forgotten():
+    """Weights that noise has reached: nothing changes on networks of the depth that was seen, and the others' go."""
+    source, rule = generator(0), MetanetRule().double()
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=source))
+    specs = {depth: NetworkSpec.mlp((5, *[6] * (depth - 1), 3), ("relu",) * (depth - 1)) for depth in (2, 4)}
+    forgetful = MetanetRule().double()
+    forgetful.load_state_dict(rule.state_dict())
+    forgetful.forget_unseen([Wiring.of(specs[2])])
 
-    def moved(blind, along_weights):
-        rule = MetanetRule(MetanetRuleConfig(averaging=False)).double()
+    def moved(rule, spec):
+        wiring, params = Wiring.of(spec), random_params(spec)
         with torch.no_grad():
-            if along_weights:
-                rule.base.copy_(torch.eye(len(rule.base))[WEIGHT])
-            if blind:
-                rule.pace[:, len(rule.inverse_times) + DEPTH] = 0
-                rule.decay[len(rule.inverse_times) + DEPTH] = 0
-            return rule.update(wiring, grads, rule.init(wiring, params), params)[0]["layers.1.weight"]
+            return rule.update(wiring, params, rule.init(wiring, params), params)[0]["layers.1.weight"]
 
-    assert torch.allclose(moved(False, False), slower * moved(True, False), rtol=0.05)
-    assert torch.allclose(moved(False, True), slower * lasting * moved(True, True), rtol=0.05)
+    assert torch.equal(moved(forgetful, specs[2]), moved(rule, specs[2]))
+    assert not torch.allclose(moved(forgetful, specs[4]), moved(rule, specs[4]), rtol=0.01)
+    kept = len(rule.inverse_times) + torch.tensor([0, 2, 3, 4, 5, 6, 7])  # no gains, kernels of 1, two matrices
+    assert forgetful.tensor_first[:, kept].all()
+    assert not forgetful.tensor_first[:, len(rule.inverse_times) + torch.tensor([1, 8, 9])].any()
 
 
 def test_before_training_it_optimizes():

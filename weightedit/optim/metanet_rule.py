@@ -11,8 +11,7 @@ permutations. Signs are kept by the form (ours; learned_optimizers.md section 3,
     n = act(N [mean of h over a neuron's weights, its layer, the network])     the one equivariant mixing layer
 
 `pace` and the biases b, c come from the clock, the loss and the tensor's place and size, as does f for w^, exp(decay);
-the other f are 1. At the start, pace and decay fall with the number of layers: a deep network that forgets its weights
-faster than it averages over them wanders off. The delta is that of an average of the iterates that took these steps
+the other f are 1. The delta is that of an average of the iterates that took these steps
 (schedule-free, Defazio et al. 2024), so that noise dies out without a horizon. The scale of a neuron, in s, is the
 largest that it has had, decayed by `memory` a step: of the same type, and not zero where the weights into it pass
 through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam where that is not asked for,
@@ -36,7 +35,6 @@ from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
 from weightedit.optim.learned_rule import At, LearnedRule, Stepped
 from weightedit.optim.metanet_features import (
     DAMPING,
-    DEPTH,
     PLACES,
     WEIGHT,
     Seen,
@@ -56,7 +54,6 @@ from weightedit.wiring import Wire, Wiring
 
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
-_SLOWER, _LASTING = -2.8, -4.5  # by place()'s depth: with four layers half the step of two, a third of the decay
 _PIECE = 65536  # parameters at once, over all networks of a stack
 _WIDE = 16  # hidden units of a rule whose passes are quick to compile
 
@@ -93,7 +90,7 @@ class MetanetRule(LearnedRule):
             return nn.Parameter(scale * inputs**-0.5 * torch.randn(outputs, inputs, generator=source))
 
         self.first, self.second = matrix(width, config.even), matrix(width, width)
-        # Facts that never vary in meta-training must not matter where they do: they begin without weight.
+        # What is always zero in meta-training must not matter where it is not: see forget_unseen.
         self.tensor_first, self.tensor_second = matrix(width, seen, 0.0), matrix(width, seen, 0.0)
         self.bias_first, self.bias_second = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
         if config.mixing:
@@ -102,10 +99,7 @@ class MetanetRule(LearnedRule):
         self.last = nn.Parameter(torch.zeros(config.odd, width))
         pace = torch.zeros(2, seen)
         pace[:, len(_TIMES) + PLACES] = -1.0  # steps do not grow with the network
-        pace[:, len(_TIMES) + DEPTH] = _SLOWER
-        decay = torch.zeros(seen)
-        decay[len(_TIMES) + DEPTH] = _LASTING
-        self.pace, self.decay = nn.Parameter(pace), nn.Parameter(decay)
+        self.pace, self.decay = nn.Parameter(pace), nn.Parameter(torch.zeros(seen))
         base = torch.zeros(config.odd)
         base[-1] = 1.0
         # The place of Adam's direction among the odd features.
@@ -120,6 +114,18 @@ class MetanetRule(LearnedRule):
         self.log_step_size = nn.Parameter(torch.tensor(math.log(config.step_size)))
         self.register_buffer("fresh", torch.tensor([1 - decay for decay in config.momenta]), persistent=False)
         self.register_buffer("inverse_times", torch.tensor([1 / time for time in _TIMES]), persistent=False)
+
+    @torch.no_grad()
+    def forget_unseen(self, wirings: Iterable[Wiring]) -> None:
+        """Zero the weights of what `place` says of a tensor wherever that is zero throughout these optimizees.
+
+        Of what is always zero in meta-training nothing is learned, and evolution strategies leave noise in its weights,
+        which would matter in other networks. On these optimizees the rule stays what it was.
+        """
+        places = torch.tensor([place(wiring, wire) for wiring in wirings for wire in wiring.wires])
+        unseen = len(_TIMES) + (places == 0).all(0).nonzero().squeeze(1)
+        for weights in (self.tensor_first, self.tensor_second, self.pace, self.decay):
+            weights[..., unseen.to(weights.device)] = 0
 
     def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
         """See LearnedRule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps."""
