@@ -240,6 +240,23 @@ def test_the_others_refuse_what_is_no_chain(name):
         make_metanet(name, [GraphSpec.from_module(Small())])
 
 
+ENDS_OF_OTHERS = [(name, width) for name in METANETS for width in (0, 4) if name not in NAMES]
+
+
+@pytest.mark.parametrize(("name", "embedding"), [end for end in ENDS_OF_OTHERS if end != ("statistics", 0)])
+def test_the_others_refuse_one_that_comes(name, embedding):
+    """To a metanetwork that was made for chains: alone, beside a chain, or a chain that is given as a graph."""
+    chain = CNNS["relu"]
+    pairs, (net, params) = [(chain, random_params(chain))], trained(lambda: Small(classes=4))
+    permuted = [{"symmetry": "permutation"}] if name.startswith(("scalegmn", "monomial")) else []
+    for options in ({}, *permuted):
+        metanet = make_metanet(name, [chain], embedding=embedding, **options).double()
+        graph = (GraphSpec.from_module(net), params)
+        for networks in ([graph], [*pairs, graph], [(GraphSpec.of(chain), pairs[0][1])]):
+            with pytest.raises(SpecError, match="no chains"):
+                (metanet.embed if embedding else metanet)(ragged_from_params(networks))
+
+
 def test_what_does_not_fit_is_refused():
     net, params = trained(Small)
     spec = GraphSpec.from_module(net)
