@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.networks import CNNS, random_params
-from weightedit.data.cnn_zoo import CNNZoo
+from weightedit.data.cnn_zoo import CNNZoo, load_zoo
 from weightedit.errors import WeightEditError
 
 TASKS = Path(__file__).parent.parent / "tasks"
@@ -94,3 +94,36 @@ def test_options_of_nothing_are_refused(option, task):
     config = generalization.Config(metanet=("dws",), options=(option,))
     with pytest.raises(WeightEditError, match=f"the option '{option}' came; expected name"):
         generalization.build_predictor(config, "dws", CNNS["relu"], 0)
+
+
+def test_systems_are_trained_where_their_time_is_counted(task):
+    trials = task("metanet_trials")
+    assert trials.training(trials.Config(), trials.Job("classes", "mlp", 0, 1e-3, 10)).cpu
+
+
+def test_a_zoo_goes_on_after_a_kill_while_it_was_saved(task, tmp_path, monkeypatch):
+    making, out = task("make_cnn_zoo"), tmp_path / "zoo"
+    facts = {name: torch.zeros(10, dtype=torch.float64) for name in ("step", "test_accuracy")}
+    zoo = CNNZoo(CNNS["relu"], random_params(CNNS["relu"], count=10), torch.arange(10), facts)
+    config = making.Config(out=str(out), networks=10, fit=making.CNNFitOptions((1,)))
+
+    def join(config, folder):
+        making._parts(config, folder).mkdir(exist_ok=True)
+        return zoo
+
+    def kill(*rest, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "join_stacks", join)
+    with monkeypatch.context() as killing:
+        killing.setattr("weightedit.data.cnn_zoo.json.dumps", kill)
+        with pytest.raises(KeyboardInterrupt):
+            making.main(config)
+    assert (out / "train.parquet").exists() and not (out / "card.json").exists()
+    making.main(config)
+    assert len(load_zoo(out, "train")) == 6 and not making._parts(config, out).exists()
+    with pytest.raises(WeightEditError, match="zoo is already there, finished"):
+        making.main(config)
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightEditError, match="file is already there"):
+        making.main(making.Config(out=str(tmp_path / "file")))
