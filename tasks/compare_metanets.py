@@ -12,6 +12,7 @@ on validation data in a run of a quarter of that time, of another seed. Written:
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -238,6 +239,8 @@ def report(config: Config, found: Costs, results: Results) -> str:
 def _spread(values: Sequence[float], digits: int) -> str:
     if not values:
         return "-"
+    if any(math.isnan(value) for value in values):
+        return "nan"  # as predict_generalization.kendall_tau says of a run that ranks nothing
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 

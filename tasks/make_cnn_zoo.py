@@ -24,6 +24,7 @@ from tqdm import tqdm
 from weightedit.cli import told_in_one_line
 from weightedit.data.cnn_fitting import CentredImages, CNNFitOptions, draw_recipes, fit_cnns
 from weightedit.data.cnn_zoo import (
+    CARD,
     CNNZoo,
     concatenate_zoos,
     read_zoo_table,
@@ -83,8 +84,8 @@ def main(config: Config) -> Path:
             "relu or tanh and at least one network: correct them."
         )
     out, started = Path(config.out), time.perf_counter()
-    if out.exists():
-        raise WeightEditError(f"{out} is already there; expected a new folder: choose another --out.")
+    if (out / CARD).exists() or out.is_file():  # a folder without a card is one that was being saved
+        raise WeightEditError(f"{out} is already there, finished; expected a new folder: choose another --out.")
     zoo = join_stacks(config, out)
     splits = split_by_network(zoo, config.held, config.seed)
     facts = {"config": asdict(config), "left_out": config.networks * len(config.fit.checkpoints) - len(zoo)}

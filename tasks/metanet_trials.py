@@ -91,7 +91,7 @@ class Job:
 
 
 def training(config: Config, job: Job) -> TrainOptions:
-    """AdamW with a warm-up and a cosine, the same for all; ten validations."""
+    """AdamW with a warm-up and a cosine, the same for all; ten validations; on the processor, whose time is counted."""
     return TrainOptions(
         steps=job.steps,
         batch_size=config.batch,
@@ -105,6 +105,7 @@ def training(config: Config, job: Job) -> TrainOptions:
         seed=job.seed,
         validate_every=max(1, job.steps // 10),
         checkpoint_every=max(1, job.steps // 2),
+        cpu=True,
     )
 
 

@@ -32,7 +32,7 @@ from weightedit.data.cnn_zoo import CNNZoo, load_zoo, split_by_network
 from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.errors import WeightEditError
 from weightedit.metanet.prediction import WeightSpacePredictor
-from weightedit.metanet.registry import make_metanet
+from weightedit.metanet.registry import config_options, make_metanet
 from weightedit.reparametrisation import kinds_of, reparametrised
 from weightedit.spec import NetworkSpec, Params
 from weightedit.symmetry import act, random_element
@@ -161,18 +161,13 @@ def build_predictor(config: Config, name: str, spec: NetworkSpec, seed: int) -> 
     """An untrained predictor of one number."""
     options: dict[str, Any] = {"embedding": config.embedding, "seed": seed}
     for option in config.options:
-        owner, _, rest = option.partition(".")
-        key, given, value = rest.partition("=")
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = value
-        if owner not in config.metanet or not given or not key:
+        owner, _, word = option.partition(".")
+        if owner not in config.metanet or word.find("=") < 1:
             raise WeightEditError(
                 f"the option {option!r} came; expected name.field=value of one of {', '.join(config.metanet)}."
             )
         if owner == name:
-            options[key] = parsed
+            options |= config_options((word,))
     return WeightSpacePredictor(make_metanet(name, [spec], **options), 1, hidden=config.hidden, seed=seed)
 
 
@@ -216,9 +211,14 @@ def predicted(predictor: WeightSpacePredictor, zoo: CNNZoo, batch_size: int = 64
 
 
 def kendall_tau(one: Tensor, other: Tensor) -> float:
-    """Kendall's tau-b, from scipy; 0 where one of them is constant, since it then ranks nothing."""
+    """Kendall's tau-b, from scipy; 0 where one of them is constant, since it then ranks nothing.
+
+    NaN where one of them holds NaN or infinity: no ranking came out. `train` never keeps such a step.
+    """
     from scipy.stats import kendalltau
 
+    if not bool(one.isfinite().all() and other.isfinite().all()):
+        return math.nan
     found: Any = kendalltau(one.double().numpy(), other.double().numpy(), variant="b")
     return 0.0 if math.isnan(found.statistic) else float(found.statistic)
 
@@ -241,6 +241,8 @@ def tested(predictor: WeightSpacePredictor, result: TrainResult, tests: dict[str
 
 def _mean(runs: Sequence[dict[str, Any]], kind: str) -> tuple[float, float]:
     taus = [run["tau"][kind] for run in runs]
+    if any(math.isnan(tau) for tau in taus):
+        return math.nan, math.nan  # which statistics.stdev refuses
     return statistics.fmean(taus), statistics.stdev(taus) if len(taus) > 1 else 0.0
 
 
@@ -281,7 +283,8 @@ parameters.
 Trained for {run["steps"]:,} steps of {config.training.batch_size} (best step {run["best_step"]:,}), loss
 {config.loss}, on {config.small_cnn_zoo or config.zoo}. config.json holds the whole configuration.
 """
-    facts = json.loads(json.dumps({**run, "config": asdict(config)}, default=str))
+    # A checkpoint's JSON has no NaN.
+    facts = json.loads(json.dumps({**run, "config": asdict(config)}, default=str), parse_constant=lambda _: None)
     predictor.save_pretrained(folder / "predictor", card, training=facts)
 
 

@@ -49,6 +49,13 @@ def test_equivariant_maps_pass(name):
     assert_invariant(lambda p: spec.forward(p, POINTS), spec, params)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_needs_gradients_is_judged_without_a_warning():
+    factor = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    assert_equivariant(_each(lambda t: factor * t), RELU, random_params(RELU))
+    assert_invariant(lambda p: factor * RELU.forward(p, POINTS), RELU, random_params(RELU))
+
+
 def test_parameters_out_pass_as_parameters_and_not_as_deltas():
     params = random_params(SINE)
     assert_equivariant(_each(lambda t: t.clone()), SINE, params, kind=PARAMETER)

@@ -36,9 +36,10 @@ def propose_delta(
         extra: further typed features (gradients, moments), named and shaped as `params`.
 
     Returns tensors of the names and shapes of `params`.
-    Raises ParamsError on parameters that do not fit or are not finite, TypeMismatchError on wrong channel types.
+    Raises ParamsError on parameters that do not fit or are not finite, TypeMismatchError on wrong channel types,
+    SpecError for a metanetwork that reads.
     """
-    check_types(metanet.types_out, (DELTA,) * len(metanet.types_out or [0]), "propose_delta")
+    _check_edits(metanet, "propose_delta")
     spec.check_params(params)
     if isinstance(spec, GraphSpec):
         deltas = metanet(graph_from_params([(spec, params)], [extra])).to_params()
@@ -51,12 +52,18 @@ def propose_delta(
 
 def propose_deltas(metanet: Metanetwork, networks: Sequence[tuple[AnySpec, Mapping[str, Tensor]]]) -> list[Params]:
     """`propose_delta` for networks of different architectures in one ragged batch; one dict each, in order."""
-    check_types(metanet.types_out, (DELTA,) * len(metanet.types_out or [0]), "propose_deltas")
+    _check_edits(metanet, "propose_deltas")
     for spec, params in networks:
         spec.check_params(params)
     deltas = metanet(ragged_from_params(networks)).to_params()
     assert isinstance(deltas, list)
     return deltas
+
+
+def _check_edits(metanet: Metanetwork, where: str) -> None:
+    """One that reads has no types to check, and says itself what it is."""
+    if not metanet.embedding:
+        check_types(metanet.types_out, (DELTA,) * len(metanet.types_out or [0]), where)
 
 
 def apply_delta(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], *, inplace: bool = False) -> Params:

@@ -158,7 +158,7 @@ def _assert_depends(function: Callable[[Params], Tensor], params: Mapping[str, T
     noise = {name: torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for name, t in params.items()}
     sizes = {name: float(t.square().mean().sqrt()) or 1.0 for name, t in params.items()}
     other = {name: t + 0.1 * sizes[name] * noise[name] for name, t in params.items()}
-    before, after = function(dict(params)), function(other)
+    before, after = function(dict(params)).detach(), function(other).detach()
     if not float((after - before).abs().max()) > 1e-6 * float(before.abs().max()):
         raise AssertionError(
             "the function does not depend on its parameters; expected an output that changes with them."

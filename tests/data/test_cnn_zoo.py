@@ -207,6 +207,26 @@ def _spoil(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def _spoil_metrics(row, before, after):
+    """Change row `row` of the table, counted from 1 without the heads."""
+
+    def spoil(folder):
+        lines = gzip.decompress((folder / "metrics.csv.gz").read_bytes()).decode().split("\n")
+        assert before in lines[row]
+        lines[row] = lines[row].replace(before, after)
+        (folder / "metrics.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+
+    return spoil
+
+
+def _damage(folder):
+    """Wrong bytes where gzip's own heads and ends are right."""
+    path = folder / "metrics.csv.gz"
+    content = bytearray(path.read_bytes())
+    content[40:60] = bytes(20)
+    path.write_bytes(content)
+
+
 def _spoil_layout(before, after):
     return lambda folder: (folder / "layout.csv").write_text((folder / "layout.csv").read_text().replace(before, after))
 
@@ -215,7 +235,15 @@ def _spoil_layout(before, after):
     ("spoil", "message"),
     [
         (lambda folder: (folder / "layout.csv").unlink(), "is no readable layout"),
-        (_spoil("layout.csv", b"varname,start\na,0\n"), "is no readable layout"),
+        (
+            _spoil("layout.csv", b"varname,start\na,0\n"),
+            r"layout.csv has 1 rows and the columns \['varname', 'start'\]",
+        ),
+        (_spoil("layout.csv", b"varname,start_idx,end_idx,shape\n"), "layout.csv has 0 rows"),
+        (_spoil("layout.csv", b"\xff\xfe"), "is no readable layout"),
+        (_spoil_layout('0,16,"(16,)"', "0,16"), "layout.csv: row 1 has 3 values; expected 4"),
+        (_spoil_layout('0,16,"(16,)"', 'first,16,"(16,)"'), "in columns first to 16; expected a kernel or bias"),
+        (_spoil_layout('"(16, 10)"', '"(160,)"'), r"of shape \(160,\) .*; expected a kernel or bias"),
         (_spoil_layout("(16,)", "__import__('os')"), "expected a kernel or bias whose shape fits its columns"),
         (_spoil_layout("(3, 3, 1, 16)", "(3, 3, 2, 16)"), "expected a kernel or bias whose shape fits"),
         (_spoil_layout("dense/kernel", "dense/gamma"), "expected a kernel or bias"),
@@ -228,7 +256,16 @@ def _spoil_layout(before, after):
             "has 7 rows and metrics.csv.gz 8",
         ),
         (_spoil("metrics.csv.gz", b"plain"), "is no readable gzip file"),
-        (_spoil("metrics.csv.gz", gzip.compress(b"step\n1\n")), "has the columns"),
+        (_damage, "metrics.csv.gz is no readable gzip file"),
+        (
+            _spoil("metrics.csv.gz", gzip.compress(b"step\n1\n")),
+            r"has 1 rows and the columns \['step'\]; expected a row",
+        ),
+        (_spoil_metrics(3, ",20,", ",,"), "metrics.csv.gz: row 3 has '' in the column 'step'; expected a number"),
+        (_spoil_metrics(8, ",86,", ",nan,"), "row 8 has 'nan' in the column 'step'; expected a number"),
+        (_spoil_metrics(2, ",86,0.1", ",86,"), "row 2 has '' in the column 'test_accuracy'; expected a number"),
+        (_spoil_metrics(7, ",20,", ","), "metrics.csv.gz: row 7 has 6 values; expected 7, the last one in"),
+        (_spoil_metrics(1, ",20,", ",20,20,"), "metrics.csv.gz: row 1 has 8 values; expected 7"),
     ],
 )
 def test_damaged_public_files_are_refused(spoil, message, tmp_path):

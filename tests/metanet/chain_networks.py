@@ -68,3 +68,24 @@ def errors_with_channels(metanet, spec, channels, symmetry):
         for right, got in zip(getattr(expected, kind), getattr(moved, kind), strict=True):
             found.append(float(((got - right).norm() / right.norm()).detach()))
     return found
+
+
+def assert_as_by_hand(make, by_hand, spec):
+    """An editor and a reader against by_hand(metanet, w, b), which gives deltas or a vector, one network at a time.
+
+    `make` builds a metanetwork of a given embedding.
+    """
+    params = random_params(spec, count=2)
+    editor, reader = make(0), make(5)
+    deltas, vectors = propose_delta(editor, spec, params), reading(reader, spec)(params)
+    for row in range(2):
+        own = [[params[name][row].unsqueeze(-1) for name in names] for names in zip(*_names(spec), strict=True)]
+        expected = by_hand(editor, *own)
+        found = [deltas[name][row] for names in zip(*_names(spec), strict=True) for name in names]
+        for fast, slow in zip(found, expected, strict=True):
+            torch.testing.assert_close(fast, slow.squeeze(-1), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(vectors[row], by_hand(reader, *own), rtol=1e-9, atol=1e-12)
+
+
+def _names(spec):
+    return [(layer.weight, layer.bias) for layer in spec.layers]

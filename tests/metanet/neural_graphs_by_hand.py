@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from weightedit.layer import ACTIVATION_NAMES
+from weightedit.link import LINK_KINDS
 
 
 class Network:
@@ -87,9 +88,10 @@ def pna_layer(layer, v, e):
     new = {}
     for i in v:
         messages = []
-        for receiver, j in e:
+        for pair in e:
+            receiver, j, *_ = pair
             if receiver == i:
-                scale, shift = layer.film(e[i, j]).chunk(2)
+                scale, shift = layer.film(e[pair]).chunk(2)
                 messages.append(scale * (layer.message_receiver(v[i]) + layer.message_sender(v[j])) + shift)
         d = len(messages)
         if d:
@@ -105,9 +107,10 @@ def pna_layer(layer, v, e):
     if layer.edge_pairs is None:
         return new, e
     pairs = {}
-    for i, j in e:
-        seen = layer.edge_pairs(e[i, j]) + layer.edge_receiver(new[i]) + layer.edge_sender(new[j])
-        pairs[i, j] = layer.edge_out(functional.silu(seen))
+    for pair in e:
+        i, j, *_ = pair
+        seen = layer.edge_pairs(e[pair]) + layer.edge_receiver(new[i]) + layer.edge_sender(new[j])
+        pairs[pair] = layer.edge_out(functional.silu(seen))
     return new, pairs
 
 
@@ -178,3 +181,90 @@ def pooled(metanet, network, v):
     outputs = [v[i] for i in network.neurons if i[0] == network.spec.depth]
     everywhere = torch.stack(list(v.values())).mean(0)
     return metanet.ending.out(torch.cat([everywhere, *outputs]))
+
+
+class LinkedNetwork:
+    """One network that is no chain: neurons, and edges (i, j, link), of which two may join the same neurons.
+
+    Kofinas et al. 2024: a residual addition is edges of weight 1 between neurons and their counterparts; a
+    normalisation is neurons of its own, its gains on edges from their counterparts, its biases on them.
+
+    Args:
+        levels: width, name of the bias or None, and name of the activation, each reading from the one before at most.
+        links: source and target level, kind, and name of the parameter or None for a number 1.
+        params: one network.
+    """
+
+    def __init__(self, levels, links, params):
+        self.levels, self.links = levels, links
+        self.neurons = [(level, k) for level, (width, _, _) in enumerate(levels) for k in range(width)]
+        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        self.bias = {(level, k): params[levels[level][1]][k] if levels[level][1] else zero for level, k in self.neurons}
+        self.edges, self.place = {}, {}
+        for number, (source, target, kind, name) in enumerate(links):
+            for i in range(levels[target][0]):
+                for j in range(levels[source][0]):
+                    if kind == "weight" or i == j:
+                        place = (i, j) if kind == "weight" else (i,)
+                        self.edges[(target, i), (source, j), number] = params[name][place] if name else one
+                        self.place[(target, i), (source, j), number] = name, place
+
+    @staticmethod
+    def size(values):
+        """Root mean square, 1 for zeros."""
+        square = sum(value**2 for value in values) / len(values)
+        return square.sqrt() if bool(square > 0) else torch.ones((), dtype=torch.float64)
+
+    def edge_size(self, pair):
+        return self.size([value for other, value in self.edges.items() if other[2] == pair[2]])
+
+    def node_size(self, neuron):
+        """The mean of the sizes of its incoming edges; 1 at the inputs."""
+        sizes = [self.edge_size(pair) for pair in self.edges if pair[0] == neuron]
+        return sum(sizes) / len(sizes) if sizes else torch.ones((), dtype=torch.float64)
+
+    def bias_size(self, level):
+        return self.size([value for neuron, value in self.bias.items() if neuron[0] == level])
+
+
+def lift_links(stage, network):
+    """Node features v[i] and pair features e[i, j, link] and e[j, i, link], with an embedding of the link's kind."""
+    v, e, last = {}, {}, len(network.levels) - 1
+    for i in network.neurons:
+        level, position = i
+        size = network.bias_size(level)
+        entries = [network.bias[i] / size, network.node_size(i).log(), size.log()]
+        code = _entry(stage.codes, level, last - level)
+        code = code + (stage.input_codes[position] if level == 0 else 0)
+        code = code + (stage.output_codes[position] if level == last else 0)
+        kind = 1 + ACTIVATION_NAMES.index(network.levels[level][2]) if level else 0
+        v[i] = stage.lift_nodes(torch.stack(entries)) + code + stage.activations.weight[kind]
+    for pair, value in network.edges.items():
+        i, j, number = pair
+        scaled = (value / network.edge_size(pair)).reshape(1)
+        kind = stage.links.weight[LINK_KINDS.index(network.links[number][2])]
+        e[pair] = stage.lift_forward(scaled) + kind
+        e[j, i, number] = stage.lift_backward(scaled) + stage.lift_forward.bias + kind
+    return v, e
+
+
+def linked_deltas(metanet, network, v, e):
+    """Deltas by name: of weights and gains off their own pairs, of biases off their own neurons, of a 1 none."""
+    ending, last, found = metanet.ending, len(network.levels) - 1, {}
+    scales = {level: _entry(ending.scales, level, last - level) for level in range(last + 1)}
+    for pair, (name, place) in network.place.items():
+        if name is not None:
+            value = ending.read_edges(e[pair])[0] * scales[pair[0][0]][0] * network.edge_size(pair)
+            found.setdefault(name, {})[place] = value
+    for neuron in network.neurons:
+        if (name := network.levels[neuron[0]][1]) is not None:
+            value = ending.read_nodes(v[neuron])[0] * scales[neuron[0]][1] * network.node_size(neuron)
+            found.setdefault(name, {})[neuron[1:]] = value
+    return found
+
+
+def linked_vector(metanet, network, v):
+    """The vector that is read off a network that is no chain."""
+    last = len(network.levels) - 1
+    outputs = [v[i] for i in network.neurons if i[0] == last]
+    return metanet.ending.out(torch.cat([torch.stack(list(v.values())).mean(0), *outputs]))

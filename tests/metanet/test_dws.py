@@ -1,12 +1,12 @@
 """DWS: its layers against their blocks in loops over neurons, with means and with maxima; sizes."""
 
 import json
-from itertools import combinations, product
 
 import pytest
 import torch
 
 from tests.metanet.chain_networks import (
+    assert_as_by_hand,
     editing,
     editing_in_a_batch,
     errors_with_channels,
@@ -16,6 +16,7 @@ from tests.metanet.chain_networks import (
     reading_in_a_batch,
     wider,
 )
+from tests.metanet.chains_by_hand import block_by_hand, dws, entries
 from tests.networks import CNNS, SPECS, random_params
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError
@@ -25,32 +26,6 @@ from weightedit.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant
 
 SMALL = {"outputs": 3, "width": 8, "layers": 2}
-POOL = {"mean": lambda vectors: torch.stack(vectors).mean(0), "max": lambda vectors: torch.stack(vectors).amax(0)}
-
-
-def block_by_hand(layer, target, source, x, counts, pooling):
-    """The block from part `source`, a dict of neurons (one per level of the part) to vectors, to part `target`.
-
-    For every set of neurons that the two parts share: pool what agrees on them, multiply, broadcast.
-    """
-    shared = [level for level in target.levels if level in source.levels]
-    result = {}
-    for neurons in product(*(range(counts[level]) for level in target.levels)):
-        place, total = dict(zip(target.levels, neurons, strict=True)), 0
-        for size in range(len(shared) + 1):
-            for kept in combinations(shared, size):
-                agreeing = [
-                    vector
-                    for other, vector in x.items()
-                    if all(dict(zip(source.levels, other, strict=True))[level] == place[level] for level in kept)
-                ]
-                total = total + layer.matrix(target.name, source.name, *kept) @ POOL[pooling](agreeing)
-        result[neurons] = total
-    return result
-
-
-def _entries(part, tensor):
-    return {neurons: tensor[neurons] for neurons in product(*map(range, tensor.shape[: len(part.levels)]))}
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
@@ -64,12 +39,17 @@ def test_layers_agree_with_their_blocks(widths, pooling):
     parts = [x[0] for x in space.fold(*random_parts(widths, 2))]
     for target, fast in zip(space.parts, layer(parts, groups), strict=True):
         blocks = [
-            block_by_hand(layer, target, source, _entries(source, x), widths, pooling)
+            block_by_hand(layer, target, source, entries(source, x), widths, pooling)
             for source, x in zip(space.parts, parts, strict=True)
         ]
-        for neurons, got in _entries(target, fast).items():
+        for neurons, got in entries(target, fast).items():
             expected = layer.offsets[target.name] + sum(block[neurons] for block in blocks)
             torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_whole_networks_agree_with_their_blocks():
+    make = lambda embedding: perturbed(DWS(DWSConfig(**SMALL, embedding=embedding)))  # noqa: E731
+    assert_as_by_hand(make, dws, SPECS["silu"])
 
 
 def test_with_maxima_it_keeps_permutations_and_nothing_else():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.metanet.chain_networks import (
+    assert_as_by_hand,
     editing,
     editing_in_a_batch,
     errors_with_channels,
@@ -15,6 +16,7 @@ from tests.metanet.chain_networks import (
     reading_in_a_batch,
     wider,
 )
+from tests.metanet.chains_by_hand import monomial, scale_by_hand, sign_by_hand
 from tests.networks import ACTIVATIONS, CNNS, SPECS, random_params, relative
 from weightedit.delta import propose_delta, propose_deltas
 from weightedit.errors import SpecError
@@ -38,59 +40,6 @@ def _layer(widths, group):
         return EquivariantLinear(space, 2, 3, kinds=[(group,) * (space.depth - 1)]).double()
 
 
-def _letter(layer, target, source, *kept):
-    """The matrix of a term cut into [to][from] matrices on channels, one per fixed neuron on either side."""
-    matrix = layer.matrix(target, source, *kept)
-    return [part.split(2, 1) for part in matrix.split(3, 0)]
-
-
-def scale_by_hand(layer, w, b):
-    """Positive scaling, in the words of the paper; w and b by layer, from 1 on; entries are vectors of channels."""
-    last, inputs, outputs = len(w), w[1].shape[1], w[len(w)].shape[0]
-    new_w, new_b = {level: {} for level in w}, {level: {} for level in w}
-    for level in w:
-        rows, columns = w[level].shape[:2]
-        for j in range(rows):
-            if level == 1 < last:
-                p, q = _letter(layer, "w1", "w1", 1), _letter(layer, "w1", "b1", 1)
-                r, s = _letter(layer, "b1", "w1", 1), _letter(layer, "b1", "b1", 1)
-                for k in range(columns):
-                    new_w[1][j, k] = sum(p[k][i] @ w[1][j, i] for i in range(inputs)) + q[k][0] @ b[1][j]
-                new_b[1][j] = sum(r[0][i] @ w[1][j, i] for i in range(inputs)) + s[0][0] @ b[1][j]
-            elif level < last:
-                for k in range(columns):
-                    new_w[level][j, k] = layer.matrix(f"w{level}", f"w{level}", level, level - 1) @ w[level][j, k]
-                new_b[level][j] = layer.matrix(f"b{level}", f"b{level}", level) @ b[level][j]
-            else:
-                p, s = _letter(layer, f"w{level}", f"w{level}", level - 1), _letter(layer, f"b{level}", f"b{level}")
-                t = layer.offsets[f"b{level}"].split(3)
-                for k in range(columns):
-                    new_w[level][j, k] = sum(p[j][i] @ w[level][i, k] for i in range(outputs))
-                new_b[level][j] = sum(s[j][i] @ b[level][i] for i in range(outputs)) + t[j]
-    return new_w, new_b
-
-
-def sign_by_hand(layer, w, b):
-    """Sign flips: what positive scaling allows, and the terms between the last hidden bias and the last weight."""
-    new_w, new_b = scale_by_hand(layer, w, b)
-    last, outputs = len(w), w[len(w)].shape[0]
-    hidden = w[last].shape[1]
-    r = _letter(layer, f"b{last - 1}", f"w{last}", last - 1)[0]
-    q = _letter(layer, f"w{last}", f"b{last - 1}", last - 1)
-    for j in range(hidden):
-        new_b[last - 1][j] = new_b[last - 1][j] + sum(r[p] @ w[last][p, j] for p in range(outputs))
-        for p in range(outputs):
-            new_w[last][p, j] = new_w[last][p, j] + q[p][0] @ b[last - 1][j]
-    if last == 2:
-        inputs, there, back = w[1].shape[1], _letter(layer, "w1", "w2", 1), _letter(layer, "w2", "w1", 1)
-        for j in range(hidden):
-            for k in range(inputs):
-                new_w[1][j, k] = new_w[1][j, k] + sum(there[k][p] @ w[2][p, j] for p in range(outputs))
-            for p in range(outputs):
-                new_w[2][p, j] = new_w[2][p, j] + sum(back[p][k] @ w[1][j, k] for k in range(inputs))
-    return new_w, new_b
-
-
 @pytest.mark.parametrize("widths", [(2, 5, 4, 3), (3, 4, 2), (2, 3, 4, 5, 1)])
 @pytest.mark.parametrize(("group", "by_hand"), [(SCALE, scale_by_hand), (SIGN, sign_by_hand)])
 def test_layers_agree_with_the_paper(widths, group, by_hand):
@@ -104,6 +53,14 @@ def test_layers_agree_with_the_paper(widths, group, by_hand):
                 torch.testing.assert_close(got[0][level - 1][n, j, k], expected, rtol=1e-10, atol=1e-10)
             for j, expected in new_b[level].items():
                 torch.testing.assert_close(got[1][level - 1][n, j], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("relu", "scale"), ("leaky_relu", "scale"), ("tanh", "sign"), ("sine", "sign")]
+)
+def test_whole_networks_agree_with_the_paper(name, kind):
+    make = lambda embedding: perturbed(Monomial(_config(SPECS[name], embedding=embedding)))  # noqa: E731
+    assert_as_by_hand(make, lambda *network: monomial(*network, kind), SPECS[name])
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """NFN: its layers against the equations of Zhou et al. 2023 in loops over neurons; options, sizes."""
 
 import json
-from itertools import product
 
 import pytest
 import torch
 
 from tests.metanet.chain_networks import (
+    assert_as_by_hand,
     editing,
     editing_in_a_batch,
     errors_with_channels,
@@ -16,6 +16,7 @@ from tests.metanet.chain_networks import (
     reading_in_a_batch,
     wider,
 )
+from tests.metanet.chains_by_hand import hnp_by_hand, nfn, np_by_hand
 from tests.networks import CNNS, SPECS, random_params, relative
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError
@@ -36,92 +37,6 @@ def _layer(widths, **options):
         return EquivariantLinear(space, 2, 3, kinds=[(FREE,) * (space.depth - 1)]).double()
 
 
-def np_by_hand(layer, weights, biases):
-    """Equation 3 with biases, for one network: lists from layer 1 on; entries are vectors of channels."""
-    depth = len(weights)
-    w, b = {i + 1: x for i, x in enumerate(weights)}, {i + 1: x for i, x in enumerate(biases)}
-
-    def mean(vectors):
-        vectors = list(vectors)
-        return sum(vectors) / len(vectors)
-
-    def everything(target):
-        total = layer.offsets[target]
-        for s in w:
-            total = total + layer.matrix(target, f"w{s}") @ mean(
-                w[s][j, k] for j, k in product(*map(range, w[s].shape[:2]))
-            )
-            total = total + layer.matrix(target, f"b{s}") @ mean(b[s][j] for j in range(len(b[s])))
-        return total
-
-    def touching(target, level, n):
-        """What runs over neuron n of `level`: its row and column, and its bias."""
-        total = 0
-        if level > 0:
-            total = total + layer.matrix(target, f"w{level}", level) @ mean(
-                w[level][n, k] for k in range(w[level].shape[1])
-            )
-            total = total + layer.matrix(target, f"b{level}", level) @ b[level][n]
-        if level < depth:
-            above = w[level + 1]
-            total = total + layer.matrix(target, f"w{level + 1}", level) @ mean(
-                above[j, n] for j in range(above.shape[0])
-            )
-        return total
-
-    new_w, new_b = [], []
-    for i in w:
-        rows, columns = w[i].shape[:2]
-        block = [
-            [
-                everything(f"w{i}") + touching(f"w{i}", i, j) + touching(f"w{i}", i - 1, k)
-                + layer.matrix(f"w{i}", f"w{i}", i, i - 1) @ w[i][j, k]
-                for k in range(columns)
-            ]
-            for j in range(rows)
-        ]  # fmt: skip
-        new_w.append(torch.stack([torch.stack(row) for row in block]))
-        new_b.append(torch.stack([everything(f"b{i}") + touching(f"b{i}", i, j) for j in range(rows)]))
-    return new_w, new_b
-
-
-def hnp_by_hand(layer, weights, biases):
-    """Three layers 1, 2, 3, whose inputs q and outputs p keep their place: one matrix for each of them, in blocks."""
-    (w1, w2, w3), (b1, b2, b3) = weights, biases
-    (n1, inputs), (outputs, n2) = w1.shape[:2], w3.shape[:2]
-    row = [w1[j].reshape(-1) for j in range(n1)]
-    column = [torch.cat([w3[p, i] for p in range(outputs)]) for i in range(n2)]
-    out = b3.reshape(-1)
-    means = {
-        "w1": sum(row) / n1, "w2": sum(w2[i, j] for i in range(n2) for j in range(n1)) / (n1 * n2),
-        "w3": sum(column) / n2,
-        "b1": sum(b1[j] for j in range(n1)) / n1, "b2": sum(b2[i] for i in range(n2)) / n2, "b3": out,
-    }  # fmt: skip
-    of_row = [sum(w2[i, j] for j in range(n1)) / n1 for i in range(n2)]
-    of_column = [sum(w2[i, j] for i in range(n2)) / n2 for j in range(n1)]
-
-    def everything(target):
-        return layer.offsets[target] + sum(layer.matrix(target, name) @ value for name, value in means.items())
-
-    def one(target, j):
-        m = layer.matrix
-        return m(target, "w1", 1) @ row[j] + m(target, "w2", 1) @ of_column[j] + m(target, "b1", 1) @ b1[j]
-
-    def two(target, i):
-        m = layer.matrix
-        return m(target, "w2", 2) @ of_row[i] + m(target, "w3", 2) @ column[i] + m(target, "b2", 2) @ b2[i]
-
-    def middle(i, j):
-        return everything("w2") + one("w2", j) + two("w2", i) + layer.matrix("w2", "w2", 2, 1) @ w2[i, j]
-
-    new_w1 = torch.stack([(everything("w1") + one("w1", j)).reshape(inputs, -1) for j in range(n1)])
-    new_w2 = torch.stack([torch.stack([middle(i, j) for j in range(n1)]) for i in range(n2)])
-    new_w3 = torch.stack([(everything("w3") + two("w3", i)).reshape(outputs, -1) for i in range(n2)], 1)
-    new_b1 = torch.stack([everything("b1") + one("b1", j) for j in range(n1)])
-    new_b2 = torch.stack([everything("b2") + two("b2", i) for i in range(n2)])
-    return [new_w1, new_w2, new_w3], [new_b1, new_b2, everything("b3").reshape(outputs, -1)]
-
-
 @pytest.mark.parametrize(
     ("widths", "permuted_ends", "by_hand"),
     [((2, 5, 4, 3), True, np_by_hand), ((3, 4, 2), True, np_by_hand), ((2, 5, 4, 3), False, hnp_by_hand)],
@@ -134,6 +49,12 @@ def test_layers_agree_with_the_equations(widths, permuted_ends, by_hand):
         expected = by_hand(layer, [w[n] for w in weights], [b[n] for b in biases])
         for fast, slow in zip([x[n] for part in got for x in part], [*expected[0], *expected[1]], strict=True):
             torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_whole_networks_agree_with_the_equations(options):
+    make = lambda embedding: perturbed(NFN(NFNConfig(**SMALL, **options, embedding=embedding)))  # noqa: E731
+    assert_as_by_hand(make, nfn, SPECS["silu"])
 
 
 @pytest.mark.parametrize("widths", [(2, 5, 4, 3), (2, 5, 3), (2, 3), (1, 3, 4, 5, 1)])

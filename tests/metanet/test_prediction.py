@@ -5,13 +5,15 @@ import json
 import pytest
 import torch
 
-from tests.networks import generator
+from tests.metanet.chain_networks import perturbed
+from tests.networks import CNNS, generator, random_params, relative
 from weightedit.errors import FileFormatError, ParamsError, SpecError
 from weightedit.inr.convention import Convention, convert
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.prediction import WeightSpacePredictor
 from weightedit.metanet.registry import make_metanet
+from weightedit.reparametrisation import reparametrised
 from weightedit.spec import NetworkSpec
 
 SPEC = NetworkSpec.siren((2, 6, 5, 1))
@@ -35,6 +37,40 @@ def test_batches_and_conventions_do_not_show():
         torch.testing.assert_close(predictor.predict_stack(stack, batch_size=size), expected, atol=1e-5, rtol=1e-5)
     moved = INRStack(convert(stack.params, Convention(), NFN), NFN, 9, 9)
     torch.testing.assert_close(predictor.predict_stack(moved), expected, atol=1e-4, rtol=1e-4)
+
+
+SAME_FUNCTION = {"rescaled e^-6 to e^6": CNNS["relu"], "sign-flipped": CNNS["tanh"]}
+
+
+@torch.no_grad()
+def _told_apart(name, kind, **options):
+    """How far predictions of CNNs and of the same functions under other parameters are from each other."""
+    spec = SAME_FUNCTION[kind]
+    metanet = perturbed(make_metanet(name, [spec], embedding=6, **options), 0.2)
+    predictor = WeightSpacePredictor(metanet, 3, hidden=8).double().eval()
+    params = random_params(spec, count=4)
+    moved = reparametrised(spec, params, kind, generator(2))
+    assert all(relative(moved[f"layers.{i}.weight"], params[f"layers.{i}.weight"]) > 0.1 for i in range(spec.depth))
+    found, again = predictor.predict(spec, params), predictor.predict(spec, moved)
+    assert float(found.std(0).min()) > 1e-3 * float(found.abs().max()), "it does tell networks apart"
+    return relative(again, found)
+
+
+@pytest.mark.parametrize("kind", SAME_FUNCTION)
+@pytest.mark.parametrize("name", ["scalegmn", "scalegmn-b", "monomial"])
+def test_predictors_that_know_a_symmetry_lose_nothing_under_it(name, kind):
+    assert _told_apart(name, kind) < 1e-9
+
+
+@pytest.mark.parametrize("kind", SAME_FUNCTION)
+def test_so_does_one_with_products(kind):
+    assert _told_apart("monomial", kind, products=True) < 1e-9
+
+
+@pytest.mark.parametrize("kind", SAME_FUNCTION)
+@pytest.mark.parametrize("name", ["ng-gnn", "ng-t", "nfn-np", "nfn-hnp", "dws", "mlp", "statistics"])
+def test_predictors_that_do_not_know_it_do(name, kind):
+    assert _told_apart(name, kind) > 1e-2
 
 
 def test_several_architectures_at_once_and_other_floating_point_types():

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch_geometric.nn import GINEConv, Sequential
-from torch_geometric.nn.models import GAT, GraphSAGE
+from torch_geometric.nn import GINEConv, GPSConv, GraphNorm, InstanceNorm, LayerNorm, PairNorm, Sequential
+from torch_geometric.nn.models import GAT, GIN, GraphSAGE
 
 from tests.networks import SPECS, generator, random_params, relative
 from weightedit.delta import propose_delta, propose_deltas
@@ -32,18 +32,43 @@ MODELS = {
 }
 
 
-def _metanet(name="gatv2", **options):
+def _gat(norm, **options):
+    return lambda: GAT(8, 8, num_layers=2, out_channels=8, v2=True, edge_dim=4, norm=norm, norm_kwargs=options)
+
+
+def _sequential(arguments, norm, call):
+    return Sequential(arguments, [(GINEConv(_mlp(8), edge_dim=4), "x, edges, e -> x"), (norm, call)])
+
+
+# What pools over a graph must be told which nodes are one graph: by keyword, at several depths, with a batch_size.
+POOLING = {
+    "LayerNorm": (_gat("LayerNorm"), "edge_attr"),
+    "GraphNorm": (_gat("GraphNorm"), "edge_attr"),
+    "PairNorm": (_gat("PairNorm"), "edge_attr"),
+    "InstanceNorm": (_gat("InstanceNorm"), "edge_attr"),
+    "in a sequence": (lambda: _sequential("x, edges, e, batch", GraphNorm(8), "x, batch -> x"), "e"),
+    "attention": (lambda: GPSConv(8, GINEConv(_mlp(8), edge_dim=4), heads=2, norm="LayerNorm"), "edge_attr"),
+}
+DEAF = {
+    "a sequence without batch": lambda: _sequential("x, edges, e", LayerNorm(8), "x -> x"),
+    "within a convolution": lambda: GIN(8, 8, num_layers=2, norm="LayerNorm"),
+    "attention": lambda: Sequential("x, edges", [(GPSConv(8, None), "x, edges -> x")]),
+    "one after the other": lambda: torch.nn.Sequential(torch.nn.Linear(8, 8), InstanceNorm(8), PairNorm()),
+}
+
+
+def _metanet(name="gatv2", models=MODELS, **options):
     sizes = {
         "outputs": 3,
         "node_width": 8,
         "edge_width": 4,
         "width_out": 8,
         "levels": 4,
-        "edge_argument": MODELS[name][1],
+        "edge_argument": models[name][1],
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        metanet = PyGAdapter(MODELS[name][0](), PyGAdapterConfig(**{**sizes, **options}))
+        metanet = PyGAdapter(models[name][0](), PyGAdapterConfig(**{**sizes, **options}))
     source = generator(1)
     with torch.no_grad():
         for parameter in metanet.parameters():
@@ -76,6 +101,42 @@ def test_permutations_are_kept_and_nothing_else(name, network):
     both = reader.embed(ragged_from_params([first, (spec, single)]))
     assert both.shape == (2, 5) and relative(both[1], embedded(params)[1]) < 1e-12
     assert relative(embedded(single), embedded(params)[1]) < 1e-12
+
+
+@pytest.mark.parametrize("name", POOLING)
+def test_a_model_that_pools_over_a_graph_sees_one_network_at_a_time(name):
+    """In a stack and in a ragged batch, every network is treated as if alone."""
+    spec, other = SPECS["relu"], NetworkSpec.siren((2, 6, 3))
+    params, further = random_params(spec, count=3), random_params(other, seed=5)
+    metanet, reader = (_metanet(name, POOLING, embedding=embedding).eval() for embedding in (0, 5))
+    together, vectors = propose_delta(metanet, spec, params), reader.embed(NeuralGraph.from_params(spec, params))
+    for row in range(3):
+        single = {key: tensor[row] for key, tensor in params.items()}
+        alone, vector = propose_delta(metanet, spec, single), reader.embed(NeuralGraph.from_params(spec, single))
+        ragged = [(other, further), (spec, single)]
+        assert all(relative(together[key][row], alone[key]) < 1e-11 for key in alone)
+        assert all(relative(propose_deltas(metanet, ragged)[1][key], alone[key]) < 1e-11 for key in alone)
+        assert (
+            max(relative(vectors[row], vector), relative(reader.embed(ragged_from_params(ragged))[1], vector)) < 1e-11
+        )
+
+
+def test_compiled_models_are_told_the_networks_too():
+    compiled = torch.compile(POOLING["LayerNorm"][0]())
+    adapter = PyGAdapter(compiled, PyGAdapterConfig(outputs=3, node_width=8, edge_width=4, width_out=8)).double()
+    spec, params = SPECS["relu"], random_params(SPECS["relu"], count=2)
+    with torch.compiler.set_stance("force_eager"):
+        alone = propose_delta(adapter, spec, {key: tensor[0] for key, tensor in params.items()})
+        together = propose_delta(adapter, spec, params)
+    assert all(relative(together[key][0], alone[key]) < 1e-11 for key in alone)
+
+
+@pytest.mark.parametrize("name", DEAF)
+def test_a_model_that_would_pool_over_the_whole_batch_is_refused(name):
+    with pytest.raises(SpecError, match="pools over a graph came in .* which takes no batch; expected one that hands"):
+        PyGAdapter(DEAF[name](), PyGAdapterConfig(node_width=8, width_out=8, edge_argument=""))
+    normalised_by_node = Sequential("x, edges", [(LayerNorm(8, mode="node"), "x -> x")])
+    PyGAdapter(normalised_by_node, PyGAdapterConfig(node_width=8, width_out=8, edge_argument=""))
 
 
 @pytest.mark.parametrize("embedding", [0, 5])

@@ -1,9 +1,12 @@
-"""Config fields from the words of a command line; names and networks are in test_contract.py."""
+"""Config fields from the words of a command line, and readers that are asked to edit; the rest in test_contract.py."""
 
 import pytest
+import torch
 
+from tests.networks import CNNS, random_params
+from weightedit.delta import propose_delta, propose_deltas
 from weightedit.errors import SpecError
-from weightedit.metanet.registry import config_options
+from weightedit.metanet.registry import METANETS, config_options, make_metanet
 
 
 def test_words_become_fields():
@@ -20,3 +23,12 @@ def test_words_become_fields():
     for word in ("layers", "=3"):
         with pytest.raises(SpecError, match=f"the option '{word}' came; expected name=value"):
             config_options((word,))
+
+
+@pytest.mark.parametrize("name", METANETS)
+def test_one_that_reads_says_so_when_it_is_asked_for_a_delta(name):
+    spec, params = CNNS["relu"], random_params(CNNS["relu"], dtype=torch.float32)
+    metanet = make_metanet(name, [spec], embedding=4)
+    for ask in (lambda: propose_delta(metanet, spec, params), lambda: propose_deltas(metanet, [(spec, params)])):
+        with pytest.raises(SpecError, match="came with embedding 4; expected 0 for deltas: call embed"):
+            ask()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.metanet.chain_networks import perturbed
+from tests.metanet.neural_graphs_by_hand import LinkedNetwork, lift_links, linked_deltas, linked_vector, pna_layer
 from tests.networks import CNNS, SPECS, generator, random_params, relative
 from tests.residual_networks import RESIDUAL, Small, each_channel, one_group, trained
 from tests.test_module_wiring import acted
@@ -67,6 +68,49 @@ def test_equivariant_to_what_the_wiring_lets_move(name, network):
         found = propose_delta(edits, spec, moved)
         assert max(relative(found[key], expected[key]) for key in expected) < 1e-9
         assert relative(embedded(reads, spec, moved), vector) < 1e-9
+
+
+class Residual(nn.Module):
+    """Linear layers with a BatchNorm and a residual addition around the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 4, bias=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu()
+        return self.head((self.second(x) + x).tanh())
+
+
+LEVELS = [
+    (2, None, "identity"), (4, "first.bias", "identity"), (4, "norm.bias", "relu"), (4, None, "tanh"),
+    (3, "head.bias", "identity"),
+]  # fmt: skip
+LINKS = [
+    (0, 1, "weight", "first.weight"), (1, 2, "batch_norm", "norm.weight"), (2, 3, "weight", "second.weight"),
+    (2, 3, "skip", None), (3, 4, "weight", "head.weight"),
+]  # fmt: skip
+
+
+def test_residual_additions_and_normalisations_are_edges_as_the_paper_says():
+    net, params = trained(Residual)
+    spec, network = GraphSpec.from_module(net), LinkedNetwork(LEVELS, LINKS, params)
+    edits, reads = editor("ng-gnn", spec), reader("ng-gnn", spec)
+    found = propose_delta(edits, spec, params)
+    v, e = lift_links(edits.input, network)
+    for layer in edits.layers:
+        v, e = pna_layer(layer, v, e)
+    expected = linked_deltas(edits, network, v, e)
+    assert set(found) == set(expected) == set(params)
+    for name, entries in expected.items():
+        assert len(entries) == found[name].numel()
+        for place, value in entries.items():
+            torch.testing.assert_close(found[name][place], value, rtol=1e-9, atol=1e-12)
+    v, e = lift_links(reads.input, network)
+    for layer in reads.layers:
+        v, e = pna_layer(layer, v, e)
+    assert relative(embedded(reads, spec, params), linked_vector(reads, network, v)) < 1e-10
 
 
 NORMS = {"batch": nn.BatchNorm2d, "group": one_group, "each channel": each_channel}
@@ -238,6 +282,23 @@ def test_further_quantities_come_with_the_parameters():
 def test_the_others_refuse_what_is_no_chain(name):
     with pytest.raises(SpecError, match=f"{name} came for a network that is no chain; expected one of ng-gnn, ng-t"):
         make_metanet(name, [GraphSpec.from_module(Small())])
+
+
+ENDS_OF_OTHERS = [(name, width) for name in METANETS for width in (0, 4) if name not in NAMES]
+
+
+@pytest.mark.parametrize(("name", "embedding"), [end for end in ENDS_OF_OTHERS if end != ("statistics", 0)])
+def test_the_others_refuse_one_that_comes(name, embedding):
+    """To a metanetwork that was made for chains: alone, beside a chain, or a chain that is given as a graph."""
+    chain = CNNS["relu"]
+    pairs, (net, params) = [(chain, random_params(chain))], trained(lambda: Small(classes=4))
+    permuted = [{"symmetry": "permutation"}] if name.startswith(("scalegmn", "monomial")) else []
+    for options in ({}, *permuted):
+        metanet = make_metanet(name, [chain], embedding=embedding, **options).double()
+        graph = (GraphSpec.from_module(net), params)
+        for networks in ([graph], [*pairs, graph], [(GraphSpec.of(chain), pairs[0][1])]):
+            with pytest.raises(SpecError, match="no chains"):
+                (metanet.embed if embedding else metanet)(ragged_from_params(networks))
 
 
 def test_what_does_not_fit_is_refused():

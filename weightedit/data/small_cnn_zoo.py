@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -31,6 +34,8 @@ from weightedit.spec import NetworkSpec, Params
 STRIDE = 2
 _SHAPE = re.compile(r"^[(\[]\s*\d+(\s*,\s*\d+)*\s*,?\s*[)\]]$")
 _LAYOUT = ("varname", "start_idx", "end_idx", "shape")
+_METRICS = ("config.activation", "modeldir", "step", "test_accuracy")
+_AXES = {"kernel": (2, 4), "bias": (1,)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ def load_small_cnn_zoo(folder: str | Path, activation: str, *, steps: Iterable[i
         steps: epochs of the checkpoints to take; the last one is 86. None for all.
 
     Returns a zoo whose `network` numbers the values of modeldir in the order of their appearance.
-    Raises FileFormatError on missing files or columns, other lengths, or no checkpoint chosen.
+    Raises FileFormatError on missing files or columns, other lengths, values that are no numbers where numbers are
+    due, or no checkpoint chosen.
     """
     folder = Path(folder)
     rows = _metrics(folder / "metrics.csv.gz")
@@ -63,13 +69,10 @@ def load_small_cnn_zoo(folder: str | Path, activation: str, *, steps: Iterable[i
             f"{folder}: weights.npy has {len(weights)} rows and metrics.csv.gz {len(rows)}; expected the same number."
         )
     wanted = None if steps is None else set(steps)
-    chosen = [
-        i
-        for i, row in enumerate(rows)
-        if row["config.activation"] == activation and (wanted is None or int(float(row["step"])) in wanted)
-    ]
+    kinds = [_kind(row, number, folder / "metrics.csv.gz") for number, row in enumerate(rows, 1)]
+    chosen = [i for i, (own, step) in enumerate(kinds) if own == activation and (wanted is None or step in wanted)]
     if not chosen:
-        known = sorted({(row["config.activation"], int(float(row["step"]))) for row in rows})
+        known = sorted(set(kinds))
         raise FileFormatError(
             f"{folder} has no checkpoint of activation {activation!r} at steps {steps}; expected some of {known[:20]}."
         )
@@ -95,15 +98,45 @@ def _weights(path: Path) -> np.ndarray:
 def _metrics(path: Path) -> list[dict[str, str]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+            return _table(file, path, _METRICS)
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
         raise FileFormatError(
             f"{path} is no readable gzip file ({error}); expected metrics.csv.gz of the zoo."
         ) from error
-    needed = {"config.activation", "modeldir", "step", "test_accuracy"}
-    if not rows or not needed <= set(rows[0]):
-        raise FileFormatError(f"{path} has the columns {sorted(rows[0]) if rows else []}; expected {sorted(needed)}.")
+
+
+def _table(file: TextIO, path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows by column; at least one, and each with a value for every column."""
+    reader = csv.DictReader(file)
+    rows = list(reader)
+    columns = list(reader.fieldnames or ())
+    if not rows or not set(needed) <= set(columns):
+        raise FileFormatError(
+            f"{path} has {len(rows)} rows and the columns {columns}; expected a row and the columns {list(needed)}: "
+            "copy the zoo again."
+        )
+    for number, row in enumerate(rows, 1):
+        further: list[str] = row.pop(None, [])  # type: ignore[call-overload]
+        count = sum(value is not None for value in row.values()) + len(further)
+        if count != len(columns):
+            raise FileFormatError(
+                f"{path}: row {number} has {count} values; expected {len(columns)}, the last one in the column "
+                f"{columns[-1]!r}: copy the zoo again."
+            )
     return rows
+
+
+def _kind(row: dict[str, str], number: int, path: Path) -> tuple[str, int]:
+    """Activation and step of row `number`; its accuracy must be a number, too."""
+    column = "step"
+    try:
+        step, column = int(float(row[column])), "test_accuracy"
+        float(row[column])
+    except (ValueError, OverflowError) as error:
+        raise FileFormatError(
+            f"{path}: row {number} has {row[column]!r} in the column {column!r}; expected a number: copy the zoo again."
+        ) from error
+    return row["config.activation"], step
 
 
 def _fact(values: list[str]) -> Tensor | tuple[str, ...]:
@@ -116,13 +149,10 @@ def _fact(values: list[str]) -> Tensor | tuple[str, ...]:
 def _layout(path: Path) -> list[_Variable]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        found = [_variable(row, path) for row in rows]
-    except FileFormatError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError) as error:
+            rows = _table(file, path, _LAYOUT)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileFormatError(f"{path} is no readable layout ({error!r}); expected columns {_LAYOUT}.") from error
-    return sorted(found, key=lambda variable: variable.start)
+    return sorted((_variable(row, path) for row in rows), key=lambda variable: variable.start)
 
 
 def _variable(row: dict[str, str], path: Path) -> _Variable:
@@ -130,8 +160,8 @@ def _variable(row: dict[str, str], path: Path) -> _Variable:
     owner, _, role = name.rpartition("/")
     role = role.partition(":")[0]
     sizes = tuple(int(n) for n in re.findall(r"\d+", shape)) if _SHAPE.match(shape.strip()) else ()
-    count = int(np.prod(sizes, dtype=np.int64))
-    if role not in ("kernel", "bias") or not sizes or count != int(end) - int(start):
+    whole = start.isdecimal() and end.isdecimal() and math.prod(sizes) == int(end) - int(start)
+    if len(sizes) not in _AXES.get(role, ()) or not whole:
         raise FileFormatError(
             f"{path}: variable {name!r} of shape {shape} in columns {start} to {end}; expected a kernel or bias whose "
             "shape fits its columns."

@@ -73,3 +73,12 @@ def declared(symmetry: Symmetry) -> tuple[Symmetry, ...]:
     if symmetry == "full":
         return SYMMETRIES
     return ("permutation",) if symmetry == "permutation" else ("permutation", symmetry)
+
+
+def check_chains(graph: NeuralGraph, name: str) -> None:
+    """Raises SpecError if networks that are no chains come to the metanetwork `name`, which goes layer by layer."""
+    if graph.layout.link_kind is not None:
+        raise SpecError(
+            f"networks that are no chains came to {name}; expected chains of layers (NetworkSpec): take ng-gnn or "
+            "ng-t for networks with residual additions or normalisations."
+        )

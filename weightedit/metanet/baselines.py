@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER
 from weightedit.graph import DenseLayout, NeuralGraph
-from weightedit.metanet.base import Metanetwork
+from weightedit.metanet.base import Metanetwork, check_chains
 from weightedit.metanet.layers import root_of_mean
 from weightedit.metanet.statistics import hidden_layers
 
@@ -102,6 +102,7 @@ class FlatMLP(Metanetwork):
 
     def _flat(self, graph: NeuralGraph) -> tuple[Tensor, Tensor]:
         """Weights, then biases, over their units; and the units: [..., size]."""
+        check_chains(graph, type(self).__name__)
         layout, inputs = graph.layout, self.config.widths[0]
         if not isinstance(layout, DenseLayout) or layout.spec.widths != self.config.widths:
             widths = [spec.widths for spec in layout.specs]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER
 from weightedit.graph import DenseLayout, NeuralGraph, dense_layout
-from weightedit.metanet.base import Metanetwork
+from weightedit.metanet.base import Metanetwork, check_chains
 from weightedit.metanet.weight_space import FREE, EquivariantLinear, Pooling, WeightSpace
 from weightedit.spec import NetworkSpec
 
@@ -99,7 +99,7 @@ class ChainMetanet(Metanetwork):
         """The vectors [..., embedding] of a dense graph."""
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
-        """Raises SpecError if a network has another depth, or other numbers of inputs or outputs."""
+        """Raises SpecError if a network is no chain, or has another depth, or other numbers of inputs or outputs."""
         self._check(graph)
         if isinstance(graph.layout, DenseLayout):
             return self.edit(graph)
@@ -111,7 +111,7 @@ class ChainMetanet(Metanetwork):
         return graph.with_features(*graph.layout.join_networks(nodes, edges), self.types_out)
 
     def read(self, graph: NeuralGraph) -> Tensor:
-        """Raises SpecError if a network has another depth, or other numbers of inputs or outputs."""
+        """Raises SpecError if a network is no chain, or has another depth, or other numbers of inputs or outputs."""
         self._check(graph)
         if isinstance(graph.layout, DenseLayout):
             return self.summarise(graph)
@@ -122,6 +122,7 @@ class ChainMetanet(Metanetwork):
         return torch.stack(found)
 
     def _check(self, graph: NeuralGraph) -> None:
+        check_chains(graph, type(self).__name__)
         space = self.space
         for spec in graph.layout.specs:
             if (spec.depth, spec.widths[0], spec.widths[-1]) != (space.depth, space.inputs, space.outputs):

@@ -4,8 +4,10 @@ Biases and weights over the root mean square of their layer's weights, the logar
 level, counted from both ends, and of every input and output neuron) are lifted to what the model reads; every edge is
 there in both directions, with a channel that tells them apart. From the model's nodes, deltas are read at edges from
 both ends and their weight, and at nodes; or hidden nodes are averaged, ends read one by one, for a vector per network.
-Dense stacks become one graph of as many components (ragged.py), so the model never sees another form. In networks that
-are no chains, residual edges and gains are edges like others: their kind is not told.
+Dense stacks become one graph of as many components (ragged.py), so the model never sees another form. Which network a
+node belongs to is handed to a model that takes `batch` (and `batch_size`), as PyTorch Geometric's do that normalise or
+attend over a whole graph, so that each network is treated as if alone; only a BatchNorm in training mixes them, as its
+purpose is. In networks that are no chains, residual edges and gains are edges like others: their kind is not told.
 
 Symmetry: permutations, as of every message-passing model on this graph; neither signs nor scales, and nothing is
 declared of a model that depends on the order of its nodes. An adapter holds a module that no config describes, so it is
@@ -14,6 +16,8 @@ not in the registry: save its state_dict, or write a class with a config around 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -72,8 +76,12 @@ class PyGAdapter(Metanetwork):
     """A PyTorch Geometric model between the lifting of parameters and one of the two endings.
 
     Args:
-        model: called as model(x [n, node_width], edge_index [2, 2 e], edge_attr=[2 e, edge_width]) -> [n, width_out].
+        model: called as model(x [n, node_width], edge_index [2, 2 e], edge_attr=[2 e, edge_width]) -> [n, width_out],
+            with batch=[n] and batch_size= besides where its forward takes them: the network of every node, and their
+            number.
         config: see PyGAdapterConfig.
+
+    Raises SpecError for a model in which something pools over a graph that cannot be told which nodes are one.
 
     >>> from torch_geometric.nn.models import GAT
     >>> from weightedit.delta import propose_delta
@@ -89,7 +97,9 @@ class PyGAdapter(Metanetwork):
 
     def __init__(self, model: nn.Module, config: PyGAdapterConfig) -> None:
         super().__init__()
+        _check_pooling(model)
         self.model, self.config, self.embedding = model, config, config.embedding
+        self._told = [name for name in ("batch", "batch_size") if name in _arguments(model)]
         self.types_in = (PARAMETER,) * config.channels
         self.types_out = () if config.embedding else (DELTA,) * config.channels
         node, edge, out = config.node_width, config.edge_width, config.width_out
@@ -148,12 +158,13 @@ class PyGAdapter(Metanetwork):
         constants, (size, at_nodes) = layout.constants("permutation", flat.edges), _sizes(flat)
         x = self.lift_nodes(torch.cat([flat.nodes[:, :1] / at_nodes, at_nodes.log()], -1)) + self._codes(constants)
         index = torch.cat([layout.edge_index, layout.edge_index.flip(0)], 1)
-        if self.lift_edges is None:
-            found = self.model(x, index)
-        else:
+        networks = {"batch": layout.network, "batch_size": len(layout.specs)}
+        told = {name: networks[name] for name in self._told}
+        if self.lift_edges is not None:
             unit = flat.edges / size
             both = [torch.cat([unit, torch.full_like(unit[:, :1], sign)], -1) for sign in (1.0, -1.0)]
-            found = self.model(x, index, **{self.config.edge_argument: self.lift_edges(torch.cat(both))})
+            told[self.config.edge_argument] = self.lift_edges(torch.cat(both))
+        found = self.model(x, index, **told)
         if not isinstance(found, Tensor) or found.shape != (len(x), self.config.width_out):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             expected = (len(x), self.config.width_out)
@@ -169,6 +180,33 @@ class PyGAdapter(Metanetwork):
         first = self.input_codes[constants.position.clamp(max=self.config.inputs - 1)]
         last = self.output_codes[constants.position.clamp(max=self.config.outputs - 1)]
         return self.codes(constants) + is_input * first + is_output * last
+
+
+def _arguments(module: nn.Module) -> Collection[str]:
+    """Names of what a model's forward takes; those of a torch_geometric.nn.Sequential are not in its signature."""
+    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper takes anything
+    stated = getattr(getattr(module, "signature", None), "param_dict", None)
+    return inspect.signature(module.forward).parameters if stated is None else stated
+
+
+def _pools(module: nn.Module) -> bool:
+    """Whether it needs `batch` to tell graphs apart: PyTorch Geometric's normalisations over graphs, and GPSConv."""
+    of_graphs = ("torch_geometric.nn.norm", "torch_geometric.nn.conv.gps_conv")
+    found = type(module).__module__.startswith(of_graphs) and "batch" in _arguments(module)
+    return found and getattr(module, "mode", "graph") != "node"
+
+
+def _check_pooling(model: nn.Module) -> None:
+    """Raises SpecError if something that pools lies in a module that is not told the graphs, and so cannot tell it."""
+    for outer in model.modules():
+        if type(outer).forward is nn.Module.forward or "batch" in _arguments(outer):
+            continue
+        if inner := [type(module).__name__ for module in outer.modules() if _pools(module)]:
+            raise SpecError(
+                f"{inner[0]} that pools over a graph came in {type(outer).__name__}, which takes no batch; expected "
+                "one that hands batch on: else all networks of a batch would be pooled as one. Give its forward an "
+                "argument batch, or take a normalisation of single nodes (LayerNorm with mode node)."
+            )
 
 
 @lru_cache(maxsize=16)

@@ -1,10 +1,29 @@
 """ScaleGMN: a message-passing metanetwork that is equivariant to permutations, signs, phases and positive scales.
 
-After Kalogeropoulos, Chatzianastasis, Panagakis, "Scale Equivariant Graph MetaNetworks" (2024), with its faults mended:
-the bidirectional form uses the dual channel, so that it is scale-equivariant; inputs are normalised; edges have a skip
-and a rank-one term; sine layers are equivariant to half-period shifts. How a group is respected is in layers.py; here
-are the input stage (gauge, normalisation, probes, node codes), the stack of layers, and the way back out of the gauge.
-With an embedding it ends in an invariant vector per network instead.
+After Kalogeropoulos, Chatzianastasis, Panagakis, "Scale Equivariant Graph MetaNetworks" (2024). How a group is
+respected is in layers.py; here are the input stage (gauge, normalisation, probes, node codes), the stack of layers, and
+the way back out of the gauge. With an embedding it ends in an invariant vector per network instead. What differs from
+the paper (G: a learned matrix without bias, inv: an invariant network, *: by channel), there -> here, and why:
+
+    scales       h / |h| inside every inv -> a gauge divided out once: exact for any scale, bounded in every layer
+    signs        |h| by channel, or f(h) + f(-h), in inv -> products h_a h_b: relative signs of channels are kept
+    ScaleEq      G h * inv(h) -> h + inv * u / |u| with u = G [h, m]: a residual, so that depth keeps the signal
+    messages     ScaleEq of ReScaleEq = G h_j * G' e_ij, summed -> e_ij * G h_j over the root of their number, and
+                 means of invariants: no network of its own for messages, which would run on every edge
+    edges        G e * inv(h_i, h_j) -> e * (1 + B v) + x_i * y_j * C v, v invariant of e x_i y_j, h_i and h_j: a skip,
+                 and a term that moves a zero weight
+    ScaleGMN-B   backward edges of 1 / w, which overflow (the published network has an option `reciprocal` that it
+                 never uses: it sends w h_i, not equivariant to positive scales) -> w k_i with k_i = x_i / n_i
+    sine         signs only -> half-period shifts too, hence a stream for each side of a neuron, and slopes as a bridge
+    inputs       w and b as they are -> over their layer's root mean square, its logarithm beside: any size is read
+    codes        h * p_V, e * p_E (h + p_V at both ends), one p per layer -> added to the invariant stream, none on
+                 edges, counted from both ends: any depth is read
+    probes       none -> activations and slopes at learned inputs, and a forecast, are further features
+    deltas       last e and h of width 1 -> heads.py, of terms that are zero for no weight
+    vector       an MLP of the sum over hidden neurons, and both ends -> linear in their mean: any width is read
+
+ScaleEq, ReScaleEq and the edge update are cases of the layers here, with weights zero that are ours alone, which
+tests/metanet/test_scalegmn_paper.py holds against loops; the whole is tested against a twin of our own equations only.
 
 In a chain with convolutions an edge is a whole kernel: its positions are channels of one type, and so are those of its
 delta. Any function of them that is one of the layers' here keeps the symmetry, since a channel's factor acts on all

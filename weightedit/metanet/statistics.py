@@ -21,7 +21,7 @@ from torch.nn import functional
 from weightedit.errors import SpecError
 from weightedit.features import PARAMETER
 from weightedit.graph import NeuralGraph
-from weightedit.metanet.base import Metanetwork
+from weightedit.metanet.base import Metanetwork, check_chains
 from weightedit.metanet.layers import root_of_mean
 from weightedit.spec import NetworkSpec, Params, Symmetry
 
@@ -90,7 +90,8 @@ class WeightStatistics(Metanetwork):
             self.body = nn.Sequential(*hidden_layers(sizes), nn.Linear(sizes[-1], config.embedding))
 
     def read(self, graph: NeuralGraph) -> Tensor:
-        """Raises SpecError for a network of another depth."""
+        """Raises SpecError for a network that is no chain, or of another depth."""
+        check_chains(graph, type(self).__name__)
         for spec in graph.layout.specs:
             if spec.depth != self.config.depth:
                 raise SpecError(
