@@ -11,7 +11,7 @@ from weightedit.delta import apply_delta
 from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import SGD, Adam
-from weightedit.optim.metanet_features import levelled
+from weightedit.optim.metanet_features import DEPTH, levelled
 from weightedit.optim.metanet_passes import Passes
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
@@ -294,6 +294,22 @@ def test_the_meta_gradient_is_finite_at_zero_gradients_and_right_elsewhere():
         with torch.no_grad():
             expected = (final(size + 1e-5) - final(size - 1e-5)) / 2e-5
         torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("matrices", [2, 4, 8])
+def test_at_the_start_steps_fall_with_the_root_of_the_number_of_layers(matrices):
+    """Beside a rule to which every network has two matrices."""
+    spec = NetworkSpec.mlp((5, *[6] * (matrices - 1), 3), ("relu",) * (matrices - 1))
+    wiring, params, source = Wiring.of(spec), random_params(spec), generator(0)
+    grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+
+    def moved(blind):
+        rule = MetanetRule(MetanetRuleConfig(averaging=False)).double()
+        with torch.no_grad():
+            rule.pace[:, len(rule.inverse_times) + DEPTH] *= not blind
+            return rule.update(wiring, grads, rule.init(wiring, params), params)[0]["layers.1.weight"]
+
+    assert torch.allclose(moved(False), (2 / matrices) ** 0.5 * moved(True), rtol=1e-6)
 
 
 def test_what_is_always_zero_in_meta_training_is_forgotten():

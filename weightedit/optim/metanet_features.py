@@ -19,6 +19,7 @@ from weightedit.optim.rule import warmth
 from weightedit.wiring import Wire, Wiring
 
 PLACES = 10
+DEPTH = 9  # among the places
 WEIGHT = -2  # w^ among the odd features
 _ITERATIONS = 5
 DAMPING = 1e-8  # of second moments, in units of their mean over the tensor

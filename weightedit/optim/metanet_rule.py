@@ -11,7 +11,8 @@ permutations. Signs are kept by the form (ours; learned_optimizers.md section 3,
     n = act(N [mean of h over a neuron's weights, its layer, the network])     the one equivariant mixing layer
 
 `pace` and the biases b, c come from the clock, the loss and the tensor's place and size, as does f for w^, exp(decay);
-the other f are 1. The delta is that of an average of the iterates that took these steps
+the other f are 1. At the start, steps fall with the root of the number of weight matrices (as Yang et al. 2023, "Tensor
+Programs VI", scale those of residual networks). The delta is that of an average of the iterates that took these steps
 (schedule-free, Defazio et al. 2024), so that noise dies out without a horizon. The scale of a neuron, in s, is the
 largest that it has had, decayed by `memory` a step: of the same type, and not zero where the weights into it pass
 through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam where that is not asked for,
@@ -35,6 +36,7 @@ from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
 from weightedit.optim.learned_rule import At, LearnedRule, Stepped
 from weightedit.optim.metanet_features import (
     DAMPING,
+    DEPTH,
     PLACES,
     WEIGHT,
     Seen,
@@ -54,6 +56,7 @@ from weightedit.wiring import Wire, Wiring
 
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
+_SLOWER = -2 * math.log(2)  # by place()'s depth: steps fall with the root of the number of weight matrices
 _PIECE = 65536  # parameters at once, over all networks of a stack
 _WIDE = 16  # hidden units of a rule whose passes are quick to compile
 
@@ -90,7 +93,6 @@ class MetanetRule(LearnedRule):
             return nn.Parameter(scale * inputs**-0.5 * torch.randn(outputs, inputs, generator=source))
 
         self.first, self.second = matrix(width, config.even), matrix(width, width)
-        # What is always zero in meta-training must not matter where it is not: see forget_unseen.
         self.tensor_first, self.tensor_second = matrix(width, seen, 0.0), matrix(width, seen, 0.0)
         self.bias_first, self.bias_second = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
         if config.mixing:
@@ -99,6 +101,7 @@ class MetanetRule(LearnedRule):
         self.last = nn.Parameter(torch.zeros(config.odd, width))
         pace = torch.zeros(2, seen)
         pace[:, len(_TIMES) + PLACES] = -1.0  # steps do not grow with the network
+        pace[:, len(_TIMES) + DEPTH] = _SLOWER
         self.pace, self.decay = nn.Parameter(pace), nn.Parameter(torch.zeros(seen))
         base = torch.zeros(config.odd)
         base[-1] = 1.0
@@ -117,15 +120,17 @@ class MetanetRule(LearnedRule):
 
     @torch.no_grad()
     def forget_unseen(self, wirings: Iterable[Wiring]) -> None:
-        """Zero the weights of what `place` says of a tensor wherever that is zero throughout these optimizees.
+        """Set weights back to the start's where what `place` says, and they stand for, is zero in all these networks.
 
         Of what is always zero in meta-training nothing is learned, and evolution strategies leave noise in its weights,
-        which would matter in other networks. On these optimizees the rule stays what it was.
+        which would matter in other networks. On these networks the rule stays what it was.
         """
         places = torch.tensor([place(wiring, wire) for wiring in wirings for wire in wiring.wires])
         unseen = len(_TIMES) + (places == 0).all(0).nonzero().squeeze(1)
-        for weights in (self.tensor_first, self.tensor_second, self.pace, self.decay):
-            weights[..., unseen.to(weights.device)] = 0
+        for name, weights in MetanetRule(self.config).named_parameters():
+            if name in ("tensor_first", "tensor_second", "pace", "decay"):
+                own = self.get_parameter(name)
+                own[..., unseen.to(own.device)] = weights[..., unseen].to(own)
 
     def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
         """See LearnedRule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps."""
