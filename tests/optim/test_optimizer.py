@@ -568,6 +568,86 @@ def test_a_state_of_another_rule_is_refused():
         LearnedOptimizer(net, TinyRule()).load_state_dict(optimizer.state_dict())
 
 
+def grouped(net, order, rule):
+    """An optimizer with one group per layer, in this order, each with an lr of its own."""
+    groups = [{"params": list(net[i].parameters())[::step], "lr": 0.5 + i} for i, step in order]
+    return LearnedOptimizer(groups, rule, net=net)
+
+
+def test_a_state_goes_to_the_parameters_of_its_names(rule):
+    """Groups and parameters stand in another order than when they were saved."""
+    net, other = network(), network()
+    optimizer = grouped(net, [(0, 1), (2, 1)], rule)
+    train(net, optimizer, 2)
+    other.load_state_dict(net.state_dict())
+    resumed = grouped(other, [(2, 1), (0, -1)], rule)
+    resumed.param_groups[0]["lr"] = resumed.param_groups[1]["lr"] = 7.0
+    resumed.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in resumed.param_groups] == [2.5, 0.5]
+    assert [group["param_names"] for group in resumed.param_groups] == [["2.weight", "2.bias"], ["0.bias", "0.weight"]]
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(resumed.state[q], optimizer.state[p], rtol=0, atol=0)
+
+
+def resized(width):
+    return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
+
+
+def test_a_refused_state_leaves_the_optimizer_as_it_was(rule):
+    """It steps on bit by bit, whatever was refused."""
+    net, other = network(), network()
+    optimizer, plain = LearnedOptimizer(net, rule), LearnedOptimizer(other, rule)
+    train(net, optimizer, 2)
+    train(other, plain, 2)
+    before = optimizer.state_dict()
+    wide = resized(6)
+    foreign = LearnedOptimizer(wide, rule)
+    train(wide, foreign, 1)
+    one, stranger = grouped(net, [(0, 1), (2, 1)], rule), LearnedOptimizer(net, Recorder())
+    train(network(), one, 1)
+    for quantity in ("step", "other"):
+        stranger.state[net[0].weight][quantity] = torch.zeros(())
+    fewer = {**before, "param_groups": [{**before["param_groups"][0], "params": [0], "param_names": ["0.weight"]}]}
+    for state, message in (
+        (foreign.state_dict(), r"has shape .* came for 0.weight of shape \(5, 3\); expected"),
+        (stranger.state_dict(), "a state with step, other came for 0.weight; expected .*step"),
+        (one.state_dict(), "no group holds 0.weight, 0.bias, 2.weight, 2.bias and nothing else"),
+        (fewer, "doesn't match the size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(state)
+    train(net, optimizer, 1)
+    train(other, plain, 1)
+    assert_same(net, other)
+    torch.testing.assert_close(list(optimizer.state.values()), list(plain.state.values()), rtol=0, atol=0)
+
+
+def test_a_state_without_names_goes_by_position():
+    net = network()
+    optimizer = LearnedOptimizer(net, TinyRule())
+    train(net, optimizer, 2)
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["param_names"]
+    resumed = LearnedOptimizer(net, TinyRule())
+    resumed.load_state_dict(saved)
+    torch.testing.assert_close(resumed.state_dict()["state"], saved["state"], rtol=0, atol=0)
+
+
+def test_hooks_see_a_state_before_it_is_checked():
+    net = network()
+    optimizer, other = LearnedOptimizer(net, TinyRule()), LearnedOptimizer(net, TinyRule())
+    train(net, optimizer, 1)
+    saved = optimizer.state_dict()
+    renamed = {key: {"steps": s["step"], "mean": s["mean"]} for key, s in saved["state"].items()}
+
+    def rename(_, given):
+        return {**given, "state": {k: {"step": s["steps"], "mean": s["mean"]} for k, s in given["state"].items()}}
+
+    other.register_load_state_dict_pre_hook(rename)
+    other.load_state_dict({**saved, "state": renamed})
+    torch.testing.assert_close(other.state_dict()["state"], saved["state"], rtol=0, atol=0)
+
+
 def test_loading_names_the_kinds_of_rules(tmp_path):
     save_checkpoint(tmp_path / "editor", {"a": torch.ones(1)}, {"kind": "editor"}, "card")
     with pytest.raises(FileFormatError, match="kind 'editor'; expected an update rule"):

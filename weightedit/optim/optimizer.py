@@ -25,7 +25,7 @@ from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.loading import load_rule
-from weightedit.optim.naming import paired, refuse_shard, unwrapped, with_axis, with_isolated
+from weightedit.optim.naming import arranged, paired, refuse_shard, unwrapped, with_axis, with_isolated
 from weightedit.optim.rule import RuleState, UpdateRule
 from weightedit.optim.stepping import (
     One,
@@ -252,34 +252,58 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but the state keeps the dtypes that it was saved with, and the parameters keep their names.
 
-        Raises ParamsError for the state of another kind of rule.
+        Where both sides name the same parameters, state and groups go by name, in whatever order they stand; else by
+        position, as torch's do (a scheduler's state goes by position always).
+
+        Raises ParamsError, with everything as before, for the state of another kind of rule, for shapes that the rule
+        would not keep for these parameters, and where parameters of the same names are grouped in another way.
         """
         names = [group["param_names"] for group in self.param_groups]
         flags = [group["outside"] for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        came: dict[str, Any] = {}
+
+        def match(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            came.update(given, param_groups=arranged(given["param_groups"], names))
+            self._check_state(came)
+            return came
+
+        hook = self.register_load_state_dict_pre_hook(match)  # the last: hooks of the user may make names
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
         for group, own, flag in zip(self.param_groups, names, flags, strict=True):
             group["param_names"], group["outside"] = own, flag
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        saved = chain.from_iterable(group["params"] for group in came["param_groups"])
         here = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, param in zip(saved, here, strict=True):
-            for quantity, value in state_dict["state"].get(key, {}).items():
-                now = self.state[param].get(quantity)
-                if isinstance(now, Tensor) and (now.dtype, now.device) != (value.dtype, param.device):
+            for quantity, value in came["state"].get(key, {}).items():
+                now = self.state[param][quantity]
+                if (now.dtype, now.device) != (value.dtype, param.device):
                     self.state[param][quantity] = value.to(param.device)
-        self._check_state()
 
-    def _check_state(self) -> None:
-        for group in self.param_groups:
-            for name, param in zip(group["param_names"], group["params"], strict=True):
-                if group["outside"] or not self.state.get(param):
+    def _check_state(self, came: dict[str, Any]) -> None:
+        """Raise ParamsError for a state that the rules would not keep for the parameters at its places."""
+        for group, other in zip(self.param_groups, came["param_groups"], strict=False):  # torch refuses other numbers
+            rule, wiring = self.outside if group["outside"] else (self.rule, self.wiring)
+            for name, param, key in zip(group["param_names"], group["params"], other["params"], strict=False):
+                given = came["state"].get(key)
+                if not given:
                     continue
-                expected = self.rule.init(self.wiring, {name: param.detach()})[name].keys()
-                if self.state[param].keys() != expected:
+                expected = rule.init(wiring, {name: wide(with_axis(param.detach()))})[name]
+                if given.keys() != expected.keys():
                     raise ParamsError(
-                        f"a state with {', '.join(self.state[param])} came for {name}; expected {', '.join(expected)} "
-                        f"of {rule_name(self.rule)}: load the state of an optimizer with the same rule."
+                        f"a state with {', '.join(given)} came for {name}; expected {', '.join(expected)} of "
+                        f"{rule_name(rule)}: load the state of an optimizer with the same rule."
                     )
-                return
+                for quantity, tensor in expected.items():
+                    shape = getattr(given[quantity], "shape", None)
+                    if shape != tensor.shape:
+                        raise ParamsError(
+                            f"a state whose {quantity} has shape {shape and tuple(shape)} came for {name} of shape "
+                            f"{tuple(param.shape)}; expected {tuple(tensor.shape)}, as {rule_name(rule)} keeps it: "
+                            "load the state of the same network, with its parameters in the same order."
+                        )
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: all but the reference to the network, and what is compiled."""
