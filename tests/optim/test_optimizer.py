@@ -484,6 +484,30 @@ def test_outside_can_be_stated(caplog):
     assert "Unreadable cannot be traced" in caplog.text and "without symmetry" in caplog.text
 
 
+@pytest.mark.parametrize("net", [nn.Linear(4, 2), nn.Conv2d(3, 4, 3), nn.MultiheadAttention(4, 2)])
+def test_a_layer_alone_is_moved_by_the_rule(net, caplog):
+    optimizer = LearnedOptimizer(net, MetanetRule())
+    assert [group["outside"] for group in optimizer.param_groups] == [False] and not caplog.text
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all("momenta" in optimizer.state[p] for p in net.parameters())
+
+
+def test_a_rule_that_will_move_nothing_is_told_of(caplog):
+    """Nothing is read as a layer, or what is does not require a gradient."""
+    said = "No parameter that requires a gradient is in the neural graph: MetanetRule will move nothing, %s everything"
+    LearnedOptimizer(nn.LSTM(3, 4), MetanetRule())
+    assert said % "AdamW" in caplog.text
+    caplog.clear()
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
+    LearnedOptimizer(net, MetanetRule())
+    assert "will move nothing" not in caplog.text
+    net[1].requires_grad_(False)
+    LearnedOptimizer(net, MetanetRule(), outside=Adam())
+    assert said % "Adam" in caplog.text
+
+
 def test_a_residual_network_with_batch_norm_trains():
     net = ResNet()
     optimizer = LearnedOptimizer(net, Adam(1e-2))

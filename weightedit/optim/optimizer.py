@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._outside_wiring = Wiring((), ())
         check_numbers({"lr": lr, "weight_decay": weight_decay})
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False})
+        moved = {side: any(p.requires_grad for p in self._params(outside=side)) for side in (False, True)}
+        if moved[True] and not moved[False]:
+            _LOG.warning(
+                "No parameter that requires a gradient is in the neural graph: %s will move nothing, %s everything. "
+                "Read optimizer.wiring.report(); the graph is made of the layers that weightedit.module_wiring names.",
+                rule_name(self.rule),
+                self._outside_name(),
+            )
 
     # Parameters.
 
@@ -139,14 +147,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
         own = 1e-3 if self.options.outside is None else 1.0
         return own if self.options.outside_lr is None else self.options.outside_lr
 
+    def _outside_name(self) -> str:
+        return "AdamW" if self.options.outside is None else rule_name(self.options.outside)
+
+    def _params(self, *, outside: bool) -> Iterable[Tensor]:
+        groups = (group["params"] for group in self.param_groups if bool(group["outside"]) == outside)
+        return chain.from_iterable(groups)
+
     def _tell(self, names: list[str]) -> None:
         if names:
-            rule = "AdamW" if self.options.outside is None else rule_name(self.options.outside)
             _LOG.warning(
                 "%d parameters are not in the neural graph, and are optimized by %s at lr %s in a group of their own: "
                 "%s",
                 len(names),
-                rule,
+                self._outside_name(),
                 self.param_groups[-1]["lr"],
                 ", ".join(names),
             )
