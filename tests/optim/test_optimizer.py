@@ -46,6 +46,12 @@ def network(seed=0, dtype=torch.float32):
         return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
 
 
+def seeded(make):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make()
+
+
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
 
 
@@ -468,6 +474,59 @@ def test_parameters_outside_the_graph_are_told_of_and_moved_by_adamw(caplog):
         optimizer.step()
         theirs.step()
     torch.testing.assert_close([p.detach() for p in outside["params"]], [p.detach() for p in twins])
+
+
+def test_an_lr_of_the_rule_does_not_reach_what_is_outside():
+    """Unless a group that holds nothing else states one."""
+    net = GPT()
+    every = [{"params": list(net.parameters()), "lr": 2.0, "initial_lr": 2.0}]
+
+    def rates(groups, **options):
+        return [group["lr"] for group in LearnedOptimizer(groups, TinyRule(), net=net, **options).param_groups]
+
+    assert rates(every) == [2.0, 1e-3]
+    assert rates(every, outside_lr=0.5) == [2.0, 0.5]
+    assert rates(every, outside=Adam(1e-4)) == [2.0, 1.0]
+    embeddings = [*net.tokens.parameters(), *net.positions.parameters()]
+    rest = [p for p in net.parameters() if all(p is not q for q in embeddings)]
+    assert rates([{"params": rest, "lr": 2.0}, {"params": embeddings, "lr": 0.01}]) == [2.0, 0.01]
+    optimizer = LearnedOptimizer(every, TinyRule(), net=net)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5, last_epoch=3)
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 5e-4]
+
+
+SCHEDULES = torch.optim.lr_scheduler
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        (lambda optimizer: SCHEDULES.LambdaLR(optimizer, lambda step: 1 / (1 + step)), [1, 1 / 2, 1 / 3, 1 / 4]),
+        (lambda optimizer: SCHEDULES.StepLR(optimizer, 2, 0.1), [1, 1, 0.1, 0.1]),
+        (lambda optimizer: SCHEDULES.CosineAnnealingLR(optimizer, 4), [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+        (
+            lambda optimizer: SCHEDULES.OneCycleLR(optimizer, [2.0, 1e-3], 5, div_factor=2, cycle_momentum=False),
+            [0.5, None, None, None],
+        ),
+    ],
+)
+def test_schedulers_of_networks_with_parameters_outside(schedule, factors):
+    """Both groups keep their proportion, and take the steps that these rates make."""
+    (net, other), tokens = (seeded(GPT), seeded(GPT)), torch.arange(6)[None]
+    optimizer, plain = LearnedOptimizer(net, TinyRule(), lr=2.0), LearnedOptimizer(other, TinyRule(), lr=2.0)
+    scheduler = schedule(optimizer)
+    for factor in factors:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([2.0 * rates[1] / 1e-3, 1e-3 * rates[0] / 2.0])
+        assert factor is None or rates == pytest.approx([2.0 * factor, 1e-3 * factor])
+        for group, rate in zip(plain.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for one, own in ((net, optimizer), (other, plain)):
+            own.zero_grad()
+            nn.functional.cross_entropy(one(tokens)[0], tokens[0]).backward()
+            own.step()
+        scheduler.step()
+    assert_same(net, other)
 
 
 def test_outside_can_be_stated(caplog):

@@ -52,6 +52,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
     network that names them: LearnedOptimizer(groups, rule, net=net). Parameters without a network are treated as
     isolated matrices, which rules that need the graph refuse.
 
+    Parameters outside the neural graph stand in groups of their own, each after the one that it was given in, with
+    group["outside"] True. The lr of such a group is in units of AdamW (or of the rule `outside`): `outside_lr`, or
+    1e-3, whatever the lr of the others, unless a group that holds nothing else states one. Schedulers that multiply
+    (LambdaLR, StepLR, CosineAnnealingLR) do right by all groups. Those that set an lr take a list, one for every group
+    in `param_groups`: OneCycleLR(optimizer, max_lr=[1.0, 1e-3], total_steps=1000, cycle_momentum=False), since no rule
+    takes a momentum from its group.
+
     Args:
         params: a module; or what torch optimizers take: tensors, (name, tensor) pairs, or dictionaries with `params`
             and perhaps `lr` and `weight_decay`.
@@ -121,7 +128,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return self._outside, self._outside_wiring
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; parameters outside the wiring get a group of their own, with outside=True.
+        """As torch's; parameters outside the wiring get a group of their own, with outside=True (lr: see the class).
 
         Parameters added later are found by name in the network, which the optimizer knows as long as it lives and as
         the optimizer is not a copy; or else come as (name, tensor) pairs.
@@ -139,7 +146,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if inside or not outside:
             super().add_param_group({**given, **_group(inside), "outside": False})
         if outside:
-            super().add_param_group({"lr": self._outside_lr(), **given, **_group(outside), "outside": True})
+            own = self._outside_lr()
+            if inside:  # the group's lr is in units of the rule
+                given |= dict.fromkeys(given.keys() & {"lr", "initial_lr"}, own)
+            super().add_param_group({"lr": own, **given, **_group(outside), "outside": True})
             self._outside_wiring = with_isolated(self._outside_wiring, [(n, with_axis(p)) for n, p in outside])
             self._tell([name for name, p in outside if p.requires_grad])
 

@@ -37,8 +37,8 @@ class StepOptions:
     Attributes:
         outside: rule for parameters that are not in the wiring; None: AdamW, with `outside_lr` and the weight decay of
             the group.
-        outside_lr: `lr` of groups of such parameters where they state none, in units of the rule's delta; None: 1e-3
-            for that AdamW, 1 for a rule that is given.
+        outside_lr: `lr` of groups of such parameters, in units of that rule's delta, unless a group that holds nothing
+            else states one; None: 1e-3 for that AdamW, 1 for a rule that is given.
         nonfinite: a step with infinite or NaN numbers is never taken; "raise" a NonFiniteError, or "skip" it with a
             warning (counted in the attribute `skipped_steps`, which a state_dict does not hold).
         compile: torch.compile the rule's update.
