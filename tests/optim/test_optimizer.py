@@ -376,6 +376,17 @@ def test_the_loss_that_a_rule_is_told():
     assert told == [(2.5, (), False), None, (1.5, (), False), (0.5, (), False)]
 
 
+@pytest.mark.parametrize("result", [(torch.tensor(1.5), torch.ones(3, 2)), {"loss": 1.5}, [1.5, 2.5], "done"])
+def test_a_closure_may_return_more_than_a_loss(result):
+    """As torch's may; the loss is what is observed, then."""
+    net, rule = network(), Recorder()
+    optimizer = LearnedOptimizer(net, rule)
+    loss_of(net).backward()
+    assert optimizer.step(lambda: result) is result
+    assert optimizer.step(lambda: (optimizer.observe(2.5), result)[1]) is result
+    assert [None if loss is None else loss.item() for loss in rule.losses] == [None, 2.5]
+
+
 def test_a_rule_that_needs_the_whole_network_gets_it():
     net, rule = network(), Recorder(whole=True)
     net[0].requires_grad_(False)
@@ -411,6 +422,25 @@ def test_half_precision_is_seen_as_float32():
     train(net, LearnedOptimizer(net, rule), 1)
     assert {grad.dtype for grad in rule.grads[0].values()} == {torch.float32}
     assert {parameter.dtype for parameter in net.parameters()} == {torch.bfloat16}
+
+
+def test_autocast_is_the_closures_alone(rule):
+    """The rule's products stay in float32: same deltas, same state. The closure's are the user's."""
+    net, other = network(), network()
+    optimizer, plain = LearnedOptimizer(net, rule), LearnedOptimizer(other, rule)
+
+    def closure():
+        assert (X @ X.mT).dtype == torch.bfloat16
+
+    for _ in range(3):
+        for one in (net, other):
+            one.zero_grad()
+            loss_of(one).backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            optimizer.step(closure)
+        plain.step()
+    assert_same(net, other)
+    torch.testing.assert_close(list(optimizer.state.values()), list(plain.state.values()), rtol=0, atol=0)
 
 
 # What it is given.

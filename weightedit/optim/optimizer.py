@@ -6,7 +6,7 @@ own. All state is the rule's, and stands in `state[parameter]`; one step is
 
     p <- (1 - lr weight_decay) p + lr delta
 
-Rules run in float32 at least, whatever the parameters' dtype.
+Rules run in float32 at least, whatever the parameters' dtype, and under autocast too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def observe(self, loss: Tensor | float) -> None:
         """Tell the next step the loss at which the gradients were taken (one number, or one per stacked network).
 
-        For loops without a closure and rules that use the loss; without it they do without. A closure's loss comes
-        first.
+        For loops whose closure returns no loss, or that have none, and rules that use the loss; without it they do
+        without. A closure's loss comes first.
         """
         self._observed = loss
 
@@ -190,7 +191,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """One step from the gradients of the parameters; those without one stay.
 
         Args:
-            closure: computes the gradients and returns the loss; called once, first, with gradients enabled.
+            closure: computes the gradients and returns the loss; called once, first, with gradients enabled. Of what
+                is no tensor or number, such as (loss, outputs), the rule learns nothing: `observe` the loss there.
 
         Returns what the closure returned.
         Raises NonFiniteError, with parameters and state as before, if the step would make a number infinite or NaN and
@@ -200,7 +202,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        seen, self._observed = (self._observed if result is None else result), None
+        seen, self._observed = (result if isinstance(result, Tensor | Real) else self._observed), None
         loss = self._loss(seen)
         concerned = [(outside, self._concerned(outside)) for outside in (False, True)]
         steps = [

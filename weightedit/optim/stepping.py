@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -65,7 +66,7 @@ def proposed(
     loss: Tensor | None = None,
     update: Callable[..., tuple[Params, RuleState]] | None = None,
 ) -> tuple[Params, RuleState]:
-    """A rule's delta and new state, in float32 at least; differentiable.
+    """A rule's delta and new state, in float32 at least, under autocast too; differentiable.
 
     Args:
         at: gradients, state and parameters by name. What has no state yet gets the rule's first one.
@@ -74,9 +75,11 @@ def proposed(
     grads, state, params = at
     grads, params = ({n: wide(t) for n, t in tensors.items()} for tensors in (grads, params))
     fresh = {name: tensor for name, tensor in params.items() if name not in state}
-    if fresh:
-        state = {**state, **rule.init(wiring, fresh)}
-    deltas, new = (update or rule.update)(wiring, grads, state, params, loss=loss)
+    device = next(iter(params.values())).device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        if fresh:
+            state = {**state, **rule.init(wiring, fresh)}
+        deltas, new = (update or rule.update)(wiring, grads, state, params, loss=loss)
     assert deltas.keys() == new.keys() == params.keys(), f"{rule_name(rule)} has deltas or states for other names"
     return deltas, new
 
