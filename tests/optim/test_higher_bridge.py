@@ -159,13 +159,16 @@ class Tempered(nn.Module):
         return self.body(x) * self.temperature
 
 
+@pytest.mark.parametrize("given", ["bias", "no bias"])
 @pytest.mark.parametrize("rule", [Adam(0.01), GeometricAdam(0.01), TinyRule().double()])
-def test_the_inner_loop_takes_the_steps_of_the_optimizer(rule):
-    """From a state, with decay and groups, a frozen parameter, and one that is outside the graph."""
+def test_the_inner_loop_takes_the_steps_of_the_optimizer(rule, given):
+    """From a state, with decay and groups, a frozen parameter (or not even given), and one outside the graph."""
     net = Tempered()
-    net.body[0].bias.requires_grad_(False)
+    frozen = net.body[0].bias if given == "bias" else net.body[0].weight
+    frozen.requires_grad_(False)
+    first = [p for p in net.body[0].parameters() if given == "bias" or p.requires_grad]
     groups = [
-        {"params": list(net.body[0].parameters()), "lr": 0.5, "weight_decay": 0.1},
+        {"params": first, "lr": 0.5, "weight_decay": 0.1},
         {"params": [*net.body[2].parameters(), net.temperature]},
     ]
     optimizer = LearnedOptimizer(groups, rule, net=net)

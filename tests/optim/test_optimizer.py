@@ -399,6 +399,50 @@ def test_a_rule_that_needs_the_whole_network_gets_it():
     assert net[0].weight not in optimizer.state and net[2].weight in optimizer.state
 
 
+def test_weights_in_no_group_are_seen_and_not_moved():
+    """Frozen ones, and ones of another optimizer, whose gradients are not this one's; copies see theirs."""
+    net, rule = network(), Recorder(whole=True)
+    net[0].weight.requires_grad_(False)
+    before = copy.deepcopy(net)
+    optimizer = LearnedOptimizer(net[2].parameters(), rule, net=net)
+    train(net, optimizer, 1)
+    assert sorted(rule.grads[0]) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    assert net[0].bias.grad.any() and not rule.grads[0]["0.bias"].any() and not rule.grads[0]["0.weight"].any()
+    assert_same(net[0], before[0])
+    assert list(optimizer.state) == list(net[2].parameters())
+    other, copied = pickle.loads(pickle.dumps((net, optimizer)))
+    assert copied.seen["0.weight"] is other[0].weight
+    train(other, copied, 1)
+    assert sorted(copied.rule.grads[1]) == sorted(rule.grads[0])
+    optimizer.add_param_group({"params": [net[0].bias]})
+    assert list(optimizer.seen) == ["0.weight"]
+    plain = Recorder()
+    train(net, LearnedOptimizer(net[2].parameters(), plain, net=net), 1)
+    assert list(plain.grads[0]) == ["2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("given", ["all", "trainable"])
+@pytest.mark.parametrize("rule", ["geometric", "metanet"])
+def test_a_rescaled_copy_with_frozen_weights_stays_a_copy(rule, given):
+    """Whether the frozen layer is given to the optimizer or only known from the network."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    net[0].requires_grad_(False)
+    other = copy.deepcopy(net)
+    factors = (4 * torch.rand(8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) - 2).exp()
+    with torch.no_grad():
+        other[0].weight *= factors[:, None]
+        other[0].bias *= factors
+        other[2].weight /= factors
+    start = loss_of(net).item()
+    for one in (net, other):
+        params = [p for p in one.parameters() if p.requires_grad or given == "all"]
+        train(one, LearnedOptimizer(params, RULES[rule](), net=one), 30)
+    assert loss_of(net).item() < 0.5 * start
+    torch.testing.assert_close(other(X.double()), net(X.double()), rtol=1e-9, atol=1e-9)
+
+
 def test_a_state_may_be_what_the_rule_was_shown():
     """A rule that keeps the last parameters and gradients finds them as they were."""
 

@@ -84,6 +84,7 @@ class _Learned(_Bridged):
 
     def __init__(self, other: LearnedOptimizer, *arguments: Any, **options: Any) -> None:
         self._sides = {False: (other.rule, other.wiring), True: other.outside}
+        self._seen = {name: tensor.detach() for name, tensor in other.seen.items()}
         self._loss: Tensor | None = None
         super().__init__(other, *arguments, **options)
 
@@ -110,6 +111,8 @@ class _Learned(_Bridged):
                         places[name] = g, i
                     if self.state[g].get(i):
                         state[name] = self.state[g][i]
+            for name, tensor in self._seen.items() if whole else ():
+                params[name], grads[name] = tensor, torch.zeros_like(tensor)
             if places:
                 deltas, new = proposed(rule, wiring, (grads, state, params), loss=self._loss)
                 for name, (g, i) in places.items():

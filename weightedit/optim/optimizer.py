@@ -53,6 +53,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
     network that names them: LearnedOptimizer(groups, rule, net=net). Parameters without a network are treated as
     isolated matrices, which rules that need the graph refuse.
 
+    Weights of the network that are in no group (frozen ones, or another optimizer's) are not moved. A rule that reads
+    the whole network sees them as it sees frozen ones in a group, with a gradient of zero, if they are floating-point
+    numbers on the device of the others.
+
     Parameters outside the neural graph stand in groups of their own, each after the one that it was given in, with
     group["outside"] True. The lr of such a group is in units of AdamW (or of the rule `outside`): `outside_lr`, or
     1e-3, whatever the lr of the others, unless a group that holds nothing else states one. Schedulers that multiply
@@ -95,6 +99,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._outside: UpdateRule = self.options.outside or Adam(1.0)
         self.skipped_steps = 0
         self._observed: Any = None
+        self._seen: Params = {}
         self._updates: dict[bool, Callable[..., tuple[Params, RuleState]]] = {}
         if isinstance(params, nn.Module):
             net, params = params, list(unwrapped(params).named_parameters())
@@ -128,6 +133,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The rule of parameters outside the wiring, and theirs: isolated wires."""
         return self._outside, self._outside_wiring
 
+    @property
+    def seen(self) -> Params:
+        """Weights of the network that are in no group, which the rule reads all the same."""
+        return self._seen
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; parameters outside the wiring get a group of their own, with outside=True (lr: see the class).
 
@@ -153,6 +163,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             super().add_param_group({"lr": own, **given, **_group(outside), "outside": True})
             self._outside_wiring = with_isolated(self._outside_wiring, [(n, with_axis(p)) for n, p in outside])
             self._tell([name for name, p in outside if p.requires_grad])
+        found = self._seen if net is None else dict(net.named_parameters()) if self._whole else {}
+        taken = {name for group in self.param_groups for name in group["param_names"]}
+        known = self.wiring.by_name.keys() - taken
+        self._seen = {name: p for name, p in found.items() if name in known and p.is_floating_point()}
+
+    @property
+    def _whole(self) -> bool:
+        return getattr(self.rule, "whole", False)
 
     def _outside_lr(self) -> float:
         own = 1e-3 if self.options.outside is None else 1.0
@@ -220,7 +238,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _concerned(self, outside: bool) -> dict[str, One]:
         """The parameters with gradients, by name; with the others for a rule that needs all of them."""
         found = {}
-        whole = not outside and getattr(self.rule, "whole", False)
+        whole = self._whole and not outside
         for group in self.param_groups:
             if bool(group["outside"]) != outside:
                 continue
@@ -234,6 +252,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                         "give it to torch.optim.SparseAdam."
                     )
                 found[name] = One(param, group, param.grad)
+        device = next((one.param.device for one in found.values()), None)
+        for name, param in self._seen.items() if whole else ():
+            if param.device == device:
+                refuse_shard(name, param, self.wiring.by_name[name])
+                found[name] = One(param, {}, None)
         return found
 
     def _step(self, ones: dict[str, One], loss: Tensor | None, outside: bool) -> Step:
@@ -333,11 +356,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: all but the reference to the network, and what is compiled."""
-        own = ("rule", "wiring", "options", "skipped_steps", "_isolates", "_outside", "_outside_wiring")
+        own = ("rule", "wiring", "options", "skipped_steps", "_seen", "_isolates", "_outside", "_outside_wiring")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_net": None, "_observed": None, "_updates": {}, **self.__dict__, **state})
+        super().__setstate__({"_net": None, "_observed": None, "_seen": {}, "_updates": {}, **self.__dict__, **state})
 
 
 def optimizer_factory() -> type[LearnedOptimizer]:
