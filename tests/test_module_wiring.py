@@ -7,9 +7,10 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from tests.modules import CNN, GPT, ResidualMLP, ResNet, Unreadable, ViT
+from weightedit.errors import SpecError
 from weightedit.module_wiring import wiring_of
 from weightedit.spec import NetworkSpec
-from weightedit.wiring import Wiring
+from weightedit.wiring import NeuronSet, Wire, Wiring
 
 IMAGE = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -228,6 +229,15 @@ def test_numbers_on_either_side_of_a_product_keep_the_neurons():
     net = Factors()
     net.last = None
     assert {str(s) for s in wiring_of(net).sets} == {"none"}  # a number divided by a value is no product
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_parameters_without_elements_are_outside():
+    wiring = wiring_of(nn.Sequential(nn.Linear(4, 0), nn.ReLU(), nn.Linear(0, 3), nn.Linear(3, 2)))
+    assert wiring.outside == ("0.weight", "0.bias", "2.weight")
+    assert [(s.size, str(s)) for s in wiring.sets] == [(4, "none"), (3, "permutation + scale + flip"), (2, "none")]
+    with pytest.raises(SpecError, match="w of shape .0, 2. came as a wire; expected a parameter with elements"):
+        Wiring((NeuronSet("a", 0), NeuronSet("b", 2)), (Wire("w", (0, 2), "weight", 0, 1, 2),))
 
 
 def test_tied_layers_are_fixed():

@@ -269,7 +269,7 @@ class _Reading:
         for wire in (self.wires[name] for name in self.computed if name in self.wires):
             self.fix(_Value(wire.target))
             self.fix(_Value(wire.source))
-        kept = [i for i in range(len(self.sets)) if self.of(i) == i]
+        kept = [i for i in range(len(self.sets)) if self.of(i) == i and self.sets[i].size]
         place = {i: n for n, i in enumerate(kept)}
         sets = []
         for i in kept:
@@ -283,8 +283,10 @@ class _Reading:
                 source=None if wire.source is None else place[self.of(wire.source)],
             )
             for wire in self.wires.values()
+            if 0 not in wire.shape
         )
-        outside = tuple(name for name in self.names.values() if name not in self.wires)
+        wired = {wire.name for wire in wires}
+        outside = tuple(name for name in self.names.values() if name not in wired)
         return Wiring(tuple(sets), wires, outside, tuple(self.notes))
 
 

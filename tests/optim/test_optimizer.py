@@ -487,6 +487,40 @@ def test_autocast_is_the_closures_alone(rule):
     torch.testing.assert_close(list(optimizer.state.values()), list(plain.state.values()), rtol=0, atol=0)
 
 
+def test_parameters_of_two_dtypes(rule):
+    """They keep theirs, and a rule that joins them steps as in the wider one; also from a state in the other."""
+    net, other = network(), network(dtype=torch.float64)
+    net[0].double()
+    for i in (0, 2):
+        for p, q in zip(net[i].parameters(), other[i].parameters(), strict=True):
+            p.data.copy_(q)
+    optimizer = LearnedOptimizer(net[2].parameters(), rule, net=net)
+    plain = LearnedOptimizer(other[2].parameters(), rule, net=other)
+    for step in range(3):
+        if step == 1:
+            optimizer.add_param_group({"params": net[0].parameters()})
+            plain.add_param_group({"params": other[0].parameters()})
+        plain.zero_grad()
+        loss_of(other).backward()
+        for p, q in zip(net.parameters(), other.parameters(), strict=True):
+            p.grad = q.grad.to(p.dtype)
+        optimizer.step()
+        plain.step()
+    assert [p.dtype for p in net.parameters()] == [torch.float64] * 2 + [torch.float32] * 2
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.double(), q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_parameters_without_elements_are_left_out(rule, caplog):
+    net = nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2))
+    optimizer = LearnedOptimizer(net, rule)
+    assert list(optimizer.wiring.by_name) == ["1.bias"] and not caplog.text
+    nn.init.ones_(net[1].bias)
+    train(net, optimizer, 2)
+    assert len(optimizer.state) == 1 and (net[1].bias < 1).all()
+
+
 # What it is given.
 
 
@@ -673,6 +707,8 @@ def test_flags_are_refused_by_name(flag):
     [
         ({"lr": -1.0}, WeightEditError, "lr=-1.0 came; expected one finite number"),
         ({"lr": torch.ones(2)}, WeightEditError, "expected one finite number"),
+        ({"lr": torch.tensor(-1.0)}, WeightEditError, r"lr=-1.0 came; expected one finite number"),
+        ({"lr": torch.tensor([float("nan")])}, WeightEditError, r"lr=tensor.*nan.* came; expected one finite number"),
         ({"weight_decay": float("nan")}, WeightEditError, "weight_decay=nan came"),
         ({"nonfinite": "ignore"}, WeightEditError, "nonfinite='ignore' came"),
         ({"betas": (0.9, 0.9)}, TypeError, "betas came; expected lr, weight_decay"),

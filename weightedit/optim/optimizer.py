@@ -162,7 +162,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 given |= dict.fromkeys(given.keys() & {"lr", "initial_lr"}, own)
             super().add_param_group({"lr": own, **given, **_group(outside), "outside": True})
             self._outside_wiring = with_isolated(self._outside_wiring, [(n, with_axis(p)) for n, p in outside])
-            self._tell([name for name, p in outside if p.requires_grad])
+            self._tell([name for name, p in outside if p.requires_grad and p.numel()])
         found = self._seen if net is None else dict(net.named_parameters()) if self._whole else {}
         taken = {name for group in self.param_groups for name in group["param_names"]}
         known = self.wiring.by_name.keys() - taken

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -68,12 +69,16 @@ def proposed(
 ) -> tuple[Params, RuleState]:
     """A rule's delta and new state, in float32 at least, under autocast too; differentiable.
 
+    A rule that is `whole` has all tensors in one dtype, the widest.
+
     Args:
         at: gradients, state and parameters by name. What has no state yet gets the rule's first one.
         update: the rule's own, compiled; None: as it is.
     """
     grads, state, params = at
     grads, params = ({n: wide(t) for n, t in tensors.items()} for tensors in (grads, params))
+    if getattr(rule, "whole", False) and len({tensor.dtype for tensor in params.values()}) > 1:
+        grads, state, params = _in_one_dtype(grads, state, params)
     fresh = {name: tensor for name, tensor in params.items() if name not in state}
     device = next(iter(params.values())).device.type
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
@@ -82,6 +87,14 @@ def proposed(
         deltas, new = (update or rule.update)(wiring, grads, state, params, loss=loss)
     assert deltas.keys() == new.keys() == params.keys(), f"{rule_name(rule)} has deltas or states for other names"
     return deltas, new
+
+
+def _in_one_dtype(grads: Params, state: RuleState, params: Params) -> tuple[Params, RuleState, Params]:
+    """For a rule that joins tensors: all in the widest dtype among the parameters, but the counts of steps."""
+    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in params.values()})
+    grads, params = ({n: t.to(dtype) for n, t in tensors.items()} for tensors in (grads, params))
+    kept = {n: {k: t if k == "step" else t.to(dtype) for k, t in one.items()} for n, one in state.items()}
+    return grads, kept, params
 
 
 def compiled(rule: UpdateRule) -> Callable[..., tuple[Params, RuleState]]:
@@ -205,9 +218,10 @@ def check_numbers(group: Mapping[str, Any]) -> None:
             raise WeightEditError(f"{flag}={group[flag]!r} came; LearnedOptimizer does not take it: {_REFUSED[flag]}.")
     for key in ("lr", "weight_decay"):
         value = group.get(key, 0.0)
-        single = value.numel() == 1 if isinstance(value, Tensor) else math.isfinite(value) and value >= 0
-        if not single:
-            raise WeightEditError(f"{key}={value} came; expected one finite number >= 0: correct it.")
+        if isinstance(value, Tensor):
+            value = float(value.detach()) if value.numel() == 1 else math.nan
+        if not math.isfinite(value) or value < 0:
+            raise WeightEditError(f"{key}={group[key]} came; expected one finite number >= 0: correct it.")
 
 
 def rule_name(rule: UpdateRule) -> str:
