@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.modules import CNN
 from tests.rules import TinyRule
-from weightedit.errors import WeightEditError
+from weightedit.errors import NonFiniteError, WeightEditError
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import Adam, GeometricAdam
 from weightedit.optim.higher_bridge import register_with_higher
@@ -209,6 +209,30 @@ def test_without_higher_gradients_no_graph_is_kept():
             inner.step(loss_of(fast))
         assert all(p.is_leaf for p in fast.parameters())
         assert not any(t.requires_grad for states in inner.state for s in states.values() for t in s.values())
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("spoilt", ["body", "temperature"])
+def test_a_step_that_is_not_finite_is_refused_as_outside(nonfinite, spoilt, caplog):
+    """All of it, on both sides of the graph; the next one goes on from the parameters before."""
+    net = Tempered()
+    optimizer = LearnedOptimizer(net, Adam(0.01), nonfinite=nonfinite)
+    with higher.innerloop_ctx(net, optimizer) as (fast, inner):
+        inner.step(loss_of(fast))
+        before, state = [p.detach().clone() for p in fast.parameters()], dict(inner.state[0])
+        name = {"body": "body.0.weight", "temperature": "temperature"}[spoilt]
+        message = f"of {name} at step 2 came out infinite or NaN .its gradient is not finite either"
+        bad = loss_of(fast) + torch.inf * dict(fast.named_parameters())[name].sum()
+        if nonfinite == "raise":
+            with pytest.raises(NonFiniteError, match=message):
+                inner.step(bad)
+        else:
+            inner.step(bad)
+            assert optimizer.skipped_steps == 1 and f"of {name} at step 2" in caplog.text
+        torch.testing.assert_close([p.detach() for p in fast.parameters()], before, rtol=0, atol=0)
+        torch.testing.assert_close(inner.state[0], state, rtol=0, atol=0)
+        inner.step(loss_of(fast))
+        assert all(p.isfinite().all() for p in fast.parameters())
 
 
 def test_convolutions_in_float32():

@@ -229,7 +229,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if any(o.grad is not None for o in ones.values())
         ]
         for message in filter(None, (step.fault() for step in steps)):
-            self._refuse(message)
+            self.refuse(message)
             return result
         for step in steps:
             step.take(self.state)
@@ -290,7 +290,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             loss /= distributed.get_world_size()
         return loss
 
-    def _refuse(self, message: str) -> None:
+    def refuse(self, message: str) -> None:
+        """Raise NonFiniteError for a step that is not taken; or warn and count it, where `nonfinite` is "skip"."""
         if self.options.nonfinite == "raise":
             raise NonFiniteError(message)
         self.skipped_steps += 1

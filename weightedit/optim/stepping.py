@@ -165,18 +165,22 @@ class One(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a rule would have its parameters and their state become; those in half precision are ready as `new`."""
+    """What a rule would have its parameters and their state become; those in half precision, or all, stand in `new`."""
 
     ones: dict[str, One]
     state: RuleState
     deltas: Params
     new: Params
 
+    @torch.no_grad()
     def fault(self) -> str | None:
         """What is not finite, in words. Looks at the device once, and again only if something is wrong."""
-        rates = {id(one.group): float(one.group["lr"]) for one in self.ones.values()}.values()
+        if not self.ones:
+            return None
+        rates = {id(one.group): one.group["lr"] for one in self.ones.values()}.values()
+        rate = sum(float(lr.detach() if isinstance(lr, Tensor) else lr) for lr in rates)
         quantities = chain.from_iterable(quantities.values() for quantities in self.state.values())
-        total = size(self.deltas.values()) * sum(rates) + size(chain(self.new.values(), quantities))
+        total = size(self.deltas.values()) * rate + size(chain(self.new.values(), quantities))
         if bool(total.isfinite()):
             return None
         updates = {name: delta * self.ones[name].group["lr"] for name, delta in self.deltas.items()}
