@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -209,14 +210,37 @@ def test_missing_files(saved, name):
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("source", ["/no/such/folder", "./model", "a/b/c", "../x", "~/model", "", Path("owner/name")])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/no/such/folder",
+        "./model",
+        "a/b/c",
+        "../x",
+        "~/model",
+        "",
+        Path("owner/name"),
+        "checkpoints/rule",
+        "checkpoints",
+    ],
+)
 def test_paths_are_never_taken_for_hub_names(source, no_network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if source == "":
         source = "model.safetensors"
         Path(source).touch()
-    with pytest.raises(FileFormatError, match=r"(does not exist|is a file); expected a checkpoint folder .* hub name"):
+    with pytest.raises(
+        FileFormatError, match=r"(does not exist.*|is a file); expected a checkpoint folder .* hub name"
+    ):
         load_checkpoint(source)
+
+
+def test_the_checkpoints_of_the_repository_are_looked_for_here_alone(no_network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileFormatError, match=f"exist in {re.escape(str(tmp_path))}; .* begins at the root of a clone of weightedit's"
+    ):
+        load_checkpoint("checkpoints/small-classifier")
 
 
 def test_a_hub_name_goes_through_the_client(saved, monkeypatch, tmp_path):
@@ -237,7 +261,8 @@ def test_offline_and_not_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
-        FileFormatError, match="'owner/name' is no local folder, and the hub did not give it .*HF_HUB_OFFLINE"
+        FileFormatError,
+        match=f"'owner/name' is no folder in {re.escape(str(tmp_path))}, and the hub did not give it .*HF_HUB_OFFLINE",
     ):
         load_checkpoint("owner/name")
 

@@ -4,13 +4,49 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from tests.modules import CNN, GPT, ResidualMLP, ResNet, Unreadable, ViT
+from weightedit.errors import SpecError
 from weightedit.module_wiring import wiring_of
 from weightedit.spec import NetworkSpec
-from weightedit.wiring import Wiring
+from weightedit.wiring import NeuronSet, Wire, Wiring
 
 IMAGE = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+class Functional(nn.Module):
+    """Layers as functions of bare parameters, of a list of them, and of those of a layer of one's own."""
+
+    class Own(nn.Linear):
+        def forward(self, x):
+            return functional.linear(x, self.weight, bias=self.bias)
+
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.shift = nn.Parameter(torch.zeros(4, 3, 3, 3)), nn.Parameter(torch.zeros(4))
+        self.weights = nn.ParameterList([nn.Parameter(torch.zeros(5, 4)), nn.Parameter(torch.zeros(6, 5))])
+        self.last = Functional.Own(6, 2)
+
+    def forward(self, x):
+        x = functional.conv2d(x, weight=self.kernel, bias=self.shift, stride=2).relu().mean((2, 3))
+        for weight in self.weights:
+            x = functional.linear(x, weight).tanh()
+        return self.last(x)
+
+
+class Penalised(nn.Module):
+    """Parameters that are read as layers and otherwise: nothing may be claimed of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(3, 4), nn.Parameter(torch.zeros(5, 4)), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = functional.linear(self.first(x).relu(), self.middle).relu()
+        return self.last(x) * self.first.weight.sum() + torch.relu(self.middle).mean()
+
+
 NETS = {
     "ResNet": (lambda: ResNet(), IMAGE),
     "ResNet with GroupNorm": (lambda: ResNet(norm=lambda n: nn.GroupNorm(1, n)), IMAGE),
@@ -29,6 +65,9 @@ NETS = {
         lambda: nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True),
         torch.randn(2, 5, 8, dtype=torch.float64),
     ),
+    "functional": (lambda: Functional(), IMAGE),
+    "penalised": (lambda: Penalised(), torch.randn(7, 3, dtype=torch.float64)),
+    "bare convolution": (lambda: nn.Conv2d(3, 4, 3), IMAGE),
     "unreadable": (lambda: Unreadable(), torch.randn(7, 3, dtype=torch.float64)),
 }  # fmt: skip
 EXPECTED = {  # parameter: symmetry of the neurons that it goes to
@@ -43,6 +82,12 @@ EXPECTED = {  # parameter: symmetry of the neurons that it goes to
     },
     "ViT": {"patch.weight": "none", "blocks.0.up.weight": "permutation", "blocks.1.down.weight": "none"},
     "GPT": {"blocks.0.up.weight": "permutation", "blocks.0.attention.qkv.weight": "none"},
+    "functional": {
+        "kernel": "permutation + scale", "shift": "permutation + scale", "weights.0": "permutation + flip",
+        "weights.1": "permutation + flip", "last.weight": "none", "last.bias": "none",
+    },
+    "penalised": {"first.weight": "none", "first.bias": "none", "middle": "none", "last.weight": "none"},
+    "bare convolution": {"weight": "none", "bias": "none"},
     "unreadable": {"first.weight": "none", "last.bias": "none"},
 }  # fmt: skip
 OUTSIDE = {"ViT": {"token", "position"}, "GPT": {"tokens.weight", "positions.weight"}}
@@ -105,6 +150,42 @@ def test_what_is_found(name):
     assert all(k in wiring.report() for k in names)
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(4, 2), nn.Conv2d(4, 6, 3, groups=2), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.Linear(4, 2, False)]
+)
+def test_a_layer_alone_is_read(layer):
+    wiring = wiring_of(layer)
+    assert list(wiring.by_name) == [name for name, _ in layer.named_parameters()]
+    assert not wiring.outside and not wiring.notes
+    assert {(wire.name, wire.shape) for wire in wiring.wires} == {
+        (k, tuple(p.shape)) for k, p in layer.named_parameters()
+    }
+
+
+class Computed(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.first, self.w, self.b = nn.Linear(3, 4), nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4))
+        self.own_forward = forward
+
+    def forward(self, x):
+        return self.own_forward(self, self.first(x).relu())
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: functional.linear(x, net.w.t()),
+        lambda net, x: functional.linear(x, net.w, net.b * 2),
+        lambda net, x: functional.conv1d(x, net.w.unsqueeze(-1)),
+        lambda net, x: functional.linear(net.w, x),
+    ],
+)
+def test_functions_of_what_is_no_parameter_stay_outside(forward):
+    wiring = wiring_of(Computed(forward))
+    assert {"w", "b"} <= set(wiring.outside) and {str(s) for s in wiring.sets} == {"none"}
+
+
 def test_what_cannot_be_traced_is_noted():
     assert "cannot be traced" in wiring_of(Unreadable()).notes[0]
 
@@ -148,6 +229,15 @@ def test_numbers_on_either_side_of_a_product_keep_the_neurons():
     net = Factors()
     net.last = None
     assert {str(s) for s in wiring_of(net).sets} == {"none"}  # a number divided by a value is no product
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_parameters_without_elements_are_outside():
+    wiring = wiring_of(nn.Sequential(nn.Linear(4, 0), nn.ReLU(), nn.Linear(0, 3), nn.Linear(3, 2)))
+    assert wiring.outside == ("0.weight", "0.bias", "2.weight")
+    assert [(s.size, str(s)) for s in wiring.sets] == [(4, "none"), (3, "permutation + scale + flip"), (2, "none")]
+    with pytest.raises(SpecError, match="w of shape .0, 2. came as a wire; expected a parameter with elements"):
+        Wiring((NeuronSet("a", 0), NeuronSet("b", 2)), (Wire("w", (0, 2), "weight", 0, 1, 2),))
 
 
 def test_tied_layers_are_fixed():

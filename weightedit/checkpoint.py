@@ -76,8 +76,8 @@ def load_checkpoint(
     """Read a checkpoint from a folder, or from the Hugging Face hub by its name.
 
     Args:
-        source: a folder (the network is not touched); or else a hub name, `name` or `owner/name`.
-            A `Path` is never taken for a hub name. HF_HUB_OFFLINE=1 is respected.
+        source: a folder (the network is not touched); or else a hub name, `name` or `owner/name`. A `Path`, or what
+            begins with checkpoints/, is never taken for a hub name. HF_HUB_OFFLINE=1 is respected.
         required: keys the config must have.
         revision: branch, tag or commit on the hub; unused for a folder.
     Returns:
@@ -257,11 +257,14 @@ def _locate(source: str | Path, revision: str | None) -> Path:
             f"{source} does not exist, but {previous} does: a save was interrupted before its last rename; "
             f"save again, or rename {previous} to {source}"
         )
-    if isinstance(source, Path) or folder.exists() or not _HUB_NAME.fullmatch(source):
-        kind = "is a file" if folder.exists() else "does not exist"
+    shipped = folder.parts[:1] == ("checkpoints",)  # in a clone of the repository; no owner on the hub
+    if isinstance(source, Path) or folder.exists() or shipped or not _HUB_NAME.fullmatch(source):
+        where = "" if folder.is_absolute() else f" in {Path.cwd()}"
+        kind = "is a file" if folder.exists() else f"does not exist{where}"
         raise FileFormatError(
             f"{source} {kind}; expected a checkpoint folder ({', '.join(FILES)}) or a hub name "
             "like owner/name: check the path"
+            + (", which begins at the root of a clone of weightedit's repository" if shipped else "")
         )
     return _download(source, revision)
 
@@ -274,8 +277,8 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FileFormatError(
-            f"{name!r} is no local folder, and the hub did not give it ({type(error).__name__}: {error}); "
-            "expected a folder or a hub name: check the name, unset HF_HUB_OFFLINE if it is set, "
+            f"{name!r} is no folder in {Path.cwd()}, and the hub did not give it ({type(error).__name__}: {error}); "
+            "expected a folder or a hub name: check the path or the name, unset HF_HUB_OFFLINE if it is set, "
             "or download the checkpoint by hand and pass its folder"
         ) from error
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,7 +36,9 @@ def wiring_of(net: nn.Module) -> Wiring:
     """The wiring of `net`.
 
     Linear, Conv1d to Conv3d, BatchNorm, LayerNorm, GroupNorm and MultiheadAttention have wires; convolutions in groups
-    and attention without symmetry. All other parameters (embeddings, recurrent layers, bare parameters) are outside.
+    and attention without symmetry; so has a net that is one such layer. linear and conv1d to conv3d of
+    torch.nn.functional are read where weight and bias are parameters of the net. All other parameters (embeddings,
+    recurrent layers, bare ones) are outside, and those without elements.
     """
     try:
         reading = _read(net)
@@ -84,6 +86,9 @@ def steps_of(net: nn.Module) -> list[Step]:
 
 def _read(net: nn.Module) -> _Reading:
     reading = _Reading(net)
+    if isinstance(net, _KNOWN) and _Tracer().is_leaf_module(net, ""):  # alone, it stands between inputs and outputs
+        reading.isolate("", net)
+        return reading
     for node in _Tracer().trace(net).nodes:
         reading.read(node)
     return reading
@@ -123,6 +128,7 @@ class _Reading:
         self.joined: list[int] = []
         self.order: list[int] = []  # sets of one order are permuted together; joined as the sets are
         self.wires: dict[str, Wire] = {}
+        self.computed: set[str] = set()  # parameters that something else than a layer reads as well
         self.notes: list[str] = []
         self.values: dict[fx.Node, _Value] = {}
         self.steps: list[Step] = []
@@ -183,6 +189,14 @@ class _Reading:
             return
         self.wires[name] = Wire(name, tuple(parameter.shape), kind, target, source, sources)
 
+    def parameter(self, node: object) -> nn.Parameter | None:
+        """The parameter that a node of the trace is."""
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        owner, _, key = str(node.target).rpartition(".")
+        found = getattr(self.net.get_submodule(owner), key)
+        return found if id(found) in self.names else None
+
     def matrix(self, name: str, module: Any, source: int, *, known: bool = True) -> int:
         """The wires of a linear map or convolution that reads `source`; the set that it computes."""
         target = self.new(name, module.weight.shape[0], known=known)
@@ -231,6 +245,9 @@ class _Reading:
             reader = None
         result = reader(self, node, module, given) if reader is not None and given else None
         self.steps.append(_step(node, module, reader, result))
+        if (result is None or reader is not _function) and not _is_size(node):
+            found = map(self.parameter, node.all_input_nodes)
+            self.computed.update(self.names[id(parameter)] for parameter in found if parameter is not None)
         if result is None:
             if not _is_size(node):
                 for value in given:
@@ -249,7 +266,10 @@ class _Reading:
         return i if (size == count or (value.flat and size % count == 0)) else None
 
     def finish(self) -> Wiring:
-        kept = [i for i in range(len(self.sets)) if self.of(i) == i]
+        for wire in (self.wires[name] for name in self.computed if name in self.wires):
+            self.fix(_Value(wire.target))
+            self.fix(_Value(wire.source))
+        kept = [i for i in range(len(self.sets)) if self.of(i) == i and self.sets[i].size]
         place = {i: n for n, i in enumerate(kept)}
         sets = []
         for i in kept:
@@ -263,8 +283,10 @@ class _Reading:
                 source=None if wire.source is None else place[self.of(wire.source)],
             )
             for wire in self.wires.values()
+            if 0 not in wire.shape
         )
-        outside = tuple(name for name in self.names.values() if name not in self.wires)
+        wired = {wire.name for wire in wires}
+        outside = tuple(name for name in self.names.values() if name not in wired)
         return Wiring(tuple(sets), wires, outside, tuple(self.notes))
 
 
@@ -277,24 +299,39 @@ def _is_size(node: fx.Node) -> bool:
 _Reader = Callable[[_Reading, fx.Node, Any, list[_Value]], "_Value | None"]
 
 
-def _linear(reading: _Reading, node: fx.Node, module: nn.Linear, given: list[_Value]) -> _Value | None:
-    name, value = str(node.target), given[0]
-    if len(given) != 1 or value.axis != -1:
+def _layer(reading: _Reading, node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
+    """A linear map or a convolution."""
+    if len(given) != 1 or getattr(module, "groups", 1) != 1:
         return None
-    source = reading.source(value, name, module.in_features)
-    if source is None:
-        return None
-    return _Value(reading.matrix(name, module, source), -1, value.dims)
+    return _mapped(reading, str(node.target), module, given[0])
 
 
-def _convolution(reading: _Reading, node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
-    name, value, space = str(node.target), given[0], module.weight.dim() - 2
-    if len(given) != 1 or module.groups != 1 or (value.set is not None and value.axis != -1 - space):
+class _Map(NamedTuple):
+    """The parameters of a linear map or a convolution that is no module."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+
+def _function(reading: _Reading, node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
+    """The same as a function, of parameters of the network."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    found = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    x, weight, bias = found.get("input"), reading.parameter(found.get("weight")), reading.parameter(found.get("bias"))
+    if not isinstance(x, fx.Node) or reading.parameter(x) is not None or found.get("groups", 1) != 1:
         return None
-    source = reading.source(replace(value, flat=False), name, module.in_channels)
-    if source is None:
+    if weight is None or weight.dim() < 2 or (bias is None and found.get("bias") is not None):
         return None
-    return _Value(reading.matrix(name, module, source), -1 - space, space + 2)
+    return _mapped(reading, reading.names[id(weight)].removesuffix(".weight"), _Map(weight, bias), reading.values[x])
+
+
+def _mapped(reading: _Reading, name: str, layer: Any, value: _Value) -> _Value | None:
+    space = layer.weight.dim() - 2
+    if value.set is not None and value.axis != -1 - space:
+        return None
+    value = replace(value, flat=False, dims=space + 2) if space else value
+    source = reading.source(value, name, layer.weight.shape[1])
+    return None if source is None else _Value(reading.matrix(name, layer, source), -1 - space, value.dims)
 
 
 @dataclass(frozen=True)
@@ -440,16 +477,15 @@ def _reader_of(module: nn.Module) -> _Reader | None:
     return None
 
 
-_KINDS: dict[Any, Literal["weight", "norm", "sum", "factor"]] = {
-    _linear: "weight",
-    _convolution: "weight",
+_KINDS: dict[Any, Literal["weight", "norm", "sum", "factor", "unknown"]] = {
+    _layer: "weight",
+    _function: "unknown",  # for graphs, which are drawn from modules
     _normalisation: "norm",
     _sum: "sum",
     _product: "factor",
 }
 _MODULES: list[tuple[Any, _Reader]] = [
-    (nn.Linear, _linear),
-    (_CONVOLUTIONS, _convolution),
+    ((nn.Linear, *_CONVOLUTIONS), _layer),
     ((*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm), _normalisation),
     (nn.ReLU, _Activation("relu")),
     (nn.LeakyReLU, _Activation("leaky_relu")),
@@ -462,6 +498,10 @@ _MODULES: list[tuple[Any, _Reader]] = [
     ((nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d), _pooling),
 ]
 _FUNCTIONS: dict[Any, _Reader] = {
+    functional.linear: _function,
+    functional.conv1d: _function,
+    functional.conv2d: _function,
+    functional.conv3d: _function,
     torch.relu: _Activation("relu"),
     functional.relu: _Activation("relu"),
     functional.leaky_relu: _Activation("leaky_relu"),

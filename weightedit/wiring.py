@@ -101,6 +101,11 @@ class Wiring:
 
     def __post_init__(self) -> None:
         for wire in self.wires:
+            if 0 in wire.shape:
+                raise SpecError(
+                    f"{wire.name} of shape {wire.shape} came as a wire; expected a parameter with elements: leave it "
+                    "out."
+                )
             targets, sources, _ = wire.view
             sizes = [targets == self.sets[wire.target].size]
             if wire.source is not None:

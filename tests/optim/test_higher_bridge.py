@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.modules import CNN
 from tests.rules import TinyRule
-from weightedit.errors import WeightEditError
+from weightedit.errors import NonFiniteError, WeightEditError
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import Adam, GeometricAdam
 from weightedit.optim.higher_bridge import register_with_higher
@@ -159,13 +159,16 @@ class Tempered(nn.Module):
         return self.body(x) * self.temperature
 
 
+@pytest.mark.parametrize("given", ["bias", "no bias"])
 @pytest.mark.parametrize("rule", [Adam(0.01), GeometricAdam(0.01), TinyRule().double()])
-def test_the_inner_loop_takes_the_steps_of_the_optimizer(rule):
-    """From a state, with decay and groups, a frozen parameter, and one that is outside the graph."""
+def test_the_inner_loop_takes_the_steps_of_the_optimizer(rule, given):
+    """From a state, with decay and groups, a frozen parameter (or not even given), and one outside the graph."""
     net = Tempered()
-    net.body[0].bias.requires_grad_(False)
+    frozen = net.body[0].bias if given == "bias" else net.body[0].weight
+    frozen.requires_grad_(False)
+    first = [p for p in net.body[0].parameters() if given == "bias" or p.requires_grad]
     groups = [
-        {"params": list(net.body[0].parameters()), "lr": 0.5, "weight_decay": 0.1},
+        {"params": first, "lr": 0.5, "weight_decay": 0.1},
         {"params": [*net.body[2].parameters(), net.temperature]},
     ]
     optimizer = LearnedOptimizer(groups, rule, net=net)
@@ -206,6 +209,30 @@ def test_without_higher_gradients_no_graph_is_kept():
             inner.step(loss_of(fast))
         assert all(p.is_leaf for p in fast.parameters())
         assert not any(t.requires_grad for states in inner.state for s in states.values() for t in s.values())
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("spoilt", ["body", "temperature"])
+def test_a_step_that_is_not_finite_is_refused_as_outside(nonfinite, spoilt, caplog):
+    """All of it, on both sides of the graph; the next one goes on from the parameters before."""
+    net = Tempered()
+    optimizer = LearnedOptimizer(net, Adam(0.01), nonfinite=nonfinite)
+    with higher.innerloop_ctx(net, optimizer) as (fast, inner):
+        inner.step(loss_of(fast))
+        before, state = [p.detach().clone() for p in fast.parameters()], dict(inner.state[0])
+        name = {"body": "body.0.weight", "temperature": "temperature"}[spoilt]
+        message = f"of {name} at step 2 came out infinite or NaN .its gradient is not finite either"
+        bad = loss_of(fast) + torch.inf * dict(fast.named_parameters())[name].sum()
+        if nonfinite == "raise":
+            with pytest.raises(NonFiniteError, match=message):
+                inner.step(bad)
+        else:
+            inner.step(bad)
+            assert optimizer.skipped_steps == 1 and f"of {name} at step 2" in caplog.text
+        torch.testing.assert_close([p.detach() for p in fast.parameters()], before, rtol=0, atol=0)
+        torch.testing.assert_close(inner.state[0], state, rtol=0, atol=0)
+        inner.step(loss_of(fast))
+        assert all(p.isfinite().all() for p in fast.parameters())
 
 
 def test_convolutions_in_float32():

@@ -46,6 +46,12 @@ def network(seed=0, dtype=torch.float32):
         return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
 
 
+def seeded(make):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make()
+
+
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
 
 
@@ -370,6 +376,17 @@ def test_the_loss_that_a_rule_is_told():
     assert told == [(2.5, (), False), None, (1.5, (), False), (0.5, (), False)]
 
 
+@pytest.mark.parametrize("result", [(torch.tensor(1.5), torch.ones(3, 2)), {"loss": 1.5}, [1.5, 2.5], "done"])
+def test_a_closure_may_return_more_than_a_loss(result):
+    """As torch's may; the loss is what is observed, then."""
+    net, rule = network(), Recorder()
+    optimizer = LearnedOptimizer(net, rule)
+    loss_of(net).backward()
+    assert optimizer.step(lambda: result) is result
+    assert optimizer.step(lambda: (optimizer.observe(2.5), result)[1]) is result
+    assert [None if loss is None else loss.item() for loss in rule.losses] == [None, 2.5]
+
+
 def test_a_rule_that_needs_the_whole_network_gets_it():
     net, rule = network(), Recorder(whole=True)
     net[0].requires_grad_(False)
@@ -380,6 +397,50 @@ def test_a_rule_that_needs_the_whole_network_gets_it():
     assert not rule.grads[0]["0.weight"].any()
     assert_same(net[0], before[0])
     assert net[0].weight not in optimizer.state and net[2].weight in optimizer.state
+
+
+def test_weights_in_no_group_are_seen_and_not_moved():
+    """Frozen ones, and ones of another optimizer, whose gradients are not this one's; copies see theirs."""
+    net, rule = network(), Recorder(whole=True)
+    net[0].weight.requires_grad_(False)
+    before = copy.deepcopy(net)
+    optimizer = LearnedOptimizer(net[2].parameters(), rule, net=net)
+    train(net, optimizer, 1)
+    assert sorted(rule.grads[0]) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    assert net[0].bias.grad.any() and not rule.grads[0]["0.bias"].any() and not rule.grads[0]["0.weight"].any()
+    assert_same(net[0], before[0])
+    assert list(optimizer.state) == list(net[2].parameters())
+    other, copied = pickle.loads(pickle.dumps((net, optimizer)))
+    assert copied.seen["0.weight"] is other[0].weight
+    train(other, copied, 1)
+    assert sorted(copied.rule.grads[1]) == sorted(rule.grads[0])
+    optimizer.add_param_group({"params": [net[0].bias]})
+    assert list(optimizer.seen) == ["0.weight"]
+    plain = Recorder()
+    train(net, LearnedOptimizer(net[2].parameters(), plain, net=net), 1)
+    assert list(plain.grads[0]) == ["2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("given", ["all", "trainable"])
+@pytest.mark.parametrize("rule", ["geometric", "metanet"])
+def test_a_rescaled_copy_with_frozen_weights_stays_a_copy(rule, given):
+    """Whether the frozen layer is given to the optimizer or only known from the network."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    net[0].requires_grad_(False)
+    other = copy.deepcopy(net)
+    factors = (4 * torch.rand(8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) - 2).exp()
+    with torch.no_grad():
+        other[0].weight *= factors[:, None]
+        other[0].bias *= factors
+        other[2].weight /= factors
+    start = loss_of(net).item()
+    for one in (net, other):
+        params = [p for p in one.parameters() if p.requires_grad or given == "all"]
+        train(one, LearnedOptimizer(params, RULES[rule](), net=one), 30)
+    assert loss_of(net).item() < 0.5 * start
+    torch.testing.assert_close(other(X.double()), net(X.double()), rtol=1e-9, atol=1e-9)
 
 
 def test_a_state_may_be_what_the_rule_was_shown():
@@ -405,6 +466,59 @@ def test_half_precision_is_seen_as_float32():
     train(net, LearnedOptimizer(net, rule), 1)
     assert {grad.dtype for grad in rule.grads[0].values()} == {torch.float32}
     assert {parameter.dtype for parameter in net.parameters()} == {torch.bfloat16}
+
+
+def test_autocast_is_the_closures_alone(rule):
+    """The rule's products stay in float32: same deltas, same state. The closure's are the user's."""
+    net, other = network(), network()
+    optimizer, plain = LearnedOptimizer(net, rule), LearnedOptimizer(other, rule)
+
+    def closure():
+        assert (X @ X.mT).dtype == torch.bfloat16
+
+    for _ in range(3):
+        for one in (net, other):
+            one.zero_grad()
+            loss_of(one).backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            optimizer.step(closure)
+        plain.step()
+    assert_same(net, other)
+    torch.testing.assert_close(list(optimizer.state.values()), list(plain.state.values()), rtol=0, atol=0)
+
+
+def test_parameters_of_two_dtypes(rule):
+    """They keep theirs, and a rule that joins them steps as in the wider one; also from a state in the other."""
+    net, other = network(), network(dtype=torch.float64)
+    net[0].double()
+    for i in (0, 2):
+        for p, q in zip(net[i].parameters(), other[i].parameters(), strict=True):
+            p.data.copy_(q)
+    optimizer = LearnedOptimizer(net[2].parameters(), rule, net=net)
+    plain = LearnedOptimizer(other[2].parameters(), rule, net=other)
+    for step in range(3):
+        if step == 1:
+            optimizer.add_param_group({"params": net[0].parameters()})
+            plain.add_param_group({"params": other[0].parameters()})
+        plain.zero_grad()
+        loss_of(other).backward()
+        for p, q in zip(net.parameters(), other.parameters(), strict=True):
+            p.grad = q.grad.to(p.dtype)
+        optimizer.step()
+        plain.step()
+    assert [p.dtype for p in net.parameters()] == [torch.float64] * 2 + [torch.float32] * 2
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.double(), q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_parameters_without_elements_are_left_out(rule, caplog):
+    net = nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2))
+    optimizer = LearnedOptimizer(net, rule)
+    assert list(optimizer.wiring.by_name) == ["1.bias"] and not caplog.text
+    nn.init.ones_(net[1].bias)
+    train(net, optimizer, 2)
+    assert len(optimizer.state) == 1 and (net[1].bias < 1).all()
 
 
 # What it is given.
@@ -470,6 +584,59 @@ def test_parameters_outside_the_graph_are_told_of_and_moved_by_adamw(caplog):
     torch.testing.assert_close([p.detach() for p in outside["params"]], [p.detach() for p in twins])
 
 
+def test_an_lr_of_the_rule_does_not_reach_what_is_outside():
+    """Unless a group that holds nothing else states one."""
+    net = GPT()
+    every = [{"params": list(net.parameters()), "lr": 2.0, "initial_lr": 2.0}]
+
+    def rates(groups, **options):
+        return [group["lr"] for group in LearnedOptimizer(groups, TinyRule(), net=net, **options).param_groups]
+
+    assert rates(every) == [2.0, 1e-3]
+    assert rates(every, outside_lr=0.5) == [2.0, 0.5]
+    assert rates(every, outside=Adam(1e-4)) == [2.0, 1.0]
+    embeddings = [*net.tokens.parameters(), *net.positions.parameters()]
+    rest = [p for p in net.parameters() if all(p is not q for q in embeddings)]
+    assert rates([{"params": rest, "lr": 2.0}, {"params": embeddings, "lr": 0.01}]) == [2.0, 0.01]
+    optimizer = LearnedOptimizer(every, TinyRule(), net=net)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5, last_epoch=3)
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 5e-4]
+
+
+SCHEDULES = torch.optim.lr_scheduler
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        (lambda optimizer: SCHEDULES.LambdaLR(optimizer, lambda step: 1 / (1 + step)), [1, 1 / 2, 1 / 3, 1 / 4]),
+        (lambda optimizer: SCHEDULES.StepLR(optimizer, 2, 0.1), [1, 1, 0.1, 0.1]),
+        (lambda optimizer: SCHEDULES.CosineAnnealingLR(optimizer, 4), [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+        (
+            lambda optimizer: SCHEDULES.OneCycleLR(optimizer, [2.0, 1e-3], 5, div_factor=2, cycle_momentum=False),
+            [0.5, None, None, None],
+        ),
+    ],
+)
+def test_schedulers_of_networks_with_parameters_outside(schedule, factors):
+    """Both groups keep their proportion, and take the steps that these rates make."""
+    (net, other), tokens = (seeded(GPT), seeded(GPT)), torch.arange(6)[None]
+    optimizer, plain = LearnedOptimizer(net, TinyRule(), lr=2.0), LearnedOptimizer(other, TinyRule(), lr=2.0)
+    scheduler = schedule(optimizer)
+    for factor in factors:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([2.0 * rates[1] / 1e-3, 1e-3 * rates[0] / 2.0])
+        assert factor is None or rates == pytest.approx([2.0 * factor, 1e-3 * factor])
+        for group, rate in zip(plain.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for one, own in ((net, optimizer), (other, plain)):
+            own.zero_grad()
+            nn.functional.cross_entropy(one(tokens)[0], tokens[0]).backward()
+            own.step()
+        scheduler.step()
+    assert_same(net, other)
+
+
 def test_outside_can_be_stated(caplog):
     net = GPT()
     optimizer = LearnedOptimizer(net, TinyRule(), outside=Adam(1e-4), outside_lr=2.0)
@@ -482,6 +649,30 @@ def test_outside_can_be_stated(caplog):
     assert not caplog.text
     LearnedOptimizer(Unreadable(), TinyRule())
     assert "Unreadable cannot be traced" in caplog.text and "without symmetry" in caplog.text
+
+
+@pytest.mark.parametrize("net", [nn.Linear(4, 2), nn.Conv2d(3, 4, 3), nn.MultiheadAttention(4, 2)])
+def test_a_layer_alone_is_moved_by_the_rule(net, caplog):
+    optimizer = LearnedOptimizer(net, MetanetRule())
+    assert [group["outside"] for group in optimizer.param_groups] == [False] and not caplog.text
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all("momenta" in optimizer.state[p] for p in net.parameters())
+
+
+def test_a_rule_that_will_move_nothing_is_told_of(caplog):
+    """Nothing is read as a layer, or what is does not require a gradient."""
+    said = "No parameter that requires a gradient is in the neural graph: MetanetRule will move nothing, %s everything"
+    LearnedOptimizer(nn.LSTM(3, 4), MetanetRule())
+    assert said % "AdamW" in caplog.text
+    caplog.clear()
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
+    LearnedOptimizer(net, MetanetRule())
+    assert "will move nothing" not in caplog.text
+    net[1].requires_grad_(False)
+    LearnedOptimizer(net, MetanetRule(), outside=Adam())
+    assert said % "Adam" in caplog.text
 
 
 def test_a_residual_network_with_batch_norm_trains():
@@ -516,6 +707,8 @@ def test_flags_are_refused_by_name(flag):
     [
         ({"lr": -1.0}, WeightEditError, "lr=-1.0 came; expected one finite number"),
         ({"lr": torch.ones(2)}, WeightEditError, "expected one finite number"),
+        ({"lr": torch.tensor(-1.0)}, WeightEditError, r"lr=-1.0 came; expected one finite number"),
+        ({"lr": torch.tensor([float("nan")])}, WeightEditError, r"lr=tensor.*nan.* came; expected one finite number"),
         ({"weight_decay": float("nan")}, WeightEditError, "weight_decay=nan came"),
         ({"nonfinite": "ignore"}, WeightEditError, "nonfinite='ignore' came"),
         ({"betas": (0.9, 0.9)}, TypeError, "betas came; expected lr, weight_decay"),
@@ -568,6 +761,86 @@ def test_a_state_of_another_rule_is_refused():
         LearnedOptimizer(net, TinyRule()).load_state_dict(optimizer.state_dict())
 
 
+def grouped(net, order, rule):
+    """An optimizer with one group per layer, in this order, each with an lr of its own."""
+    groups = [{"params": list(net[i].parameters())[::step], "lr": 0.5 + i} for i, step in order]
+    return LearnedOptimizer(groups, rule, net=net)
+
+
+def test_a_state_goes_to_the_parameters_of_its_names(rule):
+    """Groups and parameters stand in another order than when they were saved."""
+    net, other = network(), network()
+    optimizer = grouped(net, [(0, 1), (2, 1)], rule)
+    train(net, optimizer, 2)
+    other.load_state_dict(net.state_dict())
+    resumed = grouped(other, [(2, 1), (0, -1)], rule)
+    resumed.param_groups[0]["lr"] = resumed.param_groups[1]["lr"] = 7.0
+    resumed.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in resumed.param_groups] == [2.5, 0.5]
+    assert [group["param_names"] for group in resumed.param_groups] == [["2.weight", "2.bias"], ["0.bias", "0.weight"]]
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(resumed.state[q], optimizer.state[p], rtol=0, atol=0)
+
+
+def resized(width):
+    return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
+
+
+def test_a_refused_state_leaves_the_optimizer_as_it_was(rule):
+    """It steps on bit by bit, whatever was refused."""
+    net, other = network(), network()
+    optimizer, plain = LearnedOptimizer(net, rule), LearnedOptimizer(other, rule)
+    train(net, optimizer, 2)
+    train(other, plain, 2)
+    before = optimizer.state_dict()
+    wide = resized(6)
+    foreign = LearnedOptimizer(wide, rule)
+    train(wide, foreign, 1)
+    one, stranger = grouped(net, [(0, 1), (2, 1)], rule), LearnedOptimizer(net, Recorder())
+    train(network(), one, 1)
+    for quantity in ("step", "other"):
+        stranger.state[net[0].weight][quantity] = torch.zeros(())
+    fewer = {**before, "param_groups": [{**before["param_groups"][0], "params": [0], "param_names": ["0.weight"]}]}
+    for state, message in (
+        (foreign.state_dict(), r"has shape .* came for 0.weight of shape \(5, 3\); expected"),
+        (stranger.state_dict(), "a state with step, other came for 0.weight; expected .*step"),
+        (one.state_dict(), "no group holds 0.weight, 0.bias, 2.weight, 2.bias and nothing else"),
+        (fewer, "doesn't match the size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(state)
+    train(net, optimizer, 1)
+    train(other, plain, 1)
+    assert_same(net, other)
+    torch.testing.assert_close(list(optimizer.state.values()), list(plain.state.values()), rtol=0, atol=0)
+
+
+def test_a_state_without_names_goes_by_position():
+    net = network()
+    optimizer = LearnedOptimizer(net, TinyRule())
+    train(net, optimizer, 2)
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["param_names"]
+    resumed = LearnedOptimizer(net, TinyRule())
+    resumed.load_state_dict(saved)
+    torch.testing.assert_close(resumed.state_dict()["state"], saved["state"], rtol=0, atol=0)
+
+
+def test_hooks_see_a_state_before_it_is_checked():
+    net = network()
+    optimizer, other = LearnedOptimizer(net, TinyRule()), LearnedOptimizer(net, TinyRule())
+    train(net, optimizer, 1)
+    saved = optimizer.state_dict()
+    renamed = {key: {"steps": s["step"], "mean": s["mean"]} for key, s in saved["state"].items()}
+
+    def rename(_, given):
+        return {**given, "state": {k: {"step": s["steps"], "mean": s["mean"]} for k, s in given["state"].items()}}
+
+    other.register_load_state_dict_pre_hook(rename)
+    other.load_state_dict({**saved, "state": renamed})
+    torch.testing.assert_close(other.state_dict()["state"], saved["state"], rtol=0, atol=0)
+
+
 def test_loading_names_the_kinds_of_rules(tmp_path):
     save_checkpoint(tmp_path / "editor", {"a": torch.ones(1)}, {"kind": "editor"}, "card")
     with pytest.raises(FileFormatError, match="kind 'editor'; expected an update rule"):
@@ -587,12 +860,13 @@ def test_the_factory():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-@pytest.mark.parametrize("name", ["adam", "tiny", "mlp"])
-def test_compiled_updates_agree(name):
+@pytest.mark.parametrize(("name", "steps"), [("adam", 4), ("tiny", 4), ("mlp", 4), ("metanet", 2)])
+def test_compiled_updates_agree(name, steps):
+    """As one graph, which small networks are; the metanetwork rule's takes most of a minute to compile."""
     rule = RULES[name]()
     net, other = network(), network()
-    train(net, LearnedOptimizer(net, rule, compile=True), 4)
-    train(other, LearnedOptimizer(other, rule), 4)
+    train(net, LearnedOptimizer(net, rule, compile=True), steps)
+    train(other, LearnedOptimizer(other, rule), steps)
     assert_same(net, other, rtol=1e-5, atol=1e-7)
 
 

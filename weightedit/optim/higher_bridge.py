@@ -18,7 +18,7 @@ from weightedit.errors import WeightEditError
 from weightedit.optim.gauge import root
 from weightedit.optim.naming import with_axis
 from weightedit.optim.optimizer import LearnedOptimizer
-from weightedit.optim.stepping import proposed, rule_name, stepped
+from weightedit.optim.stepping import One, Step, proposed, rule_name, stepped
 
 
 def register_with_higher() -> None:
@@ -84,11 +84,17 @@ class _Learned(_Bridged):
 
     def __init__(self, other: LearnedOptimizer, *arguments: Any, **options: Any) -> None:
         self._sides = {False: (other.rule, other.wiring), True: other.outside}
+        self._seen = {name: tensor.detach() for name, tensor in other.seen.items()}
+        self._told = other.refuse
         self._loss: Tensor | None = None
         super().__init__(other, *arguments, **options)
 
     def step(self, loss: Tensor, *arguments: Any, **options: Any) -> Any:
-        """As higher's; the rule sees the loss."""
+        """As higher's; the rule sees the loss.
+
+        A step that is not finite is refused as the LearnedOptimizer refuses it, with a NonFiniteError or, under
+        nonfinite="skip", a warning; parameters and state are as before it.
+        """
         self._loss = loss
         try:
             return super().step(loss, *arguments, **options)  # type: ignore[misc]
@@ -96,26 +102,42 @@ class _Learned(_Bridged):
             self._loss = None
 
     def move(self, grouped_grads: list[list[Tensor | None]]) -> None:
-        for outside, (rule, wiring) in self._sides.items():
-            whole = getattr(rule, "whole", False) and not outside
-            places, grads, params, state = {}, {}, {}, {}
-            for g, group in enumerate(self.param_groups):
-                for i, name in enumerate(group["param_names"]):
-                    grad = grouped_grads[g][i]
-                    if bool(group["outside"]) != outside or (grad is None and not whole):
-                        continue
-                    params[name] = with_axis(group["params"][i])
-                    grads[name] = torch.zeros_like(params[name]) if grad is None else with_axis(grad)
-                    if grad is not None:
-                        places[name] = g, i
-                    if self.state[g].get(i):
-                        state[name] = self.state[g][i]
-            if places:
-                deltas, new = proposed(rule, wiring, (grads, state, params), loss=self._loss)
-                for name, (g, i) in places.items():
-                    group, old = self.param_groups[g], self.param_groups[g]["params"][i]
-                    group["params"][i] = stepped(params[name], deltas[name], group).to(old.dtype).view_as(old)
-                    self.state[g][i] = new[name]
+        steps = [self._step(outside, grouped_grads) for outside in self._sides]
+        for message in filter(None, (step.fault() for _, step in steps)):
+            self._told(message)
+            return
+        for places, step in steps:
+            for name, (g, i) in places.items():
+                self.param_groups[g]["params"][i] = step.new[name]
+                self.state[g][i] = step.state[name]
+
+    def _step(self, outside: bool, grouped_grads: list[list[Tensor | None]]) -> tuple[dict[str, tuple[int, int]], Step]:
+        """What becomes of the parameters on one side, as `new`, and the places in the groups where they stand."""
+        rule, wiring = self._sides[outside]
+        whole = getattr(rule, "whole", False) and not outside
+        places, grads, params, state = {}, {}, {}, {}
+        for g, group in enumerate(self.param_groups):
+            for i, name in enumerate(group["param_names"]):
+                grad = grouped_grads[g][i]
+                if bool(group["outside"]) != outside or (grad is None and not whole):
+                    continue
+                params[name] = with_axis(group["params"][i])
+                grads[name] = torch.zeros_like(params[name]) if grad is None else with_axis(grad)
+                if grad is not None:
+                    places[name] = g, i
+                if self.state[g].get(i):
+                    state[name] = self.state[g][i]
+        if not places:
+            return {}, Step({}, {}, {}, {})
+        for name, tensor in self._seen.items() if whole else ():
+            params[name], grads[name] = tensor, torch.zeros_like(tensor)
+        deltas, after = proposed(rule, wiring, (grads, state, params), loss=self._loss)
+        ones, new = {}, {}
+        for name, (g, i) in places.items():
+            group, old = self.param_groups[g], self.param_groups[g]["params"][i]
+            ones[name] = One(old, group, grads[name])
+            new[name] = stepped(params[name], deltas[name], group).to(old.dtype).view_as(old)
+        return places, Step(ones, {name: after[name] for name in places}, {name: deltas[name] for name in places}, new)
 
 
 def _refuse(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ and the refusal of tensors that are pieces of a parameter. What an optimizer doe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,6 +65,41 @@ def paired(
         used.add(name)
         found[name] = tensor
     return list(found.items())
+
+
+def arranged(saved: list[dict[str, Any]], own: list[list[str]]) -> list[dict[str, Any]]:
+    """Saved parameter groups in the order of an optimizer's own, if both name the same parameters; else as they are.
+
+    Args:
+        saved: of a state dict. Names are their `param_names`, or what stands as `params` where
+            torch.distributed.checkpoint made them.
+        own: the names in the optimizer's groups.
+
+    Raises ParamsError where the same parameters are grouped in another way: a group's lr would belong to no group.
+    """
+    names = [_saved_names(group) for group in saved]
+    if sorted(chain.from_iterable(names)) != sorted(chain.from_iterable(own)):
+        return saved
+    left, found = list(zip(names, saved, strict=True)), []
+    for mine in own:
+        place = next((i for i, (theirs, _) in enumerate(left) if sorted(theirs) == sorted(mine)), None)
+        if place is None:
+            raise ParamsError(
+                f"a state came in which no group holds {', '.join(mine)} and nothing else; expected the same "
+                "parameters in a group, since lr and weight_decay are a group's: make the optimizer with the groups "
+                "that the saved one had."
+            )
+        theirs, group = left.pop(place)
+        keys = dict(zip(theirs, group["params"], strict=True))
+        found.append({**group, "params": [keys[name] for name in mine], "param_names": mine})
+    return found + [group for _, group in left]
+
+
+def _saved_names(group: Mapping[str, Any]) -> list[str]:
+    keys, names = list(group["params"]), list(group.get("param_names", ()))
+    if keys and all(isinstance(key, str) for key in keys):
+        return keys
+    return names if len(names) == len(keys) else []
 
 
 def with_isolated(wiring: Wiring, tensors: Iterable[tuple[str, Tensor]]) -> Wiring:

@@ -6,15 +6,16 @@ own. All state is the rule's, and stands in `state[parameter]`; one step is
 
     p <- (1 - lr weight_decay) p + lr delta
 
-Rules run in float32 at least, whatever the parameters' dtype.
+Rules run in float32 at least, whatever the parameters' dtype, and under autocast too.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.loading import load_rule
-from weightedit.optim.naming import paired, refuse_shard, unwrapped, with_axis, with_isolated
+from weightedit.optim.naming import arranged, paired, refuse_shard, unwrapped, with_axis, with_isolated
 from weightedit.optim.rule import RuleState, UpdateRule
 from weightedit.optim.stepping import (
     One,
@@ -51,6 +52,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
     LearnedOptimizer(net, rule) optimizes all of a network. Groups with their own lr and weight_decay go with the
     network that names them: LearnedOptimizer(groups, rule, net=net). Parameters without a network are treated as
     isolated matrices, which rules that need the graph refuse.
+
+    Weights of the network that are in no group (frozen ones, or another optimizer's) are not moved. A rule that reads
+    the whole network sees them as it sees frozen ones in a group, with a gradient of zero, if they are floating-point
+    numbers on the device of the others.
+
+    Parameters outside the neural graph stand in groups of their own, each after the one that it was given in, with
+    group["outside"] True. The lr of such a group is in units of AdamW (or of the rule `outside`): `outside_lr`, or
+    1e-3, whatever the lr of the others, unless a group that holds nothing else states one. Schedulers that multiply
+    (LambdaLR, StepLR, CosineAnnealingLR) do right by all groups. Those that set an lr take a list, one for every group
+    in `param_groups`: OneCycleLR(optimizer, max_lr=[1.0, 1e-3], total_steps=1000, cycle_momentum=False), since no rule
+    takes a momentum from its group.
 
     Args:
         params: a module; or what torch optimizers take: tensors, (name, tensor) pairs, or dictionaries with `params`
@@ -87,6 +99,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._outside: UpdateRule = self.options.outside or Adam(1.0)
         self.skipped_steps = 0
         self._observed: Any = None
+        self._seen: Params = {}
         self._updates: dict[bool, Callable[..., tuple[Params, RuleState]]] = {}
         if isinstance(params, nn.Module):
             net, params = params, list(unwrapped(params).named_parameters())
@@ -104,6 +117,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._outside_wiring = Wiring((), ())
         check_numbers({"lr": lr, "weight_decay": weight_decay})
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False})
+        moved = {side: any(p.requires_grad for p in self._params(outside=side)) for side in (False, True)}
+        if moved[True] and not moved[False]:
+            _LOG.warning(
+                "No parameter that requires a gradient is in the neural graph: %s will move nothing, %s everything. "
+                "Read optimizer.wiring.report(); the graph is made of the layers that weightedit.module_wiring names.",
+                rule_name(self.rule),
+                self._outside_name(),
+            )
 
     # Parameters.
 
@@ -112,8 +133,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The rule of parameters outside the wiring, and theirs: isolated wires."""
         return self._outside, self._outside_wiring
 
+    @property
+    def seen(self) -> Params:
+        """Weights of the network that are in no group, which the rule reads all the same."""
+        return self._seen
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; parameters outside the wiring get a group of their own, with outside=True.
+        """As torch's; parameters outside the wiring get a group of their own, with outside=True (lr: see the class).
 
         Parameters added later are found by name in the network, which the optimizer knows as long as it lives and as
         the optimizer is not a copy; or else come as (name, tensor) pairs.
@@ -131,22 +157,39 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if inside or not outside:
             super().add_param_group({**given, **_group(inside), "outside": False})
         if outside:
-            super().add_param_group({"lr": self._outside_lr(), **given, **_group(outside), "outside": True})
+            own = self._outside_lr()
+            if inside:  # the group's lr is in units of the rule
+                given |= dict.fromkeys(given.keys() & {"lr", "initial_lr"}, own)
+            super().add_param_group({"lr": own, **given, **_group(outside), "outside": True})
             self._outside_wiring = with_isolated(self._outside_wiring, [(n, with_axis(p)) for n, p in outside])
-            self._tell([name for name, p in outside if p.requires_grad])
+            self._tell([name for name, p in outside if p.requires_grad and p.numel()])
+        found = self._seen if net is None else dict(net.named_parameters()) if self._whole else {}
+        taken = {name for group in self.param_groups for name in group["param_names"]}
+        known = self.wiring.by_name.keys() - taken
+        self._seen = {name: p for name, p in found.items() if name in known and p.is_floating_point()}
+
+    @property
+    def _whole(self) -> bool:
+        return getattr(self.rule, "whole", False)
 
     def _outside_lr(self) -> float:
         own = 1e-3 if self.options.outside is None else 1.0
         return own if self.options.outside_lr is None else self.options.outside_lr
 
+    def _outside_name(self) -> str:
+        return "AdamW" if self.options.outside is None else rule_name(self.options.outside)
+
+    def _params(self, *, outside: bool) -> Iterable[Tensor]:
+        groups = (group["params"] for group in self.param_groups if bool(group["outside"]) == outside)
+        return chain.from_iterable(groups)
+
     def _tell(self, names: list[str]) -> None:
         if names:
-            rule = "AdamW" if self.options.outside is None else rule_name(self.options.outside)
             _LOG.warning(
                 "%d parameters are not in the neural graph, and are optimized by %s at lr %s in a group of their own: "
                 "%s",
                 len(names),
-                rule,
+                self._outside_name(),
                 self.param_groups[-1]["lr"],
                 ", ".join(names),
             )
@@ -156,8 +199,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def observe(self, loss: Tensor | float) -> None:
         """Tell the next step the loss at which the gradients were taken (one number, or one per stacked network).
 
-        For loops without a closure and rules that use the loss; without it they do without. A closure's loss comes
-        first.
+        For loops whose closure returns no loss, or that have none, and rules that use the loss; without it they do
+        without. A closure's loss comes first.
         """
         self._observed = loss
 
@@ -166,7 +209,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """One step from the gradients of the parameters; those without one stay.
 
         Args:
-            closure: computes the gradients and returns the loss; called once, first, with gradients enabled.
+            closure: computes the gradients and returns the loss; called once, first, with gradients enabled. Of what
+                is no tensor or number, such as (loss, outputs), the rule learns nothing: `observe` the loss there.
 
         Returns what the closure returned.
         Raises NonFiniteError, with parameters and state as before, if the step would make a number infinite or NaN and
@@ -176,7 +220,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        seen, self._observed = (self._observed if result is None else result), None
+        seen, self._observed = (result if isinstance(result, Tensor | Real) else self._observed), None
         loss = self._loss(seen)
         concerned = [(outside, self._concerned(outside)) for outside in (False, True)]
         steps = [
@@ -185,7 +229,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if any(o.grad is not None for o in ones.values())
         ]
         for message in filter(None, (step.fault() for step in steps)):
-            self._refuse(message)
+            self.refuse(message)
             return result
         for step in steps:
             step.take(self.state)
@@ -194,7 +238,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _concerned(self, outside: bool) -> dict[str, One]:
         """The parameters with gradients, by name; with the others for a rule that needs all of them."""
         found = {}
-        whole = not outside and getattr(self.rule, "whole", False)
+        whole = self._whole and not outside
         for group in self.param_groups:
             if bool(group["outside"]) != outside:
                 continue
@@ -208,6 +252,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                         "give it to torch.optim.SparseAdam."
                     )
                 found[name] = One(param, group, param.grad)
+        device = next((one.param.device for one in found.values()), None)
+        for name, param in self._seen.items() if whole else ():
+            if param.device == device:
+                refuse_shard(name, param, self.wiring.by_name[name])
+                found[name] = One(param, {}, None)
         return found
 
     def _step(self, ones: dict[str, One], loss: Tensor | None, outside: bool) -> Step:
@@ -241,7 +290,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             loss /= distributed.get_world_size()
         return loss
 
-    def _refuse(self, message: str) -> None:
+    def refuse(self, message: str) -> None:
+        """Raise NonFiniteError for a step that is not taken; or warn and count it, where `nonfinite` is "skip"."""
         if self.options.nonfinite == "raise":
             raise NonFiniteError(message)
         self.skipped_steps += 1
@@ -252,42 +302,66 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but the state keeps the dtypes that it was saved with, and the parameters keep their names.
 
-        Raises ParamsError for the state of another kind of rule.
+        Where both sides name the same parameters, state and groups go by name, in whatever order they stand; else by
+        position, as torch's do (a scheduler's state goes by position always).
+
+        Raises ParamsError, with everything as before, for the state of another kind of rule, for shapes that the rule
+        would not keep for these parameters, and where parameters of the same names are grouped in another way.
         """
         names = [group["param_names"] for group in self.param_groups]
         flags = [group["outside"] for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        came: dict[str, Any] = {}
+
+        def match(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            came.update(given, param_groups=arranged(given["param_groups"], names))
+            self._check_state(came)
+            return came
+
+        hook = self.register_load_state_dict_pre_hook(match)  # the last: hooks of the user may make names
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
         for group, own, flag in zip(self.param_groups, names, flags, strict=True):
             group["param_names"], group["outside"] = own, flag
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        saved = chain.from_iterable(group["params"] for group in came["param_groups"])
         here = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, param in zip(saved, here, strict=True):
-            for quantity, value in state_dict["state"].get(key, {}).items():
-                now = self.state[param].get(quantity)
-                if isinstance(now, Tensor) and (now.dtype, now.device) != (value.dtype, param.device):
+            for quantity, value in came["state"].get(key, {}).items():
+                now = self.state[param][quantity]
+                if (now.dtype, now.device) != (value.dtype, param.device):
                     self.state[param][quantity] = value.to(param.device)
-        self._check_state()
 
-    def _check_state(self) -> None:
-        for group in self.param_groups:
-            for name, param in zip(group["param_names"], group["params"], strict=True):
-                if group["outside"] or not self.state.get(param):
+    def _check_state(self, came: dict[str, Any]) -> None:
+        """Raise ParamsError for a state that the rules would not keep for the parameters at its places."""
+        for group, other in zip(self.param_groups, came["param_groups"], strict=False):  # torch refuses other numbers
+            rule, wiring = self.outside if group["outside"] else (self.rule, self.wiring)
+            for name, param, key in zip(group["param_names"], group["params"], other["params"], strict=False):
+                given = came["state"].get(key)
+                if not given:
                     continue
-                expected = self.rule.init(self.wiring, {name: param.detach()})[name].keys()
-                if self.state[param].keys() != expected:
+                expected = rule.init(wiring, {name: wide(with_axis(param.detach()))})[name]
+                if given.keys() != expected.keys():
                     raise ParamsError(
-                        f"a state with {', '.join(self.state[param])} came for {name}; expected {', '.join(expected)} "
-                        f"of {rule_name(self.rule)}: load the state of an optimizer with the same rule."
+                        f"a state with {', '.join(given)} came for {name}; expected {', '.join(expected)} of "
+                        f"{rule_name(rule)}: load the state of an optimizer with the same rule."
                     )
-                return
+                for quantity, tensor in expected.items():
+                    shape = getattr(given[quantity], "shape", None)
+                    if shape != tensor.shape:
+                        raise ParamsError(
+                            f"a state whose {quantity} has shape {shape and tuple(shape)} came for {name} of shape "
+                            f"{tuple(param.shape)}; expected {tuple(tensor.shape)}, as {rule_name(rule)} keeps it: "
+                            "load the state of the same network, with its parameters in the same order."
+                        )
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: all but the reference to the network, and what is compiled."""
-        own = ("rule", "wiring", "options", "skipped_steps", "_isolates", "_outside", "_outside_wiring")
+        own = ("rule", "wiring", "options", "skipped_steps", "_seen", "_isolates", "_outside", "_outside_wiring")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_net": None, "_observed": None, "_updates": {}, **self.__dict__, **state})
+        super().__setstate__({"_net": None, "_observed": None, "_seen": {}, "_updates": {}, **self.__dict__, **state})
 
 
 def optimizer_factory() -> type[LearnedOptimizer]:

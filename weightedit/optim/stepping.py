@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -37,8 +39,8 @@ class StepOptions:
     Attributes:
         outside: rule for parameters that are not in the wiring; None: AdamW, with `outside_lr` and the weight decay of
             the group.
-        outside_lr: `lr` of groups of such parameters where they state none, in units of the rule's delta; None: 1e-3
-            for that AdamW, 1 for a rule that is given.
+        outside_lr: `lr` of groups of such parameters, in units of that rule's delta, unless a group that holds nothing
+            else states one; None: 1e-3 for that AdamW, 1 for a rule that is given.
         nonfinite: a step with infinite or NaN numbers is never taken; "raise" a NonFiniteError, or "skip" it with a
             warning (counted in the attribute `skipped_steps`, which a state_dict does not hold).
         compile: torch.compile the rule's update.
@@ -65,7 +67,9 @@ def proposed(
     loss: Tensor | None = None,
     update: Callable[..., tuple[Params, RuleState]] | None = None,
 ) -> tuple[Params, RuleState]:
-    """A rule's delta and new state, in float32 at least; differentiable.
+    """A rule's delta and new state, in float32 at least, under autocast too; differentiable.
+
+    A rule that is `whole` has all tensors in one dtype, the widest.
 
     Args:
         at: gradients, state and parameters by name. What has no state yet gets the rule's first one.
@@ -73,12 +77,24 @@ def proposed(
     """
     grads, state, params = at
     grads, params = ({n: wide(t) for n, t in tensors.items()} for tensors in (grads, params))
+    if getattr(rule, "whole", False) and len({tensor.dtype for tensor in params.values()}) > 1:
+        grads, state, params = _in_one_dtype(grads, state, params)
     fresh = {name: tensor for name, tensor in params.items() if name not in state}
-    if fresh:
-        state = {**state, **rule.init(wiring, fresh)}
-    deltas, new = (update or rule.update)(wiring, grads, state, params, loss=loss)
+    device = next(iter(params.values())).device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        if fresh:
+            state = {**state, **rule.init(wiring, fresh)}
+        deltas, new = (update or rule.update)(wiring, grads, state, params, loss=loss)
     assert deltas.keys() == new.keys() == params.keys(), f"{rule_name(rule)} has deltas or states for other names"
     return deltas, new
+
+
+def _in_one_dtype(grads: Params, state: RuleState, params: Params) -> tuple[Params, RuleState, Params]:
+    """For a rule that joins tensors: all in the widest dtype among the parameters, but the counts of steps."""
+    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in params.values()})
+    grads, params = ({n: t.to(dtype) for n, t in tensors.items()} for tensors in (grads, params))
+    kept = {n: {k: t if k == "step" else t.to(dtype) for k, t in one.items()} for n, one in state.items()}
+    return grads, kept, params
 
 
 def compiled(rule: UpdateRule) -> Callable[..., tuple[Params, RuleState]]:
@@ -149,18 +165,22 @@ class One(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a rule would have its parameters and their state become; those in half precision are ready as `new`."""
+    """What a rule would have its parameters and their state become; those in half precision, or all, stand in `new`."""
 
     ones: dict[str, One]
     state: RuleState
     deltas: Params
     new: Params
 
+    @torch.no_grad()
     def fault(self) -> str | None:
         """What is not finite, in words. Looks at the device once, and again only if something is wrong."""
-        rates = {id(one.group): float(one.group["lr"]) for one in self.ones.values()}.values()
+        if not self.ones:
+            return None
+        rates = {id(one.group): one.group["lr"] for one in self.ones.values()}.values()
+        rate = sum(float(lr.detach() if isinstance(lr, Tensor) else lr) for lr in rates)
         quantities = chain.from_iterable(quantities.values() for quantities in self.state.values())
-        total = size(self.deltas.values()) * sum(rates) + size(chain(self.new.values(), quantities))
+        total = size(self.deltas.values()) * rate + size(chain(self.new.values(), quantities))
         if bool(total.isfinite()):
             return None
         updates = {name: delta * self.ones[name].group["lr"] for name, delta in self.deltas.items()}
@@ -202,9 +222,10 @@ def check_numbers(group: Mapping[str, Any]) -> None:
             raise WeightEditError(f"{flag}={group[flag]!r} came; LearnedOptimizer does not take it: {_REFUSED[flag]}.")
     for key in ("lr", "weight_decay"):
         value = group.get(key, 0.0)
-        single = value.numel() == 1 if isinstance(value, Tensor) else math.isfinite(value) and value >= 0
-        if not single:
-            raise WeightEditError(f"{key}={value} came; expected one finite number >= 0: correct it.")
+        if isinstance(value, Tensor):
+            value = float(value.detach()) if value.numel() == 1 else math.nan
+        if not math.isfinite(value) or value < 0:
+            raise WeightEditError(f"{key}={group[key]} came; expected one finite number >= 0: correct it.")
 
 
 def rule_name(rule: UpdateRule) -> str:
