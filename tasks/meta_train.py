@@ -244,7 +244,7 @@ def main(config: Config) -> TrainResult:
 def score_of(rule: nn.Module, problem: Optimizee, steps: int, count: int = 8) -> float:
     """Mean score of `count` runs on images that no inner step sees, over all steps."""
     assert isinstance(rule, LearnedRule)
-    state = start(rule, problem, torch.Generator().manual_seed(7), count)
+    state = start(rule, problem, torch.Generator().manual_seed(7), count, held_out=True)
     _, losses = Unroll(rule, problem, fresh=True)(state, steps)
     return float(problem.score(losses).mean())
 

@@ -175,7 +175,7 @@ class ClassifierOptimizee(Classifier):
         """Of the chain."""
         return Wiring.of(self.spec)
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """Fresh networks; there is no task."""
         params: Params = {}
         for layer in self.spec.layers:
@@ -230,7 +230,7 @@ class ModuleOptimizee(Classifier):
     def _wiring(self) -> Wiring:
         return wiring_of(self.net)
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """`count` modules' parameters; there is no task."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
@@ -275,6 +275,7 @@ class SirenOptimizee:
 
     Args:
         images: [n, C, H, W], uint8 from 0 to 255 or floats in [0, 1]; every run draws one.
+        held_out: as `images`, which runs begun with `held_out` draw from; None: from `images`.
         hidden: widths of the sine layers.
         convention: coordinates, omega and what the output means.
         init: see inr.siren.initial_params.
@@ -284,12 +285,19 @@ class SirenOptimizee:
     hidden: tuple[int, ...] = (32, 32)
     convention: Convention = Convention()
     init_name: str = "siren"
+    held_out: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dim() != 4 or not len(self.images):
-            raise WeightEditError(f"images {tuple(self.images.shape)} came; expected (n, C, H, W): reshape them.")
-        if self.images.dtype == torch.uint8:
-            object.__setattr__(self, "images", self.images.float() / 255)
+        for name in ("images", "held_out"):
+            images = getattr(self, name)
+            if images is None:
+                continue
+            if images.dim() != 4 or not len(images) or images.shape[1:] != self.images.shape[1:]:
+                raise WeightEditError(
+                    f"{name} {tuple(images.shape)} came; expected (n, C, H, W), of one size: reshape them."
+                )
+            if images.dtype == torch.uint8:
+                object.__setattr__(self, name, images.float() / 255)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -312,16 +320,17 @@ class SirenOptimizee:
         like: dict[str, Any] = {"dtype": self.images.dtype, "device": self.images.device}
         return coordinate_grid(height, width, self.convention.coordinates, **like)
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """Fresh networks, and the "values" [N, P, C] that each is to render."""
-        drawn = torch.randint(len(self.images), (count,), generator=generator, device=generator.device)
+        images = self.held_out if held_out and self.held_out is not None else self.images
+        drawn = torch.randint(len(images), (count,), generator=generator, device=generator.device)
         options: dict[str, Any] = {"init": self.init_name, "omega": self.convention.omega, "generator": generator}
         params = initial_params(count, self.widths, **options)
-        values = self.images[drawn.to(self.images.device)].flatten(2).mT.contiguous()
+        values = images[drawn.to(images.device)].flatten(2).mT.contiguous()
         return {name: tensor.to(self.images.dtype) for name, tensor in params.items()}, {"values": values}
 
     def batch(self, task: Task, keys: Tensor, *, held_out: bool = False) -> Batch:
-        """The whole image."""
+        """The whole image of the run; what is held out is whole runs."""
         return {"values": task["values"]}
 
     def loss(self, params: Params, batch: Batch) -> Tensor:

@@ -102,9 +102,11 @@ class InnerState:
         return self.params, self.rule, self.task, self.seed, self.step
 
 
-def start(rule: UpdateRule, optimizee: Optimizee, generator: torch.Generator, count: int) -> InnerState:
-    """`count` fresh runs, everything random drawn from `generator` and on its device."""
-    params, task = optimizee.init(generator, count)
+def start(
+    rule: UpdateRule, optimizee: Optimizee, generator: torch.Generator, count: int, *, held_out: bool = False
+) -> InnerState:
+    """`count` fresh runs, everything random drawn from `generator` and on its device; see Optimizee.init."""
+    params, task = optimizee.init(generator, count, held_out=held_out)
     seed = seeds(generator, count)
     return InnerState(params, rule.init(optimizee.wiring, params), task, seed, torch.zeros_like(seed))
 
