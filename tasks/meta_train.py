@@ -16,6 +16,7 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +29,10 @@ from tqdm import tqdm
 from weightedit.cli import told_in_one_line
 from weightedit.errors import WeightEditError
 from weightedit.metatrain.estimators import ES, PES, ESSingle, Estimator, Horizons, TruncatedBackprop
+from weightedit.metatrain.memory import memory_of
 from weightedit.metatrain.optimizee import Level, Optimizee, Reparametrised
 from weightedit.metatrain.problems import TRAINED, family, images_of
-from weightedit.metatrain.unroll import Unroll, memory_of, start
+from weightedit.metatrain.unroll import Unroll, start
 from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
@@ -205,7 +207,7 @@ def main(config: Config) -> TrainResult:
         )
         for problem in problems
     ]
-    tell_memory(config, estimators[0])
+    tell_memory(config, estimators)
 
     def validate(module: nn.Module) -> float:
         return statistics.fmean(score_of(module, problem, config.validation_steps) for problem in problems[::stride])
@@ -249,15 +251,12 @@ def score_of(rule: nn.Module, problem: Optimizee, steps: int, count: int = 8) ->
     return float(problem.score(losses).mean())
 
 
-def tell_memory(config: Config, estimator: Estimator) -> None:
-    """Print what an outer step holds."""
-    generator = torch.Generator().manual_seed(0)
-    if isinstance(estimator, TruncatedBackprop):
-        held = memory_of(estimator.unroll, config.particles, config.truncation or config.longest, generator)
-    else:
-        state = start(estimator.unroll.rule, estimator.unroll.optimizee, generator, 1)
-        held = 4 * config.particles * sum(t.numel() * t.element_size() for t in state.to_tensors().values())
-    tqdm.write(f"an outer step holds about {held / 2**20:.1f} MiB of inner runs per process")
+def tell_memory(config: Config, estimators: Sequence[Estimator]) -> None:
+    """Print what an outer step holds at most: the runs of all problems, and the work on the problem in turn."""
+    generator, steps = torch.Generator().manual_seed(0), config.truncation or config.longest
+    found = [memory_of(estimator, steps, generator) for estimator in estimators]
+    held = sum(state for state, _ in found) + max(call - state for state, call in found)
+    tqdm.write(f"an outer step holds up to {held / 2**20:.1f} MiB per process, beside the images (compiled: less)")
 
 
 def draw(out: Path) -> None:

@@ -93,6 +93,7 @@ ORDER = [  # fmt: skip
     "metatrain.image_optimizees",
     "metatrain.unroll",
     "metatrain.estimators",
+    "metatrain.memory",
     "data.images",
     "metatrain.problems",
     "data.foreign_inrs",

@@ -79,3 +79,13 @@ def test_fits_are_validated_on_images_that_no_inner_step_saw(meta_training: Modu
         [meta_training.score_of(rule, optimizee("mnist-siren", seen, hidden=(4,)), 2) for seen in (white, black)],
     )
     assert validated == expected != trained
+
+
+def test_memory_is_told_of_all_problems(
+    meta_training: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The states of all, and the most that a call needs beside its own: here 1 + 2 + 3 and 9 MiB."""
+    found = iter([(1, 3), (2, 11), (3, 5)])
+    monkeypatch.setattr(meta_training, "memory_of", lambda *_: tuple(2**20 * size for size in next(found)))
+    meta_training.tell_memory(meta_training.Config(), [None] * 3)
+    assert "an outer step holds up to 15.0 MiB per process" in capsys.readouterr().out

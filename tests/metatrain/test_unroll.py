@@ -1,4 +1,4 @@
-"""Inner runs: against `higher`, one by one, interrupted, paired, clipped, compiled, and what they hold in memory."""
+"""Inner runs: against `higher`, one by one, interrupted, paired, clipped and compiled."""
 
 import shutil
 
@@ -20,7 +20,7 @@ from weightedit.metatrain.image_optimizees import (
     conv_net,
 )
 from weightedit.metatrain.optimizee import Quadratic, Reparametrised
-from weightedit.metatrain.unroll import InnerState, Unroll, memory_of, start, unroll
+from weightedit.metatrain.unroll import InnerState, Unroll, start, unroll
 from weightedit.optim.hand_designed import Adam
 from weightedit.spec import Activation
 
@@ -200,15 +200,6 @@ def test_traced_steps_equal_eager_ones_with_their_gradient(name, monkeypatch):
 def test_compiled_steps_equal_eager_ones():
     plain, compiled = both_ways(TinyRule().double(), Quadratic((2, 3), dtype=torch.float64))
     close(compiled, plain, 1e-10)
-
-
-def test_memory_is_linear_in_the_steps_and_predicted():
-    problem = ClassifierOptimizee(digits(), hidden=(5,), batch_size=8)
-    steps = Unroll(TinyRule(), problem)
-    short, long = (memory_of(steps, 3, count, generator()) for count in (4, 40))
-    per_step = (long - short) / 36
-    assert 3 * 4 * 8 * 64 < per_step < 100 * 3 * 4 * (8 * 64 + 400)  # at least the batch; activations and moments
-    assert memory_of(steps, 6, 40, generator()) == pytest.approx(2 * long, rel=0.05)
 
 
 def test_refusals():

@@ -167,8 +167,8 @@ class Estimator(ABC):
 class TruncatedBackprop(Estimator):
     """Backpropagation through the steps of a truncation; what came before it counts as constant.
 
-    unroll.memory_of predicts what a call holds. Particles share the weights, and each has a gradient of its own, so
-    that one that diverges spoils no other.
+    memory.py says what a call holds. Particles share the weights, and each has a gradient of its own, so that one that
+    diverges spoils no other.
 
     Raises:
         WeightEditError: also a truncation (or a run) of one step, before which the loss is taken: no gradient.
