@@ -7,7 +7,7 @@ Every outer step unrolls `truncation` inner steps of one problem's particles and
 mean loss. Problems take turns; `vary` adds problems of other widths, activations, initial scales and batch sizes to
 each. The best outer step is the one whose runs on images that no inner step saw have the lowest mean loss. Started
 again with the same arguments, a run goes on where it was stopped, inner runs included. Written: out/rule (the rule and
-its card), out/curve.png, out/result.json, out/run (state and log).
+its card), out/curve.png (anew at every validation), out/result.json, out/run (state and log).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from weightedit.cli import told_in_one_line
@@ -122,7 +122,8 @@ class OuterSteps:
 class MetaLoss:
     """The loss of the outer loop: a number whose gradient is what the estimator of the problem in turn says.
 
-    Between outer steps it carries the inner runs of all problems, each process its own.
+    Between outer steps it carries the inner runs of all problems, each process its own: of two processes, each does
+    half of the runs that one with twice the particles would do.
     """
 
     def __init__(self, estimators: list[Estimator]) -> None:
@@ -132,12 +133,13 @@ class MetaLoss:
 
     def __call__(self, rule: nn.Module, batch: Tensor, generator: torch.Generator) -> Tensor:
         if not self.states:
-            self.states = [estimator.init(generator) for estimator in self.estimators]
+            common = of_first_process(generator)
+            self.states = [own_part(estimator).init(common) for estimator in self.estimators]
         place = self.turn % len(self.estimators)
         self.turn += 1
         named = dict(rule.named_parameters())
         weights = {name: parameter.detach() for name, parameter in named.items()}
-        gradient, self.states[place], metrics = self.estimators[place].gradient(weights, self.states[place])
+        gradient, self.states[place], metrics = own_part(self.estimators[place]).gradient(weights, self.states[place])
         push = sum((named[name] * g).sum() for name, g in gradient.items())
         assert isinstance(push, Tensor)
         return metrics["loss"].to(push) + push - push.detach()
@@ -154,6 +156,22 @@ class MetaLoss:
         for i in range(len(self.estimators)):
             own = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{i}/")}
             self.states += [own] if own else []
+
+
+def own_part(estimator: Estimator) -> Estimator:
+    """Of several processes, this one's part of all particles."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return estimator
+    return replace(estimator, part=distributed.get_rank(), parts=distributed.get_world_size())
+
+
+def of_first_process(generator: torch.Generator) -> torch.Generator:
+    """A generator that has drawn nothing, seeded as process 0's was; of one process, the one it has."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return generator
+    seed = torch.tensor(generator.initial_seed(), device=generator.device)
+    distributed.broadcast(seed, 0)
+    return torch.Generator(generator.device).manual_seed(int(seed))
 
 
 def new_rule(config: Config) -> LearnedRule:
@@ -210,7 +228,10 @@ def main(config: Config) -> TrainResult:
     tell_memory(config, estimators)
 
     def validate(module: nn.Module) -> float:
-        return statistics.fmean(score_of(module, problem, config.validation_steps) for problem in problems[::stride])
+        value = statistics.fmean(score_of(module, problem, config.validation_steps) for problem in problems[::stride])
+        if math.isfinite(value):
+            draw(out, {"step": carried.turn // config.training.accumulate, "validation": value})
+        return value
 
     stride = 1 + (config.members if config.vary else 0)
     carried = MetaLoss(estimators)
@@ -259,14 +280,15 @@ def tell_memory(config: Config, estimators: Sequence[Estimator]) -> None:
     tqdm.write(f"an outer step holds up to {held / 2**20:.1f} MiB per process, beside the images (compiled: less)")
 
 
-def draw(out: Path) -> None:
-    """The meta-loss and the validations of out/run's log, as out/curve.png."""
-    records = [record for record in read_log(out / "run") if record["loss"] is not None]
-    size = max(1, len(records) // 100)
-    parts = [records[i : i + size] for i in range(0, len(records), size)]
+def draw(out: Path, latest: dict[str, Any] | None = None) -> None:
+    """The meta-loss and the validations of out/run's log, and one that it does not have yet, as out/curve.png."""
+    records = read_log(out / "run")
+    trained = [record for record in records if record["loss"] is not None]
+    size = max(1, len(trained) // 100)
+    parts = [trained[i : i + size] for i in range(0, len(trained), size)]
     means = [statistics.fmean(float(r["loss"]) for r in part) for part in parts]
-    drawn = [Band("meta-loss", [float(part[-1]["step"]) for part in parts], [means])]
-    checked = [r for r in records if r.get("validation") is not None]
+    drawn = [Band("meta-loss", [float(part[-1]["step"]) for part in parts], [means])] if parts else []
+    checked = [r for r in [*records, latest or {}] if r.get("validation") is not None]
     if checked:
         drawn.append(Band("validation", [r["step"] for r in checked], [[r["validation"] for r in checked]], own=True))
     bands({"outer step": drawn}, out / "curve.png", ylabel="mean inner loss")

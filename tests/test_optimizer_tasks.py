@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,6 +13,7 @@ from weightedit.errors import WeightEditError
 from weightedit.metatrain.image_optimizees import LabelledImages
 from weightedit.metatrain.problems import optimizee
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
+from weightedit.plots import Band
 
 
 @pytest.fixture
@@ -20,7 +22,9 @@ def comparison(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("compare_optimizers")
 
 
-def test_the_rate_told_is_the_rules_own(comparison: ModuleType, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_told_is_the_rules_own(
+    comparison: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = []
     monkeypatch.setattr(comparison, "milliseconds", lambda problem, rule, steps: run.append(rule) or 1.0)
     rules = ("adam", "sgd", "muon", "geometric-adam")
@@ -89,3 +93,19 @@ def test_memory_is_told_of_all_problems(
     monkeypatch.setattr(meta_training, "memory_of", lambda *_: tuple(2**20 * size for size in next(found)))
     meta_training.tell_memory(meta_training.Config(), [None] * 3)
     assert "an outer step holds up to 15.0 MiB per process" in capsys.readouterr().out
+
+
+def test_the_curve_is_drawn_at_every_validation(
+    meta_training: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, bands = [], meta_training.bands
+
+    def recorded(panels: dict[str, list[Band]], path: Path, **options: str) -> Path:
+        drawn.append({band.label: list(band.x) for band in panels["outer step"]})
+        return bands(panels, path, **options)
+
+    monkeypatch.setattr(meta_training, "bands", recorded)
+    meta_training.main(meta_training.Config(smoke=True, rule="lean", out=str(tmp_path)))
+    assert [curve["validation"] for curve in drawn] == [[2], [2, 4], [2, 4]]
+    assert drawn[0]["meta-loss"] == [1.0] and drawn[-1]["meta-loss"] == [1.0, 2.0, 3.0, 4.0]
+    assert (tmp_path / "curve.png").stat().st_size > 5000
