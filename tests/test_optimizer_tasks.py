@@ -7,11 +7,15 @@ from types import ModuleType
 
 import pytest
 import torch
+import tyro
 
 from tests.test_tasks import ROOT
 from weightedit.errors import WeightEditError
+from weightedit.metatrain.estimators import PES, Horizons
 from weightedit.metatrain.image_optimizees import LabelledImages
+from weightedit.metatrain.optimizee import Quadratic
 from weightedit.metatrain.problems import optimizee
+from weightedit.metatrain.unroll import Unroll
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.plots import Band
 
@@ -109,3 +113,16 @@ def test_the_curve_is_drawn_at_every_validation(
     assert [curve["validation"] for curve in drawn] == [[2], [2, 4], [2, 4]]
     assert drawn[0]["meta-loss"] == [1.0] and drawn[-1]["meta-loss"] == [1.0, 2.0, 3.0, 4.0]
     assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_a_state_is_taken_up_on_the_device_of_the_rule(meta_training: ModuleType) -> None:
+    rule = MLPRule(MLPRuleConfig.lean(1e-3)).to("meta")
+    carried = meta_training.MetaLoss([PES(Unroll(rule, Quadratic()), Horizons(2, 3))])
+    carried.load({"turn": torch.tensor(5), "0/seed": torch.tensor(1), "0/inner/step": torch.zeros(4)})
+    assert carried.turn == 5 and {tensor.device.type for tensor in carried.states[0].values()} == {"meta"}
+
+
+def test_problems_are_optimizees_too(meta_training: ModuleType) -> None:
+    """`--optimizee` is another name of `--problems`."""
+    for flag in ("--problems", "--optimizee"):
+        assert tyro.cli(meta_training.Config, args=[flag, "cifar-mlp", "mnist-siren"]).problems[1] == "mnist-siren"

@@ -1,6 +1,7 @@
 """Inner runs: against `higher`, one by one, interrupted, paired, clipped and compiled."""
 
 import shutil
+from contextlib import nullcontext
 
 import higher
 import pytest
@@ -193,6 +194,20 @@ def test_traced_steps_equal_eager_ones_with_their_gradient(name, monkeypatch):
     plain, traced = both_ways(TinyRule().double(), PROBLEMS[name])
     assert len(compiled) == 6  # gradients and steps anew once the parameters, then the state, carry gradients
     close(traced, plain, 1e-10)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_data_moves_to_where_the_runs_are(name, monkeypatch):
+    """On the meta device, which refuses to be mixed with another; once, and not as a part of a traced step."""
+    rule, problem, graphs = TinyRule().double(), PROBLEMS[name], []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graphs.append(graph) or graph)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know this device
+    state = start(rule, problem, generator(), 2).map(lambda tensor: tensor.to("meta"))
+    for fresh, compiled in ((False, True), (True, False)):
+        after, losses = Unroll(rule.to("meta"), problem, fresh, compiled)(state, 2)
+        assert {tensor.device.type for tensor in [losses, *after.to_tensors().values()]} == {"meta"}
+    moved = [node for node in graphs[0].graph.nodes if "_to_copy" in str(node.target) and node.op == "call_function"]
+    assert len(graphs) >= 3 and not moved
 
 
 @pytest.mark.slow

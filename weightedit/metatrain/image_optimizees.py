@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 from weightedit.errors import SpecError, WeightEditError
 from weightedit.inr.convention import Convention
@@ -80,9 +81,25 @@ class LabelledImages:
         return first, second
 
     def batch(self, keys: Tensor, size: int) -> Batch:
-        """`size` images per key, drawn with replacement: "images" [N, size, C, H, W], "labels" [N, size]."""
-        drawn = indices(keys, size, len(self.labels))
-        return {"images": self.images[drawn], "labels": self.labels[drawn]}
+        """`size` images per key, drawn with replacement: "images" [N, size, C, H, W], "labels" [N, size].
+
+        On the device of the keys, where all images are copied once.
+        """
+        drawn, held = indices(keys, size, len(self.labels)), self._on(keys.device)
+        return {"images": held.images[drawn], "labels": held.labels[drawn]}
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, LabelledImages]:
+        return {}
+
+    def _on(self, device: torch.device) -> LabelledImages:
+        if self.images.device == device:
+            return self
+        if device not in self._copies:
+            with _disable_current_modes():  # a step that is being traced would copy them every time
+                copies = self.images.to(device), self.labels.to(device)
+            self._copies[device] = LabelledImages(*copies, self.classes)
+        return self._copies[device]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -326,7 +343,7 @@ class SirenOptimizee:
         drawn = torch.randint(len(images), (count,), generator=generator, device=generator.device)
         options: dict[str, Any] = {"init": self.init_name, "omega": self.convention.omega, "generator": generator}
         params = initial_params(count, self.widths, **options)
-        values = images[drawn.to(images.device)].flatten(2).mT.contiguous()
+        values = images[drawn.to(images.device)].flatten(2).mT.contiguous().to(generator.device)
         return {name: tensor.to(self.images.dtype) for name, tensor in params.items()}, {"values": values}
 
     def batch(self, task: Task, keys: Tensor, *, held_out: bool = False) -> Batch:
@@ -335,7 +352,7 @@ class SirenOptimizee:
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """See Optimizee.loss."""
-        raw = render(params, self._grid, omega=self.convention.omega)
+        raw = render(params, self._grid.to(batch["values"].device), omega=self.convention.omega)
         return (self.convention.to_value(raw) - batch["values"]).square().mean((-2, -1))
 
     def score(self, losses: Tensor) -> Tensor:
