@@ -92,6 +92,7 @@ ORDER = [  # fmt: skip
     "metatrain.optimizee",
     "metatrain.image_optimizees",
     "metatrain.unroll",
+    "metatrain.higher_unroll",
     "metatrain.estimators",
     "metatrain.memory",
     "data.images",
