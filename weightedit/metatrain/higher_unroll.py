@@ -6,10 +6,9 @@ One network after the other, eager; memory is that of one run. Stacks of one arc
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +55,8 @@ def unrolled(rule: nn.Module, run: ModuleRun) -> Tensor:
             "this one."
         )
     register_with_higher()
-    net, losses = copy.deepcopy(run.net), []
-    with torch.enable_grad(), higher.innerloop_ctx(net, LearnedOptimizer(net, rule)) as (fast, inner):  # type: ignore[arg-type]
+    optimizer, losses = LearnedOptimizer(run.net, cast(Any, rule)), []
+    with torch.enable_grad(), higher.innerloop_ctx(run.net, optimizer) as (fast, inner):
         for batch in run.batches:
             if losses:
                 inner.step(losses[-1])
