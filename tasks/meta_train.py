@@ -156,8 +156,8 @@ class MetaLoss:
         self.turn = int(tensors["turn"])
         self.states = []
         for i, estimator in enumerate(self.estimators):
-            device = device_of(estimator.unroll.rule)
-            own = {name.partition("/")[2]: t.to(device) for name, t in tensors.items() if name.startswith(f"{i}/")}
+            device, mine = device_of(estimator.unroll.rule), [name for name in tensors if name.startswith(f"{i}/")]
+            own = {name.partition("/")[2]: tensors[name].to(device).clone() for name in mine}
             self.states += [own] if own else []
 
 
