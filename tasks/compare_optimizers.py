@@ -6,10 +6,11 @@ Every rule named is run from the same initial networks on the same batches, `see
 the way. The learning rate of a hand-designed rule is the one of `rates` (logarithmic, from `lowest_rate` to
 `highest_rate`, times the rule's own unit) whose lowest loss on held-out training images is lowest over other seeds; a
 learned rule has none to tune, and takes `lr`, as LearnedOptimizer does. The score is the steps in which tuned Adam
-reaches its lowest mean test loss, over those in which a rule gets there. With `rescale` U, the same runs are repeated
-with every hidden unit of the initial network rescaled by e^U[-U, U], which changes no function; the learning rates stay
-as they were tuned. Written: out/comparison.json, .md and .png. Every finished run is kept in out/runs.json: started
-again, with more rules, rates or rescaled runs if you like, a comparison goes on.
+reaches its lowest mean test loss, over those in which a rule gets there; steps times what a step of one network takes
+in a plain loop are the seconds. With `rescale` U, the same runs are repeated with every hidden unit of the initial
+network rescaled by e^U[-U, U], which changes no function; the learning rates stay as they were tuned. Written:
+out/comparison.json, .md and .png. Every finished run is kept in out/runs.json: started again, with more rules, rates or
+rescaled runs if you like, a comparison goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,15 @@ from weightedit.plots import Band, bands
 from weightedit.spec import Params
 from weightedit.wiring import Wiring
 
-BY_HAND: dict[str, Callable[[float], UpdateRule]] = {
-    "adam": Adam,
-    "adamw": AdamW,
-    "sgd": lambda rate: SGD(10 * rate, momentum=0.9),
-    "rmsprop": RMSprop,
-    "muon": lambda rate: Muon(10 * rate),
-    "geometric-adam": lambda rate: GeometricAdam(10 * rate),
+BY_HAND: dict[str, tuple[float, Callable[[float], UpdateRule]]] = {
+    "adam": (1, Adam),
+    "adamw": (1, AdamW),
+    "sgd": (10, lambda rate: SGD(rate, momentum=0.9)),
+    "rmsprop": (1, RMSprop),
+    "muon": (10, Muon),
+    "geometric-adam": (10, GeometricAdam),
 }
+"""Name -> unit, the learning rate at 1 on the grid; and the rule at a learning rate."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Config:
         lowest_rate, highest_rate: the ends of the grid.
         rescale: U of the rescaled runs; 0 for none.
         cosine: multiply every rule's delta by a cosine from 1 to 0 over the run; rates are tuned with it.
-        evaluate_every: steps between test losses.
+        evaluate_every: steps between test losses; `steps` are a multiple of it.
         timed_steps: steps of one network that each rule is timed on; 0 for no times.
         out: folder of what is written.
         smoke: seconds instead of minutes, on scikit-learn's digits, to see that everything runs.
@@ -169,7 +171,7 @@ class Contest:
         return torch.stack(losses), state.params
 
     def tuned(self, name: str) -> float:
-        """The best learning rate of the grid for a rule of BY_HAND."""
+        """The best rate of the grid, in a rule's unit, for a rule of BY_HAND."""
         ends = math.log10(self.config.lowest_rate), math.log10(self.config.highest_rate)
         rates = torch.logspace(*ends, self.config.rates, dtype=torch.float64).tolist()
         found = [
@@ -179,7 +181,7 @@ class Contest:
 
     def lowest(self, name: str, rate: float) -> float:
         """The lowest loss on held-out images that some networks have on average."""
-        return float(self.run(BY_HAND[name](rate), self.config.tuning_seeds, 1000, self.held_out)[0].mean(1).min())
+        return float(self.run(by_hand(name, rate), self.config.tuning_seeds, 1000, self.held_out)[0].mean(1).min())
 
     def figures(self, rule: UpdateRule, key: str, rescale: float = 0.0) -> dict[str, list[Any]]:
         """Test losses [seeds, points] and accuracies at the end [seeds]; `key` names the rule."""
@@ -189,6 +191,29 @@ class Contest:
             return {"losses": losses.T.tolist(), "accuracy": self.accuracy_on(self.test, params)}
 
         return self.measured(f"{key} rescaled {rescale:g}", measure)
+
+
+def by_hand(name: str, rate: float) -> UpdateRule:
+    """A rule of BY_HAND at a rate of the grid."""
+    unit, make = BY_HAND[name]
+    return make(unit * rate)
+
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """Short names: of a folder as many of its last parts as no other name ends with, the whole of it if need be."""
+    tails = {name: name if name in BY_HAND else "/".join(Path(name).parts) for name in names}
+
+    def last(name: str, count: int) -> str:
+        return "/".join(tails[name].split("/")[-count:])
+
+    def own(name: str) -> str:
+        others = [other for other in names if other != name]
+        for count in range(1, tails[name].count("/") + 2):
+            if all(last(name, count) != last(other, count) for other in others):
+                return last(name, count)
+        return name
+
+    return {name: own(name) for name in names}
 
 
 def named(name: str, rule: UpdateRule, factor: float) -> str:
@@ -243,11 +268,21 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = replace(config, problem="digits-mlp", steps=20, seeds=2, rates=2, evaluate_every=10, timed_steps=2)
     problems = [name for name, problem in PROBLEMS.items() if problem.kind != "siren"]
-    if config.problem not in problems or config.steps < config.evaluate_every or config.seeds < 1:
+    if (
+        config.problem not in problems
+        or config.steps < config.evaluate_every
+        or min(config.seeds, config.evaluate_every) < 1
+    ):
         raise WeightEditError(
-            f"problem {config.problem!r}, {config.steps} steps, {config.seeds} seeds came; expected a problem among "
-            f"{', '.join(problems)} (fits are compare_fits.py's), at least {config.evaluate_every} steps and one seed: "
-            "correct them."
+            f"problem {config.problem!r}, {config.steps} steps evaluated every {config.evaluate_every}, {config.seeds} "
+            f"seeds came; expected a problem among {', '.join(problems)} (fits are compare_fits.py's), and steps and "
+            "seeds, of each at least one: correct them."
+        )
+    if config.steps % config.evaluate_every:
+        raise WeightEditError(
+            f"{config.steps} steps evaluated every {config.evaluate_every} came; expected a multiple, so that the last "
+            f"evaluation is at the end: give --steps {config.steps - config.steps % config.evaluate_every}, or another "
+            "--evaluate-every."
         )
     if not 0 < config.lowest_rate <= config.highest_rate or min(config.rates, config.tuning_seeds) < 1:
         raise WeightEditError(
@@ -265,14 +300,14 @@ def main(config: Config) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name in tqdm(names, desc="rules"):
         rate = None if name in learned else contest.tuned(name)
-        rule = learned[name] if rate is None else BY_HAND[name](rate)
+        rule = learned[name] if rate is None else by_hand(name, rate)
         run = Scaled(rule, config.lr) if name in learned and config.lr != 1 else rule
         key = named(name, rule, config.lr) if rate is None else f"{name} {rate:.6g}"
         runs = {"standard": contest.figures(run, key)}
         if config.rescale:
             runs["rescaled"] = contest.figures(run, key, config.rescale)
         facts[name] = {
-            "rate": rate,
+            "rate": None if rate is None else BY_HAND[name][0] * rate,
             "losses": {kind: found["losses"] for kind, found in runs.items()},
             "accuracy": runs["standard"]["accuracy"],
         }
@@ -297,13 +332,13 @@ def report(config: Config, facts: dict[str, Any]) -> str:
     first = steps_to(torch.tensor(facts["adam"]["losses"]["standard"]).T, lowest, config.evaluate_every)
     columns = [f"{kind}: lowest test loss | steps to {lowest:.3f} | score" for kind in kinds]
     heads = ["rule", "tuned rate", *columns, "accuracy at the end, %"] + (
-        ["ms per step", "times fused Adam's"] if config.timed_steps else []
+        ["ms per step", "times fused Adam's", f"seconds to {lowest:.3f}", "times Adam's"] if config.timed_steps else []
     )
     rows = [
         f"{config.problem}, {config.steps} steps, {config.seeds} seeds{', cosine' if config.cosine else ''}",
         "",
         f"| {' | '.join(heads)} |",
-        "|---" * (3 + 3 * len(kinds) + 2 * bool(config.timed_steps)) + "|",
+        "|---" * (3 + 3 * len(kinds) + 4 * bool(config.timed_steps)) + "|",
     ]
     for name, found in facts.items():
         cells = [name, "-" if found["rate"] is None else f"{found['rate']:.2g}"]
@@ -315,7 +350,11 @@ def report(config: Config, facts: dict[str, Any]) -> str:
         spread = statistics.stdev(found["accuracy"]) if config.seeds > 1 else 0.0
         cells.append(f"{100 * statistics.fmean(found['accuracy']):.2f} +- {100 * spread:.2f}")
         if config.timed_steps:
-            cells += [f"{found['milliseconds']:.2f}", f"{found['milliseconds'] / facts['adam']['milliseconds']:.2f}"]
+            ratio = found["milliseconds"] / facts["adam"]["milliseconds"]
+            cells += [f"{found['milliseconds']:.2f}", f"{ratio:.2f}"]
+            steps = steps_to(torch.tensor(found["losses"]["standard"]).T, lowest, config.evaluate_every)
+            cells.append("never" if steps is None else f"{steps * found['milliseconds'] / 1e3:.2f}")
+            cells.append("-" if steps is None or not first else f"{ratio * steps / first:.2f}")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -325,10 +364,11 @@ def draw(config: Config, facts: dict[str, Any], learned: Mapping[str, UpdateRule
     panels: dict[str, list[Band]] = {"steps": []}
     if config.timed_steps:
         panels["seconds, one network"] = []
+    short = labels(list(facts))
     for name, found in facts.items():
         for kind, losses in found["losses"].items():
             steps = [config.evaluate_every * i for i in range(len(losses[0]))]
-            label = name.rstrip("/").split("/")[-1] + (", rescaled" if kind == "rescaled" else "")
+            label = short[name] + (", rescaled" if kind == "rescaled" else "")
             finite = [[min(value, 10.0) for value in run] for run in losses]
             panels["steps"].append(Band(label, steps, finite, name in learned))
             if config.timed_steps:

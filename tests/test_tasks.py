@@ -23,6 +23,7 @@ from weightedit.metanet.registry import METANETS
 from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.reparametrisation import reparametrised
+from weightedit.run_state import read_log
 
 ROOT = Path(__file__).parent.parent
 
@@ -197,14 +198,20 @@ def test_the_study_resumes(weights: Path, tmp_path: Path) -> None:
 
 
 def test_meta_train_goes_on(tmp_path: Path) -> None:
-    """A rule is meta-trained, goes on where it was, and is one that loads."""
+    """A rule is meta-trained and loads; stopped and taken up, it ends bit for bit as at once."""
     out = tmp_path / "meta"
     run_task("meta_train.py", "--smoke", "--out", str(out))
     assert (out / "curve.png").stat().st_size > 5000
-    again = run_task("meta_train.py", "--smoke", "--out", str(out))
-    assert "outer step" in again.stdout
     trained, untrained = load_rule(out / "rule").state_dict(), MetanetRule().state_dict()
     assert set(trained) == set(untrained) and any(not torch.equal(trained[name], untrained[name]) for name in trained)
+    parts = ["meta_train.py", "--smoke", "--out", str(tmp_path / "parts"), "--training.max-seconds"]
+    assert "stopped after outer step 1, before" in run_task(*parts, "1e-9").stdout
+    run_task(*parts, "0")
+    resumed = load_rule(tmp_path / "parts/rule").state_dict()
+    assert all(torch.equal(trained[name], resumed[name]) for name in trained)
+    logs = [read_log(folder / "run") for folder in (out, tmp_path / "parts")]
+    numbers = [[(r["loss"], r["grad_norm"], r.get("validation")) for r in log] for log in logs]
+    assert len(numbers[0]) == 4 and numbers[0] == numbers[1]
     lean = ["--rule", "lean", "--estimator", "backprop", "--reparametrise", "tensor", "--vary", "hidden"]
     run_task("meta_train.py", "--smoke", *lean, "--out", str(tmp_path / "lean"))
     wrong = run_task("meta_train.py", "--smoke", "--estimator", "guess", "--out", str(tmp_path / "no"), check=False)

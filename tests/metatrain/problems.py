@@ -38,7 +38,7 @@ class Bowl(Quadratic):
     begin: tuple[float, ...] = (1.0, 3.0)
     dtype: torch.dtype = torch.float64
 
-    def init(self, generator, count):
+    def init(self, generator, count, *, held_out=False):
         def row(numbers):
             return torch.tensor(numbers, dtype=self.dtype).view(self.shape).repeat(count, 1, 1)
 

@@ -1,5 +1,12 @@
 """Outer gradients against the analytic one, where it is exact, within standard errors, or biased; exact resumption."""
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -94,6 +101,43 @@ def test_a_run_resumes_exactly_and_calls_are_pure(kind, truncation):
     assert not equal(other, one.gradient(weights, kept)[0])
 
 
+@pytest.mark.parametrize("kind", [TruncatedBackprop, ES, PES, ESSingle])
+@pytest.mark.parametrize("truncation", [None, 3])
+def test_parts_of_the_particles_are_together_the_whole(kind, truncation):
+    problem = Quadratic((2, 3), dtype=torch.float64)
+    whole = kind(Unroll(TinyRule().double(), problem), Horizons(2, 9), truncation, particles=6)
+    ones = [whole, *(replace(whole, particles=3, part=part, parts=2) for part in range(2))]
+    weights = dict(whole.unroll.rule.named_parameters())
+    states = [one.init(generator()) for one in ones]
+    for _ in range(5):
+        found = [one.gradient(weights, state) for one, state in zip(ones, states, strict=True)]
+        states = [state for _, state, _ in found]
+        expected, first, second = ((grads["weights"], metrics["loss"]) for grads, _, metrics in found)
+        mean = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+        torch.testing.assert_close(mean, list(expected), rtol=1e-10, atol=1e-14)
+        assert not torch.equal(*(half[0] for half in (first, second)))
+    if truncation is not None:
+        assert torch.equal(torch.cat([state["horizon"] for state in states[1:]]), states[0]["horizon"])
+        assert torch.equal(states[1]["inner/seed"][:3], states[0]["inner/seed"][:3])
+
+
+def test_two_processes_are_one_with_twice_the_particles(tmp_path):
+    """The averaged gradient of every outer step, of PES in truncations and of whole runs in turn; launched."""
+    root, started = Path(__file__).parents[2], []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(root)}
+    for count, particles in ((1, 6), (2, 3)):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        program = [str(root / "tests/programs/meta_train_quadratic.py"), str(particles), str(tmp_path / str(count))]
+        command = [sys.executable, *(launcher if count > 1 else []), *program]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+    one, two = (json.loads((tmp_path / str(count) / "gradients.json").read_text()) for count in (1, 2))
+    assert len(one) == 8 and json.loads((tmp_path / "2/run/run.json").read_text())["processes"] == 2
+    torch.testing.assert_close(*(torch.tensor(g, dtype=torch.float64) for g in (two, one)), rtol=1e-6, atol=1e-12)
+
+
 def test_pairs_share_starts_tasks_and_seeds_and_runs_end_at_different_times():
     problem = ClassifierOptimizee(digits(), hidden=(4,), batch_size=8)
     one = PES(Unroll(TinyRule(), problem), Horizons(4, 30), truncation=2, particles=6)
@@ -145,6 +189,7 @@ def test_horizons_are_log_uniform():
     [
         (lambda: Horizons(5, 4), "1 <= low <= high"),
         (lambda: estimator(PES, 0), "at least one"),
+        (lambda: estimator(PES, part=2, parts=2), "part 2 of 2"),
         (lambda: estimator(PES, 2, sigma=0.0), "positive"),
         (lambda: estimator(TruncatedBackprop, 1), "at least two"),
         (lambda: ES(Unroll(Adam(), BOWL), Horizons(4, 4)), "a rule with weights"),

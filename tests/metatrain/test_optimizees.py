@@ -173,6 +173,7 @@ class Embedding(nn.Module):
         (lambda: DATA.split(1.0), WeightEditError, "two parts"),
         (lambda: ClassifierOptimizee(DATA, init_name="large"), WeightEditError, "initialisation 'large'"),
         (lambda: SirenOptimizee(DATA.images[0]), WeightEditError, "n, C, H, W"),
+        (lambda: SirenOptimizee(DATA.images, held_out=DATA.images[..., :7]), WeightEditError, "held_out .*1, 8, 7"),
         (lambda: ModuleOptimizee(DATA, make=lambda: nn.BatchNorm2d(1)), SpecError, "running_mean"),
         (lambda: ModuleOptimizee(DATA, make=Embedding), SpecError, "free"),
         (lambda: ModuleOptimizee(DATA, make=nn.Flatten), SpecError, "expected parameters"),

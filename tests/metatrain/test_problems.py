@@ -3,8 +3,12 @@ import torch
 from PIL import Image
 
 from weightedit.errors import WeightEditError
-from weightedit.metatrain.image_optimizees import ClassifierOptimizee, ModuleOptimizee, SirenOptimizee
+from weightedit.metatrain.draws import keys
+from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabelledImages, ModuleOptimizee, SirenOptimizee
+from weightedit.metatrain.optimizee import Reparametrised
 from weightedit.metatrain.problems import PROBLEMS, family, images_of, optimizee
+from weightedit.metatrain.unroll import start
+from weightedit.optim.hand_designed import Adam
 
 
 def test_digits_need_no_folder_and_splits_do_not_overlap():
@@ -58,6 +62,21 @@ def test_a_siren_is_fitted_to_the_images(pictures):
     assert isinstance(siren, SirenOptimizee) and siren.widths == (2, 8, 8, 1)
     params, task = siren.init(torch.Generator().manual_seed(0), 3)
     assert siren.loss(params, siren.batch(task, torch.arange(3))).shape == (3,)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_held_out_fits_are_of_images_that_no_training_fit_draws(wrapped):
+    def pictures(value):
+        return LabelledImages(torch.full((5, 1, 6, 6), value), torch.zeros(5, dtype=torch.long), 1)
+
+    plain, both = (optimizee("mnist-siren", pictures(0.2), unseen, hidden=(4,)) for unseen in (None, pictures(0.7)))
+    made = torch.Generator().manual_seed
+    for problem, value in ((plain, 0.2), (both, 0.7)):
+        problem = Reparametrised(problem) if wrapped else problem
+        state = start(Adam(), problem, made(0), 3, held_out=True)
+        assert (problem.batch(state.task, keys(state.seed, state.step), held_out=True)["values"] == value).all()
+    training, before = (start(Adam(), problem, made(0), 3).to_tensors() for problem in (both, plain))
+    assert all(torch.equal(training[name], tensor) for name, tensor in before.items())
 
 
 def test_an_unknown_problem_is_refused():

@@ -12,7 +12,7 @@ With L the mean score over a truncation, eps of standard deviation sigma and run
 where the direction is eps, or PES's xi. Averaged over calls this is the gradient of the mean score over the steps of a
 run (of PES and ESSingle: up to O(sigma^2)); long runs count by their steps. An estimator is options only: all that
 changes is a flat dictionary of tensors, so runs resume exactly, and a schedule is another estimator on the same state.
-Nothing is communicated: processes differ by the generator they give to `init`, and average what they get.
+Nothing is communicated: processes give the same generator to `init`, take each a part, and average what they get.
 """
 
 from __future__ import annotations
@@ -65,9 +65,11 @@ class Estimator(ABC):
             with the first truncation that reaches its horizon.
         particles: runs side by side, of antithetic estimators pairs of runs.
         random_phase: shorten every particle's first run to a random part, so that particles end at different times.
+        part, parts: which part this is of `parts` times as many particles: all are drawn, and the others left out, so
+            that the mean over the parts is the gradient of one estimator with all of them.
 
     Raises:
-        WeightEditError: numbers that are not positive, or a rule without weights.
+        WeightEditError: numbers that are not positive, a part that is none, or a rule without weights.
     """
 
     unroll: Unroll
@@ -75,6 +77,8 @@ class Estimator(ABC):
     truncation: int | None = None
     particles: int = 16
     random_phase: bool = True
+    part: int = 0
+    parts: int = 1
 
     def __post_init__(self) -> None:
         if self.particles < 1 or (self.truncation is not None and self.truncation < 1):
@@ -82,6 +86,8 @@ class Estimator(ABC):
                 f"{self.particles} particles and a truncation of {self.truncation} steps came; expected at least one "
                 "each (None: whole runs)."
             )
+        if not 0 <= self.part < self.parts:
+            raise WeightEditError(f"part {self.part} of {self.parts} came; expected one from 0 to parts - 1.")
         if not isinstance(self.unroll.rule, nn.Module) or not dict(self.unroll.rule.named_parameters()):
             raise WeightEditError(
                 f"a {type(self.unroll.rule).__name__} came; expected a rule with weights, an nn.Module: there is "
@@ -93,11 +99,11 @@ class Estimator(ABC):
         seed = seeds(generator, 1)[0]
         state = {"seed": seed, "outer_step": torch.zeros_like(seed)}
         if self.truncation is not None:
-            horizon = self.horizons.draw(generator, self.particles)
+            horizon = self.horizons.draw(generator, self._all)
             if self.random_phase:
-                part = torch.rand(self.particles, generator=generator, device=generator.device, dtype=torch.float64)
-                horizon = (part * horizon).ceil().long().clamp(min=1)
-            state["horizon"] = horizon
+                phase = torch.rand(self._all, generator=generator, device=generator.device, dtype=torch.float64)
+                horizon = (phase * horizon).ceil().long().clamp(min=1)
+            state["horizon"] = self._own(horizon)
             state.update(_stored(self._started(generator)))
         return state
 
@@ -115,8 +121,16 @@ class Estimator(ABC):
             gradient was not finite and counts as zero, "steps" inner steps done, over all networks.
         """
 
+    @property
+    def _all(self) -> int:
+        return self.parts * self.particles
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        """This part of what was drawn for all particles."""
+        return drawn if self.parts == 1 else drawn[self.part * self.particles :][: self.particles].clone()
+
     def _started(self, generator: torch.Generator) -> InnerState:
-        return start(self.unroll.rule, self.unroll.optimizee, generator, self.particles)
+        return start(self.unroll.rule, self.unroll.optimizee, generator, self._all).map(self._own)
 
     def _begin(self, state: State, generator: torch.Generator) -> tuple[InnerState, int, State]:
         """Runs to go on with, those that ended replaced; for how many steps; and what else the new state holds."""
@@ -129,7 +143,7 @@ class Estimator(ABC):
         horizon = state["horizon"]
         ended = inner.step[: self.particles] >= horizon
         if bool(ended.any()):
-            horizon = torch.where(ended, self.horizons.draw(generator, self.particles), horizon)
+            horizon = torch.where(ended, self._own(self.horizons.draw(generator, self._all)), horizon)
             inner = self._started(generator).where(ended.repeat(len(inner) // len(ended)), inner)
         return inner, self.truncation, {**kept, "horizon": horizon}
 
@@ -167,8 +181,8 @@ class Estimator(ABC):
 class TruncatedBackprop(Estimator):
     """Backpropagation through the steps of a truncation; what came before it counts as constant.
 
-    unroll.memory_of predicts what a call holds. Particles share the weights, and each has a gradient of its own, so
-    that one that diverges spoils no other.
+    memory.py says what a call holds. Particles share the weights, and each has a gradient of its own, so that one that
+    diverges spoils no other.
 
     Raises:
         WeightEditError: also a truncation (or a run) of one step, before which the loss is taken: no gradient.
@@ -216,7 +230,7 @@ class Antithetic(Estimator):
         with torch.no_grad():
             base = self._flat(weights)
             like: dict[str, Any] = {"generator": generator, "device": base.device, "dtype": base.dtype}
-            noise = self.sigma * torch.randn(self.particles, len(base), **like)
+            noise = self.sigma * self._own(torch.randn(self._all, len(base), **like))
             inner, steps, after = self._begin(state, generator)
             fresh = (inner.step[: self.particles] == 0).unsqueeze(-1)
             noise, direction = self._directed(noise, state.get("noise"), fresh)

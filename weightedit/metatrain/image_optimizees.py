@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 from weightedit.errors import SpecError, WeightEditError
 from weightedit.inr.convention import Convention
@@ -80,9 +81,25 @@ class LabelledImages:
         return first, second
 
     def batch(self, keys: Tensor, size: int) -> Batch:
-        """`size` images per key, drawn with replacement: "images" [N, size, C, H, W], "labels" [N, size]."""
-        drawn = indices(keys, size, len(self.labels))
-        return {"images": self.images[drawn], "labels": self.labels[drawn]}
+        """`size` images per key, drawn with replacement: "images" [N, size, C, H, W], "labels" [N, size].
+
+        On the device of the keys, where all images are copied once.
+        """
+        drawn, held = indices(keys, size, len(self.labels)), self._on(keys.device)
+        return {"images": held.images[drawn], "labels": held.labels[drawn]}
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, LabelledImages]:
+        return {}
+
+    def _on(self, device: torch.device) -> LabelledImages:
+        if self.images.device == device:
+            return self
+        if device not in self._copies:
+            with _disable_current_modes():  # a step that is being traced would copy them every time
+                copies = self.images.to(device), self.labels.to(device)
+            self._copies[device] = LabelledImages(*copies, self.classes)
+        return self._copies[device]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -175,7 +192,7 @@ class ClassifierOptimizee(Classifier):
         """Of the chain."""
         return Wiring.of(self.spec)
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """Fresh networks; there is no task."""
         params: Params = {}
         for layer in self.spec.layers:
@@ -230,7 +247,7 @@ class ModuleOptimizee(Classifier):
     def _wiring(self) -> Wiring:
         return wiring_of(self.net)
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """`count` modules' parameters; there is no task."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
@@ -275,6 +292,7 @@ class SirenOptimizee:
 
     Args:
         images: [n, C, H, W], uint8 from 0 to 255 or floats in [0, 1]; every run draws one.
+        held_out: as `images`, which runs begun with `held_out` draw from; None: from `images`.
         hidden: widths of the sine layers.
         convention: coordinates, omega and what the output means.
         init: see inr.siren.initial_params.
@@ -284,12 +302,19 @@ class SirenOptimizee:
     hidden: tuple[int, ...] = (32, 32)
     convention: Convention = Convention()
     init_name: str = "siren"
+    held_out: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dim() != 4 or not len(self.images):
-            raise WeightEditError(f"images {tuple(self.images.shape)} came; expected (n, C, H, W): reshape them.")
-        if self.images.dtype == torch.uint8:
-            object.__setattr__(self, "images", self.images.float() / 255)
+        for name in ("images", "held_out"):
+            images = getattr(self, name)
+            if images is None:
+                continue
+            if images.dim() != 4 or not len(images) or images.shape[1:] != self.images.shape[1:]:
+                raise WeightEditError(
+                    f"{name} {tuple(images.shape)} came; expected (n, C, H, W), of one size: reshape them."
+                )
+            if images.dtype == torch.uint8:
+                object.__setattr__(self, name, images.float() / 255)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -312,21 +337,22 @@ class SirenOptimizee:
         like: dict[str, Any] = {"dtype": self.images.dtype, "device": self.images.device}
         return coordinate_grid(height, width, self.convention.coordinates, **like)
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """Fresh networks, and the "values" [N, P, C] that each is to render."""
-        drawn = torch.randint(len(self.images), (count,), generator=generator, device=generator.device)
+        images = self.held_out if held_out and self.held_out is not None else self.images
+        drawn = torch.randint(len(images), (count,), generator=generator, device=generator.device)
         options: dict[str, Any] = {"init": self.init_name, "omega": self.convention.omega, "generator": generator}
         params = initial_params(count, self.widths, **options)
-        values = self.images[drawn.to(self.images.device)].flatten(2).mT.contiguous()
+        values = images[drawn.to(images.device)].flatten(2).mT.contiguous().to(generator.device)
         return {name: tensor.to(self.images.dtype) for name, tensor in params.items()}, {"values": values}
 
     def batch(self, task: Task, keys: Tensor, *, held_out: bool = False) -> Batch:
-        """The whole image."""
+        """The whole image of the run; what is held out is whole runs."""
         return {"values": task["values"]}
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """See Optimizee.loss."""
-        raw = render(params, self._grid, omega=self.convention.omega)
+        raw = render(params, self._grid.to(batch["values"].device), omega=self.convention.omega)
         return (self.convention.to_value(raw) - batch["values"]).square().mean((-2, -1))
 
     def score(self, losses: Tensor) -> Tensor:

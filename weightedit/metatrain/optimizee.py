@@ -42,8 +42,11 @@ class Optimizee(Protocol):
         """Losses count as at most this; those that are not finite count as this."""
         ...
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
-        """Fresh parameters and tasks of `count` runs, [count, ...], drawn on the generator's device."""
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
+        """Fresh parameters and tasks of `count` runs, [count, ...], drawn on the generator's device.
+
+        `held_out`: tasks that no other run is about, where the problem has such.
+        """
         ...
 
     def batch(self, task: Task, keys: Tensor, *, held_out: bool = False) -> Batch:
@@ -93,7 +96,7 @@ class Quadratic:
         """One matrix "x" without symmetry."""
         return _matrix_wiring(*self.shape)
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """Normal x and targets."""
         place: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": self.dtype}
         x, target = (torch.randn(count, *self.shape, **place) for _ in range(2))
@@ -132,7 +135,7 @@ class Rosenbrock:
         """One matrix "x" of one row, without symmetry."""
         return _matrix_wiring(1, self.size)
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """Normal x; there is no task."""
         x = torch.randn(count, 1, self.size, generator=generator, device=generator.device, dtype=self.dtype)
         return {"x": x}, {}
@@ -189,9 +192,9 @@ class Reparametrised:
         """The problem's."""
         return self.problem.cap
 
-    def init(self, generator: torch.Generator, count: int) -> tuple[Params, Task]:
+    def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """The problem's start, divided by fresh factors, which are kept in the task as "factor of <parameter>"."""
-        params, task = self.problem.init(generator, count)
+        params, task = self.problem.init(generator, count, held_out=held_out)
         factors = {name: self._factor(generator, tensor) for name, tensor in params.items()}
         if self.level == "global":
             one = next(iter(factors.values())).flatten()

@@ -101,7 +101,8 @@ def optimizee(name: str, data: LabelledImages, held_out: LabelledImages | None =
 
     Args:
         name: one of PROBLEMS.
-        data, held_out: what inner steps train on, and what meta-losses may be taken on; fits have no held-out part.
+        data, held_out: what inner steps train on, and what meta-losses may be taken on (fits: runs that begin with
+            `held_out`).
         changes: what differs from the problem as it is named: some of VARIATIONS of its kind.
 
     Raises WeightEditError on a change that its kind does not know.
@@ -110,7 +111,7 @@ def optimizee(name: str, data: LabelledImages, held_out: LabelledImages | None =
     _check_changes(name, changes)
     hidden = changes.pop("hidden", problem.widths)
     if problem.kind == "siren":
-        return SirenOptimizee(data.images, hidden)
+        return SirenOptimizee(data.images, hidden, held_out=None if held_out is None else held_out.images)
     if problem.kind == "cnn":
         channels = data.images.shape[1]
 

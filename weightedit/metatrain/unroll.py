@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from weightedit.delta import apply_delta
 from weightedit.errors import ParamsError, WeightEditError
@@ -102,9 +100,11 @@ class InnerState:
         return self.params, self.rule, self.task, self.seed, self.step
 
 
-def start(rule: UpdateRule, optimizee: Optimizee, generator: torch.Generator, count: int) -> InnerState:
-    """`count` fresh runs, everything random drawn from `generator` and on its device."""
-    params, task = optimizee.init(generator, count)
+def start(
+    rule: UpdateRule, optimizee: Optimizee, generator: torch.Generator, count: int, *, held_out: bool = False
+) -> InnerState:
+    """`count` fresh runs, everything random drawn from `generator` and on its device; see Optimizee.init."""
+    params, task = optimizee.init(generator, count, held_out=held_out)
     seed = seeds(generator, count)
     return InnerState(params, rule.init(optimizee.wiring, params), task, seed, torch.zeros_like(seed))
 
@@ -289,45 +289,3 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
 def _ordered(tree: Any) -> Any:
     """Dictionaries sorted by name: a rule need not return its state in the order in which it got it."""
     return {name: _ordered(tree[name]) for name in sorted(tree)} if isinstance(tree, dict) else tree
-
-
-class _Kept(TorchDispatchMode):
-    """Notes every storage that is made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                reference = StorageWeakRef(storage)
-                self.made[reference.cdata] = (reference, storage.nbytes())
-        return out
-
-    def bytes(self) -> int:
-        return sum(size for reference, size in self.made.values() if not reference.expired())
-
-
-def memory_of(unroll: Unroll, count: int, steps: int, generator: torch.Generator) -> int:
-    """Bytes that truncated backprop holds through an unroll of `count` networks over `steps` steps, beyond the state.
-
-    Measured on unrolls of two and four steps, not compiled, and extended linearly; compiled steps hold less. The
-    estimators by evolution hold the states of two steps whatever the length.
-    """
-    assert isinstance(unroll.rule, nn.Module)
-    plain = Unroll(unroll.rule, unroll.optimizee, unroll.fresh)
-    state = start(unroll.rule, unroll.optimizee, generator, count)
-    weights = {
-        name: tensor.detach().expand(count, *tensor.shape).contiguous().requires_grad_()
-        for name, tensor in unroll.rule.named_parameters()
-    }
-    held = []
-    for length in (2, 4):
-        with torch.enable_grad(), _Kept() as kept:
-            after = plain(state, length, weights)
-            held.append(kept.bytes())
-        del after
-    return held[0] + (held[1] - held[0]) * (steps - 2) // 2

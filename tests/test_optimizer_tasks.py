@@ -1,0 +1,128 @@
+"""What meta_train.py and compare_optimizers.py say and do, in this process: no training of more than a few steps."""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import tyro
+
+from tests.test_tasks import ROOT
+from weightedit.errors import WeightEditError
+from weightedit.metatrain.estimators import PES, Horizons
+from weightedit.metatrain.image_optimizees import LabelledImages
+from weightedit.metatrain.optimizee import Quadratic
+from weightedit.metatrain.problems import optimizee
+from weightedit.metatrain.unroll import Unroll
+from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
+from weightedit.plots import Band
+
+
+@pytest.fixture
+def comparison(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "tasks"))
+    return importlib.import_module("compare_optimizers")
+
+
+def test_the_rate_told_is_the_rules_own(
+    comparison: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = []
+    monkeypatch.setattr(comparison, "milliseconds", lambda problem, rule, steps: run.append(rule) or 1.0)
+    rules = ("adam", "sgd", "muon", "geometric-adam")
+    config = comparison.Config(rules=rules, out=str(tmp_path), smoke=True, lowest_rate=0.003, highest_rate=0.003)
+    facts = comparison.main(replace(config, images="nowhere"))["rules"]
+    for name, rule in zip(rules[1:], run[1:], strict=True):  # Adam is timed as torch's
+        assert facts[name]["rate"] == rule.learning_rate == pytest.approx(0.03)
+        assert f"| {name} | 0.03 |" in (tmp_path / "comparison.md").read_text()
+    assert "| adam | 0.003 |" in (tmp_path / "comparison.md").read_text()
+
+
+def test_rules_of_folders_of_one_name_are_told_apart(comparison: ModuleType) -> None:
+    names = ["adam", "a/x/rule", "a/y/rule", "b/y/rule/", "c/small", "runs/adam", "./d/rule", "d/rule"]
+    found = ["adam", "x/rule", "a/y/rule", "b/y/rule", "small", "runs/adam", "./d/rule", "d/rule"]
+    assert list(comparison.labels(names).values()) == found
+
+
+def test_steps_that_end_between_two_evaluations_are_refused(comparison: ModuleType) -> None:
+    with pytest.raises(WeightEditError, match="1000 steps evaluated every 300 came; expected a multiple.*--steps 900"):
+        comparison.main(comparison.Config(steps=1000, evaluate_every=300))
+    with pytest.raises(WeightEditError, match="evaluated every 0"):
+        comparison.main(comparison.Config(evaluate_every=0))
+
+
+def test_seconds_to_adams_lowest_loss(comparison: ModuleType) -> None:
+    """Steps times milliseconds, and as a multiple of Adam's; no column where nothing was timed."""
+    losses = {"adam": [3.0, 2.0, 1.0], "quick": [3.0, 1.0, 1.0], "slow": [3.0, 2.0, 1.5]}
+    times = {"adam": 10.0, "quick": 50.0, "slow": 20.0}
+    facts = {
+        name: {"rate": None, "losses": {"standard": [run]}, "accuracy": [0.5], "milliseconds": times[name]}
+        for name, run in losses.items()
+    }
+    config = comparison.Config(steps=400, evaluate_every=200, seeds=1)
+    table = comparison.report(config, facts).splitlines()
+    assert table[2].endswith("| ms per step | times fused Adam's | seconds to 1.000 | times Adam's |")
+    assert len({line.count("|") for line in table[2:]}) == 1
+    assert table[4].endswith("| 10.00 | 1.00 | 4.00 | 1.00 |")
+    assert table[5].endswith("| 50.00 | 5.00 | 10.00 | 2.50 |")
+    assert table[6].endswith("| 20.00 | 2.00 | never | - |")
+    assert "seconds" not in comparison.report(replace(config, timed_steps=0), facts)
+
+
+@pytest.fixture
+def meta_training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "tasks"))
+    return importlib.import_module("meta_train")
+
+
+def test_fits_are_validated_on_images_that_no_inner_step_saw(meta_training: ModuleType) -> None:
+    """The images of training are black, those held out white: a rule that does nothing shows which it was asked."""
+    black = LabelledImages(torch.zeros(4, 1, 6, 6), torch.zeros(4, dtype=torch.long), 1)
+    white = replace(black, images=torch.ones(4, 1, 6, 6))
+    rule = MLPRule(MLPRuleConfig.lean(1e-30))
+    validated, (expected, trained) = (
+        meta_training.score_of(rule, optimizee("mnist-siren", black, white, hidden=(4,)), 2),
+        [meta_training.score_of(rule, optimizee("mnist-siren", seen, hidden=(4,)), 2) for seen in (white, black)],
+    )
+    assert validated == expected != trained
+
+
+def test_memory_is_told_of_all_problems(
+    meta_training: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The states of all, and the most that a call needs beside its own: here 1 + 2 + 3 and 9 MiB."""
+    found = iter([(1, 3), (2, 11), (3, 5)])
+    monkeypatch.setattr(meta_training, "memory_of", lambda *_: tuple(2**20 * size for size in next(found)))
+    meta_training.tell_memory(meta_training.Config(), [None] * 3)
+    assert "an outer step holds up to 15.0 MiB per process" in capsys.readouterr().out
+
+
+def test_the_curve_is_drawn_at_every_validation(
+    meta_training: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, bands = [], meta_training.bands
+
+    def recorded(panels: dict[str, list[Band]], path: Path, **options: str) -> Path:
+        drawn.append({band.label: list(band.x) for band in panels["outer step"]})
+        return bands(panels, path, **options)
+
+    monkeypatch.setattr(meta_training, "bands", recorded)
+    meta_training.main(meta_training.Config(smoke=True, rule="lean", out=str(tmp_path)))
+    assert [curve["validation"] for curve in drawn] == [[2], [2, 4], [2, 4]]
+    assert drawn[0]["meta-loss"] == [1.0] and drawn[-1]["meta-loss"] == [1.0, 2.0, 3.0, 4.0]
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_a_state_is_taken_up_on_the_device_of_the_rule(meta_training: ModuleType) -> None:
+    rule = MLPRule(MLPRuleConfig.lean(1e-3)).to("meta")
+    carried = meta_training.MetaLoss([PES(Unroll(rule, Quadratic()), Horizons(2, 3))])
+    carried.load({"turn": torch.tensor(5), "0/seed": torch.tensor(1), "0/inner/step": torch.zeros(4)})
+    assert carried.turn == 5 and {tensor.device.type for tensor in carried.states[0].values()} == {"meta"}
+
+
+def test_problems_are_optimizees_too(meta_training: ModuleType) -> None:
+    """`--optimizee` is another name of `--problems`."""
+    for flag in ("--problems", "--optimizee"):
+        assert tyro.cli(meta_training.Config, args=[flag, "cifar-mlp", "mnist-siren"]).problems[1] == "mnist-siren"
