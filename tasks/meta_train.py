@@ -238,7 +238,7 @@ def main(config: Config) -> TrainResult:
     def validate(module: nn.Module) -> float:
         value = statistics.fmean(score_of(module, problem, config.validation_steps) for problem in problems[::stride])
         if math.isfinite(value):
-            draw(out, {"step": carried.turn // config.training.accumulate, "validation": value})
+            draw(out, len(problems), {"step": carried.turn // config.training.accumulate, "validation": value})
         return value
 
     stride = 1 + (config.members if config.vary else 0)
@@ -265,7 +265,7 @@ def main(config: Config) -> TrainResult:
         "finished": result.finished,
     }
     (out / "result.json").write_text(json.dumps(facts, indent=2))
-    draw(out)
+    draw(out, len(problems))
     rule.save_pretrained(out / "rule", model_card(config, facts), facts)
     print(
         f"validation {result.best_validation:.4f} after outer step {result.best_step}; rule written to {out / 'rule'}"
@@ -290,11 +290,12 @@ def tell_memory(config: Config, estimators: Sequence[Estimator]) -> None:
     tqdm.write(f"an outer step holds up to {held / 2**20:.1f} MiB per process, beside the images (compiled: less)")
 
 
-def draw(out: Path, latest: dict[str, Any] | None = None) -> None:
-    """The meta-loss and the validations of out/run's log, and one that it does not have yet, as out/curve.png."""
+def draw(out: Path, problems: int, latest: dict[str, Any] | None = None) -> None:
+    """The meta-loss, as means over whole rounds of the problems, and the validations of out/run's log, and one that it
+    does not have yet, as out/curve.png."""
     records = read_log(out / "run")
     trained = [record for record in records if record["loss"] is not None]
-    size = max(1, len(trained) // 100)
+    size = problems * max(1, len(trained) // (100 * problems))
     parts = [trained[i : i + size] for i in range(0, len(trained), size)]
     means = [statistics.fmean(float(r["loss"]) for r in part) for part in parts]
     drawn = [Band("meta-loss", [float(part[-1]["step"]) for part in parts], [means])] if parts else []
