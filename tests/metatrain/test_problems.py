@@ -36,6 +36,9 @@ def test_problems_read_their_images_at_their_size(pictures):
     mlp, cnn = optimizee("fashion-mlp", small, batch_size=3), optimizee("fashion-cnn", whole)
     assert isinstance(mlp, ClassifierOptimizee) and mlp.spec.widths == (64, 32, 2) and mlp.batch_size == 3
     assert isinstance(cnn, ModuleOptimizee)
+    for name, size in (("fashion-mlp-16", 16), ("fashion-mlp-full", 28)):
+        larger = optimizee(name, images_of(name, pictures))
+        assert isinstance(larger, ClassifierOptimizee) and larger.spec.widths == (size * size, 32, 2)
     gelu = optimizee("fashion-mlp-gelu", small)
     assert isinstance(gelu, ClassifierOptimizee) and gelu.spec.layers[0].activation.name == "gelu"
     params, _ = cnn.init(torch.Generator().manual_seed(0), 1)
@@ -50,8 +53,12 @@ def test_a_family_varies_what_it_is_told_to():
     assert len({problem.spec for problem in drawn}) > 3
     with pytest.raises(WeightEditError, match="variations"):
         family("digits-mlp", data, None, ("colour",))
-    with pytest.raises(WeightEditError, match="activation.* of fashion-cnn came; expected some of hidden, batch_size"):
-        optimizee("fashion-cnn", data, activation="tanh")
+    with pytest.raises(WeightEditError, match="colour.* of fashion-cnn came; expected some of hidden, activation"):
+        optimizee("fashion-cnn", data, colour="red")
+    plain, large = (optimizee("fashion-cnn", data, initial_scale=scale, activation="tanh") for scale in (1.0, 2.0))
+    small, twice = (problem.init(torch.Generator().manual_seed(0), 1)[0] for problem in (plain, large))
+    assert all(torch.equal(2 * small[name], tensor) for name, tensor in twice.items())
+    assert isinstance(large, ModuleOptimizee) and any(isinstance(m, torch.nn.Tanh) for m in large.net.modules())
     cnn = optimizee("fashion-cnn", data, hidden=(8, 16), batch_size=32)
     assert isinstance(cnn, ModuleOptimizee) and cnn.batch_size == 32
     assert {tuple(p.shape) for p in cnn.net.parameters() if p.dim() == 4} == {(8, 1, 3, 3), (16, 8, 3, 3)}

@@ -265,23 +265,33 @@ class ModuleOptimizee(Classifier):
         return torch.func.vmap(of_one)(params, images)
 
 
-def conv_net(
-    channels: int, classes: int, *, widths: Sequence[int] = (16, 32, 32), strides: Sequence[int] = (2, 1, 1)
-) -> nn.Module:
-    """3x3 convolutions with ReLU, an average over positions, a linear layer; weights of variance 1 / fan_in, no biases.
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
-    With widths 16-32-32 and 32-64-64 these are the CNNs that learned optimizers are tried on (Conv_* of Google's
-    learned_optimization): normal draws cut at two standard deviations, biases zero.
+
+def conv_net(
+    channels: int,
+    classes: int,
+    *,
+    widths: Sequence[int] = (16, 32, 32),
+    strides: Sequence[int] = (2, 1, 1),
+    activation: str = "relu",
+    initial_scale: float = 1.0,
+) -> nn.Module:
+    """3x3 convolutions, an average over positions, a linear layer; weights of variance initial_scale^2 / fan_in.
+
+    With widths 16-32-32 and 32-64-64 and ReLU these are the CNNs that learned optimizers are tried on (Conv_* of
+    Google's learned_optimization): normal draws cut at two standard deviations, biases zero. Other activations: tanh,
+    gelu.
     """
     layers: list[nn.Module] = []
     for before, after, stride in zip((channels, *widths), widths, chain(strides, repeat(1)), strict=False):
-        layers += [nn.Conv2d(before, after, 3, stride, 1), nn.ReLU()]
+        layers += [nn.Conv2d(before, after, 3, stride, 1), _ACTIVATIONS[activation]()]
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
     for name, parameter in net.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
             continue
-        deviation = parameter[0].numel() ** -0.5
+        deviation = initial_scale * parameter[0].numel() ** -0.5
         nn.init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation)
     return net
 

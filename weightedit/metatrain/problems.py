@@ -57,12 +57,19 @@ PROBLEMS: dict[str, Problem] = {
     "mnist-mlp": Problem("mnist", 8, "mlp", (32,)),
     "fashion-mlp": Problem("fashion_mnist", 8, "mlp", (32,)),
     "cifar-mlp": Problem("cifar10", 8, "mlp", (32,)),
+    "mnist-mlp-16": Problem("mnist", 16, "mlp", (32,)),
+    "fashion-mlp-16": Problem("fashion_mnist", 16, "mlp", (32,)),
+    "cifar-mlp-16": Problem("cifar10", 16, "mlp", (32,)),
+    "mnist-mlp-full": Problem("mnist", None, "mlp", (32,)),
+    "fashion-mlp-full": Problem("fashion_mnist", None, "mlp", (32,)),
+    "cifar-mlp-full": Problem("cifar10", None, "mlp", (32,)),
     "fashion-mlp-wide": Problem("fashion_mnist", 8, "mlp", (128,)),
     "fashion-mlp-deep": Problem("fashion_mnist", 8, "mlp", (32, 32)),
     "cifar-mlp-wide": Problem("cifar10", 8, "mlp", (128,)),
     "cifar-mlp-deep": Problem("cifar10", 8, "mlp", (32, 32)),
     "fashion-mlp-gelu": Problem("fashion_mnist", 8, "mlp", (32,), activation="gelu"),
     "cifar-mlp-gelu": Problem("cifar10", 8, "mlp", (32,), activation="gelu"),
+    "mnist-cnn": Problem("mnist", None, "cnn", (16, 32, 32), (2, 1, 1)),
     "fashion-cnn": Problem("fashion_mnist", None, "cnn", (16, 32, 32), (2, 1, 1)),
     "cifar-cnn": Problem("cifar10", None, "cnn", (32, 64, 64), (2, 1, 1)),
     "fashion-cnn-small": Problem("fashion_mnist", 8, "cnn", (8, 16, 16), (2, 1, 1)),
@@ -116,8 +123,9 @@ def optimizee(name: str, data: LabelledImages, held_out: LabelledImages | None =
         channels = data.images.shape[1]
 
         def net() -> torch.nn.Module:
-            return conv_net(channels, data.classes, widths=hidden, strides=problem.strides)
+            return conv_net(channels, data.classes, widths=hidden, strides=problem.strides, **own)
 
+        own = {key: changes.pop(key) for key in ("activation", "initial_scale") if key in changes}
         return ModuleOptimizee(data, held_out, make=net, **changes)
     activation = Activation(changes.pop("activation", problem.activation))
     return ClassifierOptimizee(data, held_out, hidden=hidden, activation=activation, init_name=INIT, **changes)
@@ -130,7 +138,12 @@ VARIATIONS: dict[str, dict[str, Sequence[Any]]] = {
         "initial_scale": (1.0, 0.5, 2.0),
         "batch_size": (128, 32),
     },
-    "cnn": {"hidden": ((8, 16, 16), (16, 16), (8, 8, 16)), "batch_size": (128, 32)},
+    "cnn": {
+        "hidden": ((8, 16, 16), (16, 16), (8, 8, 16)),
+        "activation": ("relu", "tanh", "gelu"),
+        "initial_scale": (1.0, 0.5, 2.0),
+        "batch_size": (128, 32),
+    },
     "siren": {"hidden": ((32, 32), (16, 16), (48, 48), (24, 24, 24))},
 }
 """By kind of problem: what may vary, and the values it takes in a family."""
