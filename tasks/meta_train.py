@@ -3,7 +3,7 @@
     python tasks/meta_train.py --problems fashion-mlp --rule scalegmn --out runs/rule
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 tasks/meta_train.py ...     two processes, twice the particles
 
-The first is 1,500 outer steps: minutes on one core, 13 where it was measured.
+The first is 1,500 outer steps, a quarter of an hour of one core.
 
 Every outer step unrolls `truncation` inner steps of one problem's particles and follows the estimated gradient of their
 mean loss. Problems take turns; `vary` adds problems of other widths, activations, initial scales and batch sizes to
