@@ -102,5 +102,9 @@ def test_refusals():
     with pytest.raises(WeightEditError, match="no runs came"):
         meta_gradient(rule, [])
     far = ModuleRun(run.net, run.batches, lambda net, batch: cross_entropy(net, batch) * torch.inf)
-    with pytest.raises(NonFiniteError, match="run 1, of a Net"):
+    with pytest.raises(NonFiniteError, match="run 1, of a Net: update.* at step 1 came out infinite or NaN"):
         meta_gradient(rule, [run, far])
+    last = iter([1.0, torch.inf])
+    late = ModuleRun(run.net, run.batches[:2], lambda net, batch: cross_entropy(net, batch) * next(last))
+    with pytest.raises(NonFiniteError, match="run 1, of a Net, has a loss"):
+        meta_gradient(rule, [run, late])

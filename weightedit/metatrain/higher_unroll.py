@@ -46,6 +46,7 @@ def unrolled(rule: nn.Module, run: ModuleRun) -> Tensor:
 
     Raises:
         WeightEditError: a rule without weights; fewer than two batches, whose loss no weight reaches.
+        NonFiniteError: a step that is not finite, by parameter and step.
     """
     import higher
 
@@ -77,14 +78,17 @@ def meta_gradient(rule: nn.Module, runs: Sequence[ModuleRun]) -> tuple[Weights, 
 
     Raises:
         WeightEditError: no runs, and what `unrolled` raises.
-        NonFiniteError: a run whose loss or gradient is not finite.
+        NonFiniteError: a run whose steps, loss or gradient are not finite.
     """
     if not runs:
         raise WeightEditError("no runs came; expected at least one.")
     named = dict(rule.named_parameters())
     total, mean = {name: torch.zeros_like(weight) for name, weight in named.items()}, torch.zeros(())
     for i, run in enumerate(runs):
-        loss = unrolled(rule, run).mean()
+        try:
+            loss = unrolled(rule, run).mean()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"run {i}, of a {type(run.net).__name__}: {error}") from error
         grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         found = [torch.zeros_like(w) if g is None else g for w, g in zip(named.values(), grads, strict=True)]
         if not all(bool(tensor.isfinite().all()) for tensor in (loss, *found)):
