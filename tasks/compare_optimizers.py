@@ -342,9 +342,10 @@ def report(config: Config, facts: dict[str, Any]) -> str:
     ]
     for name, found in facts.items():
         cells = [name, "-" if found["rate"] is None else f"{found['rate']:.2g}"]
+        reached: dict[str, int | None] = {}
         for kind in kinds:
             losses = torch.tensor(found["losses"][kind]).T
-            steps = steps_to(losses, lowest, config.evaluate_every)
+            steps = reached[kind] = steps_to(losses, lowest, config.evaluate_every)
             score = "-" if not steps or not first else f"{first / steps:.2f}x"
             cells += [f"{float(losses.mean(1).min()):.4f}", "never" if steps is None else str(steps), score]
         spread = statistics.stdev(found["accuracy"]) if config.seeds > 1 else 0.0
@@ -352,7 +353,7 @@ def report(config: Config, facts: dict[str, Any]) -> str:
         if config.timed_steps:
             ratio = found["milliseconds"] / facts["adam"]["milliseconds"]
             cells += [f"{found['milliseconds']:.2f}", f"{ratio:.2f}"]
-            steps = steps_to(torch.tensor(found["losses"]["standard"]).T, lowest, config.evaluate_every)
+            steps = reached["standard"]
             cells.append("never" if steps is None else f"{steps * found['milliseconds'] / 1e3:.2f}")
             cells.append("-" if steps is None or not first else f"{ratio * steps / first:.2f}")
         rows.append(f"| {' | '.join(cells)} |")
