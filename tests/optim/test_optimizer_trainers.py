@@ -119,7 +119,8 @@ class Rows(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("door", ["factory", "class", "instance"])
 def test_hugging_faces_trainer(tmp_path, door):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     model = Model()
     arguments = transformers.TrainingArguments(
         str(tmp_path), max_steps=30, per_device_train_batch_size=16, use_cpu=True, report_to=[], logging_steps=10,
@@ -141,7 +142,8 @@ def test_hugging_faces_trainer(tmp_path, door):
 
 
 def test_lightning(tmp_path):
-    lightning = pytest.importorskip("lightning")
+    import lightning
+
     rule = TinyRule()
 
     class Module(lightning.LightningModule):
