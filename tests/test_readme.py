@@ -24,7 +24,7 @@ def test_python_blocks_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(namespace["changed"]) == set(dict(namespace["net"].named_parameters()))
 
 
-def test_the_two_setup_commands_pin_the_cpu_build() -> None:
+def test_the_two_setup_commands_pin_torch() -> None:
     setup = [block for block in blocks("bash") if "pip install" in block]
     assert len(setup) == 2
     assert all("torch==2.13.0" in block for block in setup)
