@@ -11,14 +11,14 @@ permutations. Signs are kept by the form (ours; learned_optimizers.md section 3,
     n = act(N [mean of h over a neuron's weights, its layer, the network])     the one equivariant mixing layer
 
 `pace` and the biases b, c come from the clock, the loss and the tensor's place and size, as does f for w^, exp(decay);
-the other f are 1. At the start, steps fall with the root of the number of weight matrices (as Yang et al. 2023, "Tensor
-Programs VI", scale those of residual networks). The delta is that of an average of the iterates that took these steps
-(schedule-free, Defazio et al. 2024), so that noise dies out without a horizon. The scale of a neuron, in s, is the
-largest that it has had, decayed by `memory` a step: of the same type, and not zero where the weights into it pass
-through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam where that is not asked for,
-averaged. Under symmetry "permutation" the even features are joined by the odd ones, and no neuron has a gauge; the
-clock knows no horizon. Large tensors go through in pieces of rows, twice, unless gradients are asked for: memory is
-bounded by the piece.
+the other f are 1. At the start, steps fall with the root of the number of weight matrices (ours; the exponent was
+chosen on the vision transformer and the ResNet of tests/optim/test_whole_modules.py). The delta is that of an average
+of the iterates that took these steps (schedule-free, Defazio et al. 2024), so that noise dies out without a horizon.
+The scale of a neuron, in s, is the largest that it has had, decayed by `memory` a step: of the same type, and not zero
+where the weights into it pass through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam
+where that is not asked for, averaged. Under symmetry "permutation" the even features are joined by the odd ones, and no
+neuron has a gauge; the clock knows no horizon. Large tensors go through in pieces of rows, twice, unless gradients are
+asked for: memory is bounded by the piece.
 
 The file is long because one step is: what it sees is in metanet_features.py and gauge.py, the rest shares one pass.
 """
