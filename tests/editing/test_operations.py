@@ -1,5 +1,7 @@
 """Operations: bit-equality with OpenCV, exact definitions, the range of values, and every error."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -161,8 +163,67 @@ def test_bad_images_are_refused():
         operation("contrast")(byte_images(1, 2).float() / 255)
     with pytest.raises(WeightEditError, match="with 1 channels.*defined for 3"):
         operation("contrast-nfn")(good)
-    with pytest.raises(WeightEditError, match="operation 'crop' returned"):
-        Operation("crop", "too small", lambda images: images[..., 1:])(good)
+
+
+def _exits(images):
+    sys.exit(0)
+
+
+def _recurses(images):
+    return _recurses(images)
+
+
+def _wordy(images):
+    raise RuntimeError("many\nlines of it " * 100)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (_exits, r"raised SystemExit \(0\); expected a function from images"),
+        (_recurses, "raised RecursionError"),
+        (_wordy, r"raised RuntimeError \(many lines of it .{150,200} \.\.\.\)"),
+        (lambda: None, "raised TypeError .*takes 0 positional arguments"),
+        (lambda images: images.to("meta"), "raised NotImplementedError"),
+        (lambda images: images[..., 1:], r"returned torch.float32 \(2, 1, 28, 31\) for images of shape"),
+        (lambda images: images.repeat(3, 1, 1, 1), "returned torch.float32"),
+        (lambda images: images.to(torch.complex64), "returned torch.complex64"),
+        (lambda images: (images, images), "returned tuple for images"),
+        (lambda images: images.numpy(), "returned ndarray"),
+        (lambda images: images * 255, r"values from 0 to 255; expected images in \[0, 1\]"),
+        (lambda images: images - 1e-3, r"values from -0\.001 to"),
+        (lambda images: images / 0, "values from nan to nan"),
+    ],
+)
+def test_what_a_function_of_the_user_does_wrong_is_told(function, message):
+    images = byte_images(2, 1).float() / 255
+    images[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    with pytest.raises(WeightEditError, match=message):
+        operation(function)(images)
+    with pytest.raises(WeightEditError, match=message):
+        Operation("own", "", torch.clone, graded=lambda images, strength: function(images)).at(images, 0.5)
+
+
+def test_a_function_of_the_user_may_overwrite_its_images():
+    images = byte_images(2, 1).float() / 255
+    kept = images.clone()
+    own = operation(lambda images: images.neg_().add_(1))
+    assert torch.equal(own(images), 1 - kept) and torch.equal(images, kept)
+    torch.testing.assert_close(own.at(images, 0.25), 0.75 * kept + 0.25 * (1 - kept))
+    degrees = Operation("own", "", own.function, graded=lambda images, strength: images.lerp_(1 - images, strength))
+    assert torch.equal(degrees.at(images, 0.5), kept.lerp(1 - kept, 0.5)) and torch.equal(images, kept)
+
+
+def test_a_function_of_the_user_may_return_a_mask_or_miss_the_range_by_rounding():
+    images = byte_images(2, 1).double() / 255
+    for kind in (torch.bool, torch.uint8, torch.float16):
+        assert torch.equal(
+            operation(lambda images, kind=kind: (images > 0.5).to(kind))(images), (images > 0.5).double()
+        )
+    for dtype in (torch.float64, torch.float32):
+        one_ulp = 1 + torch.finfo(dtype).eps
+        found = operation(lambda images, dtype=dtype, by=one_ulp: torch.ones_like(images, dtype=dtype) * by)(images)
+        assert torch.equal(found, torch.ones_like(images))
 
 
 @pytest.mark.parametrize("size", [(21, 21), (12, 25)])

@@ -13,6 +13,7 @@ that an error on [-1, 1] is 4 times the mean squared error on [0, 1].
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -41,7 +42,7 @@ class Operation:
     Args:
         name: one word, or words joined by hyphens.
         description: what it computes, exact enough to repeat it.
-        function: float images [N, C, H, W] in [0, 1] -> the same shape, values in [0, 1].
+        function: float images [N, C, H, W] in [0, 1], a copy that it may overwrite -> the same shape, values in [0, 1].
         channels: the channel counts it accepts; None accepts any.
         differentiable: whether autograd passes through it (the OpenCV operations detach).
         graded: images and strengths [N, 1, 1, 1] -> images, from the image itself at 0 to `function` at 1; None blends
@@ -66,19 +67,10 @@ class Operation:
 
         Raises:
             WeightEditError: not a float tensor of rank 4, a channel count that is not accepted, values outside [0, 1]
-                or NaN, or (for an operation of your own) a result of another shape.
+                or NaN, or (for an operation of your own) a function that raises, or returns something else.
         """
         self._check(images)
-        if images.numel() == 0:
-            return images.clone()
-        edited = self.function(images)
-        if not isinstance(edited, Tensor) or edited.shape != images.shape:
-            got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
-            raise WeightEditError(
-                f"operation {self.name!r} returned {got} for images of shape {tuple(images.shape)}; an operation "
-                "returns a tensor of the same shape: correct its function."
-            )
-        return edited.to(dtype=images.dtype, device=images.device)
+        return images.clone() if images.numel() == 0 else self._applied(self.function, images)
 
     def on_rendering(self, rendering: Tensor) -> Tensor:
         """Apply the operation to a rendering, whose values may leave [0, 1]: they are clamped first.
@@ -120,8 +112,38 @@ class Operation:
         if images.numel() == 0:
             return images.clone()
         amount = amount.expand(len(images)).view(-1, 1, 1, 1)
-        graded = images.lerp(self(images), amount) if self.graded is None else self.graded(images, amount)
-        return torch.where(amount == 0, images, graded.clamp(0.0, 1.0))
+        if self.graded is None:
+            graded = images.lerp(self(images), amount).clamp(0.0, 1.0)
+        else:
+            graded = self._applied(self.graded, images, amount)
+        return torch.where(amount == 0, images, graded)
+
+    def _applied(self, function: Callable[..., Tensor], images: Tensor, *strengths: Tensor) -> Tensor:
+        """What a function, perhaps a user's own, makes of a copy of the images; whatever goes wrong is told."""
+        slack = 8 * torch.finfo(images.dtype).eps  # of its last sums
+        try:
+            edited = function(images.clone(), *strengths)
+            if isinstance(edited, Tensor) and edited.shape == images.shape and not edited.is_complex():
+                slack = max(slack, 8 * torch.finfo(edited.dtype).eps) if edited.is_floating_point() else slack
+                edited = edited.to(images).to_dense()
+        except (Exception, SystemExit) as error:
+            raise WeightEditError(
+                f"operation {self.name!r} raised {named_error(error)}; expected a function from images [N, C, H, W] in "
+                "[0, 1] to the same: correct it."
+            ) from error
+        if not isinstance(edited, Tensor) or edited.shape != images.shape or edited.is_complex():
+            got = f"{edited.dtype} {tuple(edited.shape)}" if isinstance(edited, Tensor) else type(edited).__name__
+            raise WeightEditError(
+                f"operation {self.name!r} returned {got} for images of shape {tuple(images.shape)}; an operation "
+                "returns a real tensor of the same shape: correct its function."
+            )
+        low, high = (bound.item() for bound in edited.detach().aminmax())
+        if not (low >= -slack and high <= 1.0 + slack):  # also true for NaN
+            raise WeightEditError(
+                f"operation {self.name!r} returned values from {low:.6g} to {high:.6g}; expected images in [0, 1]: "
+                "end its function with .clamp(0, 1), and divide bytes by 255."
+            )
+        return edited.clamp(0.0, 1.0)
 
     def _check(self, images: Tensor) -> None:
         if not isinstance(images, Tensor) or not images.is_floating_point():
@@ -149,6 +171,11 @@ class Operation:
                 f"operation {self.name!r} got values from {low:.6g} to {high:.6g}; it needs images in [0, 1]: map "
                 "images in [-1, 1] by (images + 1) / 2, and give a rendering to on_rendering(), which clamps."
             )
+
+
+def named_error(error: BaseException) -> str:
+    """The name of an error and the beginning of what it says, in brackets; one line."""
+    return f"{type(error).__name__} ({textwrap.shorten(str(error), 200, placeholder=' ...')})"
 
 
 def operation(choice: str | Operation | Callable[[Tensor], Tensor]) -> Operation:
