@@ -392,6 +392,56 @@ def test_a_function_of_ones_own_is_an_operation(place, capsys):
     assert (code, err) == (0, "") and "MSE    against flip" in out and Path("sheet.png").stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("f = lambda images: 1 / 0", "operation '<lambda>' raised ZeroDivisionError (division by zero)"),
+        ("def f(images):\n    return f(images)", "raised RecursionError"),
+        ("def f():\n    pass", "raised TypeError (f() takes 0 positional arguments but 1 was given)"),
+        ("f = lambda images: images.repeat(2, 1, 1, 1)", "returned torch.float32 (6, 1, 9, 7)"),
+        ("import sys\nf = lambda images: sys.exit(0)", "raised SystemExit (0)"),
+        ("import sys\nsys.exit(0)", "mine.py could not be run: SystemExit (0)"),
+        ("def g():\n    g()\ng()", "mine.py could not be run: RecursionError"),
+        ("import nowhere", "mine.py could not be run: ModuleNotFoundError"),
+    ],
+)
+def test_what_a_function_of_ones_own_does_wrong_is_one_line(place, capsys, body, message):
+    Path("mine.py").write_text(body)
+    words = ("--operation", "mine.py:f", "--rule", "kfac", "--preview", "sheet.png", "-o", "out.safetensors")
+    before = sorted(place.rglob("*"))
+    code, _, err = run(capsys, "edit", "in.safetensors", *words)
+    assert code == 2 and message in err and err.count("\n") == 1, err
+    assert sorted(place.rglob("*")) == before, "something was written"
+
+
+def test_a_function_of_ones_own_is_called_once(place, capsys):
+    Path("mine.py").write_text(
+        "calls = []\ndef f(images):\n    calls.append(1)\n    return images / (2 - len(calls))\n"
+    )
+    words = ("--operation", "mine.py:f", "--rule", "kfac", "--preview", "sheet.png", "-o", "out.safetensors")
+    assert run(capsys, "edit", "in.safetensors", *words)[0] == 0 and Path("sheet.png").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("demo", "--editor", ""),
+        ("demo", "--operation", ""),
+        ("edit", "in.safetensors", "-o", "out.safetensors", "--editor", " "),
+        ("edit", "in.safetensors", "-o", "out.safetensors", "--operation", ""),
+        ("edit", "in.safetensors", "-o", "out.safetensors", "--operation", "dilate", "--rule", ""),
+        ("edit", "in.safetensors", "-o", "out.safetensors", "--operation", "dilate", "--preview", ""),
+        ("fit", "digit0.png", "", "-o", "out.safetensors"),
+        ("info", ""),
+    ],
+)
+def test_empty_words_are_refused(place, capsys, words):
+    before = sorted(place.rglob("*"))
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "") and "came empty; expected a value" in err and err.count("\n") == 1
+    assert sorted(place.rglob("*")) == before, "something was written"
+
+
 def test_strength_goes_from_nothing_to_beyond(place, capsys):
     save_inrs(make_stack(), "in.safetensors")
     before, means = make_stack().render().mean(), []

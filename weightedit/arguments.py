@@ -96,19 +96,26 @@ def named_operation(text: str) -> Operation:
     Raises:
         WeightEditError: an unknown name, or a file that cannot be imported or has no such function.
     """
-    from weightedit.editing.operations import operation
+    from weightedit.editing.operations import named_error, operation
 
     path, colon, name = text.rpartition(":")
     if not colon or not path.endswith(".py"):
         return operation(text)
     try:
         found = runpy.run_path(path).get(name)
-    except Exception as error:  # whatever the user's own file raises
-        raise WeightEditError(f"{path} could not be run ({type(error).__name__}: {error}); correct it.") from error
+    except (Exception, SystemExit) as error:  # whatever the user's own file raises
+        raise WeightEditError(f"{path} could not be run: {named_error(error)}; correct it.") from error
     if not callable(found):
         raise WeightEditError(f"{path} has no function {name!r}; expected one from images [N, C, H, W] to the same.")
     function: Any = found
     return operation(function)
+
+
+def check_words(options: argparse.Namespace) -> None:
+    """Raise WeightEditError on an option or argument that came empty, as `--editor "$UNSET"` does."""
+    for name, value in vars(options).items():
+        if any(isinstance(word, str) and not word.strip() for word in (value if isinstance(value, list) else [value])):
+            raise WeightEditError(f"{name!r} came empty; expected a value: give one, or leave it out.")
 
 
 def check_output(path: str | Path, suffix: str) -> Path:

@@ -17,7 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weightedit.arguments import build_parser, check_output, chosen, find_editor, find_rule, named_operation
+from weightedit.arguments import (
+    build_parser,
+    check_output,
+    check_words,
+    chosen,
+    find_editor,
+    find_rule,
+    named_operation,
+)
 from weightedit.errors import FileFormatError, TypeMismatchError, WeightEditError
 
 if TYPE_CHECKING:
@@ -38,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     # What the library logs, such as INRs that missed their target, the commands say themselves.
     logging.getLogger("weightedit").addHandler(logging.NullHandler())
-    return told_in_one_line("weightedit", lambda: _COMMANDS[options.command](options))
+
+    def run() -> int:
+        check_words(options)
+        return _COMMANDS[options.command](options)
+
+    return told_in_one_line("weightedit", run)
 
 
 def told_in_one_line(program: str, run: Callable[[], object]) -> int:
@@ -134,8 +147,8 @@ def edit(options: argparse.Namespace) -> int:
     """INRs to edited INRs."""
     output = check_output(options.output, ".safetensors")
     preview = check_output(options.preview, ".png") if options.preview else None
-    alone = bool(options.operation) and options.editor is None
-    wanted = named_operation(str(options.operation)) if alone else None
+    alone = options.operation is not None and options.editor is None
+    operation = named_operation(str(options.operation)) if alone else None
     stack = _load_stack(options, options.size)
     if preview is not None and stack.widths[-1] not in (1, 3):
         raise WeightEditError(f"--preview came for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
@@ -152,8 +165,10 @@ def edit(options: argparse.Namespace) -> int:
             f"--operation, --strength or --widen came with an editor that has its own ({editor.operation}); expected "
             "--editor with such options only where one editor knows several: drop one."
         )
-    choice: str | Operation = wanted or options.operation or (editor.operations[0] if editor else "")
+    choice: str | Operation = operation or options.operation or (editor.operations[0] if editor else "")
     started, edited, steps, progress = time.perf_counter(), stack, options.refine, _progress()
+    # A user's own function is called once, before the work: what it does wrong costs nothing, and random ones agree.
+    targets = targets_of(choice, stack, options.strength)
     if editor is None or isinstance(editor, Editor):
         steps = options.refine if options.refine is not None else (0 if editor else 10)
         rule = _load_rule(options.rule) if steps else None
@@ -164,8 +179,8 @@ def edit(options: argparse.Namespace) -> int:
         edited = editor.edit(stack, progress=progress) if editor else widen(stack, options.widen)
         steps = 0 if options.strength == 0 else steps  # then an INR stays as it is, bit for bit
         if steps:
-            targets = target_of(choice, stack, strength=options.strength)
-            edited = refine(edited, targets, steps, rule=rule, progress=progress)
+            towards = target_of(choice, stack, strength=options.strength) if targets is None else targets
+            edited = refine(edited, towards, steps, rule=rule, progress=progress)
     else:
         if options.rule:
             raise WeightEditError("--rule came with an editor that holds a rule of its own; expected one: drop --rule.")
@@ -175,7 +190,6 @@ def edit(options: argparse.Namespace) -> int:
         )
     _say(f"edited {_plural(len(stack), 'INR')} in {time.perf_counter() - started:.1f} s")
     name = choice if isinstance(choice, str) else choice.name
-    targets = targets_of(choice, stack, options.strength)
     if targets is not None:
         before, after = (float(mean_squared_errors(inrs, targets).mean()) for inrs in (stack, edited))
         _say(f"MSE    against {name} of the INRs' own renderings: {before:.2e} before, {after:.2e} after")
@@ -188,7 +202,8 @@ def edit(options: argparse.Namespace) -> int:
     _say(f"wrote  {output}")
     if preview is not None:
         few = slice(0, _PREVIEW)
-        draw_edit(choice, stack[few], edited[few], preview, strength=options.strength)
+        wanted = None if targets is None else targets[few]
+        draw_edit(name, stack[few], edited[few], wanted, preview, strength=options.strength)
         _say(f"drew   {preview} ({min(_PREVIEW, len(stack))} of {len(stack)})")
     return 0
 

@@ -75,19 +75,18 @@ def draw_demo(found: Demo, name: str, path: str | Path) -> Path:
 
 
 def draw_edit(
-    choice: str | Operation, before: INRStack, after: INRStack, path: str | Path, *, strength: float = 1.0
+    name: str, before: INRStack, after: INRStack, targets: Tensor | None, path: str | Path, *, strength: float = 1.0
 ) -> Path:
-    """The preview of an edit: INRs before and after, the operation on the first rendering where it is known, and the
-    change in weights.
+    """The preview of an edit: INRs before and after, what was aimed at where it is known, and the change in weights.
 
     Args:
-        choice: the operation, or its name.
-        before, after: the same INRs, of 1 or 3 channels.
+        name: of the operation.
+        before, after: the same N INRs, of 1 or 3 channels.
+        targets: [N, C, H, W] of `targets_of`, or None.
         path: of the PNG.
         strength: of the operation that was aimed at.
     """
     columns: list[ImageColumn | ChangeColumn] = [ImageColumn("INR\nrendered", before.render())]
-    targets, name = targets_of(choice, before, strength), choice if isinstance(choice, str) else choice.name
     captions = [] if targets is None else _errors(mean_squared_errors(after, targets))
     columns.append(ImageColumn("edited INR\nonly weights changed", after.render(), captions))
     if targets is not None:
