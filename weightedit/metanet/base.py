@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from weightedit.errors import SpecError
-from weightedit.features import ChannelType, check_types
+from weightedit.features import PARAMETER, ChannelType, check_types
 from weightedit.graph import NeuralGraph
 from weightedit.spec import SYMMETRIES, Symmetry
 
@@ -66,6 +68,12 @@ class Metanetwork(nn.Module):
             )
         check_types(graph.types, self.types_in, type(self).__name__)
         return self.read(graph)
+
+
+def types_of(extra_types: Sequence[tuple[int, bool]], channels: int) -> tuple[ChannelType, ...]:
+    """Types of all channels: the parameters, then quantities of these (scale, odd), `channels` of each."""
+    quantities = PARAMETER, *(ChannelType(scale, odd) for scale, odd in extra_types)
+    return tuple(kind for kind in quantities for _ in range(channels))
 
 
 def declared(symmetry: Symmetry) -> tuple[Symmetry, ...]:

@@ -11,15 +11,16 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from weightedit.errors import SpecError
-from weightedit.features import DELTA, PARAMETER
+from weightedit.features import DELTA, INVARIANT
 from weightedit.graph import DenseLayout, NeuralGraph
-from weightedit.metanet.base import Metanetwork, check_chains
+from weightedit.metanet.base import Metanetwork, check_chains, types_of
 from weightedit.metanet.layers import root_of_mean
 from weightedit.metanet.statistics import hidden_layers
 
-_LATER = {"embedding", "channels"}
+_LATER = {"embedding", "channels", "extra_types"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class FlatMLPConfig:
         layers: hidden layers of the MLP.
         initial_scale: size of a delta relative to the weights of its layer, at the start.
         embedding: 0 to edit; else the width of the vector per network.
-        channels: of each parameter: the kernel positions of networks with convolutions, else 1.
+        channels: of each quantity: the kernel positions of networks with convolutions, else 1.
+        extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         seed: of the initial weights.
     """
 
@@ -42,9 +44,11 @@ class FlatMLPConfig:
     initial_scale: float = 0.01
     embedding: int = 0
     channels: int = 1
+    extra_types: tuple[tuple[int, bool], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "extra_types", tuple((int(k), bool(odd)) for k, odd in self.extra_types))  # from JSON
         if len(self.widths) < 2 or min(*self.widths, self.hidden, self.layers, self.channels) < 1 or self.embedding < 0:
             raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
 
@@ -56,7 +60,7 @@ class FlatMLPConfig:
     def from_dict(cls, data: Mapping[str, object]) -> FlatMLPConfig:
         """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
 
-        `embedding` and `channels` may be missing: configs older than they are have the defaults.
+        `embedding`, `channels` and `extra_types` may be missing: configs older than they are have the defaults.
         """
         expected = {field.name for field in fields(cls)}
         if not expected - _LATER <= set(data) <= expected:
@@ -74,13 +78,13 @@ class FlatMLP(Metanetwork):
     def __init__(self, config: FlatMLPConfig) -> None:
         super().__init__()
         self.config, self.embedding = config, config.embedding
-        self.types_in = (PARAMETER,) * config.channels
+        self.types_in = types_of(config.extra_types, config.channels)
         self.types_out = () if config.embedding else (DELTA,) * config.channels
         edges = sum(a * b for a, b in zip(config.widths, config.widths[1:], strict=False))
         size = edges * config.channels + sum(config.widths[1:])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
-            sizes = [size, *[config.hidden] * config.layers]
+            sizes = [(1 + len(config.extra_types)) * size, *[config.hidden] * config.layers]
             self.body = nn.Sequential(*hidden_layers(sizes), nn.Linear(sizes[-1], config.embedding or size))
         if not config.embedding:
             self.scale = nn.Parameter(torch.full((len(config.widths) - 1,), config.initial_scale))
@@ -89,11 +93,10 @@ class FlatMLP(Metanetwork):
         """Raises SpecError for a ragged graph or networks of other widths than the config's."""
         flat, unit = self._flat(graph)
         delta = self.body(flat) * unit * self._scales()
-        channels, inputs = graph.edges.shape[-1], self.config.widths[0]
+        channels, inputs = self.config.channels, self.config.widths[0]
         count = graph.edges.shape[-2] * channels
         edges, biases = delta.split([count, delta.shape[-1] - count], -1)
-        nodes = torch.zeros_like(graph.nodes)
-        nodes[..., inputs:, 0] = biases
+        nodes = functional.pad(biases.unsqueeze(-1), (0, channels - 1, inputs, 0))
         return graph.with_features(nodes, edges.unflatten(-1, (-1, channels)), self.types_out)
 
     def read(self, graph: NeuralGraph) -> Tensor:
@@ -101,7 +104,7 @@ class FlatMLP(Metanetwork):
         return self.body(self._flat(graph)[0])
 
     def _flat(self, graph: NeuralGraph) -> tuple[Tensor, Tensor]:
-        """Weights, then biases, over their units; and the units: [..., size]."""
+        """Weights, then biases, over their units, by quantity; and the units of the parameters: [..., size]."""
         check_chains(graph, type(self).__name__)
         layout, inputs = graph.layout, self.config.widths[0]
         if not isinstance(layout, DenseLayout) or layout.spec.widths != self.config.widths:
@@ -109,10 +112,18 @@ class FlatMLP(Metanetwork):
             raise SpecError(
                 f"networks of widths {widths} came; expected {self.config.widths}: a flat MLP reads no others."
             )
-        sizes = root_of_mean(layout.layer_mean_edges(graph.edges.square().mean(-1, keepdim=True)))
-        at_nodes = layout.sum_at_target(sizes) / layout.sum_at_target(torch.ones_like(sizes)).clamp(min=1)
-        unit = torch.cat([sizes.expand_as(graph.edges).flatten(-2), at_nodes[..., inputs:, 0]], -1)
-        return torch.cat([graph.edges.flatten(-2), graph.nodes[..., inputs:, 0]], -1) / unit, unit
+        found, units = [], []
+        for number in range(1 + len(self.config.extra_types)):
+            first = number * self.config.channels
+            edges = graph.edges[..., first : first + self.config.channels]
+            biases = graph.nodes[..., inputs:, first]
+            sizes = root_of_mean(layout.layer_mean_edges(edges.square().mean(-1, keepdim=True)))
+            if graph.types[first] == INVARIANT:
+                sizes = torch.ones_like(sizes)
+            at_nodes = layout.sum_at_target(sizes) / layout.sum_at_target(torch.ones_like(sizes)).clamp(min=1)
+            units.append(torch.cat([sizes.expand_as(edges).flatten(-2), at_nodes[..., inputs:, 0]], -1))
+            found.append(torch.cat([edges.flatten(-2), biases], -1) / units[-1])
+        return torch.cat(found, -1), units[0]
 
     def _scales(self) -> Tensor:
         pairs = list(zip(self.config.widths, self.config.widths[1:], strict=False))

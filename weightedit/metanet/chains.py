@@ -4,7 +4,9 @@ They act per layer with parameters of each layer's own, so they treat chains of 
 any hidden widths. Ragged graphs are cut into stacks of one architecture each and joined again. Inputs are divided,
 per network and parameter tensor, by the root mean square of its entries (in the scale gauge where neurons carry a
 positive factor), and deltas multiplied by it: ours, the papers normalise over their data set or not at all. The
-logarithms of these sizes are features of the reading ending. The linear layers are in weight_space.py.
+logarithms of these sizes are features of the reading ending. Further quantities (gradients, moments: `extra_types`) are
+further channels, each divided by a size of its own; invariants (a clock) are left as they are. The linear layers are in
+weight_space.py.
 
 Chains with convolutions are read and edited: an entry is a whole kernel, whose positions are channels (features.py),
 and channels are mixed by every matrix. Sizes are over all of them, padding included: where a kernel fills one position
@@ -29,9 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.errors import SpecError
-from weightedit.features import DELTA, PARAMETER
+from weightedit.features import DELTA, INVARIANT
 from weightedit.graph import DenseLayout, NeuralGraph, dense_layout
-from weightedit.metanet.base import Metanetwork, check_chains
+from weightedit.metanet.base import Metanetwork, check_chains, types_of
 from weightedit.metanet.weight_space import FREE, EquivariantLinear, Pooling, WeightSpace
 from weightedit.spec import NetworkSpec
 
@@ -48,6 +50,7 @@ class ChainConfig:
         layers: equivariant linear layers before the ending.
         embedding: 0 to edit; else the width of the vector per network.
         initial_scale: size of a delta relative to the weights of its layer, at the start.
+        extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         seed: of the initial weights.
     """
 
@@ -58,9 +61,11 @@ class ChainConfig:
     layers: int = 3
     embedding: int = 0
     initial_scale: float = 0.01
+    extra_types: tuple[tuple[int, bool], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "extra_types", tuple((int(k), bool(odd)) for k, odd in self.extra_types))  # from JSON
         if min(self.inputs, self.outputs, self.channels, self.width, self.layers) < 1 or self.embedding < 0:
             raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
 
@@ -68,10 +73,18 @@ class ChainConfig:
         """Plain data for JSON."""
         return asdict(self)
 
+    @property
+    def quantities(self) -> int:
+        """The parameters, and what stands beside them."""
+        return 1 + len(self.extra_types)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Self:
-        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries."""
-        if set(data) != {field.name for field in fields(cls)}:
+        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
+
+        `extra_types` may be missing: older configs have none.
+        """
+        if {*data, "extra_types"} != {field.name for field in fields(cls)}:
             raise SpecError(f"entries {sorted(data)} came; expected {sorted(field.name for field in fields(cls))}.")
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})  # type: ignore[arg-type]
 
@@ -87,7 +100,7 @@ class ChainMetanet(Metanetwork):
     def __init__(self, config: ChainConfig, space: WeightSpace) -> None:
         super().__init__()
         self.space, self.embedding = space, config.embedding
-        self.types_in = (PARAMETER,) * config.channels
+        self.types_in = types_of(config.extra_types, config.channels)
         self.types_out = () if config.embedding else (DELTA,) * config.channels
 
     @abstractmethod
@@ -174,12 +187,48 @@ def size_of(x: Tensor, axes: int, like: Tensor | None = None) -> Tensor:
     return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 1.0)
 
 
-def unit_blocks(space: WeightSpace, graph: NeuralGraph) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Weights [..., out, in, C] and biases [..., out, C] of unit size; sizes per folded part."""
-    parts = space.fold(*blocks(graph))
-    sizes = [size_of(x, len(part.levels)) for x, part in zip(parts, space.parts, strict=True)]
-    weights, biases = space.unfold([x / size for x, size in zip(parts, sizes, strict=True)])
-    return weights, biases, sizes
+Quantity = tuple[list[Tensor], list[Tensor]]
+"""Weights [..., out, in, K] and biases [..., out, K] of one quantity."""
+
+
+def quantities(graph: NeuralGraph, count: int) -> list[Quantity]:
+    """The parameters of a dense graph, and the `count` - 1 quantities beside them."""
+    weights, biases = blocks(graph)
+    parts = zip(*([x.chunk(count, -1) for x in (*weights, *biases)]), strict=True)
+    return [(list(part[: len(weights)]), list(part[len(weights) :])) for part in parts]
+
+
+def joined(parts: Sequence[Quantity]) -> Quantity:
+    """All quantities as channels of one."""
+    weights, biases = zip(*parts, strict=True)
+    return [torch.cat(x, -1) for x in zip(*weights, strict=True)], [torch.cat(x, -1) for x in zip(*biases, strict=True)]
+
+
+def unit_quantity(
+    space: WeightSpace, quantity: Quantity, factors: Sequence[Tensor | None] | None = None
+) -> tuple[Quantity, list[Tensor]]:
+    """One quantity over its sizes, and these per folded part; `factors` as `like` of `size_of`, per part."""
+    parts = space.fold(*quantity)
+    likes = factors or [None] * len(parts)
+    sizes = [size_of(x, len(part.levels), like) for x, part, like in zip(parts, space.parts, likes, strict=True)]
+    return space.unfold([x / size for x, size in zip(parts, sizes, strict=True)]), sizes
+
+
+def unit_blocks(
+    space: WeightSpace, graph: NeuralGraph, count: int = 1
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights [..., out, in, C] and biases [..., out, C] of unit size; sizes per folded part.
+
+    Of `count` quantities, all channels side by side, and all sizes one quantity after the other; an invariant has 1.
+    """
+    found, sizes = [], []
+    for number, quantity in enumerate(quantities(graph, count)):
+        unit, size = unit_quantity(space, quantity)
+        if graph.types[number * len(graph.types) // count] == INVARIANT:
+            unit, size = quantity, [torch.ones_like(each) for each in size]
+        found.append(unit)
+        sizes += size
+    return *joined(found), sizes
 
 
 class FreeStack(nn.Module):
@@ -220,16 +269,17 @@ class LayerSizes(nn.Module):
         self.scale = nn.Parameter(torch.full((len(space.parts),), initial_scale))
 
     def forward(self, parts: Sequence[Tensor], sizes: Sequence[Tensor]) -> list[Tensor]:
-        """Deltas relative to the sizes -> deltas; both [..., *axes, C]."""
-        return [part * size * scale for part, size, scale in zip(parts, sizes, self.scale, strict=True)]
+        """Deltas relative to the sizes -> deltas; both [..., *axes, C]. Sizes of further quantities are not read."""
+        own = sizes[: len(parts)]
+        return [part * size * scale for part, size, scale in zip(parts, own, self.scale, strict=True)]
 
 
 class Reader(nn.Module):
     """Invariant summaries of all parts and the logarithms of their sizes -> one vector, by an MLP."""
 
-    def __init__(self, space: WeightSpace, width: int, embedding: int) -> None:
+    def __init__(self, space: WeightSpace, width: int, embedding: int, quantities: int = 1) -> None:
         super().__init__()
-        known = sum(part.folded * width + 1 for part in space.parts)
+        known = sum(part.folded * width + quantities for part in space.parts)
         self.body = nn.Sequential(
             nn.Linear(known, 2 * width),
             nn.LayerNorm(2 * width),
@@ -238,7 +288,7 @@ class Reader(nn.Module):
         )
 
     def forward(self, summaries: Sequence[Tensor], sizes: Sequence[Tensor]) -> Tensor:
-        """[..., folded * width] and sizes [..., 1, 1] or [..., 1, 1, 1], one per part -> [..., embedding]."""
+        """[..., folded * width] and sizes [..., 1, 1] or [..., 1, 1, 1], per quantity and part -> [..., embedding]."""
         lead = summaries[0].shape[:-1]
         logs = [size.log().reshape(*lead, 1) for size in sizes]
         return self.body(torch.cat([*summaries, *logs], -1))

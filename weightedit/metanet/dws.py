@@ -6,7 +6,8 @@ other has; input and output neurons are part of the channels. With the mean, whi
 all linear layers and is our default, a layer is the same function of its matrices as an HNP layer (nfn.py). The
 published code's defaults are the maximum, which `pooling` chooses, and attention in its set layers, which is not
 offered (theirs are linear by an option). What else differs here from NFN: no feature but the
-normalised entries themselves, a skip from them to the delta, and an invariant layer that pools as the others do.
+normalised entries themselves, a skip from those of the parameters to the delta, and an invariant layer that pools as
+the others do.
 
 Ours: inputs are normalised per tensor (chains.py), and every layer's features divided by their root mean square per
 tensor, in the place of batch normalisation.
@@ -65,24 +66,25 @@ class DWS(ChainMetanet):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             last = [] if config.embedding else [config.channels]
-            widths = [config.channels, *[config.width] * config.layers, *last]
+            widths = [config.quantities * config.channels, *[config.width] * config.layers, *last]
             self.stack = FreeStack(self.space, widths, pooling=self.pooling)
             if config.embedding:
-                self.reader = Reader(self.space, config.width, config.embedding)
+                self.reader = Reader(self.space, config.width, config.embedding, config.quantities)
             else:
                 self.skip = nn.Parameter(torch.zeros(len(self.space.parts)))
                 self.sizes = LayerSizes(self.space, config.initial_scale)
 
     def edit(self, graph: NeuralGraph) -> NeuralGraph:
         """The delta of a dense graph."""
-        weights, biases, sizes = unit_blocks(self.space, graph)
-        parts = self.space.fold(weights, biases)
-        found = [x + s * part for x, s, part in zip(self.stack(parts), self.skip, parts, strict=True)]
+        weights, biases, sizes = unit_blocks(self.space, graph, self.config.quantities)
+        k, moved = self.config.channels, self.stack(self.space.fold(weights, biases))
+        own = self.space.fold([x[..., :k] for x in weights], [x[..., :k] for x in biases])
+        found = [x + s * part for x, s, part in zip(moved, self.skip, own, strict=True)]
         return self.delta_graph(graph, self.sizes(found, sizes))
 
     def summarise(self, graph: NeuralGraph) -> Tensor:
         """The invariant layer: every part pooled over its neurons, then an MLP."""
-        weights, biases, sizes = unit_blocks(self.space, graph)
+        weights, biases, sizes = unit_blocks(self.space, graph, self.config.quantities)
         found = [x.relu() for x in self.stack(self.space.fold(weights, biases))]
         pooled = [pool(x, p.levels, (), self.pooling) for x, p in zip(found, self.space.parts, strict=True)]
         return self.reader(pooled, sizes)

@@ -23,6 +23,9 @@ the weights of adjacent layers along all paths from the inputs, u^l = W^l u^{l-1
 v^{l-1} = W^lT v^l, per channel: b'^l += A u^l and W'^l_jk += (B u^l)_j (C v^{l-1})_k, ours. (Learning 16 edits of small
 SIRENs by heart, as the contract suite does, 400 steps take the error from 0.20 to 0.042 without and 0.008 with them.)
 
+Gradients and moments (`extra_types`, odd ones) become channels of delta type first: one of exponent k is multiplied by
+s^(1 - k), s = n_i / n_j the gauge of its two ends, ours. Layers then mix all channels as they do those of parameters.
+
 Ours too: inputs are normalised per tensor in the scale gauge (chains.py), as are each layer's features, by scalars that
 no group changes; and the editing ending, a last linear layer, is of delta type, so that editing is equivariant on the
 whole path, which the published editor is not. The half-period shift of sine layers is not respected.
@@ -41,7 +44,17 @@ from torch.nn import functional
 from weightedit.canonicalization import scale_gauge
 from weightedit.errors import SpecError
 from weightedit.graph import NeuralGraph
-from weightedit.metanet.chains import ChainConfig, ChainMetanet, LayerSizes, Reader, blocks, size_of
+from weightedit.metanet.chains import (
+    ChainConfig,
+    ChainMetanet,
+    LayerSizes,
+    Quantity,
+    Reader,
+    joined,
+    quantities,
+    size_of,
+    unit_quantity,
+)
 from weightedit.metanet.weight_space import EquivariantLinear, Groups, WeightSpace, pool
 from weightedit.spec import SYMMETRIES, Activation, NetworkSpec, NeuronGroup, Symmetry
 
@@ -66,6 +79,11 @@ class MonomialConfig(ChainConfig):
         super().__post_init__()
         if self.symmetry not in SYMMETRIES:
             raise SpecError(f"symmetry {self.symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
+        if not all(odd for _, odd in self.extra_types):
+            raise SpecError(
+                f"quantities of types {self.extra_types} came; expected odd ones, which a factor brings to the type of "
+                "parameters: leave out squares and invariants, or take scalegmn."
+            )
         self.kinds()
 
     def kinds(self) -> list[Groups]:
@@ -90,6 +108,15 @@ def _activation(name: str) -> Activation:
 def _factors(group: NeuronGroup, symmetry: Symmetry) -> NeuronGroup:
     group = group.restricted(symmetry)
     return NeuronGroup(scale=group.scale, flip=group.flip)
+
+
+def _raised(quantity: Quantity, gauge: Sequence[Tensor], scale: int) -> Quantity:
+    """A quantity of this exponent as one of delta type; `gauge` [..., n, 1] per level."""
+    if scale == 1:
+        return quantity
+    ends = zip(*quantity, gauge[1:], gauge[:-1], strict=True)
+    raised = [(w * (n.unsqueeze(-2) / m.unsqueeze(-3)) ** (1 - scale), b * n ** (1 - scale)) for w, b, n, m in ends]
+    return [w for w, _ in raised], [b for _, b in raised]
 
 
 class PathProducts(nn.Module):
@@ -185,13 +212,13 @@ class Monomial(ChainMetanet):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             last = [] if config.embedding else [config.channels]
-            widths = [config.channels, *[config.width] * config.layers, *last]
+            widths = [config.quantities * config.channels, *[config.width] * config.layers, *last]
             pairs = list(zip(widths, widths[1:], strict=False))
             self.linears = nn.ModuleList(EquivariantLinear(self.space, a, b, kinds=self.kinds) for a, b in pairs)
             self.products = nn.ModuleList(PathProducts(self.space, a, b) for a, b in pairs if config.products)
             if config.embedding:
                 self.invariant = Invariant(self.space, config.width, self.kinds)
-                self.reader = Reader(self.space, config.width, config.embedding)
+                self.reader = Reader(self.space, config.width, config.embedding, config.quantities)
             else:
                 self.sizes = LayerSizes(self.space, config.initial_scale)
 
@@ -208,7 +235,7 @@ class Monomial(ChainMetanet):
         return self.reader(pooled, sizes)
 
     def features(self, graph: NeuralGraph) -> tuple[list[Tensor], list[Tensor], Groups]:
-        """Folded parts after the last linear layer, the sizes of the parameters, and the groups of the hidden layers.
+        """Folded parts after the last linear layer, the sizes of all quantities, and the groups of the hidden layers.
 
         Raises SpecError if the hidden layers allow something else than the config's activations.
         """
@@ -219,9 +246,13 @@ class Monomial(ChainMetanet):
         def sizes_of(parts: Sequence[Tensor]) -> list[Tensor]:
             return [size_of(x, n, factor) for x, n, factor in zip(parts, axes, factors, strict=True)]
 
-        parts = self.space.fold(*blocks(graph))
-        sizes = sizes_of(parts)
-        parts = [x / size for x, size in zip(parts, sizes, strict=True)]
+        units, sizes = [], []
+        for number, quantity in enumerate(quantities(graph, self.config.quantities)):
+            raised = _raised(quantity, gauge, graph.types[number * self.config.channels].scale)
+            unit, size = unit_quantity(self.space, raised, factors)
+            units.append(unit)
+            sizes += size
+        parts = self.space.fold(*joined(units))
         of_parts = [self.space.groups_of(part, groups) for part in self.space.parts]
         for number, linear in enumerate(self.linears):
             found = linear(parts, groups)

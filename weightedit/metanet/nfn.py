@@ -75,26 +75,23 @@ class NFN(ChainMetanet):
             self.output_codes = nn.Parameter(torch.randn(config.outputs, codes)) if codes else None
             self.register_buffer("frequencies", config.fourier_scale * torch.randn(config.fourier))
             entry = 2 * config.fourier if config.fourier else 1
-            known = config.channels * entry + 1 + codes
+            known = config.quantities * (config.channels * entry + 1) + codes
             last = [] if config.embedding else [config.channels]
             self.stack = FreeStack(self.space, [known, *[config.width] * config.layers, *last])
             if config.embedding:
-                self.reader = Reader(self.space, config.width, config.embedding)
+                self.reader = Reader(self.space, config.width, config.embedding, config.quantities)
             else:
                 self.sizes = LayerSizes(self.space, config.initial_scale)
 
     def features(self, graph: NeuralGraph) -> tuple[list[Tensor], list[Tensor]]:
         """Folded input parts, and the sizes by which they were divided."""
-        weights, biases, sizes = unit_blocks(self.space, graph)
-        logs = [size.log().div(4).reshape(*x.shape[:-3], 1, 1, 1) for x, size in zip(weights, sizes, strict=False)]
-        logs += [
-            size.log().div(4).reshape(*x.shape[:-2], 1, 1)
-            for x, size in zip(biases, sizes[len(weights) :], strict=True)
-        ]
-        found = [
-            torch.cat([self.lift(x), log.expand(*x.shape[:-1], 1)], -1)
-            for x, log in zip([*weights, *biases], logs, strict=True)
-        ]
+        weights, biases, sizes = unit_blocks(self.space, graph, self.config.quantities)
+        count = len(weights) + len(biases)
+        found = []
+        for number, x in enumerate([*weights, *biases]):
+            axes = 3 if number < len(weights) else 2
+            logs = [size.log().div(4).reshape(*x.shape[:-axes], *[1] * axes) for size in sizes[number::count]]
+            found.append(torch.cat([self.lift(x), *(log.expand(*x.shape[:-1], 1) for log in logs)], -1))
         weights, biases = self._coded(found[: len(weights)], found[len(weights) :])
         return self.space.fold(weights, biases), sizes
 

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.errors import ParamsError, SpecError
-from weightedit.features import DELTA, PARAMETER
+from weightedit.features import DELTA
 from weightedit.graph import DenseLayout, NeuralGraph, NodeConstants
 from weightedit.indexed import IndexedLayout
-from weightedit.metanet.base import Metanetwork
+from weightedit.metanet.base import Metanetwork, types_of
 from weightedit.metanet.heads import LayerTable
 from weightedit.metanet.layers import root_of_mean
 from weightedit.ragged import RaggedLayout
@@ -47,7 +47,8 @@ class PyGAdapterConfig:
         edge_width: edge channels that it reads (its edge_dim).
         width_out: node channels that it returns (its out_channels).
         edge_argument: keyword under which it takes edge features; "" for a model that takes none.
-        channels: of the parameters: the kernel positions of networks with convolutions, else 1.
+        channels: of each quantity: the kernel positions of networks with convolutions, else 1.
+        extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         levels: how many levels, from either end, have codes and output scales of their own.
         initial_scale: size of a delta relative to the weights of its layer, at the start.
         embedding: 0 to edit; else the width of the vector per network.
@@ -61,6 +62,7 @@ class PyGAdapterConfig:
     width_out: int = 64
     edge_argument: str = "edge_attr"
     channels: int = 1
+    extra_types: tuple[tuple[int, bool], ...] = ()
     levels: int = 8
     initial_scale: float = 0.01
     embedding: int = 0
@@ -100,23 +102,24 @@ class PyGAdapter(Metanetwork):
         _check_pooling(model)
         self.model, self.config, self.embedding = model, config, config.embedding
         self._told = [name for name in ("batch", "batch_size") if name in _arguments(model)]
-        self.types_in = (PARAMETER,) * config.channels
+        self.types_in = types_of(config.extra_types, config.channels)
         self.types_out = () if config.embedding else (DELTA,) * config.channels
         node, edge, out = config.node_width, config.edge_width, config.width_out
+        quantities, entries = 1 + len(config.extra_types), len(self.types_in)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             self.codes = LayerTable(config.levels, node, spread=0.5)
             self.input_codes = nn.Parameter(0.5 * torch.randn(config.inputs, node))
             self.output_codes = nn.Parameter(0.5 * torch.randn(config.outputs, node))
-            self.lift_nodes = nn.Linear(2, node)
-            self.lift_edges = nn.Linear(config.channels + 1, edge) if config.edge_argument else None
+            self.lift_nodes = nn.Linear(2 * quantities, node)
+            self.lift_edges = nn.Linear(entries + 1, edge) if config.edge_argument else None
             if config.embedding:
                 self.hidden = nn.Sequential(nn.LayerNorm(out), nn.Linear(out, out), nn.SiLU())
                 self.read_out = nn.Linear((1 + config.inputs + config.outputs) * out, config.embedding)
                 return
             self.norm = nn.LayerNorm(out)
             self.from_ends = nn.Linear(out, 2 * out)
-            self.from_edge = nn.Linear(config.channels, out, bias=False)
+            self.from_edge = nn.Linear(entries, out, bias=False)
             self.edge_delta = nn.Linear(out, config.channels)
             self.node_delta = nn.Linear(out, 1)
             self.scales = LayerTable(config.levels, 2, mean=config.initial_scale)
@@ -125,14 +128,15 @@ class PyGAdapter(Metanetwork):
         """Raises SpecError for networks with other ends, ParamsError for a model that returns other shapes."""
         flat = _ragged(graph)
         layout, constants = flat.layout, flat.layout.constants("permutation", flat.edges)
-        size, at_nodes = _sizes(flat)
+        size, at_nodes = self._sizes(flat)
         h, scale = self.norm(self._nodes(flat)), self.scales(constants)
         at_target, at_source = self.from_ends(h).chunk(2, -1)
-        seen = layout.add_ends(self.from_edge(flat.edges / size), at_target, at_source)
-        weights = self.edge_delta(functional.silu(seen)) * size * layout.to_target(scale[:, :1])
-        biases = self.node_delta(h) * at_nodes * scale[:, 1:] * (constants.in_degree > 0)
+        seen = layout.add_ends(self.from_edge(self._unit(flat.edges, size)), at_target, at_source)
+        weights = self.edge_delta(functional.silu(seen)) * size[:, :1] * layout.to_target(scale[:, :1])
+        biases = self.node_delta(h) * at_nodes[:, :1] * scale[:, 1:] * (constants.in_degree > 0)
         biases = functional.pad(biases, (0, self.config.channels - 1))
-        return graph.with_features(biases.view_as(graph.nodes), weights.view_as(graph.edges), self.types_out)
+        shapes = [(*x.shape[:-1], self.config.channels) for x in (graph.nodes, graph.edges)]
+        return graph.with_features(biases.view(shapes[0]), weights.view(shapes[1]), self.types_out)
 
     def read(self, graph: NeuralGraph) -> Tensor:
         """Raises as `transform` does."""
@@ -155,13 +159,14 @@ class PyGAdapter(Metanetwork):
                 )
         layout = flat.layout
         assert isinstance(layout, IndexedLayout)
-        constants, (size, at_nodes) = layout.constants("permutation", flat.edges), _sizes(flat)
-        x = self.lift_nodes(torch.cat([flat.nodes[:, :1] / at_nodes, at_nodes.log()], -1)) + self._codes(constants)
+        constants, (size, at_nodes) = layout.constants("permutation", flat.edges), self._sizes(flat)
+        biases = flat.nodes[:, :: self.config.channels]
+        x = self.lift_nodes(torch.cat([biases / at_nodes, at_nodes.log()], -1)) + self._codes(constants)
         index = torch.cat([layout.edge_index, layout.edge_index.flip(0)], 1)
         networks = {"batch": layout.network, "batch_size": len(layout.specs)}
         told = {name: networks[name] for name in self._told}
         if self.lift_edges is not None:
-            unit = flat.edges / size
+            unit = self._unit(flat.edges, size)
             both = [torch.cat([unit, torch.full_like(unit[:, :1], sign)], -1) for sign in (1.0, -1.0)]
             told[self.config.edge_argument] = self.lift_edges(torch.cat(both))
         found = self.model(x, index, **told)
@@ -173,6 +178,18 @@ class PyGAdapter(Metanetwork):
                 "what it returns."
             )
         return found
+
+    def _sizes(self, flat: NeuralGraph) -> tuple[Tensor, Tensor]:
+        """Root mean squares, per quantity, of an edge's layer, [e, Q], and of the layer that enters a node, [n, Q]."""
+        layout, constants = flat.layout, flat.layout.constants("permutation", flat.edges)
+        square = flat.edges.square().unflatten(-1, (-1, self.config.channels)).mean(-1)
+        size = root_of_mean(layout.layer_mean_edges(square))
+        at_nodes = layout.sum_at_target(size) / constants.in_degree.clamp(min=1)
+        return size, torch.where(constants.in_degree > 0, at_nodes, 1.0)
+
+    def _unit(self, edges: Tensor, size: Tensor) -> Tensor:
+        """Edges [e, C] over the sizes of their quantities."""
+        return edges / size.repeat_interleave(self.config.channels, -1)
 
     def _codes(self, constants: NodeConstants) -> Tensor:
         """[n, node_width]: one code per level, and one per input and output neuron."""
@@ -221,11 +238,3 @@ def _ragged(graph: NeuralGraph) -> NeuralGraph:
     nodes, edges = graph.nodes.flatten(0, -2), graph.edges.flatten(0, -2)
     layout = _copies(graph.layout.spec, len(nodes) // graph.nodes.shape[-2], nodes.device)
     return NeuralGraph(nodes, edges, layout, graph.types)
-
-
-def _sizes(flat: NeuralGraph) -> tuple[Tensor, Tensor]:
-    """Root mean square of the weights of an edge's layer, [e, 1], and of the layer that enters a node, [n, 1]."""
-    layout, constants = flat.layout, flat.layout.constants("permutation", flat.edges)
-    size = root_of_mean(layout.layer_mean_edges(flat.edges.square().mean(-1, keepdim=True)))
-    at_nodes = layout.sum_at_target(size) / constants.in_degree.clamp(min=1)
-    return size, torch.where(constants.in_degree > 0, at_nodes, 1.0)
