@@ -14,6 +14,8 @@ PACKAGE = ROOT / "weightedit"
 # Bottom to top: a module imports only from lines above its own.
 ORDER = [  # fmt: skip
     "errors",
+    "reading",
+    "schema",
     "checkpoint",
     "layer",
     "convolution",

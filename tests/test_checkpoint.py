@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from weightedit import checkpoint
-from weightedit.checkpoint import load_checkpoint, load_into, push_to_hub, save_checkpoint
+from weightedit.checkpoint import (
+    built_from,
+    check_kind,
+    load_checkpoint,
+    load_into,
+    push_to_hub,
+    save_checkpoint,
+)
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 
 TENSORS = {
@@ -319,3 +326,24 @@ def test_load_into_names_every_difference_at_once():
     ):
         assert part in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_config_builds_no_more_than_its_tensors_explain():
+    tensors = {"a": torch.ones(10)}
+    with built_from("folder", tensors, "rule"):
+        torch.nn.Linear(1000, 1000), torch.eye(1000)
+    for build in (
+        lambda: torch.nn.Linear(10**7, 10**7),
+        lambda: torch.eye(10**6),
+        lambda: torch.randn(10**5, 10**5),
+        lambda: [torch.nn.Linear(1, 1) for _ in range(10**9)],
+    ):
+        message = r"folder holds no rule \(ValueError: its config asks for far more numbers than its tensors have\)"
+        with pytest.raises(FileFormatError, match=message), built_from("folder", tensors, "rule"):
+            build()
+
+
+def test_the_kind_is_held_to():
+    check_kind({"kind": "rule"}, "rule")
+    with pytest.raises(FileFormatError, match=r"config.json is of kind \['rule'\]; expected 'rule'"):
+        check_kind({"kind": ["rule"]}, "rule")

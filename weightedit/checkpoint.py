@@ -8,10 +8,11 @@ Nothing is ever unpickled; a local folder never touches the network. The formats
 """
 
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,18 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
+from weightedit.reading import read_bytes, read_json, shortened
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
 
+# What may be built from a checkpoint: some times its own numbers (initial values are made in steps), and some more.
+_SHARE, _SPARE, _LEAST = 4, 2**22, 256
+_FROM_SIZES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.eye}
 _HUB_NAME = re.compile(r"[\w.-]*\w(/\w[\w.-]*)?", re.ASCII)
 
 
@@ -95,39 +101,66 @@ def load_checkpoint(
         )
     if version != FORMAT_VERSION:
         raise FileFormatError(
-            f"{folder / CONFIG} has format_version {version!r}; this version of weightedit reads {FORMAT_VERSION}: "
-            "install the version of weightedit that wrote it"
+            f"{folder / CONFIG} has format_version {shortened(version)}; this version of weightedit reads "
+            f"{FORMAT_VERSION}: install the version of weightedit that wrote it"
         )
     missing = [key for key in required if key not in config]
     if missing:
         raise FileFormatError(
-            f"{folder / CONFIG} lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, config)) or None}: "
+            f"{folder / CONFIG} lacks {', '.join(map(repr, missing))}; it has {shortened(list(config))[1:-1] or None}: "
             "this is another kind of checkpoint, or an edited one; load one that was saved for this purpose"
         )
     return read_tensors(folder / WEIGHTS), config
 
 
 @contextmanager
-def built_from(source: str | Path, config: Mapping[str, Any], what: str, *, kind: str | None = None) -> Iterator[None]:
-    """A with block that builds `what` from the config of the checkpoint `source`.
+def built_from(source: str | Path, tensors: Mapping[str, Tensor], what: str) -> Iterator[None]:
+    """A with block that builds `what` from the checkpoint `source`, and loads its tensors into it.
+
+    Inside, torch makes tensors of no more numbers than the checkpoint's own would explain, so that a config of a few
+    bytes does not fill the memory.
 
     Args:
         source: as `load_checkpoint` was given it.
-        config: as `load_checkpoint` gave it.
+        tensors: as `load_checkpoint` gave them.
         what: in words, as in "update rule"; for the message.
-        kind: what config["kind"] must be; None asks nothing.
     Raises:
-        FileFormatError: for another kind, and in place of whatever a config that does not fit raises in the block.
+        FileFormatError: in place of whatever a config or tensors that do not fit raise in the block.
     """
+    remedy = "name the folder of one, or download or train it again."
     try:
-        if kind is not None and config["kind"] != kind:
-            raise ValueError(f"it is of kind {config['kind']!r}")
-        yield
-    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        with _Bounded(_SPARE + _SHARE * sum(tensor.numel() for tensor in tensors.values())):
+            yield
+    except Exception as error:
+        reason = error if isinstance(error, WeightEditError) else f"{type(error).__name__}: {error}"
         raise FileFormatError(
-            f"{source} holds no {what} ({error}); expected what its save_pretrained writes: name the folder of one, or "
-            "download or train it again."
+            f"{source} holds no {what} ({reason}); expected what its save_pretrained writes: {remedy}"
         ) from error
+
+
+def check_kind(config: Mapping[str, Any], kind: str) -> None:
+    """Refuse the config of a checkpoint of another kind; FileFormatError."""
+    if config.get("kind") != kind:
+        raise FileFormatError(f"{CONFIG} is of kind {shortened(config.get('kind'))}; expected {kind!r}: name one")
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses to make tensors from their sizes once they have `left` numbers in all; small ones count as _LEAST."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch in place of each of its functions."""
+        if func in _FROM_SIZES and args:
+            size = args[0] if isinstance(args[0], Iterable) else [n for n in args if isinstance(n, int)]
+            self.left -= max(math.prod(size) ** (2 if func is torch.eye else 1), _LEAST)
+            if self.left < 0:
+                raise ValueError("its config asks for far more numbers than its tensors have")
+        return func(*args, **kwargs or {})
 
 
 def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -214,27 +247,14 @@ def encode_json(value: dict[str, Any]) -> bytes:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU; FileFormatError for anything else. Nothing is executed."""
     path = Path(path)
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         return {name: value.clone() for name, value in safetensors.torch.load(data).items()}  # aligned, each its own
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+    except Exception as error:  # a header may say anything, and dtypes that torch lacks raise as they please
         raise FileFormatError(
             f"{path} ({len(data)} bytes) {_looks_like(data)}: {error}; expected a complete safetensors file: "
             "fetch or save it again"
         ) from error
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file: UTF-8, one object, no key twice, no NaN or infinity; else FileFormatError."""
-    path = Path(path)
-    data = _read_bytes(path)
-    try:
-        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise FileFormatError(f"{path} is not valid JSON: {error}; expected one object: save the file again") from error
-    if not isinstance(value, dict):
-        raise FileFormatError(f"{path} holds a JSON {type(value).__name__}; expected an object: save the file again")
-    return value
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -299,32 +319,12 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FileFormatError(
-            f"{path} cannot be read ({error.strerror}); expected a readable file: check that the folder is complete"
-        ) from error
-
-
 def _looks_like(data: bytes) -> str:
     if data.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer (run `git lfs pull`)"
     if data.startswith((b"PK\x03\x04", b"\x80")):
         return "looks like a pickle, which is never opened here (convert it with safetensors where you trust it)"
     return "is not a safetensors file"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError(f"a key stands twice in {[key for key, _ in pairs]}")
-    return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _lists(value: Any) -> Any:

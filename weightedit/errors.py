@@ -5,9 +5,19 @@ code which catches ValueError keeps working; wrong wiring of channel types is a 
 assert inside the library, not an exception from here.
 """
 
+_LINE = 1000
+
 
 class WeightEditError(ValueError):
-    """Base of the errors raised for input that weightedit cannot treat."""
+    """Base of the errors raised for input that weightedit cannot treat.
+
+    Args:
+        message: kept as one line; of one that is longer than 1,000 characters, the beginning and the end.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= _LINE else f"{line[: 2 * _LINE // 3]} ... {line[-_LINE // 4 :]}")
 
 
 class SpecError(WeightEditError):

@@ -48,9 +48,9 @@ def test_values_and_raw_outputs_are_inverse():
 
 def test_dictionary_round_trip_is_strict():
     assert Convention.from_dict(ODD.to_dict()) == ODD
-    with pytest.raises(WeightEditError, match="expected exactly"):
+    with pytest.raises(WeightEditError, match="lacks coordinates, high, low, offset; expected the keys"):
         Convention.from_dict({"omega": 30.0})
-    with pytest.raises(WeightEditError, match="expected exactly"):
+    with pytest.raises(WeightEditError, match="has the unknown key 'gamma'; expected the keys"):
         Convention.from_dict({**ODD.to_dict(), "gamma": 1.0})
 
 

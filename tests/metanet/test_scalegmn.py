@@ -256,7 +256,7 @@ def test_config_round_trip_and_refusals():
     config = ScaleGMNConfig(**SMALL, extra_types=((-1, True),), symmetry="sign", bidirectional=False, seed=3)
     assert ScaleGMNConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     for spoil, message in (
-        ({"symmetry": "mirror"}, "symmetry 'mirror' is unknown"),
+        ({"symmetry": "mirror"}, "symmetry is 'mirror'; expected 'full' or"),
         ({"layers": 0}, "expected positive sizes"),
         ({"embedding": 4, "forecast": 4}, "embedding 4 came with a forecast of 4"),
         ({"probes": -1}, "probes and neuron codes of at least 0"),

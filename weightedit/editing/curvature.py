@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
 from weightedit.editing.rendering_problem import Layer, Pass, RenderingProblem
 from weightedit.errors import WeightEditError
+from weightedit.schema import conform
 from weightedit.spec import Params
 
 KIND = "refinement rule"
@@ -193,9 +194,10 @@ class LearnedKFAC(nn.Module):
     def from_pretrained(cls, source: str | Path) -> LearnedKFAC:
         """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
         tensors, config = load_checkpoint(source, required=("kind", "rule"))
-        with built_from(source, config, KIND, kind=KIND):
-            rule = cls(LearnedKFACConfig(**config["rule"]))
-        load_into(rule, tensors)
+        with built_from(source, tensors, KIND):
+            check_kind(config, KIND)
+            rule = cls(conform(LearnedKFACConfig, config["rule"], f"{CONFIG}: rule"))
+            load_into(rule, tensors)
         return rule.eval()
 
 

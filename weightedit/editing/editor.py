@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.delta import apply_delta, propose_delta
 from weightedit.editing.curvature import KFAC, RIDGE
 from weightedit.editing.guidance import check_guides, guides
@@ -24,11 +25,12 @@ from weightedit.editing.refinement import refine as refine_stack
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import ParamsError, SpecError, WeightEditError
 from weightedit.features import PARAMETER, check_types
-from weightedit.inr.convention import Convention, convert
+from weightedit.inr.convention import Convention, StatedConvention, convert
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widened
 from weightedit.metanet.base import Metanetwork
-from weightedit.metanet.registry import build_metanet, describe_metanet
+from weightedit.metanet.registry import MetanetConfig, build_metanet, describe_metanet
+from weightedit.schema import Facts, conform
 from weightedit.spec import NetworkSpec, Params
 
 _CONFIG_KEYS = ("metanet", "operation", "convention")
@@ -57,6 +59,17 @@ class EditorOptions:
     def informed(self) -> bool:
         """Whether the target must be known, hence the size of the image."""
         return bool(self.guides) or self.solve_last
+
+
+class EditorConfig(TypedDict):
+    """What the config.json of an editor holds; editors older than the options have none, nor a kind."""
+
+    kind: NotRequired[Literal["editor"]]
+    metanet: MetanetConfig
+    operation: str
+    convention: StatedConvention
+    options: NotRequired[EditorOptions]
+    training: NotRequired[Facts]
 
 
 class Editor(nn.Module):
@@ -233,10 +246,9 @@ class Editor(nn.Module):
         Raises FileFormatError on anything missing, truncated or forged; nothing in a checkpoint is executed.
         """
         tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
-        with built_from(source, config, "editor"):
-            metanet = build_metanet(config["metanet"]["name"], config["metanet"]["config"])
-            given = dict(config.get("options", {}))  # editors older than the options have none
-            options = EditorOptions(**{**given, "guides": tuple(given.get("guides", ()))})
-            editor = cls(metanet, str(config["operation"]), Convention.from_dict(config["convention"]), options)
-        load_into(metanet, tensors)
+        with built_from(source, tensors, "editor"):
+            stated: EditorConfig = conform(EditorConfig, config, CONFIG)
+            metanet = build_metanet(stated["metanet"]["name"], stated["metanet"]["config"])
+            editor = cls(metanet, stated["operation"], stated["convention"], stated.get("options"))
+            load_into(metanet, tensors)
         return editor.eval()

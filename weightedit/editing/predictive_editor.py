@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.editing.refinement import choose_networks, take_steps
@@ -24,10 +25,21 @@ from weightedit.inr.convention import Convention
 from weightedit.inr.siren import render_images
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
+from weightedit.schema import Facts, Within, conform
 from weightedit.spec import NetworkSpec, Params
 
 _CONFIG_KEYS = ("kind", "predictor", "rule", "steps")
 KIND = "predictive editor"
+
+
+class PredictiveEditorConfig(TypedDict):
+    """What the config.json of a predictive editor holds."""
+
+    kind: Literal["predictive editor"]
+    predictor: PredictorConfig
+    rule: LearnedKFACConfig
+    steps: Annotated[int, Within(0, 10_000)]
+    training: NotRequired[Facts]
 
 
 class PredictiveEditor(nn.Module):
@@ -167,8 +179,8 @@ class PredictiveEditor(nn.Module):
         Raises FileFormatError on anything missing, truncated or forged; nothing in a checkpoint is executed.
         """
         tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
-        with built_from(source, config, KIND, kind=KIND):
-            predictor = Predictor(PredictorConfig.from_dict(config["predictor"]))
-            editor = cls(predictor, LearnedKFAC(LearnedKFACConfig(**config["rule"])), int(config["steps"]))
-        load_into(editor, tensors)
+        with built_from(source, tensors, KIND):
+            stated: PredictiveEditorConfig = conform(PredictiveEditorConfig, config, CONFIG)
+            editor = cls(Predictor(stated["predictor"]), LearnedKFAC(stated["rule"]), stated["steps"])
+            load_into(editor, tensors)
         return editor.eval()

@@ -13,7 +13,6 @@ The prediction is warped + strength * change, so strength 0 leaves the picture a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -22,6 +21,7 @@ from torch.nn import functional
 
 from weightedit.editing.operations import moved
 from weightedit.errors import ParamsError, SpecError, WeightEditError
+from weightedit.schema import Seed
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PredictorConfig:
     tiles: int = 0
     warp: bool = False
     graded: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if not self.operations or len(set(self.operations)) != len(self.operations):
@@ -60,14 +60,6 @@ class PredictorConfig:
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> PredictorConfig:
-        """The config that `to_dict` wrote; raises TypeError or SpecError on entries that fit none."""
-        names = data.get("operations")
-        if not isinstance(names, (list, tuple)):
-            raise SpecError(f"operations {names!r} came; expected a list of names.")
-        return cls(**{**data, "operations": tuple(map(str, names))})  # type: ignore[arg-type]
 
 
 class Predictor(nn.Module):

@@ -14,11 +14,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from weightedit.errors import ParamsError, WeightEditError
+from weightedit.schema import COMPLETE, conform
 from weightedit.spec import Params
 
 COORDINATE_ORDERS = ("xy", "ij")
@@ -90,14 +91,11 @@ class Convention:
         Raises:
             WeightEditError: missing or unknown keys, or values that are out of range.
         """
-        expected = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != expected:
-            raise WeightEditError(
-                f"convention with the keys {sorted(values)}: expected exactly {sorted(expected)}; "
-                "state every one of them, a convention is never guessed."
-            )
-        return cls(**values)
+        return conform(StatedConvention, values, "convention", WeightEditError)
 
+
+StatedConvention = Annotated[Convention, COMPLETE]
+"""A convention in a file: it states every field, since a convention is never guessed."""
 
 DWSNETS = Convention()
 """MNIST and Fashion-MNIST INRs of DWSNets, and protocol P1: column first, image in [0, 1], 0.5 added to the output."""

@@ -7,7 +7,7 @@ permutation, reads no other widths, and is here to be beaten. The other control,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from weightedit.graph import DenseLayout, NeuralGraph
 from weightedit.metanet.base import Metanetwork, check_chains, types_of
 from weightedit.metanet.layers import root_of_mean
 from weightedit.metanet.statistics import hidden_layers
+from weightedit.schema import Seed, conform_fields
 
 _LATER = {"embedding", "channels", "extra_types"}
 
@@ -45,7 +46,7 @@ class FlatMLPConfig:
     embedding: int = 0
     channels: int = 1
     extra_types: tuple[tuple[int, bool], ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra_types", tuple((int(k), bool(odd)) for k, odd in self.extra_types))  # from JSON
@@ -62,10 +63,7 @@ class FlatMLPConfig:
 
         `embedding`, `channels` and `extra_types` may be missing: configs older than they are have the defaults.
         """
-        expected = {field.name for field in fields(cls)}
-        if not expected - _LATER <= set(data) <= expected:
-            raise SpecError(f"entries {sorted(data)} came; expected {sorted(expected)}.")
-        return cls(**{**data, "widths": tuple(data["widths"])})  # type: ignore[arg-type]
+        return conform_fields(cls, data, _LATER, SpecError)
 
 
 class FlatMLP(Metanetwork):

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Self
 
 import torch
@@ -35,6 +35,7 @@ from weightedit.features import DELTA, INVARIANT
 from weightedit.graph import DenseLayout, NeuralGraph, dense_layout
 from weightedit.metanet.base import Metanetwork, check_chains, types_of
 from weightedit.metanet.weight_space import FREE, EquivariantLinear, Pooling, WeightSpace
+from weightedit.schema import Seed, conform_fields
 from weightedit.spec import NetworkSpec
 
 
@@ -62,7 +63,7 @@ class ChainConfig:
     embedding: int = 0
     initial_scale: float = 0.01
     extra_types: tuple[tuple[int, bool], ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra_types", tuple((int(k), bool(odd)) for k, odd in self.extra_types))  # from JSON
@@ -84,9 +85,7 @@ class ChainConfig:
 
         `extra_types` may be missing: older configs have none.
         """
-        if {*data, "extra_types"} != {field.name for field in fields(cls)}:
-            raise SpecError(f"entries {sorted(data)} came; expected {sorted(field.name for field in fields(cls))}.")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()})  # type: ignore[arg-type]
+        return conform_fields(cls, data, {"extra_types"}, SpecError)
 
 
 class ChainMetanet(Metanetwork):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from weightedit.errors import SpecError
 from weightedit.link import LINK_KINDS
+from weightedit.schema import Seed, conform_fields
 
 SCALERS = ("identity", "amplification", "attenuation")
 Config = TypeVar("Config", bound="NeuralGraphsConfig")
@@ -45,7 +46,7 @@ class NeuralGraphsConfig:
     channels: int = 1
     link_kinds: int = 1
     extra_types: tuple[tuple[int, bool], ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels, self.channels)
@@ -75,14 +76,7 @@ class NeuralGraphsConfig:
 
         `link_kinds` may be missing: older configs have its default.
         """
-        expected = {field.name for field in fields(cls)}
-        if {*data, "link_kinds"} != expected:
-            raise SpecError(f"entries {sorted(data)} came; expected {sorted(expected)}.")
-        entries: dict[str, Any] = dict(data)
-        entries["extra_types"] = tuple((int(k), bool(odd)) for k, odd in entries["extra_types"])
-        if "scalers" in entries:
-            entries["scalers"] = tuple(entries["scalers"])
-        return cls(**entries)
+        return conform_fields(cls, data, {"link_kinds"}, SpecError)
 
 
 @dataclass(frozen=True)

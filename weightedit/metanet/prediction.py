@@ -8,24 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.errors import ParamsError, SpecError
 from weightedit.graph import NeuralGraph
 from weightedit.graph_spec import AnySpec, GraphSpec
-from weightedit.inr.convention import Convention, convert
+from weightedit.inr.convention import Convention, StatedConvention, convert
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.base import Metanetwork
-from weightedit.metanet.registry import build_metanet, describe_metanet
+from weightedit.metanet.registry import MetanetConfig, build_metanet, describe_metanet
 from weightedit.ragged import ragged_from_params
+from weightedit.schema import Facts, Width, Within, conform
 from weightedit.spec import NetworkSpec
 
 KIND = "predictor"
 _CONFIG_KEYS = ("metanet", "outputs", "hidden", "dropout", "convention")
+
+
+class PredictorConfig(TypedDict):
+    """What the config.json of a predictor holds; the convention is null where its networks are no INRs."""
+
+    kind: NotRequired[Literal["predictor"]]
+    metanet: MetanetConfig
+    outputs: Width
+    hidden: Width
+    dropout: Annotated[float, Within(0, 1)]
+    convention: StatedConvention | None
+    training: NotRequired[Facts]
 
 
 class WeightSpacePredictor(nn.Module):
@@ -145,10 +159,15 @@ class WeightSpacePredictor(nn.Module):
         Raises FileFormatError on anything missing, truncated or forged; nothing in a checkpoint is executed.
         """
         tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
-        with built_from(source, config, "predictor"):
-            metanet = build_metanet(config["metanet"]["name"], config["metanet"]["config"])
-            convention = None if config["convention"] is None else Convention.from_dict(config["convention"])
-            sizes = {"hidden": int(config["hidden"]), "dropout": float(config["dropout"])}
-            predictor = cls(metanet, int(config["outputs"]), **sizes, convention=convention)  # type: ignore[arg-type]
-        load_into(predictor, tensors)
+        with built_from(source, tensors, KIND):
+            stated: PredictorConfig = conform(PredictorConfig, config, CONFIG)
+            metanet = build_metanet(stated["metanet"]["name"], stated["metanet"]["config"])
+            predictor = cls(
+                metanet,
+                stated["outputs"],
+                hidden=stated["hidden"],
+                dropout=stated["dropout"],
+                convention=stated["convention"],
+            )
+            load_into(predictor, tensors)
         return predictor.eval()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from weightedit.errors import SpecError
 from weightedit.graph_spec import AnySpec, GraphSpec
@@ -22,6 +22,7 @@ from weightedit.metanet.neural_graphs import NGGNN, NGT
 from weightedit.metanet.nfn import NFN, NFNConfig
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
+from weightedit.reading import shortened
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Entry:
     kind: type[Any]
     config: type[Any]
     fixed: Mapping[str, object] = field(default_factory=dict)
+
+
+class MetanetConfig(TypedDict):
+    """A metanetwork in the config.json of a checkpoint: what `describe_metanet` gives."""
+
+    name: str
+    config: dict[str, Any]
 
 
 METANETS: dict[str, Entry] = {
@@ -63,7 +71,7 @@ _FOR_GRAPHS = [name for name, entry in METANETS.items() if "link_kinds" in {item
 def entry(name: str) -> Entry:
     """The entry `name`. Raises SpecError on an unknown one."""
     if name not in METANETS:
-        raise SpecError(f"metanetwork {name!r} is unknown; expected one of {', '.join(METANETS)}.")
+        raise SpecError(f"metanetwork {shortened(name)} is unknown; expected one of {', '.join(METANETS)}.")
     return METANETS[name]
 
 

@@ -42,7 +42,7 @@ torch.Size([3, 4, 3, 3])
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ from weightedit.metanet.base import Metanetwork, declared
 from weightedit.metanet.heads import DeltaHead, HeadSizes, InvariantReadout, LastLayerRefit, LayerTable, Readings
 from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams, root_of_mean
 from weightedit.probing import backpropagate, bias_reading, probe
+from weightedit.schema import Seed, conform_fields
 from weightedit.spec import SYMMETRIES, Symmetry
 
 _SWITCHES = {"rank_one", "edge_skip", "relative_signs", "neuron_codes", "embedding", "channels"}
@@ -109,7 +110,7 @@ class ScaleGMNConfig:
     extra_types: tuple[tuple[int, bool], ...] = ()
     channels: int = 1
     embedding: int = 0
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.symmetry not in SYMMETRIES:
@@ -145,12 +146,7 @@ class ScaleGMNConfig:
 
         The switches of ablations, `channels` and `embedding` may be missing: older configs have the defaults.
         """
-        expected = {field.name for field in fields(cls)}
-        if not expected - _SWITCHES <= set(data) <= expected:
-            raise SpecError(f"entries {sorted(data)} came; expected {sorted(expected)}.")
-        extra = data["extra_types"]
-        assert isinstance(extra, (list, tuple))
-        return cls(**{**data, "extra_types": tuple((int(k), bool(odd)) for k, odd in extra)})  # type: ignore[arg-type]
+        return conform_fields(cls, data, _SWITCHES, SpecError)
 
 
 class Forecast(nn.Module):

@@ -12,7 +12,7 @@ scales. It can only read: statistics do not tell which neuron is which, so no de
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from weightedit.features import PARAMETER
 from weightedit.graph import NeuralGraph
 from weightedit.metanet.base import Metanetwork, check_chains
 from weightedit.metanet.layers import root_of_mean
+from weightedit.schema import Seed, conform_fields
 from weightedit.spec import NetworkSpec, Params, Symmetry
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -47,7 +48,7 @@ class WeightStatisticsConfig:
     hidden: int = 256
     layers: int = 2
     embedding: int = 64
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if min(self.depth, self.channels, self.hidden, self.layers) < 1 or self.embedding < 0:
@@ -65,9 +66,7 @@ class WeightStatisticsConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> WeightStatisticsConfig:
         """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries."""
-        if set(data) != {field.name for field in fields(cls)}:
-            raise SpecError(f"entries {sorted(data)} came; expected {sorted(field.name for field in fields(cls))}.")
-        return cls(**data)  # type: ignore[arg-type]
+        return conform_fields(cls, data, (), SpecError)
 
 
 class WeightStatistics(Metanetwork):

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from weightedit.checkpoint import built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
 from weightedit.optim.rule import RuleState
 from weightedit.optim.unitwise import one_graph
+from weightedit.schema import conform
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
@@ -101,7 +102,8 @@ class LearnedRule(nn.Module, ABC):
     def from_pretrained(cls, source: str | Path) -> Self:
         """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
         tensors, config = load_checkpoint(source, required=("kind", "rule"))
-        with built_from(source, config, cls.what, kind=cls.kind):
-            rule = cls(cls.configs(**config["rule"]))  # type: ignore[call-arg]
+        with built_from(source, tensors, cls.what):
+            check_kind(config, cls.kind)
+            rule = cls(conform(cls.configs, config["rule"], f"{CONFIG}: rule"))  # type: ignore[call-arg]
             load_into(rule, tensors)
         return rule.eval()

@@ -8,6 +8,7 @@ from pathlib import Path
 from weightedit.checkpoint import load_checkpoint
 from weightedit.errors import FileFormatError
 from weightedit.optim.learned_rule import LearnedRule
+from weightedit.reading import shortened
 
 KINDS = {
     "mlp-rule": ("weightedit.optim.mlp_rule", "MLPRule"),
@@ -23,9 +24,9 @@ def load_rule(source: str | Path) -> LearnedRule:
     checkpoint is executed.
     """
     kind = load_checkpoint(source)[1].get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise FileFormatError(
-            f"{source} holds a checkpoint of kind {kind!r}; expected an update rule, of kind "
+            f"{source} holds a checkpoint of kind {shortened(kind)}; expected an update rule, of kind "
             f"{' or '.join(sorted(KINDS))}: give the folder of a rule that tasks/meta_train.py saved."
         )
     module, name = KINDS[kind]
