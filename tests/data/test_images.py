@@ -72,6 +72,19 @@ def test_one_parquet_file(tmp_path):
         load_images(tmp_path / "train.parquet", "test")
 
 
+def test_local_pictures_need_no_cache_that_can_be_written(tmp_path, monkeypatch):
+    """As with a HOME that is read-only or not there: below a file, no folder can be made, not even by root."""
+    (tmp_path / "home").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
+    images = pixels(2, 3)
+    write_parquet(tmp_path / "set" / "train.parquet", [png(image) for image in images])
+    (tmp_path / "pictures").mkdir()
+    for row, image in enumerate(images):
+        (tmp_path / "pictures" / f"{row}.png").write_bytes(png(image))
+    for source in ("set", "set/train.parquet", "pictures"):
+        assert torch.equal(load_images(tmp_path / source).images, as_tensor(images))
+
+
 def test_a_folder_of_pictures(tmp_path):
     images = pixels(8, 3)
     for row, (split, label) in enumerate([(s, c) for s in ("train", "test") for c in ("cat", "cat", "dog", "dog")]):

@@ -1,7 +1,7 @@
 """Pictures as tensors: the images that INRs are fitted to and from which the target of an edit is made.
 
 Data sets are read through Hugging Face `datasets` (a hub name, a folder or file of parquet, a folder of picture files),
-single pictures through pillow. Local sources are streamed, so nothing is copied into the cache of `datasets`. Not here:
+single pictures through pillow. Local sources are streamed, so nothing is written to the cache of `datasets`. Not here:
 INRs of the images (inr_files.py, weight_sets.py) and what an edit does to an image (editing/operations.py).
 
 Pixels come out as the encoded bytes say; nothing is cropped, normalised or resized unless asked for. The orientation
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def _open(source: str, split: str | None) -> Any:
     if path.is_file():
         return _open_file(path, split)
     if path.is_dir():
-        splits = datasets.load_dataset(_builder(path), data_dir=str(path), streaming=True)
+        splits = _stream(_builder(path), data_dir=str(path))
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and path.suffix not in (".parquet", *_PICTURES):
         splits = datasets.load_dataset(source)
     else:
@@ -195,9 +196,15 @@ def _open(source: str, split: str | None) -> Any:
     return _choose({str(name): part for name, part in splits.items()}, split, source)
 
 
-def _open_file(path: Path, split: str | None) -> Any:
+def _stream(builder: str, **where: str) -> Any:
+    """A local source, whose empty cache is a temporary folder: a HOME that cannot be written is no obstacle."""
     import datasets
 
+    with tempfile.TemporaryDirectory() as cache:
+        return datasets.load_dataset(builder, cache_dir=cache, streaming=True, **where)
+
+
+def _open_file(path: Path, split: str | None) -> Any:
     if path.suffix != ".parquet":
         raise FileFormatError(
             f"{str(path)!r} is a {path.suffix or 'nameless'} file; expected one of parquet: give a parquet file or the "
@@ -208,7 +215,7 @@ def _open_file(path: Path, split: str | None) -> Any:
             f"split {split!r} was asked of the single file {str(path)!r}, whose name does not contain it; a file is "
             "one split: pass split=None, or the folder."
         )
-    return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    return _stream("parquet", data_files=str(path), split="train")
 
 
 def _builder(folder: Path) -> str:
