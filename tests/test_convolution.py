@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import ACTIVATIONS, CNNS, generator, random_images, random_params, relative
+from tests.networks import ACTIVATIONS, CNNS, generator, random_images, random_params
+from tests.rounding import assert_agree, condition
 from weightedit.canonicalization import canonicalize, scale_gauge
 from weightedit.convolution import convolve
 from weightedit.errors import ParamsError, SpecError
@@ -52,9 +53,9 @@ def test_forward_equals_torch_modules_for_one_and_for_a_stack(name):
     for i in range(3):
         single = {key: tensor[i] for key, tensor in stack.items()}
         net = _module(spec, single)
-        torch.testing.assert_close(spec.forward(single, shared), net(shared), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(of_shared[i], net(shared), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(of_own[i], net(own[i]), rtol=1e-12, atol=1e-12)
+        assert_agree(spec.forward(single, shared), net(shared), condition(spec))
+        assert_agree(of_shared[i], net(shared), condition(spec))
+        assert_agree(of_own[i], net(own[i]), condition(spec))
 
 
 @pytest.mark.parametrize("padding", [0, 1])
@@ -69,7 +70,7 @@ def test_a_module_is_read(padding):
     assert [layer.activation.name for layer in spec.layers] == ["relu", "tanh", "gelu", "identity"]
     images = torch.randn(4, 1, 19, 17, dtype=torch.float64, generator=generator())
     found = spec.forward(spec.params_of(net), images).softmax(-1)
-    torch.testing.assert_close(found, net.eval()(images), rtol=1e-12, atol=1e-14)
+    assert_agree(found, net.eval()(images))
     small = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(2, 3))
     assert NetworkSpec.from_module(small).layers[0].activation.name == "identity"
 
@@ -137,9 +138,9 @@ def test_the_function_is_unchanged(name):
         element = random_element(spec, generator(seed), count=2)
         moved = act(element, spec, params)
         assert all(not torch.equal(moved[key], params[key]) for key in params if key != "layers.3.bias")
-        assert relative(spec.forward(moved, images), expected) < 1e-10
+        assert_agree(spec.forward(moved, images), expected, condition(spec))
         back = act(element.inverse(), spec, moved)
-        assert all(relative(back[key], params[key]) < 1e-12 for key in params)
+        assert_agree(back, params)
         features = act_on_features(element, spec, features_from_params(spec, params))
         again = params_from_features(spec, features)
         assert all(torch.equal(again[key], moved[key]) for key in params)
@@ -158,14 +159,14 @@ def test_the_gauge_sums_the_squares_of_whole_kernels(name):
         weight = params[layer.weight].flatten(2).square().sum(-1) if layer.kernel else params[layer.weight].square()
         square = weight @ before.square() + params[layer.bias].square()
         expected = square.sqrt() if group is not None and group.scale else torch.ones_like(square)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        assert_agree(found, expected)
         before = found
     images = random_images(spec, 3)
     canonical, element = canonicalize(spec, params)
-    assert relative(spec.forward(canonical, images), spec.forward(params, images)) < 1e-10
+    assert_agree(spec.forward(canonical, images), spec.forward(params, images), condition(spec))
     again, _ = canonicalize(spec, canonical)
-    assert all(relative(again[key], canonical[key]) < 1e-10 for key in params)
-    assert all(relative(tensor, params[key]) < 1e-10 for key, tensor in act(element.inverse(), spec, canonical).items())
+    assert_agree(again, canonical)
+    assert_agree(act(element.inverse(), spec, canonical), params)
 
 
 def test_a_dead_channel_takes_its_gauge_from_what_it_feeds():
@@ -185,7 +186,7 @@ def test_the_wiring_reads_kernels():
     factors = [torch.ones(n, dtype=torch.float64) for n in spec.widths]
     factors[2] = torch.linspace(0.5, 4, spec.widths[2], dtype=torch.float64)
     images = random_images(spec, 3)
-    assert relative(spec.forward(wiring.rescaled(params, factors), images), spec.forward(params, images)) < 1e-12
+    assert_agree(spec.forward(wiring.rescaled(params, factors), images), spec.forward(params, images))
 
 
 @pytest.mark.parametrize(
