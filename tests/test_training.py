@@ -279,7 +279,7 @@ def test_killed_and_resumed_equals_left_alone(tmp_path):
     """Killed at four points of a saving, the third of the run; resumed here."""
     model, whole = run_noisy(tmp_path / "whole")
     process = start(tmp_path, "--kill", 3, *arguments(NOISY, noisy=True))
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 0, errors
     for point in POINTS:
         assert len(read_log(tmp_path / point)) == 12
@@ -291,9 +291,9 @@ def test_killed_and_resumed_equals_left_alone(tmp_path):
 
 def test_killed_from_outside_and_launched_again(tmp_path):
     process = start(tmp_path / "run", "--pause", 0.05, *arguments(OPTIONS))
-    log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 120
+    log = tmp_path / "run" / "log.jsonl"
     while not log.exists() or log.read_bytes().count(b"\n") < 8:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.kill()
     process.communicate()
@@ -301,7 +301,7 @@ def test_killed_from_outside_and_launched_again(tmp_path):
         stream.write(b'{"step": 9, "lo')  # as if killed within a line
     again = start(tmp_path / "run", "--out", tmp_path / "out.safetensors", *arguments(OPTIONS))
     model, whole = run(tmp_path / "whole")
-    _, errors = again.communicate(timeout=120)
+    _, errors = again.communicate()
     assert again.returncode == 0, errors
     assert same(load_file(tmp_path / "out.safetensors"), model)
     assert json.loads((tmp_path / "out.json").read_text())["losses"] == whole.losses
@@ -313,7 +313,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, accumulate):
     options = replace(OPTIONS, batch_size=8 // accumulate, accumulate=accumulate, clip_norm=0.3, ema_decay=0.8)
     process = start(tmp_path / "two", "--out", tmp_path / "out.safetensors", *arguments(options), processes=2)
     model, one = run(tmp_path / "one", replace(options, batch_size=16 // accumulate))
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 0, errors
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures["processes"] == 2
