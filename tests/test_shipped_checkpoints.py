@@ -57,16 +57,15 @@ def test_editor_reproduces_its_figure(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", of_kind(KIND), ids=lambda folder: folder.name)
 def test_predictive_editor_reproduces_its_figures(folder: Path) -> None:
-    config, editor = load_checkpoint(folder)[1], PredictiveEditor.from_pretrained(folder)
-    if editor.predictor.config.channels != 1:
-        return
-    images = digit_images(config["training"]["digits"]["count"])[0]
-    stack = fit(images, generator=torch.Generator().manual_seed(config["training"]["digits"]["seed"])).stack
-    for name, stated in config["training"]["digits"]["edited"].items():
+    digits, editor = load_checkpoint(folder)[1]["training"]["digits"], PredictiveEditor.from_pretrained(folder)
+    images = digit_images(digits["count"])[0].expand(-1, editor.predictor.config.channels, -1, -1)
+    stack = fit(images, generator=torch.Generator().manual_seed(digits["seed"])).stack
+    assert digits["edited"]
+    for name, stated in digits["edited"].items():
         wanted = operation(name)(images)
         error = float(mean_squared_errors(editor.edit(stack, name), wanted).mean())
         assert error == pytest.approx(stated, rel=0.05), name
-        assert error < 0.5 * float(mean_squared_errors(stack, wanted).mean()), name
+        assert error < 0.75 * float(mean_squared_errors(stack, wanted).mean()), name
 
 
 def test_the_contrast_editor_works_on_colours() -> None:
