@@ -1,6 +1,7 @@
 """What meta_train.py and compare_optimizers.py say and do, in this process: no training of more than a few steps."""
 
 import importlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -9,15 +10,17 @@ import pytest
 import torch
 import tyro
 
+from tests.rules import TinyRule
 from tests.test_tasks import ROOT
 from weightedit.errors import WeightEditError
-from weightedit.metatrain.estimators import PES, Horizons
+from weightedit.metatrain.estimators import PES, Horizons, TruncatedBackprop
 from weightedit.metatrain.image_optimizees import LabelledImages
 from weightedit.metatrain.optimizee import Quadratic
-from weightedit.metatrain.problems import optimizee
+from weightedit.metatrain.problems import TRAINED, images_of, optimizee
 from weightedit.metatrain.unroll import Unroll
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.plots import Band
+from weightedit.training import TrainOptions, train
 
 
 @pytest.fixture
@@ -120,6 +123,24 @@ def test_a_state_is_taken_up_on_the_device_of_the_rule(meta_training: ModuleType
     carried = meta_training.MetaLoss([PES(Unroll(rule, Quadratic()), Horizons(2, 3))])
     carried.load({"turn": torch.tensor(5), "0/seed": torch.tensor(1), "0/inner/step": torch.zeros(4)})
     assert carried.turn == 5 and {tensor.device.type for tensor in carried.states[0].values()} == {"meta"}
+
+
+def test_a_meta_training_resumed_twenty_times_is_one(meta_training: ModuleType, tmp_path: Path) -> None:
+    """Gradients are summed over the tensors of an inner run, which come back in their order."""
+    problem = optimizee("digits-mlp", *images_of("digits-mlp", "").split(TRAINED), hidden=(4, 4, 4))
+    options = TrainOptions(steps=2, batch_size=1, validate_every=1, checkpoint_every=1, cpu=True)
+
+    def state_after(folder: Path, steps: int) -> bytes:
+        rule = TinyRule()
+        carried = meta_training.MetaLoss([TruncatedBackprop(Unroll(rule, problem), Horizons(300, 900), 2, 2)])
+        data, place = meta_training.OuterSteps(), replace(options, steps=steps)
+        train(rule, carried, data, lambda rule: 1.0, folder, place, carried=carried, progress=False)
+        return (folder / f"state/step-{steps:08d}/state.safetensors").read_bytes()
+
+    whole = state_after(tmp_path / "whole", 2)
+    state_after(tmp_path / "half", 1)
+    for attempt in range(20):
+        assert state_after(shutil.copytree(tmp_path / "half", tmp_path / str(attempt)), 2) == whole
 
 
 def test_problems_are_optimizees_too(meta_training: ModuleType) -> None:

@@ -245,11 +245,14 @@ def encode_json(value: dict[str, Any]) -> bytes:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU; FileFormatError for anything else. Nothing is executed."""
+    """The tensors of a safetensors file, on the CPU; FileFormatError for anything else. Nothing is executed.
+
+    They come sorted by name: `safetensors` gives them in another order at every call, and sums over them would differ.
+    """
     path = Path(path)
     data = read_bytes(path)
-    try:
-        return {name: value.clone() for name, value in safetensors.torch.load(data).items()}  # aligned, each its own
+    try:  # cloned: aligned, each its own
+        return {name: value.clone() for name, value in sorted(safetensors.torch.load(data).items())}
     except Exception as error:  # a header may say anything, and dtypes that torch lacks raise as they please
         raise FileFormatError(
             f"{path} ({len(data)} bytes) {_looks_like(data)}: {error}; expected a complete safetensors file: "

@@ -78,7 +78,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], record: d
     root = folder / STATE
     fresh, final = root / ".saving", root / f"step-{step:08d}"
     shutil.rmtree(fresh, ignore_errors=True)
-    record = {"format_version": FORMAT_VERSION, "step": step, **record}
+    record = {"format_version": FORMAT_VERSION, "step": step, "tensors": list(tensors), **record}
     write_folder(fresh, {"state.safetensors": encode_tensors(tensors), "state.json": encode_json(record)})
     fresh.rename(final)
     for path in root.glob("step-*"):
@@ -87,7 +87,10 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], record: d
 
 
 def load_state(folder: Path, required: Iterable[str] = ()) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest state as (tensors, record with the required keys), or None; FileFormatError when it is damaged."""
+    """The newest state as (tensors, record with the required keys), or None; FileFormatError when it is damaged.
+
+    Tensors come in the order in which they were saved: what is summed over them is the same, bit for bit.
+    """
     found = sorted((folder / STATE).glob("step-*"))
     if not found:
         return None
@@ -99,7 +102,14 @@ def load_state(folder: Path, required: Iterable[str] = ()) -> tuple[dict[str, Te
             f"{found[-1]} says format_version {version!r} and step {step!r}, and lacks {missing}; expected "
             f"{FORMAT_VERSION} and the step in its name: put the state back as it was, or train into another folder"
         )
-    return read_tensors(found[-1] / "state.safetensors"), record
+    tensors = read_tensors(found[-1] / "state.safetensors")
+    order = record.get("tensors", list(tensors))  # older states do not tell
+    if sorted(order) != list(tensors):
+        raise FileFormatError(
+            f"{found[-1]} does not hold the tensors that its state.json names: {sorted(set(order) ^ set(tensors))[:3]} "
+            "are in one of the two; put the state back as it was, or train into another folder"
+        )
+    return {name: tensors[name] for name in order}, record
 
 
 def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -304,7 +304,8 @@ class _Run:
         """Tensors that every process has, stacked over the processes; they need not be in the same order everywhere."""
         if self.accelerator.num_processes == 1:
             return {name: value[None] for name, value in tensors.items()}
-        return {name: self.accelerator.gather(tensors[name][None].to(self.device)) for name in sorted(tensors)}
+        gathered = {name: self.accelerator.gather(tensors[name][None].to(self.device)) for name in sorted(tensors)}
+        return {name: gathered[name] for name in tensors}
 
     def _advance(self) -> None:
         """One optimizer step, without waiting for the device."""
