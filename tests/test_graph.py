@@ -223,6 +223,24 @@ def test_node_constants_agree(views, symmetry):
         assert got.flatten().tolist() == values, name
 
 
+@pytest.mark.parametrize("name", ["mixed", "cnn"])
+def test_a_layout_serves_both_precisions_and_all_symmetries(name):
+    """In any order: what it keeps for one is not handed out for another."""
+    spec = SPECS[name] if name in SPECS else NetworkSpec.cnn((1, 4, 3, 5), SPECS["relu"].layers[0].activation)
+    for dtypes in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        layout = DenseLayout(spec)
+        for dtype in (*dtypes, *dtypes):
+            like = torch.zeros(1, dtype=dtype)
+            positions = layout.kernel_positions(like)
+            assert positions.dtype == dtype and torch.equal(positions, DenseLayout(spec).kernel_positions(like))
+            for symmetry in SYMMETRIES:
+                found, expected = (each.constants(symmetry, like) for each in (layout, DenseLayout(spec)))
+                for field in ("scale", "flip", "shift", "in_degree", "out_degree"):
+                    value = getattr(found, field)
+                    assert value.dtype == dtype and torch.equal(value, getattr(expected, field)), field
+                assert torch.equal(found.activation, expected.activation) and not found.level.is_floating_point()
+
+
 def _arguments(name, stack=()):
     edges, ends = _random(*stack, EDGES, 2), [_random(*stack, NODES, 2, seed=s) for s in (1, 2)]
     if name.startswith("sum"):
