@@ -133,6 +133,8 @@ def test_dropout_keeps_the_mean_and_the_rate():
     kept = _kept(x, rates, generator())
     assert (kept == 0).flatten(1).double().mean(1).tolist() == pytest.approx(rates.tolist(), abs=0.01)
     assert kept.flatten(1).mean(1).tolist() == pytest.approx([1.0] * 3, abs=0.02)
+    for factors, rate in zip(kept, rates.tolist(), strict=True):
+        assert factors[factors > 0].unique().tolist() == pytest.approx([1 / (1 - round(256 * rate) / 256)], rel=1e-6)
 
 
 def test_dropout_is_every_networks_own_and_drawn_anew_in_every_step(monkeypatch):
