@@ -167,6 +167,7 @@ def test_means_and_ends_of_networks():
     dense, rows = DenseLayout(SPEC), among.squeeze(1).bool()
     assert_agree(dense.network_mean(nodes), nodes.mean(1))
     assert_agree(dense.network_mean(nodes, among), nodes[:, rows].mean(1))
+    assert not dense.network_mean(nodes, 0 * among).any()
     assert torch.equal(dense.network_mean(nodes[1]), dense.network_mean(nodes)[1])
     assert torch.equal(dense.ends(nodes)[0], nodes[:, :2]) and torch.equal(dense.ends(nodes)[1], nodes[:, -3:])
     ragged, few = RaggedLayout(specs), sum(SPECS["relu"].widths)
