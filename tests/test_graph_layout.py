@@ -58,6 +58,7 @@ def test_operations_agree_with_a_dense_incidence():
         (layout.sum_at_source(edges), source.T @ edges),
         (layout.sum_at_target(edges), target.T @ edges),
         (layout.network_mean(nodes)[1], nodes[layout.sizes[0] :].mean(0)),
+        (layout.network_sum(nodes)[1], nodes[layout.sizes[0] :].sum(0)),
         (layout.ends(nodes)[0][1], nodes[layout.sizes[0]].unsqueeze(0)),
         (layout.ends(nodes)[1][0], nodes[layout.sizes[0] - 3 : layout.sizes[0]]),
     ]

@@ -120,6 +120,10 @@ class Layout(ABC):
         """
 
     @abstractmethod
+    def network_sum(self, nodes: Tensor) -> Tensor:
+        """Sum over the nodes of every network: [..., n, C] -> [..., C], or [networks, C] if ragged."""
+
+    @abstractmethod
     def ends(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """The input and the output nodes of every network, in order: [..., inputs, C] and [..., outputs, C], or
         [networks, inputs, C] and [networks, outputs, C] if ragged; all networks have equally many of either."""
@@ -356,6 +360,9 @@ class DenseLayout(Layout):
         if among is None:
             return nodes.mean(-2)
         return (nodes * among).sum(-2) / among.sum(-2).clamp(min=1)
+
+    def network_sum(self, nodes: Tensor) -> Tensor:
+        return nodes.sum(-2)
 
     def ends(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         return self.at_level(0, nodes), self.at_level(self.spec.depth, nodes)

@@ -121,6 +121,9 @@ class IndexedLayout(Layout):
         count = self._scatter(among, self.network, len(self.specs)).clamp(min=1)
         return self._scatter(nodes * among, self.network, len(self.specs)) / count
 
+    def network_sum(self, nodes: Tensor) -> Tensor:
+        return self._scatter(nodes, self.network, len(self.specs))
+
     @cached_property
     def _nodes_of_ends(self) -> tuple[Tensor, Tensor]:
         first = torch.tensor([0, *self.sizes]).cumsum(0).tolist()

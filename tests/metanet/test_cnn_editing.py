@@ -30,6 +30,8 @@ _PARTS = {"width": 12, "layers": 2}
 SYSTEMS = {
     "scalegmn": _NODES,
     "scalegmn-b": _NODES,
+    "scalegmn-paper": _PARTS,
+    "scalegmn-b-paper": _PARTS,
     "ng-gnn": _NODES,
     "ng-t": _NODES,
     "monomial": {**_PARTS, "products": True},

@@ -90,3 +90,14 @@ def check_chains(graph: NeuralGraph, name: str) -> None:
             f"networks that are no chains came to {name}; expected chains of layers (NetworkSpec): take ng-gnn or "
             "ng-t for networks with residual additions or normalisations."
         )
+
+
+def check_ends(graph: NeuralGraph, inputs: int, outputs: int) -> None:
+    """Raises SpecError if a network has other numbers of inputs or outputs than the metanetwork, which knows each."""
+    for spec in graph.layout.specs:
+        ends = (spec.widths[0], spec.widths[-1])
+        if ends != (inputs, outputs):
+            raise SpecError(
+                f"a network with {ends[0]} inputs and {ends[1]} outputs came; expected {inputs} and {outputs}. Hidden "
+                "widths and depth are free; the two ends are fixed by the config."
+            )

@@ -23,6 +23,7 @@ from weightedit.errors import SpecError
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
 from weightedit.layer import ACTIVATION_NAMES
 from weightedit.link import LINK_KINDS
+from weightedit.metanet.base import check_ends
 from weightedit.metanet.heads import LayerTable
 from weightedit.metanet.neural_graph_config import NeuralGraphsConfig
 from weightedit.metanet.neural_graph_layers import Pairs, two_layers, unit_linear
@@ -146,13 +147,7 @@ class InputStage(nn.Module):
                 f"{self.config.link_kinds}; expected at most the first so many of {', '.join(LINK_KINDS)}. Build it "
                 "with make_metanet for such networks."
             )
-        for spec in graph.layout.specs:
-            ends = (spec.widths[0], spec.widths[-1])
-            if ends != (self.config.inputs, self.config.outputs):
-                raise SpecError(
-                    f"a network with {ends[0]} inputs and {ends[1]} outputs came; expected {self.config.inputs} and "
-                    f"{self.config.outputs}. Hidden widths and depth are free; the two ends are fixed by the config."
-                )
+        check_ends(graph, self.config.inputs, self.config.outputs)
 
 
 class Pooling(nn.Module):

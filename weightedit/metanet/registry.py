@@ -20,6 +20,8 @@ from weightedit.metanet.monomial import Monomial, MonomialConfig
 from weightedit.metanet.neural_graph_config import NGGNNConfig, NGTConfig
 from weightedit.metanet.neural_graphs import NGGNN, NGT
 from weightedit.metanet.nfn import NFN, NFNConfig
+from weightedit.metanet.paper_scalegmn import PaperScaleGMN
+from weightedit.metanet.paper_scalegmn_config import PaperScaleGMNConfig
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
 from weightedit.reading import shortened
@@ -44,6 +46,8 @@ class MetanetConfig(TypedDict):
 METANETS: dict[str, Entry] = {
     "scalegmn": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": False}),
     "scalegmn-b": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": True}),
+    "scalegmn-paper": Entry(PaperScaleGMN, PaperScaleGMNConfig, {"bidirectional": False}),
+    "scalegmn-b-paper": Entry(PaperScaleGMN, PaperScaleGMNConfig, {"bidirectional": True}),
     "ng-gnn": Entry(NGGNN, NGGNNConfig),
     "ng-t": Entry(NGT, NGTConfig),
     "monomial": Entry(Monomial, MonomialConfig),

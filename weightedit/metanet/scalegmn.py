@@ -1,4 +1,7 @@
-"""ScaleGMN: a message-passing metanetwork that is equivariant to permutations, signs, phases and positive scales.
+"""Our ScaleGMN: a message-passing metanetwork that is equivariant to permutations, signs, phases and positive scales.
+
+The entries `scalegmn` and `scalegmn-b` are our own design after a paper, no reproduction of it: the paper's network is
+in paper_scalegmn.py (`scalegmn-paper`, `scalegmn-b-paper`).
 
 After Kalogeropoulos, Chatzianastasis, Panagakis, "Scale Equivariant Graph MetaNetworks" (2024). How a group is
 respected is in layers.py; here are the input stage (gauge, normalisation, probes, node codes), the stack of layers, and
