@@ -14,6 +14,7 @@ ORDER = [  # fmt: skip
     "errors",
     "reading",
     "schema",
+    "saving",
     "checkpoint",
     "layer",
     "convolution",
