@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import re
 import struct
@@ -70,7 +71,7 @@ def test_loaded_tensors_outlive_their_file(saved):
 
 
 @pytest.mark.parametrize("point", ["write_folder", "first rename", "second rename"])
-def test_an_interrupted_save_loses_nothing(saved, monkeypatch, point, no_network):
+def test_an_interrupted_save_loses_nothing(saved, monkeypatch, point):
     write, rename, renames = checkpoint.write_folder, Path.rename, []
 
     def broken_write(folder, files):
@@ -90,17 +91,39 @@ def test_an_interrupted_save_loses_nothing(saved, monkeypatch, point, no_network
             patch.setattr(Path, "rename", broken_rename)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(saved, {"a": torch.ones(1)}, {}, "new")
-    if point == "second rename":
-        with pytest.raises(
-            FileFormatError, match=r"a save was interrupted .* save again, or rename .*\.model\.previous"
-        ):
-            load_checkpoint(str(saved))
-        assert load_checkpoint(saved.parent / ".model.previous")[1] == CONFIG
-    else:
-        assert load_checkpoint(saved)[1] == CONFIG
+    assert load_checkpoint(saved)[1] == CONFIG
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
     save_checkpoint(saved, {"a": torch.ones(1)}, {"new": 1}, "new")
     assert load_checkpoint(saved)[1] == {"new": 1}
-    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_weights_of_another_save_are_refused(saved):
+    other = save_checkpoint(saved.parent / "other", {**TENSORS, "count": torch.tensor(8)}, CONFIG, "")
+    (other / "model.safetensors").replace(saved / "model.safetensors")
+    with pytest.raises(
+        FileFormatError, match="has SHA-256 .*, but config.json states .*; expected them to agree: one of the two"
+    ):
+        load_checkpoint(saved)
+
+
+def test_a_checkpoint_of_before_states_no_hash(saved):
+    config = json.loads((saved / "config.json").read_text())
+    assert len(config.pop("weights_sha256")) == 64
+    (saved / "config.json").write_text(json.dumps(config))
+    assert load_checkpoint(saved)[1] == CONFIG
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, monkeypatch, value, dtype):
+    tensors = {**TENSORS, "layers.1.bias": torch.tensor([1.0, value]).to(dtype)}
+    with pytest.raises(ParamsError, match="NaN or infinite numbers in 'layers.1.bias'; expected finite numbers"):
+        save_checkpoint(tmp_path / "model", tensors, CONFIG, "")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_not_finite", lambda tensors: "")
+        save_checkpoint(tmp_path / "model", tensors, CONFIG, "")
+    with pytest.raises(FileFormatError, match="NaN or infinite numbers in 'layers.1.bias'; expected finite weights"):
+        load_checkpoint(tmp_path / "model")
 
 
 def test_refuses_to_overwrite_what_is_not_a_checkpoint(saved, tmp_path):
@@ -123,6 +146,7 @@ def test_refuses_to_overwrite_what_is_not_a_checkpoint(saved, tmp_path):
     ("config", "message"),
     [
         ({"format_version": 1}, "config holds 'format_version'; save_checkpoint writes that key itself"),
+        ({"weights_sha256": ""}, "config holds 'weights_sha256'; save_checkpoint writes that key itself"),
         ({"a": torch.ones(1)}, "a value that JSON cannot hold: .*Tensor.*; expected str"),
         ({"a": float("nan")}, "a value that JSON cannot hold"),
         ({1: "a"}, "a dict that JSON does not give back as it is"),

@@ -4,6 +4,7 @@ The figure here is the one on the demo's digits, which need no download: the fig
 command that makes them.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_there_are_checkpoints() -> None:
 def test_is_small_and_names_no_machine(folder: Path) -> None:
     assert all(path.stat().st_size <= 5 * 2**20 for path in folder.iterdir())
     assert "/work/" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
+    assert "weights_sha256" in json.loads((folder / "config.json").read_text())  # and loading it compares
     config = load_checkpoint(folder)[1]["training"]["config"]
     weights = config.get("weights", config.get("images"))
     assert not any(Path(place).is_absolute() for place in ([weights] if isinstance(weights, str) else weights))

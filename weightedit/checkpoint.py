@@ -7,11 +7,11 @@ run (run_state.py).
 Nothing is ever unpickled; a local folder never touches the network. The formats are safetensors' and JSON's own.
 """
 
+import hashlib
 import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +25,12 @@ from torch.overrides import TorchFunctionMode
 
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.reading import read_bytes, read_json, shortened
+from weightedit.saving import is_there, new_folder, read_settled
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
+_OWN_KEYS = ("format_version", "weights_sha256")
 
 # What may be built from a checkpoint: some times its own numbers (initial values are made in steps), and some more.
 _SHARE, _SPARE, _LEAST = 4, 2**22, 256
@@ -37,42 +39,36 @@ _HUB_NAME = re.compile(r"[\w.-]*\w(/\w[\w.-]*)?", re.ASCII)
 
 
 def save_checkpoint(folder: str | Path, tensors: Mapping[str, Tensor], config: dict[str, Any], card: str) -> Path:
-    """Write a checkpoint folder; it appears complete, or not at all.
+    """Write a checkpoint folder; it appears complete, or not at all (see saving.py).
 
-    Everything is written to a temporary folder beside the target, which is then renamed. A checkpoint that is already
-    there is kept until the new one is complete, and replaced.
+    A checkpoint that is already there is kept until the new one is complete, and replaced.
 
     Args:
         folder: where; its parents are made if they are missing.
         tensors: name -> tensor of any shape and device; names and values are kept as they are.
         config: JSON values only (str, int, float, bool, None, list, dict with str keys; a tuple comes back
-            as a list), without `format_version`.
+            as a list), without `format_version` and `weights_sha256`, which are added.
         card: the model card, Markdown.
     Returns:
         The absolute path of the folder.
     Raises:
-        WeightEditError: for a config that JSON cannot hold.
+        WeightEditError: for a config that JSON cannot hold, or while another process writes there.
+        ParamsError: for tensors that are NaN or infinite.
         FileFormatError: when the folder holds anything that is not a checkpoint's; it is left untouched.
     """
     folder = Path(folder).resolve()
-    if "format_version" in config:
-        raise WeightEditError("config holds 'format_version'; save_checkpoint writes that key itself: leave it out")
-    files = {
-        WEIGHTS: encode_tensors(tensors),
-        CONFIG: encode_json({"format_version": FORMAT_VERSION, **config}),
-        CARD: card.encode(),
-    }
-    _refuse_foreign(folder)
-    fresh, previous = _siblings(folder)
+    for key in _OWN_KEYS:
+        if key in config:
+            raise WeightEditError(f"config holds {key!r}; save_checkpoint writes that key itself: leave it out")
+    if broken := _not_finite(tensors):
+        raise ParamsError(f"{broken}; expected finite numbers, which alone are loaded again: train again from before")
+    weights = encode_tensors(tensors)
+    own = dict(zip(_OWN_KEYS, (FORMAT_VERSION, hashlib.sha256(weights).hexdigest()), strict=True))
+    files = {WEIGHTS: weights, CONFIG: encode_json({**own, **config}), CARD: card.encode()}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(fresh, ignore_errors=True)
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-    write_folder(fresh, files)
-    if folder.exists():
-        folder.rename(previous)
-    fresh.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    with new_folder(folder) as fresh:
+        _refuse_foreign(folder)
+        write_folder(fresh, files)
     return folder
 
 
@@ -89,11 +85,16 @@ def load_checkpoint(
     Returns:
         (tensors on the CPU by name, config as it was passed to `save_checkpoint`).
     Raises:
-        FileFormatError: for anything missing, truncated, forged, pickled, or of another format version.
+        FileFormatError: for anything missing, truncated, forged, pickled, or of another format version, weights that
+            are not those of the config, NaN or infinite.
     """
     folder = _locate(source, revision)
+    return read_settled(folder, lambda: _read(folder, required))
+
+
+def _read(folder: Path, required: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     config = read_json(folder / CONFIG)
-    version = config.pop("format_version", None)
+    version, stated = (config.pop(key, None) for key in _OWN_KEYS)
     if version is None:
         raise FileFormatError(
             f"{folder / CONFIG} has no key 'format_version'; expected a config written by save_checkpoint: "
@@ -110,7 +111,16 @@ def load_checkpoint(
             f"{folder / CONFIG} lacks {', '.join(map(repr, missing))}; it has {shortened(list(config))[1:-1] or None}: "
             "this is another kind of checkpoint, or an edited one; load one that was saved for this purpose"
         )
-    return read_tensors(folder / WEIGHTS), config
+    weights = read_bytes(folder / WEIGHTS)
+    tensors, found = _decoded(folder / WEIGHTS, weights), hashlib.sha256(weights).hexdigest()
+    if stated not in (None, found):  # older checkpoints state none
+        raise FileFormatError(
+            f"{folder / WEIGHTS} has SHA-256 {found}, but {CONFIG} states {shortened(stated)}; expected them to agree: "
+            "one of the two was changed, copy the checkpoint again"
+        )
+    if broken := _not_finite(tensors):
+        raise FileFormatError(f"{folder / WEIGHTS}: {broken}; expected finite weights: save or copy it again")
+    return tensors, config
 
 
 @contextmanager
@@ -250,7 +260,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     They come sorted by name: `safetensors` gives them in another order at every call, and sums over them would differ.
     """
     path = Path(path)
-    data = read_bytes(path)
+    return _decoded(path, read_bytes(path))
+
+
+def _decoded(path: Path, data: bytes) -> dict[str, Tensor]:
     try:  # cloned: aligned, each its own
         return {name: value.clone() for name, value in sorted(safetensors.torch.load(data).items())}
     except Exception as error:  # a header may say anything, and dtypes that torch lacks raise as they please
@@ -261,8 +274,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make a new folder with these files and see them through to the disk; the caller renames it into place."""
-    folder.mkdir(parents=True)
+    """Write these files into a folder, made if it is missing, and see them through to the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         with (folder / name).open("wb") as stream:
             stream.write(data)
@@ -272,14 +285,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _locate(source: str | Path, revision: str | None) -> Path:
     folder = Path(source)
-    if folder.is_dir():
+    if is_there(folder):
         return folder
-    _, previous = _siblings(folder.resolve())
-    if previous.is_dir():
-        raise FileFormatError(
-            f"{source} does not exist, but {previous} does: a save was interrupted before its last rename; "
-            f"save again, or rename {previous} to {source}"
-        )
     shipped = folder.parts[:1] == ("checkpoints",)  # in a clone of the repository; no owner on the hub
     if isinstance(source, Path) or folder.exists() or shipped or not _HUB_NAME.fullmatch(source):
         where = "" if folder.is_absolute() else f" in {Path.cwd()}"
@@ -306,10 +313,6 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _siblings(folder: Path) -> tuple[Path, Path]:
-    return folder.with_name(f".{folder.name}.saving"), folder.with_name(f".{folder.name}.previous")
-
-
 def _refuse_foreign(folder: Path) -> None:
     if not folder.exists():
         return
@@ -320,6 +323,13 @@ def _refuse_foreign(folder: Path) -> None:
             f"{folder} is not a checkpoint folder ({', '.join(foreign or found or [])}); expected nothing there, "
             f"or only {', '.join(FILES)}: choose another folder, or move what is there away"
         )
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Which tensors are NaN or infinite, for a message; empty when none is."""
+    kept = {name: t.float() if t.is_floating_point() and t.itemsize < 2 else t for name, t in tensors.items()}
+    broken = [name for name, tensor in kept.items() if not bool(tensor.isfinite().all())]
+    return f"NaN or infinite numbers in {shortened(broken)[1:-1]}" if broken else ""
 
 
 def _looks_like(data: bytes) -> str:
