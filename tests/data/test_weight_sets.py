@@ -1,6 +1,7 @@
 """Weight sets: exact round trips, splits without leaks, what `datasets` reads, replacement, damage, every error."""
 
 import dataclasses
+import hashlib
 import json
 
 import datasets
@@ -267,11 +268,14 @@ def test_damaged_files_are_refused(tmp_path):
     path.write_bytes(good[:-9])
     with pytest.raises(FileFormatError, match=r"train\.parquet has \d+ bytes; expected \d+ as the card states"):
         load_weight_set(folder, "train")
-    middle = len(good) // 2
-    path.write_bytes(good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :])
-    with pytest.raises(FileFormatError, match="has SHA-256 .*, but the card states .*copy it again"):
-        verify_weight_set(folder)
+    for bit in range(0, 8 * len(good), len(good) // 5):
+        byte, place = bit // 8, bit % 8
+        path.write_bytes(good[:byte] + bytes([good[byte] ^ 1 << place]) + good[byte + 1 :])
+        for read in (lambda: verify_weight_set(folder), lambda: load_weight_set(folder, "train", 1)):
+            with pytest.raises(FileFormatError, match="has SHA-256 .*, but the card states .*copy it again"):
+                read()
     path.write_bytes(b"x" * len(good))
+    state_anew(path)
     with pytest.raises(FileFormatError, match="is no readable parquet"):
         load_weight_set(folder, "train")
     path.unlink()
@@ -285,12 +289,18 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 def rewrite(folder, change) -> None:
-    """Change the table of the train split, and the number of bytes on the card accordingly."""
-    path, card_path = folder / "train.parquet", folder / "card.json"
+    """Change the table of the train split, and the card accordingly."""
+    path = folder / "train.parquet"
     pq.write_table(change(pq.read_table(path)), path)
-    card = json.loads(card_path.read_text())
-    card["splits"]["train"]["bytes"] = path.stat().st_size
-    card_path.write_text(json.dumps(card))
+    state_anew(path)
+
+
+def state_anew(path) -> None:
+    """Let the card state a file as it is."""
+    card = json.loads(path.with_name("card.json").read_text())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    card["splits"][path.stem] |= {"bytes": path.stat().st_size, "sha256": digest}
+    path.with_name("card.json").write_text(json.dumps(card))
 
 
 TABLE_FAULTS = {

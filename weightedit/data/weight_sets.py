@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from weightedit.data.weight_set_tables import as_tensor, read_table, unflatten, 
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.stack import INRStack
+from weightedit.saving import new_folder, read_settled
 from weightedit.spec import NetworkSpec
 
 
@@ -110,7 +109,7 @@ def save_weight_set(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write all splits of a weight set; the folder appears complete, or not at all.
+    """Write all splits of a weight set; the folder appears complete, or not at all (see saving.py).
 
     Args:
         folder: where; its parent exists. The same set may be written again; another is replaced only if told.
@@ -131,26 +130,22 @@ def save_weight_set(
     folder = Path(folder)
     whole = WeightSet(stack.to("cpu"), images.cpu())
     _check(whole)
-    _check_place(folder)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        fresh.mkdir()
-        text = card_text(whole.stack, _write_splits(whole, fresh), dict(card or {}))
-        (fresh / CARD).write_text(text, encoding="utf-8")
-        old = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
-        if old is not None and old != text and not overwrite:
-            raise FileFormatError(
-                f"{folder} holds a different weight set; expected none, or the same: choose another folder, or pass "
-                "overwrite=True."
-            )
-        _replace(folder, fresh)
+        with new_folder(folder) as fresh:
+            _check_place(folder)
+            text = card_text(whole.stack, _write_splits(whole, fresh), dict(card or {}))
+            (fresh / CARD).write_text(text, encoding="utf-8")
+            old = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
+            if old is not None and old != text and not overwrite:
+                raise FileFormatError(
+                    f"{folder} holds a different weight set; expected none, or the same: choose another folder, or "
+                    "pass overwrite=True."
+                )
     except OSError as error:
         raise FileFormatError(
             f"{folder} could not be written ({error}); expected a place in an existing, writable folder with enough "
             "room: choose another, or create it."
         ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
@@ -166,13 +161,18 @@ def load_weight_set(folder: str | Path, split: str, limit: int | None = None) ->
         A WeightSet on the CPU; its stack carries index, split, and label and psnr where known.
 
     Raises:
-        FileFormatError: no such set or split, a card or file that is damaged, or one that does not fit the other.
+        FileFormatError: no such set or split, a card or file that is damaged, or one that does not fit the other (the
+            whole file is held against the SHA-256 on the card, whatever the limit).
         WeightEditError: a limit below 1.
     """
     if limit is not None and limit < 1:
         raise WeightEditError(f"limit={limit}: expected at least 1 INR; pass None to read all of them.")
+    return read_settled(folder, lambda: _read(Path(folder), split, limit))
+
+
+def _read(folder: Path, split: str, limit: int | None) -> WeightSet:
     card = read_card(folder)
-    path = _path_of(Path(folder), card, split)
+    path = _path_of(folder, card, split)
     table = read_table(path, card, card["splits"][split]["count"], limit)
     columns = {name: as_tensor(table[name]) for name in table.column_names}
     spec = NetworkSpec.siren(tuple(card["widths"]), card["convention"]["omega"])
@@ -201,14 +201,8 @@ def verify_weight_set(folder: str | Path) -> dict[str, Any]:
         FileFormatError: as read_card, or a file that is missing or changed.
     """
     card = read_card(folder)
-    for split, stated in card["splits"].items():
-        path = _path_of(Path(folder), card, split)
-        found = _sha256(path)
-        if found != stated["sha256"]:
-            raise FileFormatError(
-                f"{path} has SHA-256 {found}, but the card states {stated['sha256']}; expected them to agree: the file "
-                "was changed, copy it again."
-            )
+    for split in card["splits"]:
+        _path_of(Path(folder), card, split)
     return card
 
 
@@ -277,26 +271,22 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _replace(folder: Path, fresh: Path) -> None:
-    if not folder.exists():
-        fresh.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old)
-
-
 def _path_of(folder: Path, card: dict[str, Any], split: str) -> Path:
+    """The file of a split, which is the one that the card states."""
     if split not in card["splits"]:
         raise FileFormatError(
             f"split {split!r} was asked of {folder}, which has {', '.join(card['splits'])}; pass one of them."
         )
-    path, stated = folder / f"{split}.parquet", card["splits"][split]["bytes"]
+    path, stated = folder / f"{split}.parquet", card["splits"][split]
     size = path.stat().st_size if path.is_file() else None
-    if size != stated:
+    if size != stated["bytes"]:
         raise FileFormatError(
-            f"{path} {'is missing' if size is None else f'has {size} bytes'}; expected {stated} as the card states: "
-            "copy it again."
+            f"{path} {'is missing' if size is None else f'has {size} bytes'}; expected {stated['bytes']} as the card "
+            "states: copy it again."
+        )
+    if (found := _sha256(path)) != stated["sha256"]:
+        raise FileFormatError(
+            f"{path} has SHA-256 {found}, but the card states {stated['sha256']}; expected them to agree: the file "
+            "was changed, copy it again."
         )
     return path
