@@ -1,6 +1,7 @@
 """Typed features: lossless from and to named parameters, and wrong wiring refused."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from weightedit.features import (
     SQUARED_GRADIENT,
     ChannelType,
     WeightSpaceFeatures,
+    channels_to_kernel,
     check_types,
     features_from_params,
+    kernel_to_channels,
     params_from_features,
 )
 from weightedit.spec import Layer, NetworkSpec
@@ -36,6 +39,39 @@ def test_round_trip_is_exact(name, count):
         again = params_from_features(spec, features, channel)
         assert list(again) == list(spec.param_shapes())
         assert all(torch.equal(again[key], values[key]) for key in values)
+
+
+@pytest.mark.parametrize("box", [(1, 1), (2, 2), (3, 3), (4, 3), (3, 4), (5, 2)])
+def test_kernels_of_any_size_stand_about_the_middle_of_the_largest(box):
+    """By hand, position by position; where the margin is odd, its larger part is below and to the right."""
+    for height, width in product(range(1, box[0] + 1), range(1, box[1] + 1)):
+        weight = 1 + torch.arange(4.0 * height * width).view(2, 2, height, width)
+        channels = kernel_to_channels(weight, (height, width), box)
+        assert channels.shape == (2, 2, box[0] * box[1])
+        top, left = (box[0] - height) // 2, (box[1] - width) // 2
+        assert 0 <= (box[0] - height - top) - top <= 1 and 0 <= (box[1] - width - left) - left <= 1
+        expected = torch.zeros(2, 2, *box)
+        for row, column in product(range(height), range(width)):
+            expected[..., top + row, left + column] = weight[..., row, column]
+        assert torch.equal(channels, expected.flatten(-2))
+        assert torch.equal(channels_to_kernel(channels, (height, width), box), weight)
+    lone = torch.tensor([[3.0]])
+    middle = (box[0] - 1) // 2 * box[1] + (box[1] - 1) // 2
+    assert kernel_to_channels(lone, None, box)[0, 0].nonzero().flatten().tolist() == [middle]
+    assert torch.equal(channels_to_kernel(kernel_to_channels(lone, None, box), None, box), lone)
+
+
+def test_even_kernels_survive_the_features():
+    relu = ACTIVATIONS["relu"]
+    layers = (
+        Layer("a.weight", "a.bias", 1, 3, relu, (4, 4)),
+        Layer("b.weight", "b.bias", 3, 2, relu, (2, 3)),
+        Layer("c.weight", "c.bias", 2, 2),
+    )
+    spec = NetworkSpec(layers)
+    params = random_params(spec, count=2)
+    again = params_from_features(spec, features_from_params(spec, params))
+    assert all(torch.equal(again[name], tensor) for name, tensor in params.items())
 
 
 def test_a_missing_bias_is_zero_and_stays_away():

@@ -168,6 +168,7 @@ def test_means_and_ends_of_networks():
     assert_agree(dense.network_mean(nodes), nodes.mean(1))
     assert_agree(dense.network_sum(nodes), nodes.sum(1))
     assert_agree(dense.network_mean(nodes, among), nodes[:, rows].mean(1))
+    assert not dense.network_mean(nodes, 0 * among).any()
     assert torch.equal(dense.network_mean(nodes[1]), dense.network_mean(nodes)[1])
     assert torch.equal(dense.ends(nodes)[0], nodes[:, :2]) and torch.equal(dense.ends(nodes)[1], nodes[:, -3:])
     ragged, few = RaggedLayout(specs), sum(SPECS["relu"].widths)
@@ -222,6 +223,24 @@ def test_node_constants_agree(views, symmetry):
         got = getattr(constants, name)
         got = got if isinstance(layout, DenseLayout) else back(got)
         assert got.flatten().tolist() == values, name
+
+
+@pytest.mark.parametrize("name", ["mixed", "cnn"])
+def test_a_layout_serves_both_precisions_and_all_symmetries(name):
+    """In any order: what it keeps for one is not handed out for another."""
+    spec = SPECS[name] if name in SPECS else NetworkSpec.cnn((1, 4, 3, 5), SPECS["relu"].layers[0].activation)
+    for dtypes in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        layout = DenseLayout(spec)
+        for dtype in (*dtypes, *dtypes):
+            like = torch.zeros(1, dtype=dtype)
+            positions = layout.kernel_positions(like)
+            assert positions.dtype == dtype and torch.equal(positions, DenseLayout(spec).kernel_positions(like))
+            for symmetry in SYMMETRIES:
+                found, expected = (each.constants(symmetry, like) for each in (layout, DenseLayout(spec)))
+                for field in ("scale", "flip", "shift", "in_degree", "out_degree"):
+                    value = getattr(found, field)
+                    assert value.dtype == dtype and torch.equal(value, getattr(expected, field)), field
+                assert torch.equal(found.activation, expected.activation) and not found.level.is_floating_point()
 
 
 def _arguments(name, stack=()):

@@ -20,7 +20,17 @@ PROGRAMS = Path(__file__).parent / "programs"
 STARTED = []
 sys.path.insert(0, str(PROGRAMS))
 
-from train_regression import POINTS, Examples, make_model, mean_squared_error, noisy_error, validate  # noqa: E402
+from train_regression import (  # noqa: E402
+    POINTS,
+    Examples,
+    Partial,
+    make_model,
+    mean_squared_error,
+    noisy_error,
+    partial_error,
+    reaches,
+    validate,
+)
 
 from weightedit.errors import FileFormatError, NonFiniteError, ParamsError, WeightEditError  # noqa: E402
 from weightedit.run_plan import BatchOrder, learning_rate  # noqa: E402
@@ -108,6 +118,7 @@ def plain_loop(options, batches):
         {},
         {"warmup_steps": 5, "schedule": "cosine", "weight_decay": 0.3, "betas": (0.8, 0.95)},
         {"clip_norm": 0.1, "ema_decay": 0.9},
+        {"clip_norm": 0.7},
     ],
 )
 def test_agrees_with_a_plain_loop(tmp_path, change):
@@ -117,6 +128,20 @@ def test_agrees_with_a_plain_loop(tmp_path, change):
     assert result.losses == pytest.approx(losses, abs=1e-6)
     for own, other in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(own, other, atol=2e-6, rtol=0)
+    norms = [record["grad_norm"] for record in read_log(tmp_path)]
+    assert min(norms) < 0.7 < max(norms)  # gradients on both sides of that limit
+
+
+def test_a_step_draws_by_seed_step_and_micro_step_alone(tmp_path):
+    def drawn(name, options):
+        model, _ = run(tmp_path / name, options, model=Partial(), loss=partial_error)
+        return model.drawn
+
+    options = replace(OPTIONS, steps=6, accumulate=3)
+    first, other = drawn("first", options), drawn("other", replace(options, seed=1))
+    assert len({*first, *other}) == 2 * 6 * 3
+    parts = [drawn("parts", replace(options, max_seconds=1e-9)) for _ in range(3)]
+    assert sum(parts, []) == first[:9]
 
 
 def test_log_and_result(tmp_path):
@@ -237,6 +262,55 @@ def test_stopped_and_resumed_equals_left_alone(tmp_path):
     assert same(again, model) and repeated == result
 
 
+@pytest.mark.parametrize("normal", [False, True])
+def test_what_draws_on_the_global_generators_goes_on_with_them(tmp_path, normal):
+    """Of torch, Python and NumPy, with numbers drawn in pairs of which one waits; whatever they were before."""
+    seen = []
+
+    def loss(model, batch):
+        drawn = [torch.randn(()).item(), random.random(), np.random.random_sample()]
+        drawn += [random.gauss(0, 1), np.random.standard_normal()] if normal else []
+        seen.append(drawn)
+        return mean_squared_error(model, batch) + model[0].bias @ torch.tensor(drawn + [0.0] * (16 - len(drawn)))
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    model, whole = run(tmp_path / "whole", replace(OPTIONS, steps=7), loss=loss)
+    run(tmp_path / "seed", replace(OPTIONS, steps=7, seed=1), loss=loss)
+    assert not set(sum(seen[:7], [])) & set(sum(seen[7:], []))
+    for calls in range(7):
+        random.seed(calls), np.random.seed(calls), torch.manual_seed(calls)
+        part, result = run(tmp_path / "parts", replace(OPTIONS, steps=7, max_seconds=1e-9), loss=loss)
+    assert same(part, model) and result.losses == whole.losses
+
+
+def test_a_validation_that_draws_random_numbers_changes_nothing(tmp_path):
+    def drawing(model):
+        torch.rand(()), random.random(), np.random.rand()
+        return validate(model)
+
+    results = [
+        run(tmp_path / check.__name__, NOISY, model=make_model(0.2), check=check) for check in (validate, drawing)
+    ]
+    assert same(results[0][0], results[1][0]) and results[0][1].losses == results[1][1].losses
+
+
+def test_steps_that_are_skipped_count_through_a_resume(tmp_path):
+    """In a row up to the limit, and all of them; a step that is finite ends the row."""
+    options = replace(OPTIONS, steps=20, nonfinite_limit=3)
+    skipped = [0, 1, 1, 0, 1, 0, 0, 1, 1, 1]
+
+    def attempt(folder, options, done):
+        left = iter(skipped[done:])
+        return run(folder, options, loss=lambda *given: mean_squared_error(*given) + (math.inf if next(left) else 0.0))
+
+    for done in range(9):
+        _, result = attempt(tmp_path / "parts", replace(options, max_seconds=1e-9), done)
+        assert (result.steps, result.skipped) == (done + 1, sum(skipped[: done + 1]))
+    for folder, done in ((tmp_path / "parts", 9), (tmp_path / "whole", 0)):
+        with pytest.raises(NonFiniteError, match="the loss was not finite in 3 steps in a row, up to step 10"):
+            attempt(folder, options, done)
+
+
 def test_more_steps_continue_the_run(tmp_path):
     run(tmp_path / "grown", replace(OPTIONS, steps=10))
     model, result = run(tmp_path / "grown", OPTIONS)
@@ -310,17 +384,27 @@ def test_killed_from_outside_and_launched_again(tmp_path):
 
 @pytest.mark.parametrize("accumulate", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, accumulate):
+    """Draws differ by process; a gradient that one process has is everyone's half, and nobody's is no gradient."""
     options = replace(OPTIONS, batch_size=8 // accumulate, accumulate=accumulate, clip_norm=0.3, ema_decay=0.8)
-    process = start(tmp_path / "two", "--out", tmp_path / "out.safetensors", *arguments(options), processes=2)
-    model, one = run(tmp_path / "one", replace(options, batch_size=16 // accumulate))
+    options = replace(options, weight_decay=0.1)
+    out = tmp_path / "out.safetensors"
+    process = start(tmp_path / "two", "--out", out, *arguments(options, partial=True), processes=2)
+    larger = replace(options, batch_size=16 // accumulate)
+    model, one = run(tmp_path / "one", larger, model=Partial(), loss=partial_error)
+    order, examples = BatchOrder(100, 16, options.seed), Examples()
+    who = [tuple(bool(reaches(examples[half]).any()) for half in order(step).chunk(2)) for step in range(20)]
+    assert {(False, False), (True, False), (False, True), (True, True)} <= set(who)
+    assert torch.equal(model.idle, torch.ones(1)) and not torch.equal(model.seldom, torch.ones(1))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures["processes"] == 2
     assert figures["losses"] == pytest.approx(one.losses, abs=1e-5)
     assert figures["best"] == pytest.approx(one.best_validation, abs=1e-5)
-    for name, value in load_file(tmp_path / "out.safetensors").items():
+    for name, value in load_file(out).items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=0)
+    drawn = [number for rank in (0, 1) for number in json.loads((tmp_path / f"out.{rank}.json").read_text())]
+    assert len(drawn) == len(set(drawn)) == 2 * options.steps * accumulate
     with pytest.raises(WeightEditError, match="processes was 2 and is 1 now"):
         run(tmp_path / "two", options)
 

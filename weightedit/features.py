@@ -8,7 +8,8 @@ Raw parameters are odd of scale +1, and their biases also take the shift itself;
 
 In a chain with convolutions an edge carries a whole kernel: every quantity takes K channels of one type, the positions
 of the largest kernel row by row. Smaller kernels, and the weights of linear layers, are padded with zeros about their
-centre; biases stand in the first of the K channels. Without convolutions K is 1.
+centre (by one more below and to the right where that is odd); biases stand in the first of the K channels. Without
+convolutions K is 1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """CNNs trained at once: each as torch's own optimizers train it alone, repeatable, from recipes in their ranges."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,9 @@ def test_recipes_are_in_their_ranges_and_initialisations_have_their_deviation():
         (recipes.init_std, 1e-2, 0.5),
     ):
         assert low <= float(values.min()) < low + 0.1 * (high - low) and 0.9 * high < float(values.max()) <= high
+        place = values / high if low == 0 else (values / low).log() / math.log(high / low)
+        for share in (0.25, 0.5, 0.75):  # within five standard errors
+            assert abs(float((place < share).double().mean()) - share) < 5 * (share * (1 - share) / 2000) ** 0.5
     assert set(recipes.train_fraction.tolist()) == set(FRACTIONS)
     assert set(recipes.w_init) == set(INITIALISATIONS) and set(recipes.optimizer) == set(OPTIMIZERS)
     spec = NetworkSpec.cnn((1, 32, 32, 10), ACTIVATIONS["relu"])
@@ -129,6 +133,21 @@ def test_dropout_keeps_the_mean_and_the_rate():
     kept = _kept(x, rates, generator())
     assert (kept == 0).flatten(1).double().mean(1).tolist() == pytest.approx(rates.tolist(), abs=0.01)
     assert kept.flatten(1).mean(1).tolist() == pytest.approx([1.0] * 3, abs=0.02)
+    for factors, rate in zip(kept, rates.tolist(), strict=True):
+        assert factors[factors > 0].unique().tolist() == pytest.approx([1 / (1 - round(256 * rate) / 256)], rel=1e-6)
+
+
+def test_dropout_is_every_networks_own_and_drawn_anew_in_every_step(monkeypatch):
+    drawn, recipes = [], replace(_recipes(), dropout=torch.tensor([0.0, 0.25, 0.5], dtype=torch.float64))
+    monkeypatch.setattr("weightedit.data.cnn_fitting._kept", lambda *given: drawn.append(_kept(*given)) or drawn[-1])
+    fit_cnns(SPEC, recipes, _images(60), _images(20, 5), CNNFitOptions((3,), 64, 30), generator(3))
+    dropped = [(kept == 0).flatten(1) for kept in drawn]
+    convolutions = len(dropped) // 3
+    assert convolutions == sum(layer.kernel is not None for layer in SPEC.layers)
+    assert torch.cat(dropped, 1).double().mean(1).tolist() == pytest.approx([0.0, 0.25, 0.5], abs=0.02)
+    for layer in range(convolutions):
+        steps = dropped[layer::convolutions]
+        assert not any(torch.equal(steps[i][1], steps[j][1]) for i in range(3) for j in range(i))
 
 
 def test_batches_come_from_each_networks_own_part():
@@ -138,6 +157,24 @@ def test_batches_come_from_each_networks_own_part():
         for own, rows in zip(seen, next(batches), strict=True):
             own |= set(rows.tolist())
     assert [len(own) for own in seen] == [50, 25, 5]
+    assert len(next(_batches(_recipes(), 4, 64, generator()))[2].unique()) == 1  # a tenth of four images is one
+
+
+def test_the_parts_are_random_and_each_networks_own():
+    """Of equal fractions, for twenty networks: no two have the same tenth, and together they see all images evenly."""
+    recipes = draw_recipes(20, generator())
+    recipes = replace(recipes, train_fraction=torch.full((20,), 0.1, dtype=torch.float64))
+
+    def parts(seed):
+        batches = _batches(recipes, 100, 64, generator(seed))
+        drawn = [next(batches) for _ in range(5)]
+        assert len({tuple(rows.tolist()) for rows in torch.cat(drawn)}) == 5 * 20  # and own batches of it
+        return [frozenset(own.tolist()) for own in torch.cat(drawn, 1)]
+
+    one, again, other = parts(0), parts(0), parts(1)
+    assert [len(own) for own in one] == [10] * 20 and len(set(one)) == 20
+    assert len(frozenset().union(*one)) > 70  # of 100; 88 on average
+    assert one == again and not set(one) & set(other)
 
 
 def test_measuring_in_parts_is_measuring_at_once():

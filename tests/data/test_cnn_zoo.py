@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from weightedit.data.cnn_zoo import (
     read_zoo_table,
     save_zoo,
     split_by_network,
+    write_zoo_table,
 )
 from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
@@ -54,6 +57,63 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert sorted(path.name for path in (tmp_path / "zoo").iterdir()) == sorted(
         [*(f"{s}.parquet" for s in SPLITS), "card.json"]
     )
+
+
+class PowerCut(BaseException):
+    """Nothing catches it."""
+
+
+def test_whenever_the_power_fails_a_folder_with_a_card_is_whole(tmp_path, monkeypatch):
+    """In the midst of every file, and before and after it gets its name; the zoo can be written there again."""
+    import pyarrow.parquet as pq
+
+    splits = split_by_network(_zoo())
+    for point in range(20):
+        left, folder = [point], tmp_path / str(point)
+
+        def mortal(function, midst=None, left=left):
+            def call(*given, **options):
+                left[0] -= 1
+                if left[0] < 0:
+                    midst(*given) if midst else None
+                    raise PowerCut
+                return function(*given, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                pq, "write_table", mortal(pq.write_table, lambda table, path: Path(path).write_bytes(b"PAR1"))
+            )
+            patch.setattr(Path, "write_text", mortal(Path.write_text, lambda path, text: path.write_bytes(b"{")))
+            patch.setattr(os, "replace", mortal(os.replace))
+            try:
+                save_zoo(folder, splits, {})
+                break
+            except PowerCut:
+                pass
+        for path in folder.glob("*.parquet"):
+            _equal(read_zoo_table(path, SPEC), splits[path.stem])
+        assert not (folder / "card.json").exists()
+        save_zoo(folder, splits, {})
+        _equal(load_zoo(folder, "train"), splits["train"])
+    assert point == 8  # four files, each written and named
+
+
+def test_a_table_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    path, zoo = tmp_path / "part.parquet", _zoo()
+    write_zoo_table(zoo, path)
+
+    def midst(table, place, **options):
+        Path(place).write_bytes(b"PAR1")
+        raise PowerCut
+
+    monkeypatch.setattr(pq, "write_table", midst)
+    with pytest.raises(PowerCut):
+        write_zoo_table(_zoo(seed=1), path)
+    _equal(read_zoo_table(path, SPEC), zoo)
 
 
 def test_a_network_is_in_one_split_and_the_choice_repeats():
@@ -102,9 +162,10 @@ def test_damaged_folders_are_refused(tmp_path):
     save_zoo(tmp_path, split_by_network(_zoo()), {})
     with pytest.raises(FileFormatError, match="has no split 'holdout'; expected one of train"):
         load_zoo(tmp_path, "holdout")
-    other = NetworkSpec.cnn((1, 4, 3, 6), ACTIVATIONS["relu"])
-    with pytest.raises(FileFormatError, match=r"rows of \d+ weights; expected"):
-        read_zoo_table(tmp_path / "test.parquet", other)
+    for outputs in (4, 6):
+        other = NetworkSpec.cnn((1, 4, 3, outputs), ACTIVATIONS["relu"])
+        with pytest.raises(FileFormatError, match=r"rows of \d+ weights; expected"):
+            read_zoo_table(tmp_path / "test.parquet", other)
     (tmp_path / "test.parquet").write_bytes(b"PAR1")
     with pytest.raises(FileFormatError, match="missing or not the file the card states"):
         load_zoo(tmp_path, "test")

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 
 import datasets
 import numpy as np
@@ -206,6 +207,52 @@ def test_nothing_is_left_of_a_failed_write(tmp_path, monkeypatch):
         save_weight_set(tmp_path / "file", whole.stack, whole.images)
 
 
+class PowerCut(BaseException):
+    """Nothing catches it."""
+
+
+def cut_power(monkeypatch, after: int) -> None:
+    """Let names change `after` times; from then on nothing works, as for a process that is dead."""
+    left = [after]
+
+    def mortal(function):
+        def call(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise PowerCut
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("rename", "replace", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, mortal(getattr(os, name)))
+
+
+def test_whenever_the_power_fails_one_set_is_whole(tmp_path, monkeypatch):
+    """At every change of a name or removal of a file while a set replaces another: the folder is whole or absent, and
+    then the old set stands beside it; the next process writes as if nothing had been."""
+    old, new = make_set(), make_set(known=False)
+    for point in range(20):
+        place = tmp_path / str(point)
+        place.mkdir()
+        save_weight_set(place / "set", old.stack, old.images)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda point=point: 1_000_000 + point)
+            cut_power(patch, point)
+            try:
+                save_weight_set(place / "set", new.stack, new.images, overwrite=True)
+                break
+            except PowerCut:
+                pass
+        left = [entry for entry in place.iterdir() if entry.is_dir() and entry.suffix != ".tmp"]
+        whole = [verify_weight_set(entry) for entry in left if entry.name == "set" or not (place / "set").exists()]
+        assert whole
+        save_weight_set(place / "set", new.stack, new.images, overwrite=True)
+        assert_same(load_weight_set(place / "set", "test"), part_of(new, 2))
+    assert point > 2
+    assert_same(load_weight_set(place / "set", "test"), part_of(new, 2))
+
+
 def test_sets_that_leak_or_do_not_fit_are_refused(tmp_path):
     whole = make_set()
     stack, images = whole.stack, whole.images
@@ -218,6 +265,9 @@ def test_sets_that_leak_or_do_not_fit_are_refused(tmp_path):
     refused("without index or split", split=None)
     refused("source image 10[0-7] occurs in two splits", split=torch.arange(24) % 3)
     refused("occurs with two different images", index=torch.zeros(24), split=torch.zeros(24))
+    pixel = images.clone()
+    pixel[5, 0, 0, 0] ^= 1
+    refused("occurs with two different images", images=pixel)
     refused("splits other than 0, 1, 2", split=torch.full((24,), 3))
     refused(r"images of shape \(24, 3, 4, 5\) and type torch.float32: expected uint8", images=images.float())
     refused(r"expected uint8 \(24, 3, 4, 5\), one source image per INR", images=images[:8])

@@ -1,5 +1,7 @@
 """Predicted pictures and the editor that steps towards them: symmetry, strengths, architectures, learning, disk."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -112,6 +114,22 @@ def test_any_architecture_size_and_output_width(widths):
     found = editor.edit(stack, "rotate").params
     for name, tensor in by_hand.params.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_may_say_how_many_steps():
+    editor, stack = make_editor(steps=2), make_stack()
+    for steps in (0, 1, 3):
+        found, expected = editor.edit(stack, "rotate", steps=steps), make_editor(steps=steps).edit(stack, "rotate")
+        assert all(torch.equal(found.params[name], expected.params[name]) for name in stack.params)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_what_was_measured_before_the_edit_is_dropped_and_the_rest_kept(factor):
+    known = {"label": torch.arange(3), "index": torch.tensor([7, 8, 9]), "provenance": {"init": "siren"}}
+    stack = replace(make_stack(), psnr=torch.full((3,), 40.0), **known)
+    for edited in (make_editor().edit(stack, "rotate", factor=factor), refine(stack, stack.render().clamp(0, 1), 1)):
+        assert edited.psnr is None and edited.provenance == known["provenance"]
+        assert torch.equal(edited.label, known["label"]) and torch.equal(edited.index, known["index"])
 
 
 def test_a_warp_is_the_exponential_of_its_generator():

@@ -1,15 +1,21 @@
 """Gradients, factors and steps against autograd and dense linear algebra; what refinement promises; wrong input."""
 
+import math
+
 import pytest
 import torch
 from torch.func import jacrev, vmap
 
+from tests.rules import Recorder
 from weightedit.editing.curvature import (
     KFAC,
     RIDGE,
     LearnedKFAC,
     LearnedKFACConfig,
     LevenbergMarquardt,
+    Steering,
+    _exact_step,
+    kfac_step,
 )
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.refinement import GradientSteps, refine, target_of
@@ -123,6 +129,56 @@ def test_levenberg_marquardt_takes_the_dense_step(case):
         torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-9)
 
 
+def test_levenberg_marquardt_takes_back_what_does_not_lower_the_loss():
+    """Six steps against each network by itself, with the damping kept by hand; some steps are taken back."""
+    stack, targets = _networks("grey")
+    rule = LevenbergMarquardt(damping=1e-4, shrink=0.1, grow=4.0)
+    found = rule.refine(RenderingProblem(stack.convention, targets), stack.params, 6)
+    verdicts = []
+    for i in range(len(stack)):
+        problem, one = RenderingProblem(stack.convention, targets[i : i + 1]), stack[i].params
+        layers, damping, verdict = problem.layers(one), rule.damping, ""
+        for _ in range(6):
+            before = problem.evaluate(layers)
+            tried = _exact_step(problem, layers, before, torch.full((1,), damping, dtype=torch.float64))
+            better = bool(problem.evaluate(tried).loss() < before.loss())
+            layers, damping = (tried, damping * rule.shrink) if better else (layers, damping * rule.grow)
+            verdict += "+" if better else "-"
+        verdicts.append(verdict)
+        for name, tensor in problem.params(problem.solve_last(layers, RIDGE)).items():
+            torch.testing.assert_close(found[name][i : i + 1], tensor, rtol=1e-6, atol=1e-9)
+    assert any("-+" in verdict for verdict in verdicts) and any("++" in verdict for verdict in verdicts)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_kfac_step_is_the_dense_formula(case):
+    """With numbers of their own for every network, layer and factor, and with momenta."""
+    stack, targets = _networks(case)
+    problem, source = RenderingProblem(stack.convention, targets), torch.Generator().manual_seed(2)
+    layers = problem.layers(stack.params)
+    found, depth = problem.evaluate(layers, ridge=RIDGE), len(layers) - 1
+    steering = Steering(*(0.1 + torch.rand(4, 3, depth, generator=source, dtype=torch.float64)))
+    momenta = [torch.randn(problem.gradient(found, i).shape, generator=source).double() for i in range(depth)]
+    new, moved = kfac_step(problem, layers, found, steering, momenta)
+
+    def damped(matrix, damping):
+        return torch.linalg.inv(
+            matrix + damping * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=matrix.dtype)
+        )
+
+    for i in range(depth):
+        outer, inner = problem.factors(found, i)
+        for n in range(len(stack)):
+            rate, momentum, damping_in, damping_out = (number[n, i] for number in steering)
+            read = inner.expand(len(stack), -1, -1)[n]
+            step = damped(outer[n], damping_out) @ problem.gradient(found, i)[n] @ damped(read, damping_in)
+            step = momentum * momenta[i][n] + step
+            torch.testing.assert_close(moved[i][n], step, rtol=1e-8, atol=1e-10)
+            change = torch.cat([layers[i].weight[n] - new[i].weight[n], (layers[i].bias - new[i].bias)[n, :, None]], 1)
+            torch.testing.assert_close(change, rate * step, rtol=1e-8, atol=1e-10)
+    assert new[-1] is found.last
+
+
 @pytest.mark.parametrize("solve_last", [False, True])
 def test_gradient_steps_are_torchs(solve_last):
     """Adam on the images' mean squared error, against torch.optim on the plain renderer."""
@@ -150,6 +206,20 @@ def test_gradient_steps_are_torchs(solve_last):
         solved()
     for name, tensor in found.params.items():
         torch.testing.assert_close(tensor, leaves[name].detach(), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rule_is_told_the_loss_that_its_gradients_are_of(case):
+    """The images' mean squared error, on the scale of the images, at every step."""
+    stack, targets = _networks(case)
+    rule = Recorder()
+    refine(stack, targets, 2, rule=GradientSteps(rule))
+    found = stack.params
+    for loss, grads in zip(rule.losses, rule.grads, strict=True):
+        assert loss.shape == (len(stack),)
+        at = stack.with_params(found)
+        torch.testing.assert_close(loss, mean_squared_errors(at, targets).to(loss), rtol=1e-9, atol=0)
+        found = {name: tensor - grads[name] for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -193,6 +263,55 @@ def test_learned_rule_begins_as_kfac_and_comes_back_from_disk(tmp_path):
     assert back.config == config
     for name, tensor in rule.state_dict().items():
         assert torch.equal(tensor, back.state_dict()[name])
+
+
+@pytest.mark.parametrize("horizon", [1, 16])
+def test_the_learned_rule_sees_what_it_says(horizon):
+    """Losses and their changes, a clock that stops at two horizons, and the layer's place and widths, by hand.
+
+    Its first map is made a tenth of the identity, so that what it sees can be read off its hidden units.
+    """
+    steps, widths = 4, (2, 9, 16, 1)
+    params = initial_params(3, widths, generator=torch.Generator().manual_seed(1))
+    stack = INRStack(
+        {name: tensor.double() for name, tensor in params.items()}, CASES["colour, deep, other convention"][0], *SIZE
+    )
+    targets = torch.rand(3, 1, *SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    rule, seen = LearnedKFAC(LearnedKFACConfig(13, horizon, rate=0.2)).double(), []
+    with torch.no_grad():
+        rule.first.weight.copy_(torch.eye(13) / 10)
+        rule.first.bias.zero_()
+    rule.last.register_forward_pre_hook(lambda _, given: seen.append(10 * given[0].atanh()))
+    refine(stack, targets, steps, rule=rule)
+    along = [refine(stack, targets, k, rule=KFAC(rate=0.2)) for k in range(steps)]
+    logs = torch.stack([mean_squared_errors(each, targets) for each in along]).double().log()
+    for k in range(steps):
+        loss = [logs[k] / 5 + 1, logs[k] - logs[max(k - 1, 0)], (logs[k] - logs[0]) / 3]
+        left = steps - k
+        clock = [min(k / horizon, 2), min(left / horizon, 2), 1 / left, 1 / (k + 1), float(k == 0), float(k == 1)]
+        for i, (inputs, outputs) in enumerate(zip(widths, widths[1:-1], strict=False)):
+            place = [float(i == 0), float(i == 1), math.log2(outputs / 32) / 2, math.log2(inputs / 32) / 2]
+            rest = torch.tensor([*clock, *place], dtype=torch.float64).expand(3, -1)
+            expected = torch.cat([torch.stack(loss, 1), rest], 1)
+            torch.testing.assert_close(seen[k][:, i], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_learned_rule_steers_every_number_by_itself():
+    stack, targets = _networks("grey")
+    problem, rule, says = RenderingProblem(stack.convention, targets), LearnedKFAC().double(), (0.3, -0.4, 0.5, -0.6)
+    with torch.no_grad():
+        rule.last.bias.copy_(torch.tensor(says, dtype=torch.float64))
+    start, layers, momenta = rule.config, problem.layers(stack.params), []
+    steering = Steering(
+        start.rate * math.exp(says[0]),
+        1 / (1 + math.exp(-says[1]) * (1 - start.momentum) / start.momentum),
+        start.damping * math.exp(says[2]),
+        start.damping * math.exp(says[3]),
+    )
+    for _ in range(3):
+        layers, momenta = kfac_step(problem, layers, problem.evaluate(layers, ridge=RIDGE), steering, momenta)
+    for name, tensor in problem.params(problem.solve_last(layers, RIDGE)).items():
+        torch.testing.assert_close(rule.refine(problem, stack.params, 3)[name], tensor, rtol=1e-6, atol=1e-9)
 
 
 def test_learned_rule_refines_float64_too():
@@ -254,6 +373,23 @@ def test_what_diverges_stays_as_it_was():
 
     found = refine(stack, targets, 1, rule=Explodes())
     assert all(torch.equal(tensor, stack.params[name]) for name, tensor in found.params.items())
+
+
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
+def test_one_number_that_is_not_finite_takes_back_its_network_alone(fault):
+    """Wherever it stands: the other networks keep their step, and this one keeps none of it."""
+    stack, targets = _networks("grey", dtype=torch.float32)
+    for spoiled in stack.params:
+
+        class Spoils:
+            def refine(self, problem, params, steps, spoiled=spoiled):
+                after = {name: 2 * tensor for name, tensor in params.items()}
+                after[spoiled][1].flatten()[-1] = fault
+                return after
+
+        for name, tensor in refine(stack, targets, 1, rule=Spoils()).params.items():
+            factors = torch.tensor([2.0, 1.0, 2.0]).view(-1, *[1] * (tensor.dim() - 1))
+            assert torch.equal(tensor, factors * stack.params[name])
 
 
 def test_wrong_input(tmp_path):

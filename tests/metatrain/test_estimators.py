@@ -1,6 +1,7 @@
 """Outer gradients against the analytic one, where it is exact, within standard errors, or biased; exact resumption."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from weightedit.errors import WeightEditError
 from weightedit.metatrain.estimators import ES, PES, ESSingle, Horizons, TruncatedBackprop
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee
 from weightedit.metatrain.optimizee import Quadratic
-from weightedit.metatrain.unroll import Unroll
+from weightedit.metatrain.unroll import InnerState, Unroll
 from weightedit.optim.hand_designed import Adam
 
 HORIZON = 24
@@ -157,6 +158,65 @@ def test_pairs_share_starts_tasks_and_seeds_and_runs_end_at_different_times():
     assert state["horizon"].min() >= 4 and state["horizon"].max() <= 30
 
 
+@pytest.mark.parametrize("kind", [TruncatedBackprop, ES, PES, ESSingle])
+def test_the_state_after_a_call_is_exactly_what_is_written(kind):
+    """Ends of runs, horizons, directions, networks, gradient and metrics; all kinds draw the perturbations of ES."""
+    count, unroll = 6, Unroll(TinyRule().double(), Quadratic((2, 3), dtype=torch.float64))
+    one, drawing = (a(unroll, Horizons(4, 9), truncation=2, particles=count) for a in (kind, ES))
+    (weights,) = unroll.rule.parameters()
+    state, ends, directions = one.init(generator()), [], []
+    for call in range(15):
+        before, lone = state, kind is TruncatedBackprop
+        grads, state, metrics = one.gradient({"weights": weights}, before)
+        steps, horizon = before["inner/step"][:count], before["horizon"]
+        ended, kept = steps >= horizon, before.get("noise")
+        both = (ended if lone else ended.repeat(2)).nonzero().squeeze(1)
+        assert state["outer_step"] == call + 1
+        assert torch.equal(state["inner/step"][:count], torch.where(ended, 0, steps) + 2)
+        assert torch.equal((state["inner/seed"] != before["inner/seed"]).nonzero().squeeze(1), both)
+        assert torch.equal(torch.where(ended, horizon, state["horizon"]), horizon)
+        assert bool(((state["horizon"] >= 4) & (state["horizon"] <= 9))[ended].all())
+        ends.append(int(ended.sum()))
+        start = InnerState.from_tensors({k.removeprefix("inner/"): v for k, v in before.items() if "inner/" in k})
+        if lone:
+            stack = weights.expand(count, -1)
+        else:
+            noise = drawing.gradient({"weights": weights}, before)[1]["noise"]
+            direction = {
+                ES: noise,
+                PES: noise if kept is None else torch.where(ended.unsqueeze(1), noise, kept + noise),
+                ESSingle: noise if kept is None else torch.where(ended.unsqueeze(1), noise, kept),
+            }[kind]
+            assert torch.equal(state["noise"], direction)
+            directions.append(direction)
+            used = direction if kind is ESSingle else noise
+            stack = torch.cat([weights + used, weights - used])
+        stack = stack.detach().requires_grad_()
+        after, losses = unroll(start, 2, {"weights": stack})
+        goes_on = ~(ended if lone else ended.repeat(2))
+        moved = after.params["x"] if kind is not ES else after.params["x"][:count].repeat(2, 1, 1)
+        torch.testing.assert_close(state["inner/params/x"][goes_on], moved[goes_on], rtol=1e-12, atol=0)
+        if ended.any():
+            continue
+        if lone:
+            (each,) = torch.autograd.grad(losses.mean(0).sum(), stack)
+        else:
+            plus, minus = losses.mean(0).chunk(2)
+            each = (plus - minus).unsqueeze(1) / (2 * one.sigma**2) * direction
+        torch.testing.assert_close(grads["weights"], each.mean(0).detach(), rtol=1e-9, atol=1e-12)
+        expected = {
+            "loss": losses.mean(),
+            "last": losses[-1].mean(),
+            "capped": 0,
+            "dropped": 0,
+            "steps": losses.numel(),
+        }
+        assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+            {name: float(value) for name, value in expected.items()}, rel=1e-12
+        )
+    assert 0 in ends and any(0 < number < count for number in ends)
+
+
 class Diverging(LogRate):
     """Sends the networks whose first entry is positive to infinity."""
 
@@ -182,6 +242,42 @@ def test_horizons_are_log_uniform():
     found = Horizons(10, 1000).draw(generator(), 20000)
     assert found.min() == 10 and found.max() >= 990
     assert ((found < 100).double().mean() - 0.5).abs() < 0.02
+
+
+def test_every_length_of_a_run_has_its_logarithmic_share():
+    found = Horizons(2, 5).draw(generator(), 20000)
+    shares = [math.log((length + 1) / length) / math.log(6 / 2) for length in range(2, 6)]
+    assert within_five_errors(found - 2, shares)
+    assert Horizons(3, 3).draw(generator(), 50).unique().tolist() == [3]
+
+
+def within_five_errors(drawn, shares):
+    """Whether numbers 0, 1, ... were drawn with these probabilities, as far as their counts tell."""
+    shares = torch.tensor(shares, dtype=torch.float64)
+    found = drawn.bincount(minlength=len(shares)) / len(drawn)
+    return len(found) == len(shares) and bool(
+        ((found - shares).abs() < 5 * (shares * (1 - shares) / len(drawn)).sqrt()).all()
+    )
+
+
+def test_a_first_run_is_a_random_part_of_one():
+    """Any number of its steps, from one to all of them, as likely as any other; later runs are whole."""
+    drawn = (
+        estimator(ES, 2, horizons=Horizons(2, 5), random_phase=phase, particles=20000).init(generator())["horizon"]
+        for phase in (False, True)
+    )
+    whole, part = drawn
+    for length in range(2, 6):
+        assert within_five_errors(part[whole == length] - 1, [1 / length] * length)
+
+
+def test_a_call_without_truncation_is_one_run_of_a_length_drawn_for_all():
+    one = estimator(ES, horizons=Horizons(2, 5), particles=3)
+    state, lengths = one.init(generator()), []
+    for _ in range(30):
+        _, state, metrics = one.gradient(WEIGHTS, state)
+        lengths.append(int(metrics["steps"]) / 6)
+    assert set(lengths) == {2, 3, 4, 5} and set(state) == {"seed", "outer_step"}
 
 
 @pytest.mark.parametrize(

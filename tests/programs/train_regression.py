@@ -3,7 +3,8 @@
 usage: train_regression.py FOLDER [--out FILE] [--kill N] [--pause SECONDS] [--KEY VALUE ...]
 
 KEY VALUE are TrainOptions. With --kill, one child per point of a saving trains in FOLDER/<point> and kills itself
-with SIGKILL there, in its N-th saving.
+with SIGKILL there, in its N-th saving. With "--partial true" the model is a Partial, and every process writes what it
+drew beside FILE.
 """
 
 import json
@@ -54,6 +55,34 @@ def noisy_error(model, batch, generator):
     """A loss with randomness of every kind: the generator it is given, and dropout on the global one."""
     noise = torch.randn(batch["x"].shape, generator=generator)
     return torch.nn.functional.mse_loss(model(batch["x"] + 0.1 * noise), batch["targets"][0])
+
+
+class Partial(torch.nn.Module):
+    """A small MLP, a parameter that only examples with a first number above 1.2 reach, and one that none does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seldom, self.idle = (
+            make_model(),
+            torch.nn.Parameter(torch.ones(1)),
+            torch.nn.Parameter(torch.ones(1)),
+        )
+        self.drawn: list[float] = []
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def reaches(batch):
+    """Which examples reach Partial's `seldom`."""
+    return batch["x"][:, 0] > 1.2
+
+
+def partial_error(model, batch, generator):
+    """A loss of Partial, which keeps a number that it draws."""
+    model.drawn.append(torch.rand((), generator=generator, dtype=torch.float64).item())
+    loss, some = mean_squared_error(model, batch), reaches(batch)
+    return loss + (model.seldom * some).square().mean() if some.any() else loss
 
 
 def validate(model) -> float:
@@ -121,19 +150,20 @@ def main(arguments: list[str]) -> None:
             pause = float(next(rest))
         else:
             options[flag[2:]] = json.loads(next(rest))
-    noisy = options.pop("noisy", False)
-    model = make_model(0.2 if noisy else 0.0)
+    noisy, partial = options.pop("noisy", False), options.pop("partial", False)
+    model = Partial() if partial else make_model(0.2 if noisy else 0.0)
 
     def loss(model, batch):
         time.sleep(pause)
         return mean_squared_error(model, batch)
 
-    result = train(
-        model, noisy_error if noisy else loss, Examples(), validate, folder, TrainOptions(**options), progress=False
-    )
+    chosen = partial_error if partial else noisy_error if noisy else loss
+    result = train(model, chosen, Examples(), validate, folder, TrainOptions(**options), progress=False)
     from accelerate import PartialState
 
     state = PartialState()
+    if out and partial:
+        out.with_suffix(f".{state.process_index}.json").write_text(json.dumps(model.drawn))
     if out and state.is_main_process:
         save_file(dict(model.state_dict()), out)
         figures = {"processes": state.num_processes, "losses": result.losses, "best": result.best_validation}

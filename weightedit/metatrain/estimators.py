@@ -64,7 +64,8 @@ class Estimator(ABC):
         truncation: steps per call; None: every call does one whole run, of a length drawn for all particles. A run ends
             with the first truncation that reaches its horizon.
         particles: runs side by side, of antithetic estimators pairs of runs.
-        random_phase: shorten every particle's first run to a random part, so that particles end at different times.
+        random_phase: shorten every particle's first run to a uniformly random number of its steps, at least one, so
+            that particles end at different times.
         part, parts: which part this is of `parts` times as many particles: all are drawn, and the others left out, so
             that the mean over the parts is the gradient of one estimator with all of them.
 
