@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch.func import functional_call, vmap
 
+from tests.allocation import most_allocated
+from tests.networks import relative
+from tests.rounding import rounding
 from weightedit.errors import ParamsError, WeightEditError
+from weightedit.inr import siren
 from weightedit.inr.convention import DWSNETS, NFN
 from weightedit.inr.siren import Siren, coordinate_grid, initial_params, render, render_images
+from weightedit.inr.stack import INRStack
 
 
 def _generator(seed=0):
@@ -39,6 +44,38 @@ def test_render_is_differentiable():
         return render(dict(zip(names, tensors, strict=True)), points, omega=5.0)
 
     assert torch.autograd.gradcheck(function, tuple(params.values()))
+
+
+@pytest.mark.parametrize("most", [1, 50, 400, 10_000])
+@pytest.mark.parametrize("own_points", [False, True])
+def test_chunks_of_networks_and_points_change_no_number(monkeypatch, most, own_points):
+    params = {name: t.double() for name, t in initial_params(5, (2, 7, 6, 3), generator=_generator()).items()}
+    points = torch.rand((5, 13, 2) if own_points else (13, 2), generator=_generator(1), dtype=torch.float64)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in params.items()}
+    whole, whole_leaves = render(params, points, omega=30.0), render(leaves, points, omega=30.0)
+    expected = torch.autograd.grad(whole_leaves.sin().sum(), list(leaves.values()))
+    allowed = rounding(30.0**2)
+    monkeypatch.setattr(siren, "_CHUNK_CPU", most)
+    with torch.no_grad():
+        assert relative(render(params, points, omega=30.0), whole) < allowed
+    found = render(leaves, points, omega=30.0)
+    assert relative(found.detach(), whole) < allowed
+    for got, wanted in zip(torch.autograd.grad(found.sin().sum(), list(leaves.values())), expected, strict=True):
+        assert relative(got, wanted) < allowed
+    if not own_points:
+        with torch.no_grad():
+            assert relative(vmap(lambda p: render(p, points, omega=30.0))(params), whole) < allowed
+
+
+@pytest.mark.parametrize(("count", "size"), [(40, 28), (1, 180)])
+def test_memory_of_a_rendering_is_bounded_by_its_result(monkeypatch, count, size):
+    """In chunks of 10,000 numbers; all at once, a layer's activations take 32 times the result."""
+    stack = INRStack(initial_params(count, (2, 32, 32, 1), generator=_generator()), DWSNETS, size, size)
+    monkeypatch.setattr(siren, "_CHUNK_CPU", 10_000)
+    with torch.no_grad():
+        most = most_allocated(stack.render)
+    result, grid, chunks = count * size * size * 4, 6 * size * size * 4, 8 * 10_000 * 4  # some copies of each
+    assert most < 4 * result + grid + chunks
 
 
 def test_module_has_canonical_names_and_a_reproducible_start():

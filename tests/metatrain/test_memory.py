@@ -1,9 +1,8 @@
 """What an outer step is said to hold, against what torch's allocator gave out in one."""
 
 import pytest
-import torch
-from torch.profiler import ProfilerActivity, profile
 
+from tests.allocation import most_allocated
 from tests.metatrain.problems import digits
 from tests.networks import generator
 from tests.rules import TinyRule
@@ -19,13 +18,13 @@ PROBLEMS = {"mlp": MLP, "cnn": ModuleOptimizee(digits(), make=lambda: conv_net(1
 def given_out(estimator):
     """The most bytes that were in use at once, two calls long, in both of which all runs begin."""
     weights = {name: tensor.detach() for name, tensor in estimator.unroll.rule.named_parameters()}
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+
+    def run():
         state = estimator.init(generator())
         for _ in range(2):
             _, state, _ = estimator.gradient(weights, state)
-    events = record.profiler.kineto_results.events()
-    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == "[memory]"]
-    return int(torch.tensor(sizes).cumsum(0).max())
+
+    return most_allocated(run)
 
 
 @pytest.mark.parametrize("kind", [PES, TruncatedBackprop])

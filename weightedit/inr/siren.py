@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import COORDINATE_ORDERS, Convention, Params, widths_of
 
+_CHUNK_CPU, _CHUNK = 2**20, 2**28
+"""Activations of one layer at once, in numbers: what a CPU's cache holds, about a GB elsewhere."""
+
 
 def _siren_bounds(layer: int, fan_in: int, omega: float) -> tuple[float, float]:
     weight = 1.0 / fan_in if layer == 0 else math.sqrt(6.0 / fan_in) / omega
@@ -166,6 +169,9 @@ def coordinate_grid(
 def render(params: Params, coordinates: Tensor, *, omega: float) -> Tensor:
     """Raw outputs of one SIREN or a stack; differentiable in the parameters and the coordinates.
 
+    Networks and points are taken in chunks, so that memory beyond the result is bounded; autograd, where it is asked
+    to, keeps the activations of all of them.
+
     Args:
         params: canonical names; `layers.{i}.weight` [(N,) out, in] and `layers.{i}.bias` [(N,) out].
         coordinates: [P, inputs], the same for all networks, or [N, P, inputs], each its own.
@@ -195,16 +201,44 @@ def render(params: Params, coordinates: Tensor, *, omega: float) -> Tensor:
             f"coordinates {tuple(coordinates.shape)}: expected (points, {widths[0]}) or ({count}, points, {widths[0]}) "
             "for these networks; see coordinate_grid."
         )
+    # Scaling the few parameters is cheaper than scaling the many pre-activations.
+    scales = [omega] * last + [1.0]
+    layers = [(s * params[f"layers.{i}.weight"], s * params[f"layers.{i}.bias"]) for i, s in enumerate(scales)]
     values = coordinates.expand(count, *coordinates.shape[-2:])
     with torch.autocast(values.device.type, enabled=False):  # phases of tens of radians need float32
-        for i in range(last + 1):
-            weight, bias = params[f"layers.{i}.weight"], params[f"layers.{i}.bias"]
-            if i < last:
-                # Scaling the few parameters is cheaper than scaling the many pre-activations.
-                values = torch.sin(torch.baddbmm((omega * bias).unsqueeze(1), values, (omega * weight).mT))
-            else:
-                values = torch.baddbmm(bias.unsqueeze(1), values, weight.mT)
-    return values
+        return _in_chunks(layers, values, max(widths))
+
+
+def _in_chunks(layers: list[tuple[Tensor, Tensor]], values: Tensor, widest: int) -> Tensor:
+    """`_outputs`, so many networks and points at a time that a layer's activations stay below a limit."""
+    (count, points), most = values.shape[:2], _CHUNK_CPU if values.device.type == "cpu" else _CHUNK
+    networks = max(1, most // (points * widest or 1))
+    length = max(1, most // (networks * widest))
+    rows = [slice(i, i + networks) for i in range(0, max(count, 1), networks)]
+    places = [slice(i, i + length) for i in range(0, max(points, 1), length)]
+
+    def part(row: slice, place: slice) -> Tensor:
+        return _outputs([(weight[row], bias[row]) for weight, bias in layers], values[row, place])
+
+    if len(rows) == len(places) == 1:
+        return part(rows[0], places[0])
+    if torch.is_grad_enabled():
+        return torch.cat([torch.cat([part(row, place) for place in places], 1) for row in rows])
+    # Written where they belong: parts that wait between temporaries would split the heap into pieces of no use.
+    found = part(rows[0], places[0])
+    result = found.new_empty(count, points, found.shape[2])
+    for row in rows:
+        for place in places:
+            result[row, place] = part(row, place)
+    return result
+
+
+def _outputs(layers: list[tuple[Tensor, Tensor]], values: Tensor) -> Tensor:
+    """What the layers, sines but the last, make of coordinates [N, P, inputs]."""
+    for weight, bias in layers[:-1]:
+        values = torch.sin(torch.baddbmm(bias.unsqueeze(1), values, weight.mT))
+    weight, bias = layers[-1]
+    return torch.baddbmm(bias.unsqueeze(1), values, weight.mT)
 
 
 def render_images(params: Params, convention: Convention, height: int, width: int) -> Tensor:
