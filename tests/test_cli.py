@@ -89,6 +89,16 @@ def test_fit_pictures(place, capsys):
     assert stack.provenance["seed"] == "5" and stack.provenance["images"] == "digit0.png, digit1.png, digit2.png"
 
 
+def test_a_solid_picture_is_met_exactly_and_said_so(place, capsys):
+    Image.new("L", (12, 10), 0).save("black.png")
+    for pictures, told in ((["black.png"], "inf to inf dB, median inf"), (["black.png", "digit0.png"], "to inf dB, ")):
+        words = ("--size", "10x12", "--keep-missed", "--max-steps", 30)
+        code, out, err = run(capsys, "fit", *pictures, *words, "-o", "out.safetensors")
+        assert (code, err) == (0, "") and "to inf dB, mean inf" in out
+        code, out, err = run(capsys, "info", "out.safetensors")
+        assert (code, err) == (0, "") and told in out and "nan dB" not in out and "nan," not in out
+
+
 def test_fit_leaves_out_what_missed_and_says_so(place, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8)).save("noise.png")
     words = ["fit", "digit0.png", "noise.png", "-o", "out.safetensors", "--size", 48, "--target-psnr", 25]

@@ -71,7 +71,9 @@ def _inrs(stack: INRStack) -> Facts:
         ("type", dtype),
     ]
     if stack.psnr is not None and len(stack):
-        low, middle, high = stack.psnr.double().quantile(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).tolist()
+        places = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+        # No interpolation: a solid picture that is met exactly has an infinite PSNR, and inf * 0 is NaN.
+        low, middle, high = stack.psnr.double().quantile(places, interpolation="lower").tolist()
         facts.append(("PSNR", f"{low:.2f} to {high:.2f} dB, median {middle:.2f}"))
     else:
         facts.append(("PSNR", "not recorded"))
