@@ -65,6 +65,17 @@ def test_batches_do_not_show(batch_size):
     assert edited.psnr is None and (edited.height, edited.width) == (6, 8)
 
 
+@pytest.mark.parametrize("layers", [(0, 1, 2), (0,), (1,), (2,)], ids=["all", "first", "middle", "last"])
+def test_an_inr_with_layers_of_zeros_does_not_hinder_the_others(layers):
+    editor, stack = make_editor(probes=9, forecast=6, refit=True), make_stack()
+    for layer in layers:
+        for kind in ("weight", "bias"):
+            stack.params[f"layers.{layer}.{kind}"][1] = 0.0
+    edited, others = editor.edit(stack), [0, 2, 3, 4]
+    assert all(bool(tensor.isfinite().all()) for tensor in edited.params.values())
+    assert_close(edited[others].params, editor.edit(stack[others]).params)
+
+
 def test_editing_keeps_no_graph_and_leaves_the_stack_alone():
     editor, stack = make_editor(), make_stack()
     before = {name: tensor.clone() for name, tensor in stack.params.items()}

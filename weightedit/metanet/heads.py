@@ -102,7 +102,10 @@ class LastLayerRefit(nn.Module):
         hidden, gap = layout.at_level(depth - 1, values), layout.at_level(depth, missing)
         design = torch.cat([hidden, torch.ones_like(hidden[..., :1, :])], -2)
         gram = design @ design.mT
-        ridge = self.log_ridge.double().clamp(min=math.log(1e-4)).exp() * hidden.square().mean((-2, -1), keepdim=True)
+        square = hidden.square().mean((-2, -1), keepdim=True)
+        # Where nothing arrives, as in a network of zeros, any ridge leaves the weights at zero; none has no solution.
+        unit = torch.where(square > 0, square, 1.0)
+        ridge = self.log_ridge.double().clamp(min=math.log(1e-4)).exp() * unit
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         found = torch.linalg.solve(gram + ridge * values.shape[-1] * eye, design @ gap.mT).mT.to(edges)
         gauge = layout.at_level(depth - 1, nodes[..., 1:])
