@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.func import functional_call, grad, vmap
@@ -10,15 +12,16 @@ from weightedit import symmetry
 from weightedit.delta import apply_delta
 from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.module_wiring import wiring_of
+from weightedit.optim.gauge import neuron_scales
 from weightedit.optim.hand_designed import SGD, Adam
-from weightedit.optim.metanet_features import DEPTH, levelled
+from weightedit.optim.metanet_features import DEPTH, levelled, place
 from weightedit.optim.metanet_passes import Passes
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.muon import Muon
 from weightedit.spec import NetworkSpec
-from weightedit.wiring import Wiring
+from weightedit.wiring import NeuronSet, Wire, Wiring
 
 STEPS = 100
 
@@ -237,6 +240,99 @@ def test_averaging_is_schedule_free():
             y = apply_delta(y, delta)
             for k in y:
                 torch.testing.assert_close(y[k], beta * x[k] + (1 - beta) * z[k], rtol=1e-12, atol=1e-12)
+
+
+def paced(column, size, losses):
+    """First deltas of a rule under these losses, over those of one that paces nothing; gradients stay the same."""
+    spec = SPECS["relu"]
+    wiring, params, grads = Wiring.of(spec), random_params(spec, count=2), random_params(spec, count=2, seed=1)
+    found = []
+    for number in (size, 0.0):
+        rule = MetanetRule(MetanetRuleConfig(loss=True, averaging=False)).double()
+        with torch.no_grad():
+            rule.pace[:, column] = number
+            state, deltas = rule.init(wiring, params), []
+            for loss in losses:
+                loss = None if loss is None else torch.tensor(loss, dtype=torch.float64)
+                delta, state = rule.update(wiring, grads, state, params, loss=loss)
+                deltas.append(delta["layers.1.weight"])
+        found.append(torch.stack(deltas))
+    ratios = (found[0] / found[1]).flatten(2)
+    torch.testing.assert_close(ratios, ratios[..., :1].expand_as(ratios), rtol=1e-9, atol=0)
+    return ratios[..., 0]
+
+
+def test_the_loss_of_every_step_is_seen_and_how_it_stands_to_the_first():
+    """By hand: the features are log(loss) / 5 and log(loss / first) / 3, each network's own; None is the first loss."""
+    losses = [[0.5, 3.0], [2.0, 1.0], None, [0.1, 3.0]]
+    now = torch.tensor([[0.5, 3.0], [2.0, 1.0], [0.5, 3.0], [0.1, 3.0]], dtype=torch.float64)
+    torch.testing.assert_close(paced(-2, 5.0, losses), now, rtol=1e-8, atol=0)
+    torch.testing.assert_close(paced(-1, 3.0, losses), now / now[0], rtol=1e-8, atol=0)
+
+
+def test_the_clock_counts_from_one_on_seven_scales():
+    for column, time in enumerate((3, 10, 30, 100, 300, 1000, 3000)):
+        expected = (torch.arange(1, 5, dtype=torch.float64) / time - 1).tanh().exp().unsqueeze(1).expand(-1, 2)
+        torch.testing.assert_close(paced(column, 1.0, [[1.0, 1.0]] * 4), expected, rtol=1e-6, atol=0)
+
+
+def test_where_a_tensor_lies_is_told_by_these_numbers():
+    """By hand: kind, whether it reads the inputs or makes the outputs, sizes, how far along, one, kernel, matrices."""
+    sets = tuple(NeuronSet(name, size) for name, size in (("in", 3), ("a", 8), ("b", 6), ("out", 4)))
+    wires = (
+        Wire("first", (8, 3, 2, 2), "weight", 1, 0, 3),
+        Wire("bias", (8,), "bias", 1),
+        Wire("gain", (8,), "gain", 1),
+        Wire("middle", (6, 8), "weight", 2, 1, 8),
+        Wire("last", (4, 30), "weight", 3, 2, 6),
+        Wire("final bias", (4,), "bias", 3),
+    )
+    expected = {
+        "first": [1, 0, 1, 0, math.log2(12) / 10, 0.3, 1 / 3, 1, 0.5],
+        "bias": [0, 0, 0, 0, 0, 0.3, 1 / 3, 1, 0],
+        "gain": [0, 1, 0, 0, 0, 0.3, 1 / 3, 1, 0],
+        "middle": [1, 0, 0, 0, 0.3, math.log2(6) / 10, 2 / 3, 1, 0],
+        "last": [1, 0, 0, 1, math.log2(30) / 10, 0.2, 1, 1, math.log2(5) / 4],
+        "final bias": [0, 0, 0, 1, 0, 0.2, 1, 1, 0],
+    }
+    for wire in wires:
+        found = place(Wiring(sets, wires), wire)
+        assert found == pytest.approx([*expected[wire.name], (math.log2(3) - 1) / 4], rel=1e-12), wire.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", [MetanetRule(), MLPRule(), Adam(0.01), SGD(0.1, momentum=0.9), Muon(0.01)])
+def test_steps_are_counted_exactly_in_half_precision(rule, dtype):
+    """Where bfloat16 stops at 256 and float16 at 2048; what a learned rule keeps is float32, its deltas are not."""
+    spec = SPECS["relu"]
+    wiring = Wiring.of(spec)
+    params, grads = (random_params(spec, seed=seed, dtype=dtype) for seed in (0, 1))
+    state = rule.init(wiring, params)
+    for own in state.values():
+        own["step"] += 5000
+    with torch.no_grad():
+        for _ in range(3):
+            deltas, state = rule.update(wiring, grads, state, params)
+    for name, own in state.items():
+        assert own["step"] == 5003 and own["step"].dtype == torch.float32
+        assert deltas[name].dtype == dtype and deltas[name].isfinite().all()
+        if isinstance(rule, MetanetRule | MLPRule):
+            assert {tensor.dtype for tensor in own.values()} == {torch.float32}
+
+
+def test_how_large_a_neuron_has_been_fades_by_memory_a_step():
+    spec = SPECS["relu"]
+    wiring, params, grads = Wiring.of(spec), random_params(spec), random_params(spec, seed=1)
+    rule = MetanetRule(MetanetRuleConfig(memory=0.9)).double()
+    state, reach = rule.init(wiring, params), None
+    with torch.no_grad():
+        for factor in (1.0, 0.7, 0.1, 0.1, 2.0, 0.3):
+            scaled = {name: factor * tensor for name, tensor in params.items()}
+            _, state = rule.update(wiring, grads, state, scaled)
+            now = neuron_scales(wiring, scaled)
+            reach = now if reach is None else [torch.maximum(a, 0.9 * b) for a, b in zip(now, reach, strict=True)]
+            for name, own in state.items():
+                torch.testing.assert_close(own["reach"], reach[wiring.by_name[name].target], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("memory", "low", "high"), [(0.99, 0.1, 10.0), (0.0, 1e4, 1e8)])
