@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,9 +141,9 @@ def test_a_step_draws_by_seed_step_and_micro_step_alone(tmp_path):
 
     options = replace(OPTIONS, steps=6, accumulate=3)
     first, other = drawn("first", options), drawn("other", replace(options, seed=1))
-    assert len({*first, *other}) == 2 * 6 * 3
+    assert len({*first, *other}) == 2 * 6 * 3 * 2
     parts = [drawn("parts", replace(options, max_seconds=1e-9)) for _ in range(3)]
-    assert sum(parts, []) == first[:9]
+    assert sum(parts, []) == first[: 3 * 3 * 2]
 
 
 def test_log_and_result(tmp_path):
@@ -294,6 +296,16 @@ def test_a_validation_that_draws_random_numbers_changes_nothing(tmp_path):
     assert same(results[0][0], results[1][0]) and results[0][1].losses == results[1][1].losses
 
 
+def test_seconds_run_on_through_all_calls(tmp_path, monkeypatch):
+    """On a clock that goes on by one whenever it is read."""
+    ticks = count()
+    monkeypatch.setattr("weightedit.training.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    for _ in range(3):
+        _, result = run(tmp_path, replace(OPTIONS, max_seconds=1e-9))
+    seconds = [record["seconds"] for record in read_log(tmp_path)]
+    assert all(a < b for a, b in zip(seconds, [*seconds[1:], result.seconds], strict=True))
+
+
 def test_steps_that_are_skipped_count_through_a_resume(tmp_path):
     """In a row up to the limit, and all of them; a step that is finite ends the row."""
     options = replace(OPTIONS, steps=20, nonfinite_limit=3)
@@ -404,7 +416,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, accumulate):
     for name, value in load_file(out).items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=0)
     drawn = [number for rank in (0, 1) for number in json.loads((tmp_path / f"out.{rank}.json").read_text())]
-    assert len(drawn) == len(set(drawn)) == 2 * options.steps * accumulate
+    assert len(drawn) == len(set(drawn)) == 2 * options.steps * accumulate * 2
     with pytest.raises(WeightEditError, match="processes was 2 and is 1 now"):
         run(tmp_path / "two", options)
 

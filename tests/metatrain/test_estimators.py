@@ -204,6 +204,7 @@ def test_the_state_after_a_call_is_exactly_what_is_written(kind):
             plus, minus = losses.mean(0).chunk(2)
             each = (plus - minus).unsqueeze(1) / (2 * one.sigma**2) * direction
         torch.testing.assert_close(grads["weights"], each.mean(0).detach(), rtol=1e-9, atol=1e-12)
+        losses = losses.detach()
         expected = {
             "loss": losses.mean(),
             "last": losses[-1].mean(),

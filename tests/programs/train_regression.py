@@ -79,8 +79,8 @@ def reaches(batch):
 
 
 def partial_error(model, batch, generator):
-    """A loss of Partial, which keeps a number that it draws."""
-    model.drawn.append(torch.rand((), generator=generator, dtype=torch.float64).item())
+    """A loss of Partial, which keeps the numbers that it draws, from its generator and from the global one."""
+    model.drawn += [torch.rand((), generator=source, dtype=torch.float64).item() for source in (generator, None)]
     loss, some = mean_squared_error(model, batch), reaches(batch)
     return loss + (model.seldom * some).square().mean() if some.any() else loss
 
