@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -381,6 +382,9 @@ def test_killed_from_outside_and_launched_again(tmp_path):
     while not log.exists() or log.read_bytes().count(b"\n") < 8:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(WeightEditError, match=f"state is being written by process {process.pid} on "):
+        run(tmp_path / "run")
     process.kill()
     process.communicate()
     with log.open("ab") as stream:

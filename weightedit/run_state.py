@@ -9,7 +9,7 @@ state to named tensors. Not here: when any of it happens, devices and processes 
                                     average/, best/ or random/
 
 A state is written under another name and renamed, and the one before it is deleted after that: at every moment one of
-them is complete, whenever the process is killed.
+them is complete, whenever the process is killed. One process writes here, which holds the claim on state/.
 """
 
 import json
@@ -17,7 +17,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,26 @@ from torch import Tensor
 
 from weightedit.checkpoint import encode_json, encode_tensors, read_json, read_tensors, write_folder
 from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.saving import claimed, new_file
 
 FORMAT_VERSION = 1
 RUN, LOG, STATE = "run.json", "log.jsonl", "state"
+
+
+@contextmanager
+def held(folder: Path, main: bool) -> Iterator[None]:
+    """Keep other runs out of `folder`, made if it is missing, while the block runs.
+
+    Args:
+        folder: the run's folder.
+        main: whether this process is the one that writes; the others of a run need no claim.
+    Raises:
+        WeightEditError: naming the process that trains there.
+    """
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder / STATE) if main else nullcontext():
+        yield
 
 
 def claim_folder(folder: Path, run: dict[str, Any], *, may_differ: frozenset[str], may_grow: frozenset[str]) -> None:
@@ -68,13 +85,12 @@ def claim_folder(folder: Path, run: dict[str, Any], *, may_differ: frozenset[str
             )
         if before == run:
             return
-    fresh = path.with_name(f".{RUN}.saving")
-    fresh.write_bytes(encode_json(run))
-    os.replace(fresh, path)
+    with new_file(path) as fresh:
+        fresh.write_bytes(encode_json(run))
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
-    """Write the state after `step` steps as folder/state/step-<step>, then delete the states before it."""
+    """Write the state after `step` steps as folder/state/step-<step>, then delete the others; the caller holds it."""
     root = folder / STATE
     fresh, final = root / ".saving", root / f"step-{step:08d}"
     shutil.rmtree(fresh, ignore_errors=True)

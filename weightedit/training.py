@@ -33,6 +33,7 @@ from weightedit.run_plan import BatchOrder, TrainOptions, derive_seed, learning_
 from weightedit.run_state import (
     RunLog,
     claim_folder,
+    held,
     load_optimizer_tensors,
     load_random_tensors,
     load_state,
@@ -134,7 +135,8 @@ def train(
         validate: `validate(model)`, lower is better; called without gradients, in eval mode and float32, on the
             averaged weights if there is an average. It runs on process 0 alone and the others are told the result:
             it must not communicate, and should take less than the process group's timeout.
-        folder: the run's folder (see run_state.py); a folder that holds another run is refused.
+        folder: the run's folder (see run_state.py); a folder that holds another run, or in which another process is
+            training now, is refused.
         options: see TrainOptions.
         about: what else makes the run what it is, JSON values (the data, the task): a folder whose run was about
             something else is refused.
@@ -143,12 +145,17 @@ def train(
     Returns:
         TrainResult. After a call that ended before the first validation, the model holds the current weights.
     Raises:
-        WeightEditError: for another run's folder, a loss that is no scalar or reaches no parameter, a missing tracker.
+        WeightEditError: for the folder of another run or of a process that trains now, a loss that is no scalar or
+            reaches no parameter, a missing tracker.
         FileFormatError: for a damaged folder.
         NonFiniteError: after `nonfinite_limit` steps in a row, or when no validation was finite.
     """
     modes = [(module, module.training) for module in model.modules()]
-    with _accelerator(Path(folder), options) as accelerator, preserved_random(accelerator.device):
+    with (
+        _accelerator(Path(folder), options) as accelerator,
+        held(Path(folder), accelerator.is_main_process),
+        preserved_random(accelerator.device),
+    ):
         try:
             place = (Path(folder), options, about or {})
             return _Run(accelerator, model, loss, data, validate, place, carried).complete(progress)
