@@ -33,6 +33,7 @@ from weightedit.inr.convention import Convention
 from weightedit.inr.fitting import FitOptions, fit
 from weightedit.inr.stack import INRStack
 from weightedit.run_plan import derive_seed
+from weightedit.saving import claimed
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,14 @@ def main(config: Config) -> Path:
     out, started = Path(config.out), time.perf_counter()
     parts = out.with_name(f"{out.name}.parts-{derive_seed(*_identity(config)):016x}")
     parts.mkdir(parents=True, exist_ok=True)
+    with claimed(parts):
+        make_set(config, out, parts)
+    print(f"{time.perf_counter() - started:.0f} s")
+    return out
+
+
+def make_set(config: Config, out: Path, parts: Path) -> None:
+    """Fit in the folder `parts`, save in `out`, and print a summary."""
     images, split = read_images(config)
     shards = list(torch.arange(len(images)).split(config.shard))
     run_shards(config, images, split, shards, parts)
@@ -104,8 +113,6 @@ def main(config: Config) -> Path:
     counts = {name: int((stack.split == number).sum()) for number, name in enumerate(("train", "validation", "test"))}
     print(f"{out}: {len(stack)} INRs ({counts}), PSNR {stack.psnr.min():.2f} to {stack.psnr.max():.2f} dB")
     print(f"images that missed {config.target_psnr} dB and were left out: {len(missing)} {missing[:20]}")
-    print(f"{time.perf_counter() - started:.0f} s")
-    return out
 
 
 def _identity(config: Config) -> tuple[str, ...]:

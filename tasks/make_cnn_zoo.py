@@ -5,11 +5,13 @@
 The networks are those of the Small CNN Zoo (Unterthiner et al. 2020): three convolutions of 16 filters, 3x3, stride 2,
 global average pooling, a linear layer; 4,970 parameters. Learning rate, weight decay, dropout, initialisation,
 optimizer and fraction of the training images are random. They are trained in stacks, each a function of (seed, stack)
-alone: a run that was stopped goes on where it was. All checkpoints of a network are in one split.
+alone: a run that was stopped goes on where it was, and one that is finished says so. All checkpoints of a network are
+in one split.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -25,8 +27,11 @@ from weightedit.cli import told_in_one_line
 from weightedit.data.cnn_fitting import CentredImages, CNNFitOptions, draw_recipes, fit_cnns
 from weightedit.data.cnn_zoo import (
     CARD,
+    SPLITS,
     CNNZoo,
     concatenate_zoos,
+    load_zoo,
+    read_zoo_card,
     read_zoo_table,
     save_zoo,
     split_by_network,
@@ -35,6 +40,7 @@ from weightedit.data.cnn_zoo import (
 from weightedit.data.images import load_images
 from weightedit.errors import WeightEditError
 from weightedit.run_plan import derive_seed
+from weightedit.saving import claimed
 from weightedit.spec import Activation, NetworkSpec
 
 
@@ -84,19 +90,42 @@ def main(config: Config) -> Path:
             "relu or tanh and at least one network: correct them."
         )
     out, started = Path(config.out), time.perf_counter()
-    if (out / CARD).exists() or out.is_file():  # a folder without a card is one that was being saved
-        raise WeightEditError(f"{out} is already there, finished; expected a new folder: choose another --out.")
-    zoo = join_stacks(config, out)
-    splits = split_by_network(zoo, config.held, config.seed)
-    facts = {"config": asdict(config), "left_out": config.networks * len(config.fit.checkpoints) - len(zoo)}
-    save_zoo(out, splits, facts)
-    shutil.rmtree(_parts(config, out))
-    accuracy = zoo.last().numbers("test_accuracy")
+    if is_finished(config, out):
+        print(f"{out}: was finished before, nothing is trained")
+    else:
+        make_zoo(config, out)
+    zoo = concatenate_zoos([load_zoo(out, split) for split in SPLITS])
+    accuracy, left_out = zoo.last().numbers("test_accuracy"), read_zoo_card(out)["facts"]["left_out"]
     quantiles = accuracy.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-    print(f"{out}: {len(zoo)} checkpoints of {len(accuracy)} networks, {facts['left_out']} were not finite")
+    print(f"{out}: {len(zoo)} checkpoints of {len(accuracy)} networks, {left_out} were not finite")
     print("test accuracy of the last ones, 10th, 50th, 90th percentile: " + ", ".join(f"{q:.3f}" for q in quantiles))
     print(f"{time.perf_counter() - started:.0f} s")
     return out
+
+
+def is_finished(config: Config, out: Path) -> bool:
+    """Whether the zoo is there (a folder without a card is one that was being saved); refuses another's place."""
+    if out.is_file():
+        raise WeightEditError(f"{out} is a file; expected a folder: choose another --out.")
+    if not (out / CARD).exists():
+        return False
+    wanted, held = json.loads(json.dumps(asdict(config))), read_zoo_card(out)["facts"].get("config")
+    if not isinstance(held, dict) or any(
+        wanted[key] != held.get(key) for key in wanted if key not in ("out", "device")
+    ):
+        raise WeightEditError(f"{out} holds a zoo of other options; expected none, or this one: choose another --out.")
+    return True
+
+
+def make_zoo(config: Config, out: Path) -> None:
+    """Train, split, save."""
+    parts = _parts(config, out)
+    parts.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(parts):
+        zoo = join_stacks(config, parts)
+        facts = {"config": asdict(config), "left_out": config.networks * len(config.fit.checkpoints) - len(zoo)}
+        save_zoo(out, split_by_network(zoo, config.held, config.seed), facts)
+        shutil.rmtree(parts)
 
 
 def _parts(config: Config, out: Path) -> Path:
@@ -104,9 +133,8 @@ def _parts(config: Config, out: Path) -> Path:
     return out.with_name(f"{out.name}.parts-{derive_seed(*(f'{k}={v}' for k, v in plain.items())):016x}")
 
 
-def join_stacks(config: Config, out: Path) -> CNNZoo:
-    """Train every stack that is not there yet; all of them as one zoo."""
-    parts = _parts(config, out)
+def join_stacks(config: Config, parts: Path) -> CNNZoo:
+    """Train every stack that is not in the folder `parts` yet; all of them as one zoo."""
     parts.mkdir(parents=True, exist_ok=True)
     train, test = (
         read_images(config.images, split, limit)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightedit.errors import WeightEditError
+from weightedit.saving import new_file
 
 
 class Measured:
@@ -39,7 +40,8 @@ class Measured:
         if key not in self.values:
             self.values[key] = measure()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            written = self.path.with_suffix(".part")
-            written.write_text(json.dumps({"about": self.about, "runs": self.values}, indent=1))
-            written.replace(self.path)
+            with new_file(self.path) as fresh:
+                if self.path.exists():  # another process may have measured other values meanwhile
+                    self.values = {**json.loads(self.path.read_text())["runs"], **self.values}
+                fresh.write_text(json.dumps({"about": self.about, "runs": self.values}, indent=1))
         return self.values[key]

@@ -1,5 +1,6 @@
 """The parts of the tasks that train and compare metanetworks, one by one; that they run is in test_tasks.py."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -11,6 +12,7 @@ import torch
 from tests.networks import CNNS, random_params
 from weightedit.data.cnn_zoo import CNNZoo, load_zoo
 from weightedit.errors import WeightEditError
+from weightedit.saving import claimed
 
 TASKS = Path(__file__).parent.parent / "tasks"
 
@@ -107,8 +109,8 @@ def test_a_zoo_goes_on_after_a_kill_while_it_was_saved(task, tmp_path, monkeypat
     zoo = CNNZoo(CNNS["relu"], random_params(CNNS["relu"], count=10), torch.arange(10), facts)
     config = making.Config(out=str(out), networks=10, fit=making.CNNFitOptions((1,)))
 
-    def join(config, folder):
-        making._parts(config, folder).mkdir(exist_ok=True)
+    def join(config, parts):
+        parts.mkdir(exist_ok=True)
         return zoo
 
     def kill(*rest, **more):
@@ -122,8 +124,24 @@ def test_a_zoo_goes_on_after_a_kill_while_it_was_saved(task, tmp_path, monkeypat
     assert (out / "train.parquet").exists() and not (out / "card.json").exists()
     making.main(config)
     assert len(load_zoo(out, "train")) == 6 and not making._parts(config, out).exists()
-    with pytest.raises(WeightEditError, match="zoo is already there, finished"):
-        making.main(config)
     (tmp_path / "file").touch()
-    with pytest.raises(WeightEditError, match="file is already there"):
+    with pytest.raises(WeightEditError, match="file is a file; expected a folder: choose another --out"):
         making.main(making.Config(out=str(tmp_path / "file")))
+
+
+def test_a_zoo_that_is_finished_says_so(task, tmp_path, monkeypatch, capsys):
+    making, out = task("make_cnn_zoo"), tmp_path / "zoo"
+    facts = {name: torch.linspace(0, 1, 10, dtype=torch.float64) for name in ("step", "test_accuracy")}
+    zoo = CNNZoo(CNNS["relu"], random_params(CNNS["relu"], count=10), torch.arange(10), facts)
+    config = making.Config(out=str(out), networks=10, fit=making.CNNFitOptions((1,)))
+    monkeypatch.setattr(making, "join_stacks", lambda config, parts: parts.mkdir() or zoo)
+    with claimed(making._parts(config, out)), pytest.raises(WeightEditError, match="is being written by process"):
+        making.main(config)
+    assert not out.exists() and making.main(config) == out
+    told = capsys.readouterr().out.splitlines()
+    monkeypatch.delattr(making, "join_stacks")
+    assert making.main(dataclasses.replace(config, device="cuda")) == out
+    again = capsys.readouterr().out.splitlines()
+    assert again[0] == f"{out}: was finished before, nothing is trained" and again[1:-1] == told[:-1]
+    with pytest.raises(WeightEditError, match="zoo holds a zoo of other options; expected none, or this one: choose"):
+        making.main(dataclasses.replace(config, seed=1))
