@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.saving import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -333,13 +333,10 @@ def _draw(axes: Axes, column: ImageColumn | ChangeColumn, row: int) -> AxesImage
 
 def _put(data: bytes, path: str | Path) -> Path:
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with new_file(path) as fresh:
+            fresh.write_bytes(data)
     except OSError as error:
-        if temporary.is_file():
-            temporary.unlink()
         raise FileFormatError(
             f"{path} could not be written ({error}); expected a place in an existing, writable folder: choose "
             "another, or create it."

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from weightedit.data.weight_set_tables import as_tensor, unflatten
 from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.saving import new_file
 from weightedit.spec import NetworkSpec, Params
 
 FORMAT = "weightedit-cnn-zoo"
@@ -145,7 +145,7 @@ def split_by_network(zoo: CNNZoo, fractions: tuple[float, float] = (0.15, 0.25),
 
 
 def save_zoo(folder: str | Path, splits: Mapping[str, CNNZoo], facts: Mapping[str, Any]) -> None:
-    """Write the splits and, last, the card, each by a temporary name: a folder with a card is whole.
+    """Write the splits and, last, the card, each by a temporary name: a folder with a card is whole (see saving.py).
 
     Args:
         folder: made if needed; must hold no other zoo.
@@ -155,8 +155,6 @@ def save_zoo(folder: str | Path, splits: Mapping[str, CNNZoo], facts: Mapping[st
     Raises WeightEditError on a folder that has a card, splits that share a network, or facts that are no JSON.
     """
     folder = Path(folder)
-    if (folder / CARD).exists():
-        raise WeightEditError(f"{folder} already holds {CARD}; expected a new folder: choose another one.")
     networks = [set(zoo.network.tolist()) for zoo in splits.values()]
     if len(set().union(*networks)) != sum(map(len, networks)) or len({zoo.spec for zoo in splits.values()}) != 1:
         raise WeightEditError(
@@ -164,21 +162,23 @@ def save_zoo(folder: str | Path, splits: Mapping[str, CNNZoo], facts: Mapping[st
             "split_by_network."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    stated = {}
-    for name, zoo in splits.items():
-        write_zoo_table(zoo, folder / f"{name}.parquet")
-        digest = hashlib.sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()
-        stated[name] = {"count": len(zoo), "networks": len(zoo.network.unique()), "sha256": digest}
-    spec = next(iter(splits.values())).spec
-    card = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "splits": stated, "facts": dict(facts)}
-    try:
-        text = json.dumps(card, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise WeightEditError(
-            f"facts {facts!r} are no JSON ({error}); expected strings, numbers, lists, dicts."
-        ) from error
-    (folder / "card.part").write_text(text, encoding="utf-8")
-    os.replace(folder / "card.part", folder / CARD)
+    with new_file(folder / CARD) as fresh:
+        if (folder / CARD).exists():
+            raise WeightEditError(f"{folder} already holds {CARD}; expected a new folder: choose another one.")
+        stated = {}
+        for name, zoo in splits.items():
+            write_zoo_table(zoo, folder / f"{name}.parquet")
+            digest = hashlib.sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()
+            stated[name] = {"count": len(zoo), "networks": len(zoo.network.unique()), "sha256": digest}
+        spec = next(iter(splits.values())).spec
+        card = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "splits": stated, "facts": dict(facts)}
+        try:
+            text = json.dumps(card, indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise WeightEditError(
+                f"facts {facts!r} are no JSON ({error}); expected strings, numbers, lists, dicts."
+            ) from error
+        fresh.write_text(text, encoding="utf-8")
 
 
 def load_zoo(folder: str | Path, split: str) -> CNNZoo:
@@ -214,7 +214,7 @@ def read_zoo_card(folder: str | Path) -> dict[str, Any]:
 
 
 def write_zoo_table(zoo: CNNZoo, path: Path) -> None:
-    """Write the checkpoints as one Parquet file, under a temporary name first."""
+    """Write the checkpoints as one Parquet file: whole, or not there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -224,9 +224,8 @@ def write_zoo_table(zoo: CNNZoo, path: Path) -> None:
     columns["network"] = pa.array(zoo.network.numpy())
     for name, fact in zoo.facts.items():
         columns[name] = pa.array(fact.numpy()) if isinstance(fact, Tensor) else pa.array(fact, pa.string())
-    fresh = path.with_suffix(".part")
-    pq.write_table(pa.table(columns), fresh, compression="zstd", use_dictionary=False)
-    os.replace(fresh, path)
+    with new_file(path) as fresh:
+        pq.write_table(pa.table(columns), fresh, compression="zstd", use_dictionary=False)
 
 
 def read_zoo_table(path: Path, spec: NetworkSpec) -> CNNZoo:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from weightedit.data.foreign_inrs import (
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.stack import PER_INR, INRStack
+from weightedit.saving import new_file
 
 FORMAT = "weightedit-inrs"
 VERSION = 1
@@ -42,7 +42,7 @@ _PLAIN = ("format", "activation", "coordinates")
 
 
 def save_inrs(stack: INRStack, path: str | Path) -> None:
-    """Write a stack as one safetensors file, under a temporary name that is then moved: whole, or not there.
+    """Write a stack as one safetensors file: whole, or not there (see saving.py).
 
     Args:
         stack: the INRs; stored in their own floating-point type, from whatever device.
@@ -61,12 +61,10 @@ def save_inrs(stack: INRStack, path: str | Path) -> None:
     known = {name: getattr(stack, name) for name in PER_INR if getattr(stack, name) is not None}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**stack.params, **known}.items()}
     data = safetensors.torch.save(tensors, _header(stack))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with new_file(path) as fresh:
+            fresh.write_bytes(data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise FileFormatError(
             f"{path} could not be written ({error}); expected a place in an existing, writable folder with enough "
             "room: choose another, or create it."
