@@ -10,14 +10,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores
 
 
-@pytest.fixture(autouse=True)
-def no_accelerator_left():
-    """Accelerate keeps one state per process, which a test's Accelerator would leave to the tests after it."""
-    yield
+def forget_accelerator() -> None:
+    """Accelerate keeps one state per process, which a test's Accelerator would leave to what comes after it."""
     if "accelerate.state" in sys.modules:
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_left():
+    yield
+    forget_accelerator()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

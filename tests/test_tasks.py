@@ -1,18 +1,20 @@
 """Every task runs with --smoke, end to end, on images made here; fitting resumes and does not depend on its workers."""
 
-import importlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import tyro
 from PIL import Image
 
+from tests.conftest import forget_accelerator
 from weightedit.data.cnn_zoo import load_zoo
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import LearnedKFAC
@@ -29,15 +31,28 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_task(name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tasks" / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=check, cwd=ROOT)
+    """`python tasks/NAME ARGUMENTS`, in this process, which has torch loaded: that takes most of a short run's time."""
+    command, words, place = [str(ROOT / "tasks" / name), *arguments], sys.argv, sys.path.copy()
+    out, errors = io.StringIO(), io.StringIO()
+    sys.argv, code = command, 0
+    sys.path.insert(0, str(ROOT / "tasks"))
+    try:
+        with redirect_stdout(out), redirect_stderr(errors):
+            runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        sys.argv, sys.path = words, place
+        forget_accelerator()
+    assert not check or code == 0, errors.getvalue()
+    return subprocess.CompletedProcess(command, code, out.getvalue(), errors.getvalue())
 
 
-def call_task(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`run_task` in this process, which has torch loaded."""
-    monkeypatch.syspath_prepend(str(ROOT / "tasks"))
-    task = importlib.import_module(name.removesuffix(".py"))
-    task.main(tyro.cli(task.Config, args=arguments))
+def launch(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """`python COMMAND` as a process of its own: for tasks that start others, or measure their memory."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, *command]
+    return subprocess.run(words, capture_output=True, text=True, check=check, cwd=ROOT, env=environment)
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +90,7 @@ def test_fit_inrs(weights: Path) -> None:
 @pytest.mark.slow
 def test_fit_inrs_does_not_depend_on_workers(pictures: Path, weights: Path, tmp_path: Path) -> None:
     common = ["--images", str(pictures), "--limit", "48", "--validation", "16", "--shard", "32"]
-    run_task("fit_inrs.py", *common, "--out", str(tmp_path / "two"), "--workers", "2")
+    launch("tasks/fit_inrs.py", *common, "--out", str(tmp_path / "two"), "--workers", "2")
     for split in ("train", "test"):
         one, two = load_weight_set(weights, split).stack.params, load_weight_set(tmp_path / "two", split).stack.params
         assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
@@ -92,23 +107,17 @@ def test_edit_inrs(weights: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METANETS if name != "statistics"])
-def test_edit_inrs_with_every_metanetwork(
-    name: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_edit_inrs_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path), "--metanet", name)
-    options = ("--metanet-options", "layers=1", "--control-steps", "0")
-    call_task("edit_inrs.py", *words, *options, monkeypatch=monkeypatch)
+    run_task("edit_inrs.py", *words, "--metanet-options", "layers=1", "--control-steps", "0")
     assert Editor.from_pretrained(tmp_path / "editor").kind == name
 
 
 @pytest.mark.parametrize("name", list(METANETS))
-def test_classify_inrs_with_every_metanetwork(
-    name: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classify_inrs_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"), "--metanet", name, "--augment")
-    options = ("--noise", "0.01", "--metanet-options", "layers=1")
-    call_task("classify_inrs.py", *words, *options, monkeypatch=monkeypatch)
-    assert "| one INR |" in capsys.readouterr().out and (tmp_path / "run" / "curve.png").stat().st_size > 5000
+    found = run_task("classify_inrs.py", *words, "--noise", "0.01", "--metanet-options", "layers=1")
+    assert "| one INR |" in found.stdout and (tmp_path / "run" / "curve.png").stat().st_size > 5000
     predictor = WeightSpacePredictor.from_pretrained(tmp_path / "run" / "predictor")
     test = load_weight_set(weights, "test").stack
     assert predictor.predict_stack(test).shape == (24, predictor.outputs)
@@ -241,13 +250,15 @@ def test_compare_optimizers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_costs(tmp_path: Path) -> None:
     """Of optimizer steps and of inner runs, both as multiples of what they are held against."""
-    steps = run_task("benchmark_optimizers.py", "--smoke", "--rules", "lean", "scalegmn", "--out", str(tmp_path / "a"))
+    steps = launch(
+        "tasks/benchmark_optimizers.py", "--smoke", "--rules", "lean", "scalegmn", "--out", str(tmp_path / "a")
+    )
     assert "| fused Adam |" in steps.stdout and "| scalegmn |" in steps.stdout
-    runs = run_task("benchmark_meta_training.py", "--smoke", "--out", str(tmp_path / "b"))
+    runs = launch("tasks/benchmark_meta_training.py", "--smoke", "--out", str(tmp_path / "b"))
     assert "| one pair at a time, eager |" in runs.stdout
-    wrong = run_task("benchmark_meta_training.py", "--rules", "guess", check=False)
+    wrong = launch("tasks/benchmark_meta_training.py", "--rules", "guess", check=False)
     assert wrong.returncode != 0 and "guess" in wrong.stderr
-    wrong = run_task("benchmark_meta_training.py", "--rounds", "0", check=False)
+    wrong = launch("tasks/benchmark_meta_training.py", "--rounds", "0", check=False)
     assert wrong.returncode != 0 and "one round" in wrong.stderr
 
 
@@ -304,7 +315,7 @@ def test_compare_metanets(pictures: Path, weights: Path, tmp_path: Path) -> None
     run_task("make_cnn_zoo.py", "--smoke", "--images", str(pictures), "--out", zoo)
     data = ("--smoke", "--weights", str(weights), "--zoo", zoo, "--out", str(tmp_path / "metanets"))
     words = (*data, "--metanet", "mlp", "statistics", "--options", "mlp.hidden=16")
-    first = run_task("compare_metanets.py", *words)
+    first = launch("tasks/compare_metanets.py", *words)
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in first.stdout.splitlines() if " | " in line}
     assert {len(row) for row in rows.values()} == {12} and {"mlp", "statistics"} < set(rows)
     assert rows["statistics"][6] == "-" and float(rows["mlp"][6]) > 0, "statistics edit nothing"
@@ -312,11 +323,11 @@ def test_compare_metanets(pictures: Path, weights: Path, tmp_path: Path) -> None
     cost = found["costs"]["classes"]["mlp"]
     assert cost["processor"] > 0 and cost["gigaflop"] > 0 and found["results"]["edits"]["mlp"][0]["steps"] == 4
     assert set(found["results"]["generalization"]["statistics"][0]) > {"tau as trained", "tau rescaled e^-6 to e^6"}
-    again = run_task("compare_metanets.py", *words)
+    again = launch("tasks/compare_metanets.py", *words)
     assert again.stdout == first.stdout, "what is measured once stays, times of steps as well"
-    other = run_task("compare_metanets.py", *words, "--operation", "erode", check=False)
+    other = launch("tasks/compare_metanets.py", *words, "--operation", "erode", check=False)
     assert other.returncode == 2 and "'operation': 'dilate'" in other.stderr.splitlines()[-1]
-    unknown = run_task("compare_metanets.py", *data, "--metanet", "gnn", check=False)
+    unknown = launch("tasks/compare_metanets.py", *data, "--metanet", "gnn", check=False)
     assert unknown.returncode == 2 and "systems ['gnn']" in unknown.stderr.splitlines()[-1]
 
 
@@ -335,13 +346,10 @@ def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_meta_train_together(tmp_path: Path) -> None:
     """Each with inner runs of its own; stopped after two outer steps and taken up, they end as they would have."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "tasks/meta_train.py")
     for name, limits in (("whole", [0]), ("parts", [1e-9, 1e-9, 0])):
         for limit in limits:
-            task = [str(ROOT / "tasks/meta_train.py"), "--smoke", "--out", str(tmp_path / name)]
-            command = [*launch, *task, "--training.max-seconds", str(limit)]
-            subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+            launch(*launcher, "--smoke", "--out", str(tmp_path / name), "--training.max-seconds", str(limit))
     runs = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts")]
     assert json.loads((tmp_path / "whole/run/run.json").read_text())["processes"] == 2
     assert runs[0]["finished"] and runs[1]["finished"] and runs[0]["best_validation"] == runs[1]["best_validation"]
