@@ -266,7 +266,8 @@ def steps_to(losses: Tensor, level: float, every: int) -> int | None:
 def main(config: Config) -> dict[str, Any]:
     """Tune, run, time; write out/comparison.{json,md,png}; returns what is in the first."""
     if config.smoke:
-        config = replace(config, problem="digits-mlp", steps=20, seeds=2, rates=2, evaluate_every=10, timed_steps=2)
+        timed = min(config.timed_steps, 2)
+        config = replace(config, problem="digits-mlp", steps=20, seeds=2, rates=2, evaluate_every=10, timed_steps=timed)
     problems = [name for name, problem in PROBLEMS.items() if problem.kind != "siren"]
     if (
         config.problem not in problems
