@@ -121,6 +121,8 @@ class Rows(torch.utils.data.Dataset):
 def test_hugging_faces_trainer(tmp_path, door):
     import transformers
 
+    if door == "factory" and not hasattr(transformers.trainer, "is_optimizer_factory"):
+        pytest.skip("factories are known to transformers 5.2 and newer")
     model = Model()
     arguments = transformers.TrainingArguments(
         str(tmp_path), max_steps=30, per_device_train_batch_size=16, use_cpu=True, report_to=[], logging_steps=10,

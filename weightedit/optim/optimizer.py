@@ -367,7 +367,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 def optimizer_factory() -> type[LearnedOptimizer]:
     """For trainers that make the optimizer from the model themselves: optimizer_factory()(model, rule=..., lr=...).
 
-    With Hugging Face's Trainer: optimizer_cls_and_kwargs=(optimizer_factory, {"rule": rule, "lr": 1.0}).
+    With Hugging Face's Trainer: optimizer_cls_and_kwargs=(optimizer_factory, {"rule": rule, "lr": 1.0}), from
+    transformers 5.2 on; before that, (LearnedOptimizer, {"rule": rule, "lr": 1.0, "net": model}).
     """
     return LearnedOptimizer
 
