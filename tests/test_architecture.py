@@ -18,6 +18,7 @@ ORDER = [  # fmt: skip
     "checkpoint",
     "layer",
     "convolution",
+    "stand_in",
     "tracing",
     "spec",
     "wiring",

@@ -1,9 +1,10 @@
 """Reading the wiring of any module: which parameters are matrices between sets of neurons, and what those may carry.
 
-The forward is traced with torch.fx, and every value carries the set of neurons that its channel axis runs over. What is
-known passes the set on, restricts its group, or joins two sets (a residual addition); what is not known fixes it: no
-permutation, no factor. A module that cannot be traced is read layer by layer instead, without symmetry. So a wiring
-never claims what may not hold, and never refuses: its notes and `Wiring.outside` say what is missing.
+The forward of a copy (stand_in.py) is traced with torch.fx, and every value carries the set of neurons that its channel
+axis runs over. What is known passes the set on, restricts its group, or joins two sets (a residual addition); what is
+not known fixes it: no permutation, no factor. A module that cannot be traced is read layer by layer instead, without
+symmetry. So a wiring never claims what may not hold, and never refuses: its notes and `Wiring.outside` say what is
+missing.
 
 A normalisation makes a new set, permuted together with the one it reads. Rows before a BatchNorm may be rescaled with
 nothing to compensate them, up to its epsilon. The file is long because the state of a reading and its readers, one per
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from weightedit.errors import SpecError
 from weightedit.layer import Activation, NeuronGroup
+from weightedit.stand_in import Tracer, stand_in
 from weightedit.wiring import Kind, NeuronSet, Wire, Wiring
 
 _FREE = NeuronGroup(scale=True, flip=True, shift=True)  # of a linear map's outputs, until something reads them
@@ -38,10 +40,18 @@ def wiring_of(net: nn.Module) -> Wiring:
     Linear, Conv1d to Conv3d, BatchNorm, LayerNorm, GroupNorm and MultiheadAttention have wires; convolutions in groups
     and attention without symmetry; so has a net that is one such layer. linear and conv1d to conv3d of
     torch.nn.functional are read where weight and bias are parameters of the net. All other parameters (embeddings,
-    recurrent layers, bare ones) are outside, and those without elements.
+    recurrent layers, bare ones) are outside, and those without elements. Nothing of `net` changes.
     """
     try:
-        reading = _read(net)
+        with stand_in(net) as twin:
+            return _traced_or_not(twin).finish()
+    except SpecError as error:  # it cannot be copied
+        return Wiring((), (), tuple(name for name, _ in net.named_parameters()), (f"{error}",))
+
+
+def _traced_or_not(net: nn.Module) -> _Reading:
+    try:
+        return _read(net)
     except Exception as error:  # whatever a foreign forward raises under tracing
         reading = _Reading(net)
         reading.notes.append(
@@ -49,7 +59,7 @@ def wiring_of(net: nn.Module) -> Wiring:
             "without symmetry."
         )
         reading.isolate("", net)
-    return reading.finish()
+        return reading
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,8 @@ def steps_of(net: nn.Module) -> list[Step]:
     Raises SpecError where the forward cannot be traced.
     """
     try:
-        return _read(net).steps
+        with stand_in(net) as twin:
+            return _read(twin).steps
     except Exception as error:  # whatever a foreign forward raises under tracing
         raise SpecError(
             f"{type(net).__name__} cannot be traced ({type(error).__name__}: {error}); expected a forward without "
@@ -94,7 +105,7 @@ def _read(net: nn.Module) -> _Reading:
     return reading
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     """Looks into everything but the modules that have a reader, and torch's own."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from weightedit.errors import SpecError
 from weightedit.layer import IDENTITY, Activation, Layer
+from weightedit.stand_in import Tracer, stand_in
 
 _SUPPORTED = (
     "Linear layers chained with ReLU, LeakyReLU, Tanh, sin(omega z), GELU, SiLU, Sigmoid, Identity or Dropout, "
@@ -33,13 +34,14 @@ def trace_layers(net: nn.Module) -> tuple[Layer, ...]:
     parameters used twice.
     """
     try:
-        graph = fx.Tracer().trace(net)
+        with stand_in(net) as twin:
+            graph = Tracer().trace(twin)
     except Exception as error:
         raise SpecError(
             f"{type(net).__name__} cannot be traced ({type(error).__name__}: {error}); expected a forward without "
             f"data-dependent control flow: {_SUPPORTED}. Build the spec by hand with NetworkSpec.mlp otherwise."
         ) from None
-    chain = _Chain(net)
+    chain = _Chain(twin)
     for node in graph.nodes:
         chain.read(node)
     return chain.finish()
