@@ -70,6 +70,7 @@ ORDER = [  # fmt: skip
     "optim.unitwise",
     "optim.learned_rule",
     "optim.gauge",
+    "optim.warrant",
     "optim.hand_designed",
     "optim.muon",
     "optim.mlp_features",

@@ -30,8 +30,8 @@ def root(square: Tensor) -> Tensor:
 
 
 def inverse_root(square: Tensor) -> Tensor:
-    """1 / `root`, and 0 with derivative 0 at zero."""
-    alive = square > 0
+    """1 / `root`, and 0 with derivative 0 where the square is zero, or so small that its inverse would overflow."""
+    alive = square > torch.finfo(square.dtype).tiny
     return torch.where(alive, torch.where(alive, square, 1).rsqrt(), 0)
 
 

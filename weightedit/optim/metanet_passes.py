@@ -19,6 +19,7 @@ from torch import Tensor
 
 from weightedit.optim.metanet_features import Units, unit_features
 from weightedit.optim.unitwise import affine, compiled_for_all_shapes, line, numbers, pieces
+from weightedit.optim.warrant import of_entries
 
 _PIECE = 2**16  # parameters of a line: what is read and written of it fits the cache, and calls cost little beside it
 
@@ -91,11 +92,18 @@ def hidden_units(even: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[T
     return [unit.relu() for unit in affine(weight, numbers(bias), even)]
 
 
-def direct(odd: Sequence[Tensor], hidden: Sequence[Tensor], layers: Layers, ends: Sequence[Tensor]) -> Tensor:
-    """The step in the gauge from odd features and first hidden layer, unit by unit; `ends`: of the second layer."""
+def direct(
+    odd: Sequence[Tensor], hidden: Sequence[Tensor], layers: Layers, ends: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The step in the gauge from odd features and first hidden layer, unit by unit, and what part of it is warranted.
+
+    `ends`: of the second layer.
+    """
     second = [unit.relu() for unit in affine(layers.second, ends, hidden)]
     factors = affine(layers.last, numbers(layers.base), second)
-    return sum((o * factor for o, factor in zip(odd, factors, strict=True)), torch.zeros_like(odd[0]))
+    moving = of_entries(odd[0])
+    step = sum((o * factor for o, factor in zip(odd, factors, strict=True)), torch.zeros_like(odd[0]))
+    return step * moving, moving
 
 
 class Passes:
@@ -115,11 +123,16 @@ class Passes:
         def hidden(part: Part, weight: Tensor, bias: Tensor) -> Tensor:
             return torch.stack(first(part, weight, bias)[1])
 
+        def both(part: Part, layers: Layers, ends: Tensor) -> tuple[Tensor, Tensor]:
+            step, moving = direct(*first(part, layers.first, layers.first_bias), layers, ends.unbind())
+            return step * part.scale, moving
+
         def move(part: Part, layers: Layers, ends: Tensor) -> Tensor:
-            return direct(*first(part, layers.first, layers.first_bias), layers, ends.unbind()) * part.scale
+            return both(part, layers, ends)[0]
 
         def move_on(part: Part, layers: Layers, ends: Tensor, ahead: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
-            return averaged(move(part, layers, ends), ahead, *recent.unbind())
+            (step, moving), (fresh, slack) = both(part, layers, ends), recent.unbind()
+            return averaged(step, ahead, fresh * moving, slack)
 
         self._hidden, self.gather = _compiled(hidden, compiled), _compiled(_gather, compiled)
         self._move, self._move_on = _compiled(move, compiled), _compiled(move_on, compiled)
@@ -142,7 +155,7 @@ class Passes:
             large: a tensor after `gather`.
             layers: the rule's network.
             ends: the second layer's bias, [hidden, rows, 1] plus [hidden, 1, columns].
-            average: how far z is ahead of x, and the last two arguments of `averaged`, [2].
+            average: how far z is ahead of x, and the last two arguments of `averaged`, [2], before the entries' part.
         """
         ahead, recent = average or (None, None)
         delta, after = torch.empty_like(large.gradient), None if ahead is None else torch.empty_like(ahead)
@@ -170,8 +183,8 @@ def averaged(step: Tensor, ahead: Tensor, fresh: Tensor, slack: Tensor) -> tuple
 
 def _gather(
     gradient: Tensor, before: Moments, scale: tuple[Tensor, Tensor], fresh: tuple[Tensor, float], mix: Tensor
-) -> tuple[Moments, Tensor]:
-    """Moments of which the gradient is a part, and what may be levelled.
+) -> tuple[Moments, Tensor, Tensor]:
+    """Moments of which the gradient is a part, what may be levelled, and the gradient's mean square, in the gauge.
 
     Args:
         gradient: as it came.
@@ -186,7 +199,7 @@ def _gather(
     squares = (square, square.mean(-1), square.mean(-2))
     kept = [old + fresh[1] * (new - old) for old, new in zip(before[1:], squares, strict=True)]
     mixed = affine(mix[None], [torch.zeros_like(gradient)], [gradient, *momenta])[0]
-    return Moments(torch.stack(momenta), *kept), mixed
+    return Moments(torch.stack(momenta), *kept), mixed, squares[1].mean()
 
 
 def _compiled(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:

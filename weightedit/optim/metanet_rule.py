@@ -17,8 +17,9 @@ of the iterates that took these steps (schedule-free, Defazio et al. 2024), so t
 The scale of a neuron, in s, is the largest that it has had, decayed by `memory` a step: of the same type, and not zero
 where the weights into it pass through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam
 where that is not asked for, averaged. Under symmetry "permutation" the even features are joined by the odd ones, and no
-neuron has a gauge; the clock knows no horizon. Large tensors go through in pieces of rows, twice, unless gradients are
-asked for: memory is bounded by the piece.
+neuron has a gauge; the clock knows no horizon. Where the gradient vanishes, so do the step and the motion of the
+average (warrant.py). Large tensors go through in pieces of rows, twice, unless gradients are asked for: memory is
+bounded by the piece.
 
 The file is long because one step is: what it sees is in metanet_features.py and gauge.py, the rest shares one pass.
 """
@@ -51,6 +52,7 @@ from weightedit.optim.metanet_passes import Large, Layers, Moments, Passes, aver
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.rule import RuleState, beside, warmth
 from weightedit.optim.unitwise import FROM, goes_alone, pooled, steady
+from weightedit.optim.warrant import of_entries, of_tensor
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
@@ -67,7 +69,8 @@ class MetanetRule(LearnedRule):
     Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
     differentiable in all it is given. State: per parameter one float for every momentum, one for the squares and, with
     `averaging`, one for how far the steps are ahead of their average ("ahead", z - x); the factors of the squares, one
-    float per row and column; and with `memory` one per row for how large its neuron has been ("reach").
+    float per row and column; with `memory` one per row for how large its neuron has been ("reach"); and one for the
+    largest mean square so far ("peak").
 
     Args:
         config: see MetanetRuleConfig.
@@ -140,6 +143,7 @@ class MetanetRule(LearnedRule):
             "second": wire.shape,
             "rows": (targets,),
             "columns": (sources * rest,),
+            "peak": (),
         }
         if self.config.averaging:
             shapes["ahead"] = wire.shape
@@ -167,12 +171,14 @@ class MetanetRule(LearnedRule):
         for name, grad in grads.items():
             wire, gradient = wiring.by_name[name], grad.to(dtype)
             if passes is not None and name in alone:
-                seen, moments = self._gathered(passes, wire, (gradient, values[name], reach), state[name])
+                seen, moments, square = self._gathered(passes, wire, (gradient, values[name], reach), state[name])
             else:
-                seen, moments = self._looked(wiring, wire, (gradient, values[name], scales[name]), state[name])
+                seen, moments, square = self._looked(wiring, wire, (gradient, values[name], scales[name]), state[name])
             new[name] = self._kept(state[name], reach[wire.target], loss) | moments
+            mean = moments["rows"].mean(-1) / warmth(self.config.second, new[name]["step"].to(dtype))
+            warranted, new[name]["peak"] = of_tensor(square, mean, state[name]["peak"])
             facts = self._tensor_features(wiring, wire, new[name], grown, loss)
-            tensors[name] = _Tensor(wire, seen, self._layers(wire, facts))
+            tensors[name] = _Tensor(wire, seen, self._layers(wire, facts, warranted), warranted)
         firsts = {name: self._pieces(tensor) for name, tensor in tensors.items() if name not in alone}
         nodes = self._mix(wiring, tensors, firsts, passes) if self.config.mixing else None
         deltas: Params = {}
@@ -181,9 +187,10 @@ class MetanetRule(LearnedRule):
             if passes is not None and name in alone:
                 delta, ahead = self._moved(passes, tensor, nodes, before)
             else:
-                delta = self._direction(tensor, nodes, firsts[name]()).view(grad.shape) * scales[name]
+                delta, moving = (x.view(grad.shape) for x in self._direction(tensor, nodes, firsts[name]()))
+                delta = delta * scales[name]
                 if self.config.averaging:
-                    delta, ahead = self._averaged(delta, before["ahead"], new[name]["step"])
+                    delta, ahead = self._averaged(delta, before["ahead"], new[name]["step"], tensor.warranted, moving)
             deltas[name] = delta.view(grad.shape).to(grad.dtype)
             new[name] |= {} if ahead is None else {"ahead": ahead.view(grad.shape)}
         return deltas, new
@@ -215,11 +222,11 @@ class MetanetRule(LearnedRule):
                 scales[name] = scale * beside((-grown * before[wire.target]).exp(), scale)
         return scales
 
-    def _layers(self, wire: Wire, facts: Tensor) -> Layers:
-        """The network as a tensor with these facts meets it: step size and f of the file's docstring are in `last`."""
+    def _layers(self, wire: Wire, facts: Tensor, warranted: Tensor) -> Layers:
+        """The network as a tensor with these facts meets it: step size, what is warranted of it, f are in `last`."""
         dtype = facts.dtype
         pace = self.pace[int(wire.kind == "weight")].to(dtype)
-        size = -(facts @ pace + self.log_step_size.to(dtype)).exp()
+        size = -(facts @ pace + self.log_step_size.to(dtype)).exp() * warranted
         decay = size * (facts @ self.decay.to(dtype)).exp()
         odd = self.config.odd
         sizes = torch.stack([decay if k == odd + WEIGHT else size for k in range(odd)], -1)
@@ -240,19 +247,22 @@ class MetanetRule(LearnedRule):
         targets, sources, rest = wire.view
         return wire.kind == "weight" and min(targets, sources * rest) <= self.config.levelling
 
-    def _averaged(self, step: Tensor, ahead: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    def _averaged(
+        self, step: Tensor, ahead: Tensor, steps: Tensor, warranted: Tensor, moving: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The delta of the parameters y, and how far z is then ahead of x.
 
         z moves by `step`, x is the average of all z so far with weights that grow as a power of the step, and
-        y = x + (1 - beta) (z - x) is where gradients are taken. Only z - x is kept.
+        y = x + (1 - beta) (z - x) is where gradients are taken. Only z - x is kept. x follows z as far as the gradient
+        warrants a step, of the tensor and of every entry (`moving`).
         """
-        fresh, slack = self._recent(steps, step.dtype)
-        return averaged(step, ahead, beside(fresh, step), slack)
+        fresh, slack = self._recent(steps, step.dtype, warranted)
+        return averaged(step, ahead, beside(fresh, step) * moving, slack)
 
-    def _recent(self, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _recent(self, steps: Tensor, dtype: torch.dtype, warranted: Tensor) -> tuple[Tensor, Tensor]:
         """What the newest z counts in x, and 1 - beta."""
         recency = self.log_recency.exp().to(dtype)
-        return (1 + recency) / (steps.to(dtype) + recency), (-self.lag).sigmoid().to(dtype)
+        return (1 + recency) / (steps.to(dtype) + recency) * warranted, (-self.lag).sigmoid().to(dtype)
 
     def _pieces(self, tensor: _Tensor) -> Callable[[], Iterable[_Piece]]:
         """Odd features and the first hidden layer: kept where they are one piece, else made anew at every call."""
@@ -279,30 +289,34 @@ class MetanetRule(LearnedRule):
 
     def _looked(
         self, wiring: Wiring, wire: Wire, at: tuple[Tensor, Tensor, Tensor], before: Mapping[str, Tensor]
-    ) -> tuple[Seen, dict[str, Tensor]]:
-        """What is seen of a tensor, and its new moments. `at`: gradient, value and scale."""
+    ) -> tuple[Seen, dict[str, Tensor], Tensor]:
+        """What is seen of a tensor, its new moments, its gradient's mean square. `at`: gradient, value and scale."""
         gradient, value, scale = at
         gradient, weight = gradient * scale, None if _shifted(wiring, wire) else value / scale
-        moments = self._accumulate(wire, gradient, before)
+        moments, square = self._accumulate(wire, gradient, before)
         decays, mix = (self.config.momenta, self.config.second), self.mix if self._levels(wire) else None
-        return look(wire, gradient, weight, {**moments, "step": before["step"] + 1}, decays, mix), moments
+        seen = look(wire, gradient, weight, {**moments, "step": before["step"] + 1}, decays, mix)
+        return seen, moments, square
 
-    def _accumulate(self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _accumulate(
+        self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
         axes, fresh = len(wire.shape), 1 - self.config.second
         square = wire.matrix(gradient).flatten(-2).square()
         weights = self.fresh.to(gradient.dtype).view(-1, *[1] * axes)
+        by_row = square.mean(-1)
         return {
             "momenta": before["momenta"].lerp(gradient.unsqueeze(-1 - axes), weights),
             "second": before["second"].lerp(square.view(gradient.shape), fresh),
-            "rows": before["rows"].lerp(square.mean(-1), fresh),
+            "rows": before["rows"].lerp(by_row, fresh),
             "columns": before["columns"].lerp(square.mean(-2), fresh),
-        }
+        }, by_row.mean(-1)
 
     def _kept(self, before: Mapping[str, Tensor], reach: Tensor, loss: Tensor | None) -> dict[str, Tensor]:
         """What else the state holds, but "ahead"."""
         new = {"step": before["step"] + 1}
         if self.config.memory:
-            new["reach"] = reach
+            new["reach"] = reach.clone()  # weight and bias have the same
         if self.config.loss:
             now = before["first loss"] if loss is None else loss.to(before["second"].dtype)
             new["first loss"] = torch.where(before["step"] == 0, now, before["first loss"])
@@ -372,18 +386,25 @@ class MetanetRule(LearnedRule):
             columns = (self.to_source.to(dtype) @ nodes[wire.source]).repeat_interleave(rest, -1)
         return rows.unsqueeze(-1), columns.unsqueeze(-2)
 
-    def _direction(self, tensor: _Tensor, nodes: Sequence[Tensor] | None, pieces: Iterable[_Piece]) -> Tensor:
-        """The step in the gauge, [.., parameters]."""
+    def _direction(
+        self, tensor: _Tensor, nodes: Sequence[Tensor] | None, pieces: Iterable[_Piece]
+    ) -> tuple[Tensor, Tensor]:
+        """The step in the gauge, and what part of it every entry's gradient warrants, [.., parameters]."""
         layers, (rows, columns) = tensor.layers, self._ends(tensor, nodes)
         found = []
         for start, end, odd, hidden in pieces:
             ends = rows[..., start:end, :] + columns
             if isinstance(hidden, list):
-                found.append(direct(odd, hidden, layers, ends.unbind(-3)).flatten(-2))
+                step, moving = direct(odd, hidden, layers, ends.unbind(-3))
+                found.append((step.flatten(-2), moving.flatten(-2)))
                 continue
             second = (layers.second @ hidden + ends.flatten(-2)).relu()
-            found.append((odd * (layers.last @ second + layers.base.unsqueeze(-1))).sum(-2))
-        return found[0] if len(found) == 1 else torch.cat(found, -1)
+            moving = of_entries(odd[..., 0, :])
+            found.append(((odd * (layers.last @ second + layers.base.unsqueeze(-1))).sum(-2) * moving, moving))
+        if len(found) == 1:
+            return found[0]
+        steps, moving = zip(*found, strict=True)
+        return torch.cat(steps, -1), torch.cat(moving, -1)
 
     # Large tensors, pass by pass.
 
@@ -397,8 +418,8 @@ class MetanetRule(LearnedRule):
         wire: Wire,
         at: tuple[Tensor, Tensor, Sequence[Tensor]],
         before: Mapping[str, Tensor],
-    ) -> tuple[Large, dict[str, Tensor]]:
-        """What is seen of a large tensor, and its new moments. `at`: gradient, value, and scales of all neurons."""
+    ) -> tuple[Large, dict[str, Tensor], Tensor]:
+        """What `_looked` gives, of a large tensor. `at`: gradient, value, and scales of all neurons."""
         (gradient, weight, reach), (_, sources, rest) = at, wire.view
         steps, dtype = (before["step"] + 1).to(gradient.dtype), gradient.dtype
         source = gradient.new_ones(1) if wire.source is None else reach[wire.source]
@@ -411,7 +432,7 @@ class MetanetRule(LearnedRule):
         weights = self.mix.to(dtype) if self._levels(wire) else corrections.new_zeros(1 + len(corrections))
         (mix,) = steady(weights * torch.cat([corrections.new_ones(1), corrections]))
         fresh = (*steady(self.fresh.to(dtype)), 1 - self.config.second)
-        new, mixed = passes.gather(wire.flat(gradient), old, (target, source), fresh, mix)
+        new, mixed, square = passes.gather(wire.flat(gradient), old, (target, source), fresh, mix)
         inverse, row, column = factors(new.rows * calm, new.columns * calm)
         facts = calm, DAMPING * calm * new.rows.mean(), inverse.squeeze(), calm.new_tensor(float(self._levels(wire)))
         large = Large(
@@ -419,7 +440,7 @@ class MetanetRule(LearnedRule):
             *(new.momenta, new.second, (target, source), (row, column)),
             *steady(torch.cat([torch.stack(facts), corrections])),
         )
-        return large, {key: moment.view(before[key].shape) for key, moment in new._asdict().items()}
+        return large, {key: moment.view(before[key].shape) for key, moment in new._asdict().items()}, square
 
     def _moved(
         self, passes: Passes, tensor: _Tensor, nodes: Sequence[Tensor] | None, before: Mapping[str, Tensor]
@@ -427,7 +448,7 @@ class MetanetRule(LearnedRule):
         """A large tensor's delta and "ahead", from the state before."""
         layers, average = Layers(*steady(*tensor.layers)), None
         if self.config.averaging:
-            (recent,) = steady(torch.stack(self._recent(before["step"] + 1, layers.base.dtype)))
+            (recent,) = steady(torch.stack(self._recent(before["step"] + 1, layers.base.dtype, tensor.warranted)))
             average = tensor.wire.flat(before["ahead"]), recent
         return passes.move(tensor.seen, layers, self._ends(tensor, nodes), average)
 
@@ -438,11 +459,12 @@ of units (unitwise.py)."""
 
 
 class _Tensor(NamedTuple):
-    """A tensor of the optimizee: its wire, what is seen of its parameters, and the network that looks at it."""
+    """A tensor of the optimizee: its wire, what is seen of its parameters, the network that looks at it, warrant.py."""
 
     wire: Wire
     seen: Any  # Seen; Large where it goes through passes of its own
     layers: Layers
+    warranted: Tensor
 
 
 def _shifted(wiring: Wiring, wire: Wire) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from weightedit.optim.gauge import root
@@ -66,8 +67,8 @@ def seen(gradient: Tensor, parameter: Tensor, moments: Mapping[str, Tensor], mea
 
 
 def _damping(mean: Tensor) -> Tensor:
-    """What makes second moments invertible: a small part of their mean, one number per tensor, or 1 if that is zero."""
-    return _DAMPING * mean + (mean == 0).to(mean.dtype)
+    """What makes second moments invertible: a small part of their mean over the tensor, or 1 if that underflows."""
+    return _DAMPING * mean + (_DAMPING * mean < torch.finfo(mean.dtype).tiny).to(mean.dtype)
 
 
 def full_features(seen: Seen) -> list[Tensor]:

@@ -9,6 +9,8 @@ The rule adds to Adam's direction instead of replacing it, so that it optimizes 
 
     delta = -exp(log step size) (m / sqrt(v) + correction F(features))
 
+times what part of it the gradient warrants (warrant.py), since F has no size of its own.
+
 Equivariant to permutations, and to nothing more: scales over a tensor break rescaling, a ReLU on odd features breaks
 signs. Features stand as [features, parameters], a third of the time of the other order, in pieces that fit the cache.
 """
@@ -38,6 +40,7 @@ from weightedit.optim.unitwise import (
     split,
     steady,
 )
+from weightedit.optim.warrant import of_entries, of_tensor
 from weightedit.wiring import Wire, Wiring
 
 FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
@@ -160,7 +163,10 @@ class MLPRule(LearnedRule):
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
-        """See LearnedRule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps, per decay."""
+        """See LearnedRule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps, per decay.
+
+        "peak" is the largest mean over the tensor so far.
+        """
         targets, sources, rest = wire.view
         factors = len(self.config.factors)
         return {
@@ -168,6 +174,7 @@ class MLPRule(LearnedRule):
             "second": wire.shape,
             "rows": (factors, targets),
             "columns": (factors, sources * rest),
+            "peak": (),
         }
 
     def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: _Passes | None) -> Stepped:
@@ -178,6 +185,8 @@ class MLPRule(LearnedRule):
         steps = torch.stack([state[name]["step"] for name in grads]) + 1
         clocks, warm = self._clocks(steps), warmth(self.config.second, steps).sqrt()
         warm = (warm / warmth(self.config.momenta[0], steps)).unbind()
+        slow = self.config.factors.index(max(self.config.factors))
+        averaged = warmth(self.config.factors[slow], steps).unbind()
         for i, (name, grad) in enumerate(grads.items()):
             wire, before = wiring.by_name[name], state[name]
             gradient, parameter = grad.to(before["second"].dtype), params[name].to(before["second"].dtype)
@@ -189,8 +198,10 @@ class MLPRule(LearnedRule):
             else:
                 new[name] = self._accumulate(wire, gradient, before)
                 direction = self._direction(look(wire, gradient, parameter, new[name]), *clock)
-            new[name]["step"] = steps[i]
-            size = -self.log_step_size.exp().to(gradient.dtype)
+            new[name]["step"] = steps[i].clone()
+            square, mean = wire.matrix(gradient).square().mean((-3, -2, -1)), new[name]["rows"].mean(-1)[..., slow]
+            warranted, new[name]["peak"] = of_tensor(square, mean / averaged[i].to(mean.dtype), before["peak"])
+            size = -self.log_step_size.exp().to(gradient.dtype) * warranted
             if normalised:
                 size = size * inverse_root(_energy(direction.flatten(-2)) / math.prod(direction.shape[-2:]))
             deltas[name] = (beside(size, direction) * direction).reshape(grad.shape).to(grad.dtype)
@@ -271,7 +282,8 @@ class MLPRule(LearnedRule):
         found = []
         for piece in built or map(self._features, pieces):
             correction = self._correction(self._network(first, clock, piece).unbind(-2))
-            found.append(base * piece[..., self._adam, :] + correction)
+            moving = of_entries(piece[..., self._plain, :])
+            found.append((base * piece[..., self._adam, :] + correction) * moving)
         joined = found[0] if len(found) == 1 else torch.cat(found, -1)
         return joined.unflatten(-1, (rows, columns))
 
@@ -299,12 +311,18 @@ class MLPRule(LearnedRule):
             if i > 0:
                 x = [unit.relu() for unit in x]
             x = affine(weight, numbers(bias), x)
-        return beside(base, features[0]) * features[self._adam] + self._correction(x)
+        moving = of_entries(features[self._plain])
+        return (beside(base, features[0]) * features[self._adam] + self._correction(x)) * moving
 
     @property
     def _adam(self) -> int:
         """The place of m / sqrt(v) in both sets of features."""
         return 2 + len(self.config.momenta)
+
+    @property
+    def _plain(self) -> int:
+        """The place of the gradient by Adafactor's factor."""
+        return 2 * (1 + len(self.config.momenta)) + 2 * (self.config.features == "full")
 
     def _build(self, seen: Seen) -> list[Tensor]:
         return (full_features if self.config.features == "full" else lean_features)(seen)
