@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
@@ -780,6 +781,58 @@ def test_a_state_goes_to_the_parameters_of_its_names(rule):
     assert [group["param_names"] for group in resumed.param_groups] == [["2.weight", "2.bias"], ["0.bias", "0.weight"]]
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(resumed.state[q], optimizer.state[p], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("quantity", ["step", "momenta", "peak"])
+def test_a_state_that_is_not_of_finite_numbers_is_refused(quantity):
+    net = network()
+    optimizer = LearnedOptimizer(net, MLPRule())
+    train(net, optimizer, 2)
+    for spoil, fault in (
+        (lambda kept: kept * torch.nan, "not finite"),
+        (lambda kept: kept.long(), "of torch.int64"),
+        (lambda kept: kept.to(torch.complex64), "of torch.complex64"),
+    ):
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][1][quantity] = spoil(saved["state"][1][quantity])
+        with pytest.raises(ParamsError, match=f"whose {quantity} is {fault} came for 0.bias; expected finite floating"):
+            optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+@pytest.mark.parametrize("value", [float("nan"), -1.0, torch.tensor(float("inf"))])
+def test_numbers_of_a_saved_group_are_held_to_the_constructors(key, value):
+    net = network()
+    optimizer = LearnedOptimizer(net, TinyRule())
+    train(net, optimizer, 1)
+    saved, before = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0][key] = value
+    with pytest.raises(WeightEditError, match=f"{key}=.* came; expected one finite number >= 0"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+
+
+def test_a_step_may_be_a_number(rule):
+    """As torch keeps it where it may."""
+    net = network()
+    optimizer, resumed = LearnedOptimizer(net, rule), LearnedOptimizer(net, rule)
+    train(net, optimizer, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        state["step"] = int(state["step"])
+    resumed.load_state_dict(saved)
+    torch.testing.assert_close(resumed.state_dict()["state"], optimizer.state_dict()["state"], rtol=0, atol=0)
+
+
+def test_no_two_tensors_of_a_state_share_memory(rule, tmp_path):
+    """safetensors refuses those."""
+    net = network()
+    optimizer = LearnedOptimizer(net, rule)
+    train(net, optimizer, 2)
+    state = optimizer.state_dict()["state"]
+    tensors = {f"{name}/{key}": tensor for name, kept in state.items() for key, tensor in kept.items()}
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) == len(tensors)
+    save_file(tensors, tmp_path / "state.safetensors")
 
 
 def resized(width):

@@ -305,15 +305,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Where both sides name the same parameters, state and groups go by name, in whatever order they stand; else by
         position, as torch's do (a scheduler's state goes by position always).
 
-        Raises ParamsError, with everything as before, for the state of another kind of rule, for shapes that the rule
-        would not keep for these parameters, and where parameters of the same names are grouped in another way.
+        Raises, with everything as before, ParamsError for the state of another kind of rule, for shapes that the rule
+        would not keep for these parameters, for what is not finite or no floating-point tensor (a number may stand for
+        a tensor without axes), and where parameters of the same names are grouped in another way; WeightEditError for
+        an lr or weight_decay that the constructor refuses.
         """
         names = [group["param_names"] for group in self.param_groups]
         flags = [group["outside"] for group in self.param_groups]
         came: dict[str, Any] = {}
 
         def match(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            came.update(given, param_groups=arranged(given["param_groups"], names))
+            state = {key: _as_tensors(kept) for key, kept in given["state"].items()}
+            came.update(given, state=state, param_groups=arranged(given["param_groups"], names))
+            for group in came["param_groups"]:
+                check_numbers(group)
             self._check_state(came)
             return came
 
@@ -354,6 +359,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
                             f"{tuple(param.shape)}; expected {tuple(tensor.shape)}, as {rule_name(rule)} keeps it: "
                             "load the state of the same network, with its parameters in the same order."
                         )
+                    if not given[quantity].is_floating_point() or not bool(given[quantity].isfinite().all()):
+                        fault = f"of {given[quantity].dtype}" if given[quantity].isfinite().all() else "not finite"
+                        raise ParamsError(
+                            f"a state whose {quantity} is {fault} came for {name}; expected finite floating-point "
+                            "numbers: load a state that an optimizer saved, from before they broke down."
+                        )
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: all but the reference to the network, and what is compiled."""
@@ -371,6 +382,13 @@ def optimizer_factory() -> type[LearnedOptimizer]:
     transformers 5.2 on; before that, (LearnedOptimizer, {"rule": rule, "lr": 1.0, "net": model}).
     """
     return LearnedOptimizer
+
+
+def _as_tensors(state: Any) -> Any:
+    """A parameter's state with numbers as tensors; what is no dictionary as it is."""
+    if not isinstance(state, dict):
+        return state
+    return {key: torch.tensor(float(kept)) if isinstance(kept, Real) else kept for key, kept in state.items()}
 
 
 def _bring(rule: nn.Module, device: torch.device) -> None:
