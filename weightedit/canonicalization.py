@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from weightedit.features import PARAMETER
-from weightedit.graph import Layout, NeuralGraph
+from weightedit.graph import NeuralGraph
 from weightedit.spec import NetworkSpec, Params, Symmetry
 from weightedit.symmetry import GroupElement, act, identity_element
 
@@ -64,36 +64,45 @@ def scale_gauge(graph: NeuralGraph, scaled: Tensor) -> Tensor:
     """A positive number n_i per node that transforms as q_i: [..., n, 1]; 1 where a node has no scale factor.
 
     n_i^2 = sum_j w_ij^2 n_j^2 + b_i^2 (symmetry.md section 3), so w n_j / n_i and g n_i / n_j are invariant. A neuron
-    with nothing coming in takes n_i^-2 = sum_k w_ki^2 / n_k^2 from its outgoing side, one without either takes 1; no
-    epsilon is added to a norm, which would break exactness.
+    with nothing coming in takes n_i^-2 = sum_k w_ki^2 / n_k^2 from its outgoing side; no epsilon is added to a norm,
+    which would break exactness. One that is not anchored (see `anchored_gauge`) takes 1.
 
     Args:
         graph: its first channels, of type PARAMETER, hold the parameters; a kernel's squares are summed.
         scaled: [n, 1], 1.0 where the node has a positive factor.
     """
+    return anchored_gauge(graph, scaled)[0]
+
+
+def anchored_gauge(graph: NeuralGraph, scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """`scale_gauge`, and 1.0 for every node that is anchored, 0.0 for the others; both [..., n, 1].
+
+    Anchored is a node without a scale factor, one with a bias, and one that a weight joins to an anchored node. Any
+    other can be rescaled without its parameters showing by how much, as a neuron whose weights are all zero: nothing
+    equivariant can be said of its weights, and whatever changes them has to leave them as they are. Chains of dead
+    neurons are followed as far as the network is deep, which itself does not depend on scales.
+    """
     layout, biases = graph.layout, graph.nodes[..., :1]
     if not bool(scaled.any()):
-        return torch.ones_like(biases)
+        return torch.ones_like(biases), torch.ones_like(biases)
     squares = graph.edges[..., : graph.types.count(PARAMETER)].square().sum(-1, keepdim=True)
     levels = [torch.ones_like(layout.at_level(0, biases))]
     for level in range(1, layout.levels):
         free = layout.at_level(level, scaled) == 0
         square = layout.transmit(level, squares, levels[-1].square()) + layout.at_level(level, biases).square()
-        alive = square > 0
-        root = torch.where(alive, square, 1.0).sqrt()
-        levels.append(torch.where(free, torch.ones_like(root), torch.where(alive, root, torch.zeros_like(root))))
+        levels.append(torch.where(free, torch.ones_like(square), _root(square)))
     gauge = layout.join_levels(levels)
-    return gauge if bool((gauge > 0).all()) else _revive(layout, squares, gauge)
-
-
-def _revive(layout: Layout, squares: Tensor, gauge: Tensor) -> Tensor:
-    """Give every node of gauge 0 one from its outgoing side, from the outputs down (`squares`: of the weights)."""
     for _ in range(layout.levels):
-        dead = gauge == 0
-        settled = torch.where(dead, 1.0, gauge)
-        outgoing = layout.sum_at_source(squares / layout.to_target(settled).square())
-        # A dead neuron is settled once nothing dead is above it.
-        waiting = layout.sum_at_source(layout.to_target(dead.to(gauge)) * (squares > 0)) > 0
-        found = torch.where(outgoing > 0, torch.where(outgoing > 0, outgoing, 1.0).rsqrt(), 1.0)
-        gauge = torch.where(dead & ~waiting, found, gauge)
-    return gauge
+        known = gauge > 0
+        square = torch.where(known, gauge, 1.0).square()
+        above = layout.sum_at_source(squares * layout.to_target(known / square))
+        below = layout.sum_at_target(squares * layout.to_source(known * square))
+        found = torch.where(above > 0, 1 / torch.where(above > 0, above, 1.0).sqrt(), _root(below))
+        gauge = torch.where(known, gauge, found)
+    known = gauge > 0
+    return torch.where(known, gauge, 1.0), known.to(gauge)
+
+
+def _root(square: Tensor) -> Tensor:
+    """The root, with a gradient of zero at zero."""
+    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)

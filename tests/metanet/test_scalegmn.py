@@ -206,13 +206,26 @@ def test_the_readout_sees_relative_signs():
     assert relative(one, two) > 1e-2
 
 
-def test_dead_neurons_keep_equivariance():
-    spec, metanet = SPECS["relu"], _metanet(probes=2)
+@pytest.mark.parametrize("options", [{"probes": 2}, {"probes": 9, "forecast": 6, "refit": True}])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "identity"])
+def test_dead_neurons_keep_equivariance(name, options):
+    """Nothing enters one neuron, nothing leaves another, and two have no weights but for the one that joins them."""
+    spec, metanet = SPECS[name], _metanet(strength=0.2, **options)
     params = random_params(spec)
     params["layers.0.weight"][1], params["layers.0.bias"][1] = 0, 0
     params["layers.1.weight"][:, 3] = 0
-    errors = equivariance_error(editing(metanet, spec), spec, params)
-    assert max(errors.values()) < 1e-10, errors
+    assert_equivariant(editing(metanet, spec), spec, params)
+    params["layers.0.weight"][3], params["layers.0.bias"][3] = 0, 0
+    params["layers.1.weight"][2], params["layers.1.bias"][2], params["layers.2.weight"][:, 2] = 0, 0, 0
+    for joined in (0.0, 1.5):
+        params["layers.1.weight"][2, 3] = joined
+        assert_equivariant(editing(metanet, spec), spec, params)
+        delta = propose_delta(metanet, spec, params)
+        still = (delta["layers.0.weight"][3], delta["layers.1.weight"][:, 3], delta["layers.1.weight"][2])
+        still += (delta["layers.1.bias"][2], delta["layers.2.weight"][:, 2])
+        assert not any(bool(tensor.any()) for tensor in still)
+        assert bool((delta["layers.0.weight"][:3] != 0).all())
+        assert_invariant(reading(_metanet(embedding=5, probes=2), spec), spec, params)
 
 
 def test_depth_beyond_the_levels_and_a_single_layer():

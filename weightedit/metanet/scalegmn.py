@@ -51,7 +51,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightedit.canonicalization import scale_gauge
+from weightedit.canonicalization import anchored_gauge
 from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER, ChannelType
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
@@ -181,7 +181,8 @@ class _Passed:
     normalised: Tensor  # [..., e, C], the odd channels in the gauge over `size`, the parameters first
     readings: Readings
     gauge: Tensor  # [..., n, 1]
-    ratio: Tensor  # [..., e, 1], gauge of target over source
+    back: Tensor  # [..., n, 1], the gauge; 0 where a node is not anchored: its weights stay as they are
+    ratio: Tensor  # [..., e, 1], gauge of target over source; 0 likewise
     size: Tensor  # [..., e, C], root mean squares of the layer's odd channels in the gauge
 
 
@@ -246,7 +247,7 @@ class ScaleGMN(Metanetwork):
         passed = self._through(graph)
         raw, size = self._whole_kernels(graph.layout, passed)
         weights, biases = self.head(passed.state, raw, passed.readings)
-        biases = biases * passed.gauge * self._at_nodes(graph.layout, size, passed.state.constants)
+        biases = biases * passed.back * self._at_nodes(graph.layout, size, passed.state.constants)
         biases = functional.pad(biases, (0, self.config.channels - 1))
         delta = graph.with_features(biases, weights * passed.ratio * size, self.types_out)
         if self.refit is None or self.probes is None:
@@ -261,10 +262,11 @@ class ScaleGMN(Metanetwork):
         self._check_widths(graph)
         layout = graph.layout
         constants = layout.constants(self.config.symmetry, graph.edges)
-        gauge = scale_gauge(graph, constants.scale)
+        gauge, anchored = anchored_gauge(graph, constants.scale)
         ratio = layout.to_target(gauge) / layout.to_source(gauge)
+        both = layout.to_target(anchored) * layout.to_source(anchored)
         powers = torch.tensor([kind.scale for kind in graph.types], device=gauge.device)
-        edges, nodes = graph.edges / ratio**powers, graph.nodes / gauge**powers
+        edges, nodes = graph.edges / ratio**powers * both, graph.nodes / gauge**powers * anchored
         size = root_of_mean(layout.layer_mean_edges(edges[..., self._odd].square()))
         state, readings = self._streams(graph, nodes, edges[..., self._odd] / size, size, constants, gauge)
         even = edges[..., self._even] if self._even else None
@@ -274,7 +276,7 @@ class ScaleGMN(Metanetwork):
         for edge_update, node_update in zip(self.edge_updates, self.node_updates, strict=True):
             state, odd_messages, even_messages = edge_update(state, self.config.bidirectional, even)
             state = node_update(state, odd_messages, even_messages)
-        return _Passed(state, normalised, readings, gauge, ratio, size)
+        return _Passed(state, normalised, readings, gauge, gauge * anchored, ratio * both, size)
 
     def _whole_kernels(self, layout: Layout, passed: _Passed) -> tuple[Tensor, Tensor]:
         """The weights over the root mean square of their layer, [..., e, K], and that, [..., e, 1].
