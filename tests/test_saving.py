@@ -69,6 +69,18 @@ def test_a_claim_is_waited_for(tmp_path):
         pass
 
 
+def test_a_claim_that_was_only_just_taken_is_waited_for_to_give_its_name(tmp_path, monkeypatch):
+    place, lock = tmp_path / "run", tmp_path / ".run.lock"
+    with claimed(place):
+        name = lock.read_text()
+        for later in (name, ""):
+            lock.write_text("")
+            monkeypatch.setattr(saving.time, "sleep", lambda seconds, later=later: lock.write_text(later))
+            expected = f"is being written by {name.strip() if later else 'another process'}; expected"
+            with pytest.raises(WeightEditError, match=re.escape(expected)), claimed(place):
+                raise AssertionError
+
+
 def test_a_lock_that_was_removed_meanwhile_is_not_taken(tmp_path, monkeypatch):
     """Its holder removes it: who had opened it before would share the place with who makes it anew."""
     lock, order = saving._lock, []

@@ -145,3 +145,12 @@ def test_a_zoo_that_is_finished_says_so(task, tmp_path, monkeypatch, capsys):
     assert again[0] == f"{out}: was finished before, nothing is trained" and again[1:-1] == told[:-1]
     with pytest.raises(WeightEditError, match="zoo holds a zoo of other options; expected none, or this one: choose"):
         making.main(dataclasses.replace(config, seed=1))
+
+
+def test_a_comparison_keeps_what_another_process_measured(task, tmp_path):
+    Measured = task("measured").Measured
+    one, other = (Measured(tmp_path / "runs.json", {"steps": 3}) for _ in range(2))
+    one("a", lambda: 1)
+    assert other("b", lambda: 2) == 2 and other.values == {"a": 1, "b": 2}
+    assert one("c", lambda: 3) == 3
+    assert Measured(tmp_path / "runs.json", {"steps": 3}).values == {"a": 1, "b": 2, "c": 3}

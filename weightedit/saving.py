@@ -191,10 +191,12 @@ def _lock(descriptor: int) -> None:
 
 
 def _holder(lock: Path) -> str:
-    try:
-        return lock.read_text(encoding="utf-8").strip() or "another process"
-    except (OSError, ValueError):
-        return "another process"
+    for _ in range(5):  # one that has only just taken it is about to write
+        with suppress(OSError, ValueError):
+            if name := lock.read_text(encoding="utf-8").strip():
+                return name
+        time.sleep(_PAUSE)
+    return "another process"
 
 
 def _beside(path: str | Path, ending: str) -> Path:
