@@ -296,8 +296,8 @@ def test_saved_and_loaded(config, tmp_path):
 @pytest.mark.parametrize(
     "facts, message",
     [
-        ({"kind": "editor", "rule": {}}, "it is of kind 'editor'"),
-        ({"kind": "mlp-rule", "rule": {"depth": 3}}, "unexpected keyword"),
+        ({"kind": "editor", "rule": {}}, "is of kind 'editor'"),
+        ({"kind": "mlp-rule", "rule": {"depth": 3}}, "unknown key 'depth'"),
         ({"kind": "mlp-rule", "rule": {"momenta": [2.0]}}, "decays inside"),
         ({"kind": "mlp-rule", "rule": {"hidden": [4]}}, "do not fit MLPRule"),
     ],
