@@ -117,7 +117,7 @@ def edit_loss(editor: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Mean squared error of the edited INRs' renderings, over images and pixels."""
     assert isinstance(editor, Editor)
     height, width = batch["targets"].shape[-2:]
-    edited = editor(batch["params"], size=(height, width))
+    edited = editor(batch["params"], size=(height, width), finite=True)  # `train` refuses a loss that is not
     return (render_images(edited, editor.convention, height, width) - batch["targets"]).square().mean()
 
 

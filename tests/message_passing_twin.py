@@ -3,7 +3,7 @@
 The twin takes its weights from a ScaleGMN and computes the same function on a batch of networks, the way graph code is
 usually written: the ends of every edge are gathered, and all linear maps that an edge needs are applied per edge.
 Message passing runs through `propagate`, from source to target and, in the other direction, from target to source.
-Constants of the nodes come from loops over neurons. It reads nothing of graph.py, blocks.py, ragged.py (but the edge
+Constants of the nodes come from loops over neurons. It reads nothing of graph.py, ragged.py (but the edge
 order of `to_pyg`), canonicalization.py or probing.py. Letters as in weightedit/metanet/layers.py.
 """
 

@@ -29,7 +29,6 @@ ORDER = [  # fmt: skip
     "features",
     "symmetry",
     "reparametrisation",
-    "blocks",
     "graph",
     "indexed",
     "graph_layout",

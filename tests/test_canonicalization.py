@@ -24,8 +24,8 @@ def _without_permutation(element):
 
 def _gauge(spec, params, symmetry="full"):
     graph = NeuralGraph.from_params(spec, params)
-    scaled = graph.layout.constants(symmetry, graph.edges).scale
-    return graph, scaled, scale_gauge(graph, scaled)
+    constants = graph.layout.constants(symmetry, graph.edges)
+    return graph, constants.scale, scale_gauge(graph, constants)
 
 
 @pytest.mark.parametrize(("name", "symmetry"), CASES)

@@ -152,7 +152,7 @@ def test_the_gauge_sums_the_squares_of_whole_kernels(name):
     """Against a loop over layers: n_i^2 = sum_jk w_ijk^2 n_j^2 + b_i^2; canonical networks compute the same."""
     spec, params = CNNS[name], random_params(CNNS[name])
     graph = NeuralGraph.from_params(spec, params)
-    gauge = scale_gauge(graph, graph.layout.constants("full", graph.edges).scale)
+    gauge = scale_gauge(graph, graph.layout.constants("full", graph.edges))
     before = torch.ones(spec.widths[0], dtype=torch.float64)
     for level, (layer, group) in enumerate(zip(spec.layers, [*spec.neuron_groups(), None], strict=True), start=1):
         found = graph.layout.at_level(level, gauge)[..., 0]
@@ -173,7 +173,7 @@ def test_a_dead_channel_takes_its_gauge_from_what_it_feeds():
     spec, params = CNNS["relu"], random_params(CNNS["relu"])
     params["layers.1.weight"][2], params["layers.1.bias"][2] = 0.0, 0.0
     graph = NeuralGraph.from_params(spec, params)
-    gauge = scale_gauge(graph, graph.layout.constants("full", graph.edges).scale)
+    gauge = scale_gauge(graph, graph.layout.constants("full", graph.edges))
     first, second, third = (graph.layout.at_level(level, gauge)[..., 0] for level in (1, 2, 3))
     outgoing = (params["layers.2.weight"][:, 2].flatten(1).square().sum(-1) / third.square()).sum()
     assert float(second[2]) == pytest.approx(float(outgoing.rsqrt())) and bool((first > 0).all())

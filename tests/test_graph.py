@@ -16,7 +16,7 @@ from weightedit.spec import SYMMETRIES, NetworkSpec
 
 SPEC = SPECS["mixed"]
 NODES, EDGES = sum(SPEC.widths), sum(layer.fan_in * layer.fan_out for layer in SPEC.layers)
-FUSED = ("modulate", "add_ends", "collect_at_target", "collect_at_source")
+PRODUCTS = ("modulate", "add_ends", "collect_at_target", "collect_at_source")
 
 
 def _random(*shape, seed=0):
@@ -251,8 +251,8 @@ def _arguments(name, stack=()):
 
 
 @pytest.mark.parametrize("stack", [(), (2,)])
-@pytest.mark.parametrize("name", FUSED)
-def test_fused_products_agree_with_the_plain_definitions(name, stack):
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_by_blocks_agree_with_the_plain_definitions(name, stack):
     layout, results = DenseLayout(SPEC), []
     for function in (getattr(layout, name), lambda *a: getattr(Layout, name)(layout, *a)):
         leaves = [tensor.clone().requires_grad_() for tensor in _arguments(name, stack)]
@@ -262,31 +262,12 @@ def test_fused_products_agree_with_the_plain_definitions(name, stack):
     assert_agree(*results)
 
 
-@pytest.mark.parametrize("name", [*FUSED, "sum_at_target", "sum_at_source"])
-def test_fused_gradients_are_those_of_finite_differences(name):
+@pytest.mark.parametrize("name", [*PRODUCTS, "sum_at_target", "sum_at_source"])
+def test_products_have_two_derivatives(name):
     spec = SPECS["tanh"]
     layout = DenseLayout(spec)
     leaves = [tensor[: 42 if len(tensor) == EDGES else 14].clone().requires_grad_() for tensor in _arguments(name)]
-    assert torch.autograd.gradcheck(getattr(layout, name), leaves)
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_fused_products_take_views_and_constant_gradients(name):
-    """Expanded or transposed inputs, and the expanded gradient of a plain sum."""
-    layout = DenseLayout(SPEC)
-    leaves = [tensor.mT.contiguous().mT.requires_grad_() for tensor in _arguments(name)]
-    value = getattr(layout, name)(*leaves)
-    plain = getattr(Layout, name)(layout, *leaves)
-    assert_agree(value, plain)
-    assert_agree(torch.autograd.grad(value.sum(), leaves), torch.autograd.grad(plain.sum(), leaves))
-
-
-def test_a_second_derivative_is_refused_and_not_wrong():
-    layout = DenseLayout(SPEC)
-    leaves = [tensor.requires_grad_() for tensor in _arguments("modulate")]
-    (first, *_) = torch.autograd.grad(layout.modulate(*leaves).square().sum(), leaves, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    assert torch.autograd.gradgradcheck(getattr(layout, name), leaves)
 
 
 def test_a_ragged_graph_holds_its_networks():

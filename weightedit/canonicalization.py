@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from weightedit.features import PARAMETER
-from weightedit.graph import NeuralGraph
+from weightedit.graph import NeuralGraph, NodeConstants
 from weightedit.spec import NetworkSpec, Params, Symmetry
 from weightedit.symmetry import GroupElement, act, identity_element
 
@@ -38,7 +38,7 @@ def canonicalize(
     spec.check_params(params)
     start = identity_element(spec, params[spec.layers[0].weight])
     graph = NeuralGraph.from_params(spec, params)
-    gauge = scale_gauge(graph, graph.layout.constants(symmetry, graph.edges).scale)
+    gauge = scale_gauge(graph, graph.layout.constants(symmetry, graph.edges))
     scales, flips, shifts = [], [], []
     for level, group in enumerate(spec.neuron_groups(symmetry), start=1):
         layer = spec.layers[level - 1]
@@ -60,7 +60,7 @@ def canonicalize(
     return act(element, spec, params), element
 
 
-def scale_gauge(graph: NeuralGraph, scaled: Tensor) -> Tensor:
+def scale_gauge(graph: NeuralGraph, constants: NodeConstants) -> Tensor:
     """A positive number n_i per node that transforms as q_i: [..., n, 1]; 1 where a node has no scale factor.
 
     n_i^2 = sum_j w_ij^2 n_j^2 + b_i^2 (symmetry.md section 3), so w n_j / n_i and g n_i / n_j are invariant. A neuron
@@ -69,12 +69,12 @@ def scale_gauge(graph: NeuralGraph, scaled: Tensor) -> Tensor:
 
     Args:
         graph: its first channels, of type PARAMETER, hold the parameters; a kernel's squares are summed.
-        scaled: [n, 1], 1.0 where the node has a positive factor.
+        constants: of the graph's layout; `scale` is 1.0 where the node has a positive factor.
     """
-    return anchored_gauge(graph, scaled)[0]
+    return anchored_gauge(graph, constants)[0]
 
 
-def anchored_gauge(graph: NeuralGraph, scaled: Tensor) -> tuple[Tensor, Tensor]:
+def anchored_gauge(graph: NeuralGraph, constants: NodeConstants) -> tuple[Tensor, Tensor]:
     """`scale_gauge`, and 1.0 for every node that is anchored, 0.0 for the others; both [..., n, 1].
 
     Anchored is a node without a scale factor, one with a bias, and one that a weight joins to an anchored node. Any
@@ -83,12 +83,12 @@ def anchored_gauge(graph: NeuralGraph, scaled: Tensor) -> tuple[Tensor, Tensor]:
     neurons are followed as far as the network is deep, which itself does not depend on scales.
     """
     layout, biases = graph.layout, graph.nodes[..., :1]
-    if not bool(scaled.any()):
+    if not constants.scaled:
         return torch.ones_like(biases), torch.ones_like(biases)
     squares = graph.edges[..., : graph.types.count(PARAMETER)].square().sum(-1, keepdim=True)
     levels = [torch.ones_like(layout.at_level(0, biases))]
     for level in range(1, layout.levels):
-        free = layout.at_level(level, scaled) == 0
+        free = layout.at_level(level, constants.scale) == 0
         square = layout.transmit(level, squares, levels[-1].square()) + layout.at_level(level, biases).square()
         levels.append(torch.where(free, torch.ones_like(square), _root(square)))
     gauge = layout.join_levels(levels)

@@ -26,6 +26,8 @@ def propose_delta(
     spec: AnySpec,
     params: Mapping[str, Tensor],
     extra: Sequence[tuple[ChannelType, Params]] = (),
+    *,
+    finite: bool = False,
 ) -> Params:
     """The delta that `metanet` proposes for one network, or for N stacked chains.
 
@@ -34,13 +36,14 @@ def propose_delta(
         spec: architecture of the networks.
         params: names and shapes of `spec`, with or without a leading axis N; of a GraphSpec without.
         extra: further typed features (gradients, moments), named and shaped as `params`.
+        finite: the values of `params` are known to be finite; then none is read, and nothing waits for the device.
 
     Returns tensors of the names and shapes of `params`.
     Raises ParamsError on parameters that do not fit or are not finite, TypeMismatchError on wrong channel types,
     SpecError for a metanetwork that reads.
     """
     _check_edits(metanet, "propose_delta")
-    spec.check_params(params)
+    (spec.check_shapes if finite else spec.check_params)(params)
     if isinstance(spec, GraphSpec):
         deltas = metanet(graph_from_params([(spec, params)], [extra])).to_params()
         assert isinstance(deltas, list)

@@ -16,21 +16,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import cast
+from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from weightedit.blocks import (
-    AddEnds,
-    BlockTable,
-    CollectAtSource,
-    CollectAtTarget,
-    Modulate,
-    SumAtSource,
-    SumAtTarget,
-)
 from weightedit.errors import ParamsError
 from weightedit.features import (
     ChannelType,
@@ -40,7 +31,7 @@ from weightedit.features import (
     params_from_features,
 )
 from weightedit.layer import ACTIVATION_NAMES
-from weightedit.spec import Activation, NetworkSpec, Params, Symmetry
+from weightedit.spec import SYMMETRIES, Activation, NetworkSpec, Params, Symmetry
 
 
 class Layout(ABC):
@@ -52,6 +43,11 @@ class Layout(ABC):
     """
 
     specs: tuple[NetworkSpec, ...]
+
+    def __init__(self) -> None:
+        # Made at first use, and kept. Plain dictionaries: torch.compile cannot enter the lock of a cached property.
+        self._positions: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._constants: dict[tuple[Symmetry, torch.dtype, torch.device], NodeConstants] = {}
 
     @property
     def levels(self) -> int:
@@ -200,14 +196,6 @@ class Layout(ABC):
             self._positions[key] = self.position_table().to(like)
         return self._positions[key]
 
-    @cached_property
-    def _positions(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
-        return {}
-
-    @cached_property
-    def _constants(self) -> dict[tuple[Symmetry, torch.dtype, torch.device], NodeConstants]:
-        return {}
-
     def constants(self, symmetry: Symmetry, like: Tensor) -> NodeConstants:
         """What a metanetwork needs to know of every node, on the device and in the dtype of `like`."""
         key = (symmetry, like.dtype, like.device)
@@ -220,13 +208,18 @@ class Layout(ABC):
                 *places.unbind(1),
                 in_degree=self.sum_at_target(ones),
                 out_degree=self.sum_at_source(ones),
+                outputs=(places[:, 1] == 0).nonzero().squeeze(1),
+                scaled=bool(groups[:, 0].any()),
             )
         return cache[key]
 
 
 @dataclass(frozen=True)
 class NodeConstants:
-    """Constants of the nodes: masks [n, 1] (1.0 where the neuron has that factor), places [n], degrees [n, 1]."""
+    """Constants of the nodes: masks [n, 1] (1.0 where the neuron has that factor), places [n], degrees [n, 1].
+
+    Whatever a forward would have to read from the device is read here, once.
+    """
 
     scale: Tensor
     flip: Tensor
@@ -237,6 +230,8 @@ class NodeConstants:
     activation: Tensor  # what it applies: 0 at the inputs, else 1 + its place in layer.ACTIVATION_NAMES
     in_degree: Tensor
     out_degree: Tensor
+    outputs: Tensor  # indices of the output nodes
+    scaled: bool  # whether any neuron has a scale factor
 
 
 def _group_table(spec: NetworkSpec, symmetry: Symmetry) -> Tensor:
@@ -271,16 +266,11 @@ class DenseLayout(Layout):
     """N networks of one architecture; the axis N is the `...` of node and edge tensors, and may be absent."""
 
     def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
         self.spec = spec
         self.specs = (spec,)
-
-    @cached_property
-    def _node_slices(self) -> list[slice]:
-        return _slices(self.spec.widths)
-
-    @cached_property
-    def _edge_slices(self) -> list[slice]:
-        return _slices([layer.fan_in * layer.fan_out for layer in self.spec.layers])
+        self._node_slices = _slices(spec.widths)
+        self._edge_slices = _slices([layer.fan_in * layer.fan_out for layer in spec.layers])
 
     def _blocks(self, edges: Tensor) -> list[Tensor]:
         """Per layer a view [..., out, in, C] of `edges`."""
@@ -306,41 +296,48 @@ class DenseLayout(Layout):
         return torch.cat(targets, -2)
 
     def sum_at_source(self, edges: Tensor) -> Tensor:
-        return cast(Tensor, SumAtSource.apply(edges, sum(self.spec.widths), self._table))
+        sums = [block.sum(-3) for block in self._blocks(edges)]
+        return torch.cat([*sums, self._filled(edges, self.spec.widths[-1], 0.0)], -2)
 
     def sum_at_target(self, edges: Tensor) -> Tensor:
-        return cast(Tensor, SumAtTarget.apply(edges, sum(self.spec.widths), self._table))
+        sums = [block.sum(-2) for block in self._blocks(edges)]
+        return torch.cat([self._filled(edges, self.spec.widths[0], 0.0), *sums], -2)
 
     def max_at_source(self, edges: Tensor) -> Tensor:
         tops = [block.amax(-3) for block in self._blocks(edges)]
-        return torch.cat([*tops, self._nothing(edges, self.spec.widths[-1])], -2)
+        return torch.cat([*tops, self._filled(edges, self.spec.widths[-1], -math.inf)], -2)
 
     def max_at_target(self, edges: Tensor) -> Tensor:
         tops = [block.amax(-2) for block in self._blocks(edges)]
-        return torch.cat([self._nothing(edges, self.spec.widths[0]), *tops], -2)
+        return torch.cat([self._filled(edges, self.spec.widths[0], -math.inf), *tops], -2)
 
     @staticmethod
-    def _nothing(edges: Tensor, nodes: int) -> Tensor:
-        """The maximum over no edges, at `nodes` nodes."""
-        return edges.new_full((*edges.shape[:-2], nodes, edges.shape[-1]), -math.inf)
+    def _filled(edges: Tensor, nodes: int, value: float) -> Tensor:
+        """What a sum or a maximum over no edges is, at `nodes` nodes."""
+        return edges.new_full((*edges.shape[:-2], nodes, edges.shape[-1]), value)
 
-    @cached_property
-    def _table(self) -> BlockTable:
-        nodes = self._node_slices
-        ends = zip(self._edge_slices, nodes[1:], nodes[:-1], self.spec.layers, strict=True)
-        return BlockTable(tuple((e, above, below, (layer.fan_out, layer.fan_in)) for e, above, below, layer in ends))
+    def _ends(self, target: Tensor, source: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per layer views [..., out, 1, C] of its targets and [..., 1, in, C] of its sources."""
+        pairs = zip(self._levels(target)[1:], self._levels(source)[:-1], strict=True)
+        return [(above.unsqueeze(-2), below.unsqueeze(-3)) for above, below in pairs]
 
     def modulate(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        return cast(Tensor, Modulate.apply(edges, target, source, self._table))
+        parts = zip(self._blocks(edges), self._ends(target, source), strict=True)
+        return torch.cat([(block * above * below).flatten(-3, -2) for block, (above, below) in parts], -2)
 
     def add_ends(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        return cast(Tensor, AddEnds.apply(edges, target, source, self._table))
+        parts = zip(self._blocks(edges), self._ends(target, source), strict=True)
+        return torch.cat([(block + above + below).flatten(-3, -2) for block, (above, below) in parts], -2)
 
     def collect_at_target(self, edges: Tensor, source: Tensor) -> Tensor:
-        return cast(Tensor, CollectAtTarget.apply(edges, source, self._table))
+        parts = zip(self._blocks(edges), self._ends(source, source), strict=True)
+        sums = [(block * below).sum(-2) for block, (_, below) in parts]
+        return torch.cat([self._filled(sums[0], self.spec.widths[0], 0.0), *sums], -2)
 
     def collect_at_source(self, edges: Tensor, target: Tensor) -> Tensor:
-        return cast(Tensor, CollectAtSource.apply(edges, target, self._table))
+        parts = zip(self._blocks(edges), self._ends(target, target), strict=True)
+        sums = [(block * above).sum(-3) for block, (above, _) in parts]
+        return torch.cat([*sums, self._filled(sums[0], self.spec.widths[-1], 0.0)], -2)
 
     def outer(self, target: Tensor, source: Tensor, mix: Tensor | None = None) -> Tensor:
         pairs = zip(self._levels(target)[1:], self._levels(source)[:-1], strict=True)
@@ -394,15 +391,20 @@ class DenseLayout(Layout):
         return ((tuple(self._blocks(edges)), tuple(self._levels(nodes)[1:])),)
 
 
-@lru_cache(maxsize=64)
-def dense_layout(spec: NetworkSpec) -> DenseLayout:
-    """The layout of an architecture, made once, so that its constants are too."""
-    return DenseLayout(spec)
+@torch.compiler.disable  # torch.compile looks through caches, and would make layout and constants anew
+def dense_layout(spec: NetworkSpec, like: Tensor) -> DenseLayout:
+    """The layout of an architecture, made once, with its constants on the device and in the dtype of `like`."""
+    layout = _dense_layout(spec)
+    for symmetry in SYMMETRIES:
+        layout.constants(symmetry, like)
+    return layout
+
+
+_dense_layout = lru_cache(maxsize=64)(DenseLayout)
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:
-    ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
-    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -420,7 +422,7 @@ class NeuralGraph:
         first = features.weights[0]
         inputs = first.new_zeros(*first.shape[:-3], spec.widths[0], first.shape[-1])
         edges = torch.cat([weight.flatten(-3, -2) for weight in features.weights], -2)
-        return cls(torch.cat([inputs, *features.biases], -2), edges, dense_layout(spec), features.types)
+        return cls(torch.cat([inputs, *features.biases], -2), edges, dense_layout(spec, edges), features.types)
 
     @classmethod
     def from_params(

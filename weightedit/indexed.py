@@ -42,6 +42,7 @@ class IndexedLayout(Layout):
     edge_index: Tensor
 
     def __init__(self, specs: Sequence[Any], device: torch.device | str = "cpu") -> None:
+        super().__init__()
         if not specs:
             raise ParamsError(f"no network came; expected at least one spec for a {type(self).__name__}.")
         self.specs = tuple(specs)

@@ -19,7 +19,8 @@ from weightedit.errors import WeightEditError
 class TrainOptions:
     """What one training run does. A run is resumed with the same options; only `steps` may grow.
 
-    `checkpoint_every`, `max_seconds`, `log_with` and `cpu` do not say what the run is and may change at a resume.
+    `checkpoint_every`, `max_seconds`, `log_with`, `cpu`, `compile` and `capture` do not say what the run is and may
+    change at a resume.
 
     Attributes:
         steps: optimizer steps, at least 1.
@@ -41,6 +42,9 @@ class TrainOptions:
         max_seconds: stop at the next step, with a saved state, once this call has run so long; 0 = no limit.
         log_with: the name of an Accelerate tracker, such as "tensorboard"; None = only log.jsonl and the progress bar.
         cpu: train on the CPU even where there is an accelerator.
+        compile: torch.compile the loss: fewer passes over memory, after a minute or so of compiling.
+        capture: replay every step as one CUDA graph, so that no operation waits for its launch. Needs a CUDA device,
+            one process, data that can live on it, and a loss that reads no value back.
     Raises:
         WeightEditError: naming the first option out of its range.
     """
@@ -63,6 +67,8 @@ class TrainOptions:
     max_seconds: float = 0.0
     log_with: str | None = None
     cpu: bool = False
+    compile: bool = False
+    capture: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "validate_every", "checkpoint_every", "nonfinite_limit"):

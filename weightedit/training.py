@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["Data", "TrainOptions", "TrainResult", "train"]
 
 _logger = logging.getLogger(__name__)
+_WARM_UP = 3  # steps before one is captured
 _READ_EVERY = 20  # steps whose losses wait on an accelerator before they are read in one synchronisation
 _RECORD = ("device", "log_bytes", "seconds", "best_step", "best_validation", "skipped", "skipped_in_row")
 
@@ -84,14 +85,17 @@ class TrainResult:
 
 
 class Data(Protocol):
-    """What a batch is drawn from."""
+    """What a batch is drawn from.
+
+    Data with a method `to(device)`, which returns them on that device, are moved once and then drawn from there.
+    """
 
     def __len__(self) -> int:
         """Number of examples, at least 1."""
         ...
 
     def __getitem__(self, indices: Tensor, /) -> Any:
-        """The examples at these indices (LongTensor [B] on the CPU): a nested dict, list or tuple of tensors."""
+        """The examples at these indices (LongTensor [B], where the data are): nested dicts, lists or tuples."""
         ...
 
 
@@ -131,7 +135,7 @@ def train(
         model: moved to the device; its modules come back in the mode (training or not) they came in.
         loss: `loss(model, batch)`, the mean over the batch, a scalar. When it has a parameter called `generator`, it is
             given a torch.Generator on the device, seeded by (seed, step, process, micro-step): the place to draw from.
-        data: examples; batches are moved to the device where they are not there yet.
+        data: examples, moved to the device at once where they can be; else their batches are.
         validate: `validate(model)`, lower is better; called without gradients, in eval mode and float32, on the
             averaged weights if there is an average. It runs on process 0 alone and the others are told the result:
             it must not communicate, and should take less than the process group's timeout.
@@ -146,7 +150,7 @@ def train(
         TrainResult. After a call that ended before the first validation, the model holds the current weights.
     Raises:
         WeightEditError: for the folder of another run or of a process that trains now, a loss that is no scalar or
-            reaches no parameter, a missing tracker.
+            reaches no parameter, a missing tracker, a step that cannot be captured.
         FileFormatError: for a damaged folder.
         NonFiniteError: after `nonfinite_limit` steps in a row, or when no validation was finite.
     """
@@ -176,6 +180,51 @@ class _Pending:
     names: list[str]
 
 
+class _CapturedStep:
+    """A step as a CUDA graph: run as it is a few times, which warms everything up, then recorded once and replayed.
+
+    Args:
+        work: from a batch's indices on the device to tensors on the device and the names of parameters; it may wait
+            for nothing.
+        indices: how many a step has.
+        generators: those that `work` draws from; they are seeded before every call.
+    """
+
+    def __init__(self, work: "Callable[[Tensor], tuple[Tensor, Tensor, list[str]]]", indices: Tensor, generators):
+        self.work, self.indices, self.generators = work, torch.zeros_like(indices), generators
+        self.calls, self.graph, self.stream = 0, None, torch.cuda.Stream(indices.device)
+
+    def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        self.indices.copy_(indices)
+        self.calls += 1
+        if self.calls <= _WARM_UP:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                found = self.work(self.indices)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return found
+        if self.graph is None:
+            self._record()
+        assert self.graph is not None
+        self.graph.replay()
+        figures, norms, names = self.found
+        return figures.clone(), norms.clone(), names
+
+    def _record(self) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            self.graph.register_generator_state(generator)
+        try:
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.found = self.work(self.indices)
+        except RuntimeError as error:
+            raise WeightEditError(
+                f"capture is True, and a step cannot be captured ({str(error).splitlines()[0]}); expected a loss that "
+                "reads no value back from the device: look for item(), bool(), nonzero() or boolean masks in it, or "
+                "set capture to False"
+            ) from error
+
+
 class _Run:
     """One call of train: what every process holds and does."""
 
@@ -194,18 +243,26 @@ class _Run:
         self.carried = carried
         self.about = {f"about {name}": value for name, value in about.items()}
         self.device, self.main, self.called = accelerator.device, accelerator.is_main_process, time.perf_counter()
+        self.movable = hasattr(data, "to")
+        if self.movable:
+            self.data = data.to(self.device)
         require_option(len(data) >= 1, "data", f"of length {len(data)}", "at least one example")
         model.to(self.device).train()
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         require_option(bool(named), "model", type(model).__name__, "a module with parameters that require gradients")
         self.names, self.parameters = [name for name, _ in named], [p for _, p in named]
         o = self.options
+        # A rate on the device can change without a captured step being recorded anew.
+        rate = torch.zeros((), device=self.device) if o.capture else o.learning_rate
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=o.learning_rate, betas=o.betas, weight_decay=o.weight_decay, fused=True
+            self.parameters, lr=rate, betas=o.betas, weight_decay=o.weight_decay, fused=True, capturable=o.capture
         )
         self.order = BatchOrder(len(data), o.batch_size * o.accumulate * accelerator.num_processes, o.seed)
         takes_generator = "generator" in inspect.signature(loss).parameters
-        self.generator = torch.Generator(self.device) if takes_generator else None
+        self.generators = [torch.Generator(self.device) for _ in range(o.accumulate)] if takes_generator else []
+        self.loss = torch.compile(loss) if o.compile else loss
+        self.late = torch.zeros((), device=self.device)
+        self.work = self._captured() if o.capture else self._work
         self._share([*model.parameters(), *model.buffers()])
         self.average = [p.detach().clone() for p in self.parameters] if o.ema_decay else []
         self.step = self.skipped = self.skipped_in_row = self.best_step = 0
@@ -248,7 +305,7 @@ class _Run:
                     "processes": self.accelerator.num_processes,
                     "examples": len(self.data),
                 },
-                may_differ=frozenset({"checkpoint_every", "max_seconds", "log_with", "cpu"}),
+                may_differ=frozenset({"checkpoint_every", "max_seconds", "log_with", "cpu", "compile", "capture"}),
                 may_grow=frozenset({"steps"}),
             )
         self.accelerator.wait_for_everyone()
@@ -316,12 +373,40 @@ class _Run:
 
     def _advance(self) -> None:
         """One optimizer step, without waiting for the device."""
-        rate = learning_rate(self.options, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._accumulate_gradients()
+        o, rank, rate = self.options, self.accelerator.process_index, learning_rate(self.options, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+        for micro, generator in enumerate(self.generators):
+            generator.manual_seed(derive_seed(o.seed, "step", self.step, rank, micro))
+        self.late.fill_(float(0 < o.max_seconds <= time.perf_counter() - self.called))
+        mine = self.order(self.step).chunk(self.accelerator.num_processes)[rank]
+        figures, norms, names = self.work(mine.to(self.device) if self.movable else mine)
         seconds = self._clock()
-        late = 0 < self.options.max_seconds <= time.perf_counter() - self.called
-        scalars = self._average_gradients(torch.stack([loss, torch.full_like(loss, float(late))]))
+        self.step += 1
+        if self.average:
+            decay = min(o.ema_decay, self.step / (9 + self.step))
+            weights = [p.detach() for p in self.parameters]
+            torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        if self.accelerator.num_processes > 1:
+            self._share(list(self.model.buffers()))
+        self.pending.append(_Pending(self.step, rate, seconds, figures, norms, names))
+
+    def _captured(self) -> _CapturedStep:
+        o = self.options
+        on, alone = self.device.type == "cuda", self.accelerator.num_processes == 1
+        came = f"True on {self.device.type} in {self.accelerator.num_processes} process(es)"
+        require_option(on and alone, "capture", came, "False, or a CUDA device and one process")
+        require_option(
+            self.movable, "capture", f"True for {type(self.data).__name__}", "data with a method to(device), or False"
+        )
+        indices = torch.zeros(o.batch_size * o.accumulate, dtype=torch.long, device=self.device)
+        return _CapturedStep(self._work, indices, self.generators)
+
+    def _work(self, indices: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """What a step does on the device, for the examples of this process: figures, norms and names of a _Pending."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._accumulate_gradients(indices)
+        scalars = self._average_gradients(torch.stack([loss, self.late]))
         used = [(name, p.grad) for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None]
         require_option(
             bool(used), "loss", "independent of every parameter", "a loss that reaches the model's parameters"
@@ -335,31 +420,17 @@ class _Run:
         # AdamW's fused step leaves parameters and state untouched where found_inf is 1: a skip without waiting.
         skip = (~torch.isfinite(norm + scalars[0])).float()
         vars(self.optimizer)["found_inf"] = skip
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.optimizer.step()
-        self.step += 1
-        if self.average:
-            decay = min(self.options.ema_decay, self.step / (9 + self.step))
-            weights = [p.detach() for p in self.parameters]
-            torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        if self.accelerator.num_processes > 1:
-            self._share(list(self.model.buffers()))
-        figures = torch.stack([scalars[0], norm, scalars[1]]).detach()
-        self.pending.append(_Pending(self.step, rate, seconds, figures, norms, [name for name, _ in used]))
+        return torch.stack([scalars[0], norm, scalars[1]]).detach(), norms, [name for name, _ in used]
 
-    def _accumulate_gradients(self) -> Tensor:
+    def _accumulate_gradients(self, indices: Tensor) -> Tensor:
         """Backward through the micro-steps of this process; their mean loss, float32, detached."""
         from accelerate.utils import send_to_device
 
-        o, rank = self.options, self.accelerator.process_index
-        total = torch.zeros((), device=self.device)
-        mine = self.order(self.step).chunk(self.accelerator.num_processes)[rank]
-        for micro, indices in enumerate(mine.split(o.batch_size)):
-            batch, drawn = send_to_device(self.data[indices], self.device), {}
-            if self.generator is not None:
-                self.generator.manual_seed(derive_seed(o.seed, "step", self.step, rank, micro))
-                drawn = {"generator": self.generator}
+        o, total = self.options, torch.zeros((), device=self.device)
+        for micro, rows in enumerate(indices.split(o.batch_size)):
+            batch = send_to_device(self.data[rows], self.device)
+            drawn = {"generator": self.generators[micro]} if self.generators else {}
             with self.accelerator.autocast():
                 loss = self.loss(self.model, batch, **drawn)
             came = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"

@@ -117,6 +117,7 @@ class Editor(nn.Module):
         refine: int = 0,
         size: tuple[int, int] | None = None,
         rule: RefinementRule | None = None,
+        finite: bool = False,
     ) -> Params:
         """Edited parameters, differentiable in the editor's weights and in `params`.
 
@@ -128,6 +129,7 @@ class Editor(nn.Module):
             refine: steps, after the one-shot edit, towards the operation of the rendering before it.
             size: height and width of that rendering; needed for `refine` and by an informed editor.
             rule: of these steps; None is KFAC().
+            finite: the values of `params` are known to be finite; then none is read, and nothing waits for the device.
 
         Raises ParamsError on parameters that are no canonical network or not finite, SpecError on one that the
         metanetwork cannot treat, WeightEditError where a size is needed and missing.
@@ -145,12 +147,13 @@ class Editor(nn.Module):
             own = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in own.items()}
         problem = None
         if size is not None and (refine or self.options.informed):
-            NetworkSpec.from_params(own, self.convention.omega).check_params(own)
+            spec = NetworkSpec.from_params(own, self.convention.omega)
+            (spec.check_shapes if finite else spec.check_params)(own)
             problem = RenderingProblem(
                 self.convention, target_of(self.operation, INRStack(own, self.convention, *size))
             )
         start = widened(own, self.options.widen, self.convention.omega)
-        edited = apply_delta(start, self.propose(start, problem))
+        edited = apply_delta(start, self.propose(start, problem, finite=finite))
         if problem is not None and self.options.solve_last:
             edited = problem.params(problem.solve_last(problem.layers(edited), RIDGE))
         if problem is not None and refine:
@@ -168,17 +171,21 @@ class Editor(nn.Module):
         """What a person is told that it is."""
         return describe_metanet(self.metanet)[0]
 
-    def propose(self, params: Mapping[str, Tensor], problem: RenderingProblem | None = None) -> Params:
+    def propose(
+        self, params: Mapping[str, Tensor], problem: RenderingProblem | None = None, *, finite: bool = False
+    ) -> Params:
         """The delta for `params` under the editor's own convention, computed in the editor's floating-point type.
 
         Args:
             params: one INR or a stack; a stack if the editor has guides.
             problem: what the guides are made from.
+            finite: as in `forward`.
         """
         spec, dtype = NetworkSpec.from_params(params, self.convention.omega), next(self.parameters()).dtype
         extra = guides(self.options.guides, problem, dict(params)) if problem is not None else []
         cast = [(kind, {name: tensor.to(dtype) for name, tensor in guide.items()}) for kind, guide in extra]
-        delta = propose_delta(self.metanet, spec, {name: tensor.to(dtype) for name, tensor in params.items()}, cast)
+        given = {name: tensor.to(dtype) for name, tensor in params.items()}
+        delta = propose_delta(self.metanet, spec, given, cast, finite=finite)
         return {name: tensor.to(params[name].dtype) for name, tensor in delta.items()}
 
     @torch.no_grad()
@@ -204,12 +211,13 @@ class Editor(nn.Module):
             raise WeightEditError(f"batch_size {batch_size} came; expected at least 1.")
         if not len(stack):
             raise ParamsError("an empty stack came; expected at least one INR.")
+        stack.spec.check_params(stack.params)
         device = next(self.parameters()).device
         bar = tqdm(total=len(stack), desc=self.operation, unit="INR", disable=not progress)
         parts = []
         for start in range(0, len(stack), batch_size):
             part = {name: tensor[start : start + batch_size].to(device) for name, tensor in stack.params.items()}
-            parts.append(self(part, stack.convention, size=(stack.height, stack.width)))
+            parts.append(self(part, stack.convention, size=(stack.height, stack.width), finite=True))
             bar.update(len(part["layers.0.weight"]))
         bar.close()
         home = stack.params["layers.0.weight"].device

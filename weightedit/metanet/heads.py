@@ -107,7 +107,10 @@ class LastLayerRefit(nn.Module):
         unit = torch.where(square > 0, square, 1.0)
         ridge = self.log_ridge.double().clamp(min=math.log(1e-4)).exp() * unit
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        found = torch.linalg.solve(gram + ridge * values.shape[-1] * eye, design @ gap.mT).mT.to(edges)
+        # Symmetric and positive: a factorisation whose error code nobody waits for, unlike that of linalg.solve.
+        factor, _ = torch.linalg.cholesky_ex(gram + ridge * values.shape[-1] * eye)
+        half = torch.linalg.solve_triangular(factor, design @ gap.mT, upper=False)
+        found = torch.linalg.solve_triangular(factor.mT, half, upper=True).mT.to(edges)
         gauge = layout.at_level(depth - 1, nodes[..., 1:])
         last = (found[..., :-1] / gauge.mT).flatten(-2).unsqueeze(-1)
         last_edges = last.shape[-2]

@@ -21,11 +21,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from weightedit.graph import Layout, NodeConstants
@@ -119,33 +117,18 @@ def paired(x: Tensor) -> Tensor:
     return left * right
 
 
-class Damp(torch.autograd.Function):
+def damp(values: Tensor, edges: Tensor) -> Tensor:
     """values / sqrt(1 + mean square of the edge's channels), both [..., e, C]; even in the edge.
 
-    Without it v grows with e, hence e with e^2 in every layer: the largest edges went to 1e9 in ten. The gradient is
-    written out, since autograd's takes three passes more over edge-sized tensors.
+    Without it v grows with e, hence e with e^2 in every layer: the largest edges went to 1e9 in ten.
     """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, edges: Tensor) -> Tensor:
-        square = torch.linalg.vector_norm(edges, dim=-1, keepdim=True).square()
-        factor = torch.rsqrt(1 + square / edges.shape[-1])
-        ctx.save_for_backward(values, edges, factor)
-        return (values * factor).to(values.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        (gradient,), (values, edges, factor) = gradients, ctx.saved_tensors
-        along = (gradient * values).sum(-1, keepdim=True)
-        of_edges = edges * (along * factor**3 / -edges.shape[-1])
-        return (gradient * factor).to(values.dtype), of_edges.to(edges.dtype)
+    return values * torch.rsqrt(1 + edges.square().mean(-1, keepdim=True)).to(values.dtype)
 
 
 class EdgeUpdate(nn.Module):
     """Update edges from their two ends, and send messages along them.
 
-    Per edge: v = silu(A (e x_i y_j) / d + a_i + b_j) is invariant, d^2 = 1 + mean(e^2) (see Damp);
+    Per edge: v = silu(A (e x_i y_j) / d + a_i + b_j) is invariant, d^2 = 1 + mean(e^2) (see damp);
     e <- e (1 + B v) + x'_i y'_j C v is odd: the product term and the rank-one term of symmetry.md section 3, which lets
     a zero weight become non-zero. Messages are sum_j e y''_j at targets and sum_i e x''_i at sources, over the root of
     their number, and means of v at both.
@@ -184,7 +167,7 @@ class EdgeUpdate(nn.Module):
         at_target, at_source = self.from_invariant(state.invariant).chunk(2, -1)
         products = layout.modulate(state.edges, x[0], y[0])
         products = products if self.relative_signs else products.abs()
-        v = cast(Tensor, Damp.apply(self.product(products), state.edges))
+        v = damp(self.product(products), state.edges)
         v = layout.add_ends(v, at_target, at_source)
         if self.even is not None and even is not None:
             v = v + self.even(even)

@@ -277,7 +277,7 @@ class Monomial(ChainMetanet):
     def _gauge(self, graph: NeuralGraph) -> list[Tensor]:
         """Per level, a number [..., n, 1] that scales as its neurons do."""
         layout = graph.layout
-        gauge = scale_gauge(graph, layout.constants(self.config.symmetry, graph.edges).scale)
+        gauge = scale_gauge(graph, layout.constants(self.config.symmetry, graph.edges))
         return [layout.at_level(level, gauge) for level in range(self.space.depth + 1)]
 
     def _factors(self, gauge: Sequence[Tensor]) -> list[Tensor]:

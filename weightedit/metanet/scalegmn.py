@@ -169,8 +169,8 @@ class Forecast(nn.Module):
 
     def forward(self, values: Tensor, constants: NodeConstants) -> Tensor:
         """[..., n, P] activations -> [..., n, P] wished-for changes, zero except at the output nodes."""
-        outputs = (constants.height == 0).nonzero().squeeze(1)
-        return torch.zeros_like(values).index_copy(-2, outputs, self.body(values.index_select(-2, outputs)))
+        wished = self.body(values.index_select(-2, constants.outputs))
+        return torch.zeros_like(values).index_copy(-2, constants.outputs, wished)
 
 
 @dataclass(frozen=True)
@@ -202,15 +202,18 @@ class ScaleGMN(Metanetwork):
         kinds = PARAMETER, *(ChannelType(scale, odd) for scale, odd in config.extra_types)
         self.types_in = tuple(kind for kind in kinds for _ in range(config.channels))
         self.types_out = (DELTA,) * config.channels
-        self._odd = [c for c, kind in enumerate(self.types_in) if kind.odd]
-        self._even = [c for c, kind in enumerate(self.types_in) if not kind.odd]
+        # On the device from the start: an index made from a list in every forward would be copied there each time.
+        odd = torch.tensor([kind.odd for kind in self.types_in])
+        self.register_buffer("odd", odd.nonzero().squeeze(1), persistent=False)
+        self.register_buffer("even", (~odd).nonzero().squeeze(1), persistent=False)
+        self.register_buffer("powers", torch.tensor([kind.scale for kind in self.types_in]), persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             self._build(config)
 
     def _build(self, config: ScaleGMNConfig) -> None:
         node, edge, read = config.node_width, config.edge_width, config.probes + 1
-        odd, even = len(self._odd), len(self._even)
+        odd, even = len(self.odd), len(self.even)
         if config.probes:
             engine = torch.quasirandom.SobolEngine(config.inputs, scramble=True, seed=config.seed)
             self.probes = nn.Parameter(2 * engine.draw(config.probes) - 1)
@@ -262,14 +265,13 @@ class ScaleGMN(Metanetwork):
         self._check_widths(graph)
         layout = graph.layout
         constants = layout.constants(self.config.symmetry, graph.edges)
-        gauge, anchored = anchored_gauge(graph, constants.scale)
+        gauge, anchored = anchored_gauge(graph, constants)
         ratio = layout.to_target(gauge) / layout.to_source(gauge)
         both = layout.to_target(anchored) * layout.to_source(anchored)
-        powers = torch.tensor([kind.scale for kind in graph.types], device=gauge.device)
-        edges, nodes = graph.edges / ratio**powers * both, graph.nodes / gauge**powers * anchored
-        size = root_of_mean(layout.layer_mean_edges(edges[..., self._odd].square()))
-        state, readings = self._streams(graph, nodes, edges[..., self._odd] / size, size, constants, gauge)
-        even = edges[..., self._even] if self._even else None
+        edges, nodes = graph.edges / ratio**self.powers * both, graph.nodes / gauge**self.powers * anchored
+        odd, even = self._parities(edges)
+        size = root_of_mean(layout.layer_mean_edges(odd.square()))
+        state, readings = self._streams(graph, nodes, odd / size, size, constants, gauge)
         state = self.encode(state, None, None)
         normalised = state.edges
         state = replace(state, edges=self.lift_edges(state.edges))
@@ -315,14 +317,14 @@ class ScaleGMN(Metanetwork):
             wished = values + change
             seen_in.append(forecast)
             seen_out.append(below)
-        odd = nodes[..., self._odd]
+        odd, even = self._parities(nodes)
         # The raw bias of a sine neuron is no linear representation of the shift; its reading is.
         unshifted = torch.ones_like(odd)
         unshifted[..., 0] -= constants.shift[:, 0]
         odd = odd * unshifted
         bias_size = root_of_mean(layout.layer_mean_nodes(odd.square()))
         at_nodes = self._at_nodes(layout, size, constants)
-        invariants = [at_nodes.log(), bias_size[..., :1].log(), nodes[..., self._even]]
+        invariants = [at_nodes.log(), bias_size[..., :1].log(), even]
         free = 1 - constants.flip
         state = Streams(
             layout=layout,
@@ -334,6 +336,12 @@ class ScaleGMN(Metanetwork):
             edges=edges,
         )
         return state, Readings(values, slopes, forecast, wished)
+
+    def _parities(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Odd and even channels."""
+        if not len(self.even):
+            return features, features[..., :0]
+        return features.index_select(-1, self.odd), features.index_select(-1, self.even)
 
     def _node_codes(self, constants: NodeConstants) -> Tensor:
         """[n, node_width]: one code per level, and one per input and output neuron."""
