@@ -24,6 +24,8 @@ import tyro
 from torch import Tensor, nn
 
 from weightedit.cli import told_in_one_line
+from weightedit.data.inr_fitting import ImageSource, fit_set
+from weightedit.data.weight_set_cards import SPLITS
 from weightedit.data.weight_sets import WeightSet, load_weight_set
 from weightedit.editing.editor import Editor, EditorOptions
 from weightedit.editing.evaluation import mean_squared_errors
@@ -36,7 +38,8 @@ from weightedit.inr.widening import widen
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.registry import config_options, describe_metanet, entry, make_metanet
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
-from weightedit.spec import NetworkSpec
+from weightedit.run_plan import derive_seed
+from weightedit.spec import NetworkSpec, Params
 from weightedit.symmetry import act, random_element
 from weightedit.training import TrainOptions, TrainResult, train
 
@@ -46,7 +49,10 @@ class Config:
     """One experiment.
 
     Attributes:
-        weights: folder of a weight set (tasks/fit_inrs.py).
+        weights: folder of a weight set (tasks/fit_inrs.py); not read where `images` are given.
+        images: a hub name or a folder of images whose INRs are fitted first, where the training runs: seconds on a
+            GPU. Started again, the same INRs are fitted again.
+        repeats: INRs per training image, where they are fitted here.
         out: folder of the run; the finished editor is written to out/editor.
         operation: what to learn (weightedit.editing.operations).
         train_limit: use the first so many training INRs; 0 for all.
@@ -69,6 +75,8 @@ class Config:
     """
 
     weights: str = "runs/mnist-inrs"
+    images: str = ""
+    repeats: int = 1
     out: str = "runs/mnist-dilate"
     operation: str = "dilate"
     train_limit: int = 0
@@ -103,8 +111,12 @@ class Config:
 class Examples:
     """INRs and their targets, in memory; what `train` draws its batches from."""
 
-    def __init__(self, weights: WeightSet, targets: Tensor) -> None:
-        self.params, self.targets = weights.stack.params, targets
+    def __init__(self, params: Params, targets: Tensor) -> None:
+        self.params, self.targets = params, targets
+
+    def to(self, device: torch.device) -> Examples:
+        """The same examples on `device`."""
+        return Examples({name: tensor.to(device) for name, tensor in self.params.items()}, self.targets.to(device))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -141,9 +153,13 @@ def run_training(
         assert isinstance(model, Editor)
         return float(mean_squared_errors(model.edit(splits["validation"].stack), targets["validation"]).mean())
 
-    examples, loss = Examples(splits["train"], targets["train"]), augmented_loss if config.augment else edit_loss
-    about = {"weights": config.weights, "operation": config.operation, "augment": config.augment}
+    spec = splits["train"].stack.spec
+    spec.check_params(splits["train"].stack.params)  # once here: no step reads a value
+    examples = Examples(splits["train"].stack.params, targets["train"])
+    loss = augmented_loss if config.augment else edit_loss
+    about: dict[str, Any] = {"weights": config.weights, "operation": config.operation, "augment": config.augment}
     about |= {"editor": asdict(config.editor)}
+    about |= {"images": config.images, "repeats": config.repeats} if config.images else {}
     about |= dict(zip(("metanet", "config"), describe_metanet(editor.metanet), strict=True))
     return train(editor, loss, examples, validate, out, options, about=about)
 
@@ -152,14 +168,7 @@ def main(config: Config) -> dict[str, float]:
     """Train, evaluate on the test split, write out/editor and out/result.json; returns the figures."""
     if config.smoke:
         config = _smoke(config)
-    splits = {
-        name: load_weight_set(config.weights, name, limit or None)
-        for name, limit in zip(
-            ("train", "validation", "test"),
-            (config.train_limit, config.validation_limit, config.test_limit),
-            strict=True,
-        )
-    }
+    splits = fitted_splits(config) if config.images else read_splits(config)
     stack, out = splits["test"].stack, Path(config.out)
     editor = build_editor(config, stack)
     result = run_training(editor, splits, config, config.training, out / "run")
@@ -178,6 +187,26 @@ def main(config: Config) -> dict[str, float]:
     if result.main:
         report(config, editor, figures, result, splits, out)
     return figures
+
+
+def read_splits(config: Config) -> dict[str, WeightSet]:
+    """The splits of the weight set in config.weights, as far as the limits go."""
+    limits = zip(SPLITS, (config.train_limit, config.validation_limit, config.test_limit), strict=True)
+    return {name: load_weight_set(config.weights, name, limit or None) for name, limit in limits}
+
+
+def fitted_splits(config: Config) -> dict[str, WeightSet]:
+    """The splits that tasks/fit_inrs.py would make of config.images, fitted on the device of the training."""
+    images, split = ImageSource(config.images, seed=config.training.seed).read()
+    device = "cuda" if torch.cuda.is_available() and not config.training.cpu else "cpu"
+    limits = zip(SPLITS, (config.train_limit, config.validation_limit, config.test_limit), strict=True)
+    made = {}
+    for number, (name, limit) in enumerate(limits):
+        rows = (split == number).nonzero().squeeze(1)[: limit or None]
+        generator = torch.Generator(device).manual_seed(derive_seed(config.training.seed, "fit", name))
+        repeats = config.repeats if name == "train" else 1
+        made[name] = fit_set(images[rows], split[rows], repeats=repeats, generator=generator, device=device)
+    return made
 
 
 def build_editor(config: Config, stack: INRStack) -> Editor:

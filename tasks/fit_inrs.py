@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -25,12 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weightedit.cli import told_in_one_line
-from weightedit.data.images import ImageSet, load_images
+from weightedit.data.images import ImageSet
 from weightedit.data.inr_files import load_inrs, save_inrs
-from weightedit.data.weight_sets import save_weight_set, split_by_image
+from weightedit.data.inr_fitting import ImageSource, fit_set
+from weightedit.data.weight_sets import save_weight_set
 from weightedit.errors import WeightEditError
-from weightedit.inr.convention import Convention
-from weightedit.inr.fitting import FitOptions, fit
+from weightedit.inr.fitting import FitOptions
 from weightedit.inr.stack import INRStack
 from weightedit.run_plan import derive_seed
 from weightedit.saving import claimed
@@ -56,7 +56,8 @@ class Config:
         target_psnr: dB.
         seed: of initialisations and of the split.
         shard: images per shard.
-        workers: processes, each on one thread; 0 for one per core.
+        workers: processes, each on one thread; 0 for one per core on a CPU, one elsewhere.
+        device: where to fit, as PyTorch names it: cpu, cuda, cuda:1.
         smoke: a few dozen images, to see that everything runs.
     """
 
@@ -76,6 +77,7 @@ class Config:
     seed: int = 0
     shard: int = 1000
     workers: int = 0
+    device: str = "cpu"
     smoke: bool = False
 
 
@@ -85,20 +87,19 @@ def main(config: Config) -> Path:
         config = replace(config, limit=48, validation=16, shard=32, workers=1)
     if config.repeats < 1 or config.shard < 1:
         raise WeightEditError(f"repeats {config.repeats}, shard {config.shard}: expected at least 1 each; change them.")
-    if min(config.limit, config.test_limit, config.size) < 0:
-        raise WeightEditError(f"{config} came; expected limits and a size of at least 0, 0 being all: correct them.")
+    source = _source(config)
     out, started = Path(config.out), time.perf_counter()
     parts = out.with_name(f"{out.name}.parts-{derive_seed(*_identity(config)):016x}")
     parts.mkdir(parents=True, exist_ok=True)
     with claimed(parts):
-        make_set(config, out, parts)
+        make_set(config, source, out, parts)
     print(f"{time.perf_counter() - started:.0f} s")
     return out
 
 
-def make_set(config: Config, out: Path, parts: Path) -> None:
+def make_set(config: Config, source: ImageSource, out: Path, parts: Path) -> None:
     """Fit in the folder `parts`, save in `out`, and print a summary."""
-    images, split = read_images(config)
+    images, split = source.read()
     shards = list(torch.arange(len(images)).split(config.shard))
     run_shards(config, images, split, shards, parts)
     stacks = [load_inrs(parts / f"{number:05d}.safetensors") for number in range(len(shards))]
@@ -117,28 +118,13 @@ def make_set(config: Config, out: Path, parts: Path) -> None:
 
 def _identity(config: Config) -> tuple[str, ...]:
     """What decides the content of the shards."""
-    return tuple(f"{name}={value}" for name, value in asdict(config).items() if name not in ("out", "workers"))
-
-
-def read_images(config: Config) -> tuple[ImageSet, Tensor]:
-    """Images of all splits, indexed apart (test indices follow the training split's), and the split of each."""
-    size = (config.size, config.size) if config.size else None
-    train = load_images(config.images, config.train_split, limit=config.limit or None, size=size)
-    if not 0 <= config.validation <= len(train) // 2:
-        raise WeightEditError(
-            f"validation {config.validation} of {len(train)} images; expected at most half: lower --validation."
-        )
-    counts = (len(train) - config.validation, config.validation, 0)
-    split = split_by_image(train.index, counts=counts, seed=config.seed)
-    if not config.test_split:
-        return train, split
-    test = load_images(config.images, config.test_split, limit=config.test_limit or config.limit or None, size=size)
-    images = ImageSet(
-        torch.cat([train.images, test.images]),
-        torch.cat([train.labels, test.labels]),
-        torch.cat([train.index, test.index + int(train.index.max()) + 1]),
+    return tuple(
+        f"{name}={value}" for name, value in asdict(config).items() if name not in ("out", "workers", "device")
     )
-    return images, torch.cat([split, torch.full((len(test),), 2)])
+
+
+def _source(config: Config) -> ImageSource:
+    return ImageSource(**{field.name: getattr(config, field.name) for field in fields(ImageSource)})
 
 
 def run_shards(config: Config, images: ImageSet, split: Tensor, shards: list[Tensor], parts: Path) -> None:
@@ -148,7 +134,8 @@ def run_shards(config: Config, images: ImageSet, split: Tensor, shards: list[Ten
         for number, rows in enumerate(shards)
         if not (parts / f"{number:05d}.safetensors").exists()
     ]
-    workers = min(config.workers or os.cpu_count() or 1, max(len(jobs), 1))
+    cores = os.cpu_count() or 1 if config.device == "cpu" else 1
+    workers = min(config.workers or cores, max(len(jobs), 1))
     done = tqdm(total=len(shards), initial=len(shards) - len(jobs), desc="shards", unit="shard")
     for _ in _completed(jobs, workers):
         done.update()
@@ -168,13 +155,16 @@ def fit_shard(job: tuple[Config, int, ImageSet, Tensor, Path]) -> None:
     config, number, images, split, path = job
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "fit", number))
     options = FitOptions(method=config.method, init=config.init, target_psnr=config.target_psnr)
-    widths = (2, *config.hidden, images.images.shape[1])
-    repeated = torch.arange(len(images)).repeat_interleave(config.repeats)
-    result = fit(images.images[repeated], widths=widths, convention=Convention(), options=options, generator=generator)
-    stack = replace(result.stack, label=images.labels[repeated], index=images.index[repeated], split=split[repeated])
-    keep = torch.ones(len(stack), dtype=torch.bool)
-    keep[result.missed] = False
-    save_inrs(stack[keep], path)
+    made = fit_set(
+        images,
+        split,
+        hidden=config.hidden,
+        repeats=config.repeats,
+        options=options,
+        generator=generator,
+        device=config.device,
+    )
+    save_inrs(made.stack, path)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.features import PARAMETER
-from weightedit.graph import DenseLayout, NeuralGraph, NodeConstants
+from weightedit.graph import DenseLayout, Layout, NeuralGraph, NodeConstants
 from weightedit.metanet.layers import OddLinear, Streams, paired, unit_rms
 from weightedit.probing import probe
 
@@ -98,24 +98,76 @@ class LastLayerRefit(nn.Module):
 
     def _refit(self, layout: DenseLayout, both: Tensor, edges: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
         depth = layout.spec.depth
-        values, missing = both.double().chunk(2, -1)
+        values, missing = both.chunk(2, -1)
         hidden, gap = layout.at_level(depth - 1, values), layout.at_level(depth, missing)
-        design = torch.cat([hidden, torch.ones_like(hidden[..., :1, :])], -2)
-        gram = design @ design.mT
-        square = hidden.square().mean((-2, -1), keepdim=True)
-        # Where nothing arrives, as in a network of zeros, any ridge leaves the weights at zero; none has no solution.
-        unit = torch.where(square > 0, square, 1.0)
-        ridge = self.log_ridge.double().clamp(min=math.log(1e-4)).exp() * unit
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        # Symmetric and positive: a factorisation whose error code nobody waits for, unlike that of linalg.solve.
-        factor, _ = torch.linalg.cholesky_ex(gram + ridge * values.shape[-1] * eye)
-        half = torch.linalg.solve_triangular(factor, design @ gap.mT, upper=False)
-        found = torch.linalg.solve_triangular(factor.mT, half, upper=True).mT.to(edges)
+        ridge = self.log_ridge.double().clamp(min=math.log(1e-4)).exp() * _square_of(hidden.double())
+        found = ridge_solution(hidden, gap, ridge)
         gauge = layout.at_level(depth - 1, nodes[..., 1:])
         last = (found[..., :-1] / gauge.mT).flatten(-2).unsqueeze(-1)
         last_edges = last.shape[-2]
         biases = torch.cat([nodes[..., : -gap.shape[-2], :1], nodes[..., -gap.shape[-2] :, :1] + found[..., -1:]], -2)
         return biases, torch.cat([edges[..., :-last_edges, :], edges[..., -last_edges:, :] + last], -2)
+
+
+class SolvedReading(nn.Module):
+    """The reading term, solved: in every layer the delta that brings the changes d_ip about at the probes.
+
+    With a_jp the activations of the sources it is the ridge solution of sum_p (sum_j dw_ij a_jp + db_i - d_ip)^2 +
+    lambda P |dw, db|^2, where the plain term sum_p d_ip a_jp is only its gradient at zero: K-FAC's factor for the
+    activations (Martens & Grosse 2015). One learned lambda per level, in units of the mean square of a. In the gauge,
+    where orthogonal changes of the a_j leave it equivariant. Solved in float64, differentiable.
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.log_ridge = LayerTable(levels, 1, mean=math.log(1e-2))
+
+    def forward(
+        self, layout: Layout, constants: NodeConstants, change: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`change` and `values` [..., n, P] -> deltas of weights [..., e, 1] and biases [..., n, 1]."""
+        ridge = self.log_ridge(constants).clamp(min=math.log(1e-4)).exp().expand(*change.shape[:-1], 1)
+        nodes, reads = torch.cat([change, values, ridge], -1), change.shape[-1]
+        no_edges = change.new_zeros(*change.shape[:-2], layout.edge_count, 1)
+        parts = [self._solve(dense, at, reads) for dense, at, _ in layout.networks(nodes, no_edges)]
+        at_nodes, at_edges = layout.join_networks([n for n, _ in parts], [e for _, e in parts])
+        return at_edges, at_nodes
+
+    @staticmethod
+    def _solve(layout: DenseLayout, nodes: Tensor, reads: int) -> tuple[Tensor, Tensor]:
+        change, values, ridge = nodes.split([reads, reads, 1], -1)
+        biases, weights = [torch.zeros_like(layout.at_level(0, ridge))], []
+        for level in range(1, layout.levels):
+            below = layout.at_level(level - 1, values)
+            least = layout.at_level(level, ridge)[..., :1, :] * _square_of(below)
+            found = ridge_solution(below, layout.at_level(level, change), least)
+            weights.append(found[..., :-1].flatten(-2).unsqueeze(-1))
+            biases.append(found[..., -1:])
+        return torch.cat(biases, -2), torch.cat(weights, -2)
+
+
+def _square_of(values: Tensor) -> Tensor:
+    """The mean square of `values` [..., in, P], [..., 1, 1]; 1 where nothing arrives, as in a network of zeros: there
+    any ridge leaves weights at zero, and none has no solution."""
+    square = values.square().mean((-2, -1), keepdim=True)
+    return torch.where(square > 0, square, 1.0)
+
+
+def ridge_solution(values: Tensor, wished: Tensor, ridge: Tensor) -> Tensor:
+    """[..., out, in + 1]: weights, then a bias, least in sum_p (w a_p + b - d_p)^2 + ridge P |w, b|^2.
+
+    Args:
+        values: a, [..., in, P].
+        wished: d, [..., out, P].
+        ridge: positive, [..., 1, 1].
+    """
+    design = torch.cat([values, torch.ones_like(values[..., :1, :])], -2).double()
+    gram, points = design @ design.mT, values.shape[-1]
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    # Symmetric and positive: a factorisation whose error code nobody waits for, unlike that of linalg.solve.
+    factor, _ = torch.linalg.cholesky_ex(gram + ridge * points * eye)
+    half = torch.linalg.solve_triangular(factor, design @ wished.double().mT, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True).mT.to(wished)
 
 
 class InvariantReadout(nn.Module):
@@ -168,9 +220,10 @@ class DeltaHead(nn.Module):
         sizes: K is their `positions`.
         initial_scale: of the learned layer scales.
         rank_one: keep the rank-one term.
+        solved: add the reading term solved, see SolvedReading.
     """
 
-    def __init__(self, sizes: HeadSizes, initial_scale: float, rank_one: bool = True) -> None:
+    def __init__(self, sizes: HeadSizes, initial_scale: float, rank_one: bool = True, solved: bool = False) -> None:
         super().__init__()
         self.rank_one, self.positions = rank_one, sizes.positions
         node_width, readings = sizes.node_width, sizes.readings
@@ -191,6 +244,8 @@ class DeltaHead(nn.Module):
             # What a constant image has: every position of a kernel sees the same activation.
             self.change_mix = nn.Parameter(torch.ones(sizes.positions, readings))
             self.rank_mix = nn.Parameter(torch.randn(sizes.positions, node_width)) if rank_one else None
+        self.solved = SolvedReading(sizes.levels) if solved else None
+        self.gate_solved = nn.Linear(node_width, 1) if solved else None
 
     def forward(self, state: Streams, raw: Tensor, readings: Readings) -> tuple[Tensor, Tensor]:
         """`raw` [..., e, K]: the normalised weights."""
@@ -209,5 +264,9 @@ class DeltaHead(nn.Module):
         if self.rank_one:
             weights = weights + layout.outer(x, y, self.rank_mix) / math.sqrt(x.shape[-1])
         weights = weights + layout.outer(change, readings.activations, self.change_mix) / math.sqrt(change.shape[-1])
-        biases = (self.read_bias(x, free) + change.sum(-1, keepdim=True) / math.sqrt(change.shape[-1])) * scale[:, 1:]
-        return weights * at_target[..., k:], biases
+        biases = self.read_bias(x, free) + change.sum(-1, keepdim=True) / math.sqrt(change.shape[-1])
+        if self.solved is not None and self.gate_solved is not None:
+            wished = change * self.gate_solved(z)
+            at_edges, at_nodes = self.solved(layout, state.constants, wished, readings.activations)
+            weights, biases = weights + at_edges, biases + at_nodes
+        return weights * at_target[..., k:], biases * scale[:, 1:]

@@ -44,6 +44,7 @@ torch.Size([3, 4, 3, 3])
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -62,7 +63,7 @@ from weightedit.probing import backpropagate, bias_reading, probe
 from weightedit.schema import Seed, conform_fields
 from weightedit.spec import SYMMETRIES, Symmetry
 
-_SWITCHES = {"rank_one", "edge_skip", "relative_signs", "neuron_codes", "embedding", "channels"}
+_SWITCHES = {"grid", "solved", "rank_one", "edge_skip", "relative_signs", "neuron_codes", "embedding", "channels"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ class ScaleGMNConfig:
         probes: learned inputs at which activations are read, 0 for none.
         forecast: hidden width of the forecast (see Forecast), 0 for none.
         refit: finish with LastLayerRefit towards the forecast; needs probes and a forecast.
+        grid: probes on a fixed, regular grid over [-1, 1]^2, their number a square, which lets the forecast convolve
+            (see GridForecast); needs two inputs and a forecast, whose width is that of its convolutions.
+        solved: the head solves its reading term against the activations, too (see heads.SolvedReading); needs probes.
         symmetry: "full" is what each activation allows; "permutation", "sign" or "scale" keep only that part of it.
         bidirectional: also send messages from targets to sources.
         levels: how many levels, from either end, have node codes and output scales of their own.
@@ -102,6 +106,8 @@ class ScaleGMNConfig:
     probes: int = 32
     forecast: int = 0
     refit: bool = False
+    grid: bool = False
+    solved: bool = False
     symmetry: Symmetry = "full"
     bidirectional: bool = True
     levels: int = 8
@@ -133,6 +139,13 @@ class ScaleGMNConfig:
             raise SpecError(
                 "refit came without probes or without a forecast; expected both, it fits the one to the other."
             )
+        if self.grid and not (self.forecast and self.inputs == 2 and math.isqrt(self.probes) ** 2 == self.probes):
+            raise SpecError(
+                f"grid has {self.probes} probes, {self.inputs} inputs and a forecast of {self.forecast}; expected "
+                "784 or another square, two inputs and a forecast: the grid is what the forecast convolves over."
+            )
+        if self.solved and not self.probes:
+            raise SpecError("solved came without probes; expected some: it solves for what they should read.")
         if self.embedding and self.forecast:
             raise SpecError(
                 f"embedding {self.embedding} came with a forecast of {self.forecast}; expected forecast 0: only "
@@ -171,6 +184,35 @@ class Forecast(nn.Module):
         """[..., n, P] activations -> [..., n, P] wished-for changes, zero except at the output nodes."""
         wished = self.body(values.index_select(-2, constants.outputs))
         return torch.zeros_like(values).index_copy(-2, constants.outputs, wished)
+
+
+class GridForecast(nn.Module):
+    """A Forecast for probes on a regular grid: residual 3x3 convolutions over the picture that the outputs show there.
+
+    The first reading, which is of the bias and no probe's, has no place in the picture and a forecast of zero.
+
+    Args:
+        outputs: output neurons of a network, the channels of its picture.
+        side: of the grid, in probes.
+        width: channels between the convolutions.
+    """
+
+    def __init__(self, outputs: int, side: int, width: int) -> None:
+        super().__init__()
+        self.outputs, self.side = outputs, side
+        self.first = nn.Conv2d(outputs, width, 3, padding=1)
+        self.inner = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.last = nn.Conv2d(width, outputs, 3, padding=1)
+
+    def forward(self, values: Tensor, constants: NodeConstants) -> Tensor:
+        """[..., n, P] activations -> [..., n, P] wished-for changes, zero except at the output nodes."""
+        shown = values.index_select(-2, constants.outputs)
+        picture = self.first(shown[..., 1:].reshape(-1, self.outputs, self.side, self.side))
+        for convolution in self.inner:
+            picture = picture + convolution(functional.silu(picture))
+        change = self.last(functional.silu(picture)).reshape(*shown.shape[:-1], -1)
+        change = torch.cat([torch.zeros_like(shown[..., :1]), change], -1)
+        return torch.zeros_like(values).index_copy(-2, constants.outputs, change)
 
 
 @dataclass(frozen=True)
@@ -214,7 +256,10 @@ class ScaleGMN(Metanetwork):
     def _build(self, config: ScaleGMNConfig) -> None:
         node, edge, read = config.node_width, config.edge_width, config.probes + 1
         odd, even = len(self.odd), len(self.even)
-        if config.probes:
+        if config.grid:
+            axis = torch.linspace(-1, 1, math.isqrt(config.probes))
+            self.register_buffer("probes", torch.cartesian_prod(axis, axis).flip(-1), persistent=False)
+        elif config.probes:
             engine = torch.quasirandom.SobolEngine(config.inputs, scramble=True, seed=config.seed)
             self.probes = nn.Parameter(2 * engine.draw(config.probes) - 1)
         else:
@@ -224,7 +269,9 @@ class ScaleGMN(Metanetwork):
         self.output_codes = nn.Parameter(torch.randn(config.outputs, node))
         if config.neuron_codes:
             self.neuron_codes = nn.Embedding(config.neuron_codes * config.levels, node)
-        self.forecast = Forecast(read, config.forecast) if config.forecast else None
+        self.forecast = Forecast(read, config.forecast) if config.forecast and not config.grid else None
+        if config.grid:
+            self.forecast = GridForecast(config.outputs, math.isqrt(config.probes), config.forecast)
         seen = 2 * read if config.forecast else read
         self.lift_edges = nn.Linear(odd, edge, bias=False)
         self.lift_slopes = nn.Linear(read, node, bias=False)
@@ -243,7 +290,7 @@ class ScaleGMN(Metanetwork):
             self.readout = InvariantReadout(node, config.inputs + config.outputs, config.embedding, kept)
             return
         sizes = HeadSizes(node, edge, read, config.levels, config.channels)
-        self.head = DeltaHead(sizes, config.initial_scale, config.rank_one)
+        self.head = DeltaHead(sizes, config.initial_scale, config.rank_one, config.solved)
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
         """Raises SpecError if a network has other numbers of inputs or outputs than the config."""

@@ -1,0 +1,103 @@
+"""From the images of a data set to weight sets: which image is in which split, and the INRs fitted to them.
+
+Fitting itself is inr/fitting.py's; tasks/fit_inrs.py writes what is made here to disk, shard by shard, and
+tasks/edit_inrs.py may use it as it comes: a GPU fits in seconds what takes minutes to write and read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from weightedit.data.images import ImageSet, load_images
+from weightedit.data.weight_sets import WeightSet, split_by_image
+from weightedit.errors import WeightEditError
+from weightedit.inr.convention import Convention
+from weightedit.inr.fitting import FitOptions, fit
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images of a data set and how they are divided into train, validation and test.
+
+    Attributes:
+        images: a hub name, or a local folder with train and test splits.
+        train_split: name of the split divided into train and validation.
+        test_split: name of the test split; "" for none.
+        validation: images kept for validation, at most half of the training split.
+        limit: use the first so many images of each split; 0 for all.
+        test_limit: of the test split, where it should differ; 0 for as many as `limit` says.
+        size: resize the images to size x size; 0 keeps theirs.
+        seed: of the division.
+
+    Raises:
+        WeightEditError: a limit or a size below 0.
+    """
+
+    images: str
+    train_split: str = "train"
+    test_split: str = "test"
+    validation: int = 5000
+    limit: int = 0
+    test_limit: int = 0
+    size: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.limit, self.test_limit, self.size) < 0:
+            raise WeightEditError(f"{self} came; expected limits and a size of at least 0, 0 being all: correct them.")
+
+    def read(self) -> tuple[ImageSet, Tensor]:
+        """Images of all splits, test indices following the training split's, and int64 [N]: 0 train, 1 validation,
+        2 test."""
+        size = (self.size, self.size) if self.size else None
+        train = load_images(self.images, self.train_split, limit=self.limit or None, size=size)
+        if not 0 <= self.validation <= len(train) // 2:
+            raise WeightEditError(
+                f"validation {self.validation} of {len(train)} images; expected at most half: lower --validation."
+            )
+        counts = (len(train) - self.validation, self.validation, 0)
+        split = split_by_image(train.index, counts=counts, seed=self.seed)
+        if not self.test_split:
+            return train, split
+        test = load_images(self.images, self.test_split, limit=self.test_limit or self.limit or None, size=size)
+        images = ImageSet(
+            torch.cat([train.images, test.images]),
+            torch.cat([train.labels, test.labels]),
+            torch.cat([train.index, test.index + int(train.index.max()) + 1]),
+        )
+        return images, torch.cat([split, torch.full((len(test),), 2)])
+
+
+def fit_set(
+    images: ImageSet,
+    split: Tensor,
+    *,
+    hidden: tuple[int, ...] = (32, 32),
+    repeats: int = 1,
+    options: FitOptions | None = None,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> WeightSet:
+    """One SIREN or several per image, each from its own initialisation; those that missed the target are left out.
+
+    Args:
+        images: N of them.
+        split: int64 [N], of each image.
+        hidden: hidden widths.
+        repeats: INRs per image, which follow one another.
+        options: None is FitOptions().
+        generator: where initialisations come from; None is PyTorch's global CPU generator.
+        device: where to fit, and where weights and images then are.
+    """
+    rows = torch.arange(len(images)).repeat_interleave(repeats)
+    pictures = images.images.to(device)[rows.to(device)]
+    widths = (2, *hidden, images.images.shape[1])
+    result = fit(pictures, widths=widths, convention=Convention(), options=options, generator=generator)
+    facts = {"label": images.labels[rows], "index": images.index[rows], "split": split[rows]}
+    keep = torch.ones(len(rows), dtype=torch.bool, device=pictures.device)
+    keep[result.missed] = False
+    stack = replace(result.stack, **{name: value.to(device) for name, value in facts.items()})
+    return WeightSet(stack[keep], pictures[keep])
