@@ -111,6 +111,7 @@ ORDER = [  # fmt: skip
     "data.cnn_fitting",
     "data.weight_set_cards",
     "data.weight_sets",
+    "data.inr_fitting",
     "run_plan",
     "run_state",
     "training",

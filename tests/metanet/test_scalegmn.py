@@ -13,6 +13,8 @@ from weightedit.delta import propose_delta
 from weightedit.errors import SpecError, TypeMismatchError
 from weightedit.features import DELTA, GRADIENT, PARAMETER, SQUARED_GRADIENT
 from weightedit.graph import NeuralGraph
+from weightedit.inr.siren import coordinate_grid, render
+from weightedit.metanet.heads import ridge_solution
 from weightedit.metanet.layers import damp
 from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
 from weightedit.spec import NetworkSpec
@@ -68,6 +70,42 @@ def test_equivariant_with_the_refit_of_the_last_layer(name):
     spec, metanet = SPECS[name], _metanet(strength=0.2, probes=9, forecast=6, refit=True)
     assert_equivariant(editing(metanet, spec), spec, _as_trained(random_params(spec, count=2)))
     assert_equivariant(editing_in_a_batch(metanet, spec, OTHER), spec, _as_trained(random_params(spec, seed=1)))
+
+
+@pytest.mark.parametrize("name", ["relu", "sine", "tanh", "mixed"])
+def test_equivariant_with_a_convolutional_forecast_and_a_solved_reading(name):
+    spec = SPECS[name]
+    metanet = _metanet(strength=0.2, probes=16, forecast=4, grid=True, solved=True)
+    assert_equivariant(editing(metanet, spec), spec, _as_trained(random_params(spec, count=2)))
+    assert_equivariant(editing_in_a_batch(metanet, spec, OTHER), spec, _as_trained(random_params(spec, seed=1)))
+
+
+def test_the_grid_is_read_as_a_picture_row_by_row():
+    """A forecast whose convolutions pass their centre on, and shift by one column, moves the picture by one column."""
+    spec = NetworkSpec.siren((2, 5, 1))
+    metanet = ScaleGMN(ScaleGMNConfig(node_width=4, edge_width=2, layers=1, probes=36, forecast=1, grid=True))
+    seen = []
+    metanet.forecast.first.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    params = random_params(spec, count=2, dtype=torch.float32)
+    propose_delta(metanet, spec, params)
+    expected = render(params, coordinate_grid(6, 6), omega=30.0).reshape(2, 1, 6, 6)
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-4)
+
+
+def test_a_solved_reading_brings_the_wished_changes_about():
+    """The ridge solution against the normal equations in loops; without ridge, what a layer can do is done."""
+    values, wished = (torch.randn(2, n, 30, dtype=torch.float64, generator=generator(n)) for n in (4, 3))
+    ridge = torch.full((2, 1, 1), 0.3, dtype=torch.float64)
+    found = ridge_solution(values, wished, ridge)
+    for network in range(2):
+        design = torch.cat([values[network], torch.ones(1, 30, dtype=torch.float64)])
+        for neuron in range(3):
+            left = sum(torch.outer(design[:, p], design[:, p]) for p in range(30)) + 0.3 * 30 * torch.eye(5).double()
+            right = sum(design[:, p] * wished[network, neuron, p] for p in range(30))
+            assert relative(left @ found[network, neuron], right) < 1e-13
+    weights, biases = found[..., :-1], found[..., -1:]
+    again = ridge_solution(values, weights @ values + biases, ridge * 1e-12)
+    assert relative(again, found) < 1e-9
 
 
 def _gradients(spec, params):
@@ -273,6 +311,8 @@ def test_config_round_trip_and_refusals():
         ({"layers": 0}, "expected positive sizes"),
         ({"embedding": 4, "forecast": 4}, "embedding 4 came with a forecast of 4"),
         ({"probes": -1}, "probes and neuron codes of at least 0"),
+        ({"grid": True, "probes": 10, "forecast": 4}, "grid has 10 probes"),
+        ({"solved": True, "probes": 0}, "solved came without probes"),
         ({"refit": True, "forecast": 0}, "refit came without probes or without a forecast"),
     ):
         with pytest.raises(SpecError, match=message):

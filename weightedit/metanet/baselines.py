@@ -73,6 +73,8 @@ class FlatMLP(Metanetwork):
         config: see FlatMLPConfig.
     """
 
+    layer: Tensor
+
     def __init__(self, config: FlatMLPConfig) -> None:
         super().__init__()
         self.config, self.embedding = config, config.embedding
@@ -86,11 +88,15 @@ class FlatMLP(Metanetwork):
             self.body = nn.Sequential(*hidden_layers(sizes), nn.Linear(sizes[-1], config.embedding or size))
         if not config.embedding:
             self.scale = nn.Parameter(torch.full((len(config.widths) - 1,), config.initial_scale))
+            pairs = list(zip(config.widths, config.widths[1:], strict=False))
+            counts = torch.tensor([a * b * config.channels for a, b in pairs] + [b for _, b in pairs])
+            layers = torch.arange(len(pairs)).repeat(2).repeat_interleave(counts)
+            self.register_buffer("layer", layers, persistent=False)  # of every parameter, weights first
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
         """Raises SpecError for a ragged graph or networks of other widths than the config's."""
         flat, unit = self._flat(graph)
-        delta = self.body(flat) * unit * self._scales()
+        delta = self.body(flat) * unit * self.scale[self.layer]
         channels, inputs = self.config.channels, self.config.widths[0]
         count = graph.edges.shape[-2] * channels
         edges, biases = delta.split([count, delta.shape[-1] - count], -1)
@@ -122,8 +128,3 @@ class FlatMLP(Metanetwork):
             units.append(torch.cat([sizes.expand_as(edges).flatten(-2), at_nodes[..., inputs:, 0]], -1))
             found.append(torch.cat([edges.flatten(-2), biases], -1) / units[-1])
         return torch.cat(found, -1), units[0]
-
-    def _scales(self) -> Tensor:
-        pairs = list(zip(self.config.widths, self.config.widths[1:], strict=False))
-        counts = [a * b * self.config.channels for a, b in pairs] + [b for _, b in pairs]
-        return torch.cat([self.scale, self.scale]).repeat_interleave(torch.tensor(counts, device=self.scale.device))

@@ -237,6 +237,11 @@ class ScaleGMN(Metanetwork):
         config: see ScaleGMNConfig.
     """
 
+    odd: Tensor
+    even: Tensor
+    powers: Tensor
+    probes: Tensor | None
+
     def __init__(self, config: ScaleGMNConfig) -> None:
         super().__init__()
         self.config, self.embedding = config, config.embedding
