@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -391,16 +392,23 @@ class DenseLayout(Layout):
         return ((tuple(self._blocks(edges)), tuple(self._levels(nodes)[1:])),)
 
 
-@torch.compiler.disable  # torch.compile looks through caches, and would make layout and constants anew
-def dense_layout(spec: NetworkSpec, like: Tensor) -> DenseLayout:
-    """The layout of an architecture, made once, with its constants on the device and in the dtype of `like`."""
-    layout = _dense_layout(spec)
+_layout_of = lru_cache(maxsize=64)(DenseLayout)
+
+
+def _prepared_layout(spec: NetworkSpec, like: Tensor) -> DenseLayout:
+    layout = _layout_of(spec)
     for symmetry in SYMMETRIES:
         layout.constants(symmetry, like)
     return layout
 
 
-_dense_layout = lru_cache(maxsize=64)(DenseLayout)
+# torch.compile looks through caches, and would make layout and constants anew.
+_opaque: Callable[[NetworkSpec, Tensor], Any] = torch.compiler.disable(_prepared_layout)
+
+
+def dense_layout(spec: NetworkSpec, like: Tensor) -> DenseLayout:
+    """The layout of an architecture, made once, with its constants on the device and in the dtype of `like`."""
+    return _opaque(spec, like)
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:

@@ -164,7 +164,7 @@ def _stacks(graph: NeuralGraph) -> list[tuple[NeuralGraph, list[int]]]:
     for spec, numbers in found.items():
         nodes = torch.stack([networks[number][1] for number in numbers])
         edges = torch.stack([networks[number][2] for number in numbers])
-        stacks.append((NeuralGraph(nodes, edges, dense_layout(spec), graph.types), numbers))
+        stacks.append((NeuralGraph(nodes, edges, dense_layout(spec, edges), graph.types), numbers))
     return stacks
 
 
