@@ -25,5 +25,8 @@ def no_accelerator_left():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests come first, so that no worker is left with one of them at the end."""
+    """The longest tests come first, so that no worker is left with one of them at the end; GPU tests need a GPU."""
     items.sort(key=lambda item: item.path.name != "test_tasks.py")
+    for item in items if not torch.cuda.is_available() else []:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

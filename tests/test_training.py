@@ -599,6 +599,74 @@ def test_launches_that_shard_the_model():
         _check_launch("DistributedType.FSDP")
 
 
+class OnDevice(Examples):
+    """Examples that can be moved, as captured steps need them."""
+
+    def to(self, device):
+        moved = OnDevice()
+        moved.x, moved.y = self.x.to(device), self.y.to(device)
+        return moved
+
+
+class Halved(Examples):
+    """Examples that are not the same on another device."""
+
+    def to(self, device):
+        moved = Examples()
+        moved.y = (self.y / 2).to(device)
+        return moved
+
+
+def test_data_that_can_be_moved_are_drawn_where_they_went(tmp_path):
+    expected, other = Examples(), Examples()
+    other.y = other.y / 2
+    moved, plain = run(tmp_path / "a", data=Halved())[0], run(tmp_path / "b", data=other)[0]
+    assert same(moved, plain) and not same(moved, run(tmp_path / "c", data=expected)[0])
+
+
+def test_what_cannot_be_captured_is_said_before_the_first_step(tmp_path):
+    with pytest.raises(WeightEditError, match=r"capture is True on cpu in 1 process\(es\); expected False, or a CUDA"):
+        run(tmp_path, replace(OPTIONS, capture=True), data=OnDevice())
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_run_to_rounding(tmp_path):
+    compiled = run(tmp_path / "a", replace(OPTIONS, compile=True))[1]
+    plain = run(tmp_path / "b")[1]
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_captured_run_is_the_run_and_resumes(tmp_path, compiled):
+    options = replace(NOISY, cpu=False)
+    arguments = {"loss": noisy_error_anywhere, "data": OnDevice()}
+    plain = run(tmp_path / "a", options, model=make_model(0.2), **arguments)[1]
+    captured = replace(options, capture=True, compile=compiled)
+    whole = run(tmp_path / "b", captured, model=make_model(0.2), **arguments)[1]
+    run(tmp_path / "c", replace(captured, steps=12), model=make_model(0.2), **arguments)
+    resumed = run(tmp_path / "c", captured, model=make_model(0.2), **arguments)[1]
+    assert whole.losses[:3] == pytest.approx(plain.losses[:3], rel=1e-5)  # dropout draws otherwise in a graph
+    assert resumed.losses[:12] == pytest.approx(whole.losses[:12], rel=1e-5)
+    assert all(map(math.isfinite, resumed.losses)) and len(resumed.losses) == options.steps
+
+
+@pytest.mark.gpu
+def test_a_loss_that_reads_a_value_cannot_be_captured(tmp_path):
+    def reads(model, batch):
+        return mean_squared_error(model, batch) * (2.0 if batch["x"].sum().item() > 0 else 1.0)
+
+    with pytest.raises(WeightEditError, match="a step cannot be captured .* reads no value back"):
+        run(tmp_path, replace(OPTIONS, cpu=False, capture=True), data=OnDevice(), loss=reads)
+
+
+def noisy_error_anywhere(model, batch, generator):
+    """`noisy_error` on the generator's device."""
+    noise = torch.randn(batch["x"].shape, generator=generator, device=generator.device)
+    return torch.nn.functional.mse_loss(model(batch["x"] + 0.1 * noise), batch["targets"][0])
+
+
 def test_the_progress_bar_is_the_only_output(tmp_path, capsys):
     train(make_model(), mean_squared_error, Examples(), validate, tmp_path, OPTIONS)
     out, err = capsys.readouterr()

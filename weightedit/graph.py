@@ -403,7 +403,7 @@ def _prepared_layout(spec: NetworkSpec, like: Tensor) -> DenseLayout:
 
 
 # torch.compile looks through caches, and would make layout and constants anew.
-_opaque: Callable[[NetworkSpec, Tensor], Any] = torch.compiler.disable(_prepared_layout)
+_opaque: Any = torch.compiler.disable(_prepared_layout)
 
 
 def dense_layout(spec: NetworkSpec, like: Tensor) -> DenseLayout:
