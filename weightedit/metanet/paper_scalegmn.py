@@ -210,7 +210,7 @@ class PaperScaleGMN(Metanetwork):
         back = self._against(layout, edges, factors)
         if not self.config.extra_types:
             return nodes, edges, back, None
-        gauge = scale_gauge(graph, constants.scale)
+        gauge = scale_gauge(graph, constants)
         ratio = layout.to_target(gauge) / layout.to_source(gauge)
         found = [[nodes], [edges], [back], [], []]
         for number, (power, odd) in enumerate(self.config.extra_types, start=1):
