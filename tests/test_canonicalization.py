@@ -162,18 +162,18 @@ def test_a_neuron_is_anchored_where_its_scale_shows():
     spec = SPECS["relu"]
     for kind, loose in (("nothing enters", []), ("nothing leaves", []), ("dead chain", []), ("all zero", [3, 9])):
         graph = NeuralGraph.from_params(spec, _spoiled(kind))
-        gauge, anchored = anchored_gauge(graph, graph.layout.constants("full", graph.edges).scale)
+        gauge, anchored = anchored_gauge(graph, graph.layout.constants("full", graph.edges))
         assert (anchored[:, 0] == 0).nonzero().flatten().tolist() == loose and bool((gauge[loose] == 1).all())
     params = _spoiled("all zero")
     params["layers.1.weight"][2, 1] = 1.5  # the two see each other, and nothing else
     graph = NeuralGraph.from_params(spec, params)
-    _, anchored = anchored_gauge(graph, graph.layout.constants("full", graph.edges).scale)
+    _, anchored = anchored_gauge(graph, graph.layout.constants("full", graph.edges))
     assert (anchored[:, 0] == 0).nonzero().flatten().tolist() == [3, 9]
     params["layers.0.bias"][1] = 0.1
     graph = NeuralGraph.from_params(spec, params)
-    assert bool((anchored_gauge(graph, graph.layout.constants("full", graph.edges).scale)[1] == 1).all())
+    assert bool((anchored_gauge(graph, graph.layout.constants("full", graph.edges))[1] == 1).all())
     graph = NeuralGraph.from_params(spec, _spoiled("zero network"))
-    assert bool((anchored_gauge(graph, graph.layout.constants("sign", graph.edges).scale)[1] == 1).all())
+    assert bool((anchored_gauge(graph, graph.layout.constants("sign", graph.edges))[1] == 1).all())
 
 
 def test_one_dead_network_does_not_change_the_others_of_a_stack():
