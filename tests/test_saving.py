@@ -59,11 +59,13 @@ def test_a_claim_names_the_process_that_has_it_and_ends_with_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_claim_is_waited_for(tmp_path):
+def test_a_claim_is_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(saving, "_SILENT", 0.05)
     process = start(HOLD, tmp_path / "run")
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(WeightEditError, match="is being written by"), claimed(tmp_path / "run", patience=0.1):
+    with pytest.raises(WeightEditError, match="is being written by"), claimed(tmp_path / "run", patience=0.2):
         raise AssertionError
+    assert caplog.text.count(f"waiting for process {process.pid} on ") == 1
     process.kill()
     with claimed(tmp_path / "run", patience=60):
         pass

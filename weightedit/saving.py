@@ -30,7 +30,7 @@ from typing import TypeVar
 from weightedit.errors import FileFormatError, WeightEditError
 
 _logger = logging.getLogger(__name__)
-_PATIENCE, _PAUSE = 600.0, 0.02  # seconds
+_PATIENCE, _SILENT, _PAUSE = 600.0, 2.0, 0.02  # seconds
 _ATTEMPTS = 100
 _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 _FAR = 2**30  # where Windows locks a byte: it lets nobody read a locked one
@@ -48,13 +48,17 @@ def claimed(path: str | Path, *, patience: float = 0.0) -> Iterator[None]:
     Raises:
         WeightEditError: naming the process that holds it; OSError where no file can be written beside `path`.
     """
-    lock, deadline = _beside(path, "lock"), time.monotonic() + patience
+    lock, began, told = _beside(path, "lock"), time.monotonic(), False
     while (descriptor := _acquired(lock)) is None:
-        if time.monotonic() >= deadline:
+        waited = time.monotonic() - began
+        if waited >= patience:
             raise WeightEditError(
                 f"{path} is being written by {_holder(lock)}; expected no other process there: wait until that one has "
                 "ended, or choose another place"
             )
+        if waited > _SILENT and not told:
+            _logger.warning("waiting for %s, which is writing %s", _holder(lock), path)
+            told = True
         time.sleep(_PAUSE)
     try:
         os.ftruncate(descriptor, 0)
