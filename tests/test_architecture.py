@@ -12,6 +12,7 @@ PACKAGE = ROOT / "weightedit"
 # Bottom to top: a module imports only from lines above its own.
 ORDER = [  # fmt: skip
     "errors",
+    "capacity",
     "reading",
     "schema",
     "saving",

@@ -452,6 +452,24 @@ def test_empty_words_are_refused(place, capsys, words):
     assert sorted(place.rglob("*")) == before, "something was written"
 
 
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ("fit digit0.png --hidden 1000000 1000000 -o out.safetensors", "2-1000000-1000000-1 to 1 image of 28 x 28"),
+        ("fit digit0.png --size 1000000 -o out.safetensors", "one picture of 1000000 x 1000000"),
+        ("edit in.safetensors --operation invert --widen 1000000 -o out.safetensors", "3 INRs 1000000 times as wide"),
+        ("edit net7.pth --convention dwsnets --size 1000000 --operation invert -o out.safetensors", "1 picture of"),
+        ("render in.safetensors --size 1000000 -o out.png", "3 pictures of 1000000 x 1000000"),
+        ("check net7.pth --convention dwsnets --size 1000000", "1 picture of 1000000 x 1000000"),
+    ],
+)
+def test_what_no_machine_can_hold_is_refused_before_it_is_tried(place, capsys, words, what):
+    before = sorted(place.rglob("*"))
+    code, _, err = run(capsys, *words.split())
+    assert code == 2 and err.count("\n") == 1 and what in err and "GB of this machine: choose" in err, err
+    assert sorted(place.rglob("*")) == before, "something was written"
+
+
 def test_strength_goes_from_nothing_to_beyond(place, capsys):
     save_inrs(make_stack(), "in.safetensors")
     before, means = make_stack().render().mean(), []

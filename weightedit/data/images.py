@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from weightedit.capacity import check_capacity
 from weightedit.errors import FileFormatError, WeightEditError
 
 if TYPE_CHECKING:
@@ -157,6 +158,9 @@ def _check_options(size: tuple[int, int] | None, channels: int | None) -> None:
         len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size)
     ):
         raise WeightEditError(f"size={size!r}: expected (height, width), two whole numbers of pixels; correct it.")
+    if size is not None:
+        what = f"one picture of {size[0]} x {size[1]}"
+        check_capacity(5 * size[0] * size[1] * (channels or 1), what, "choose a smaller size")  # in bytes and in floats
     if channels is not None and channels not in _MODES:
         raise WeightEditError(
             f"channels={channels!r}: expected 1 for grey or 3 for RGB, or None to keep what is there."

@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from weightedit.capacity import check_capacity
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.fitting_kernel import ParameterLayout
@@ -127,14 +128,11 @@ def fit(
 
     Raises:
         ParamsError: images or `initial` of a wrong type, shape or range, or widths that do not fit the images.
+        WeightEditError: more than this machine can hold.
     """
     convention, options = convention or Convention(), options or FitOptions()
     images = _checked_images(images, device)
     widths = _checked_widths(widths, images.shape[1])
-    start = initial
-    if start is None:
-        start = initial_params(len(images), widths, init=options.init, omega=convention.omega, generator=generator)
-    _check_initial(start, widths, len(images))
     loop = FitLoop(
         METHODS[options.method],
         ParameterLayout(widths, convention.omega),
@@ -145,6 +143,15 @@ def fit(
         chunk=options.chunk,
         progress=progress,
     )
+    needed, what = (
+        loop.least_memory(images),
+        f"fitting SIRENs of widths {'-'.join(map(str, widths))} to {_sized(images)}",
+    )
+    check_capacity(needed, what, "choose narrower ones, smaller images, or fewer at once", images.device)
+    start = initial
+    if start is None:
+        start = initial_params(len(images), widths, init=options.init, omega=convention.omega, generator=generator)
+    _check_initial(start, widths, len(images))
     params, steps, psnr = loop.attempt(images, start)
     for _ in range(options.retries if initial is None else 0):
         again = torch.nonzero(~(psnr >= options.target_psnr)).squeeze(1)
@@ -190,6 +197,11 @@ def _result(
     height, width = images.shape[2:]
     stack = INRStack(params, loop.convention, height, width, psnr=psnr, provenance=provenance)
     return FitResult(stack, steps, psnr, missed)
+
+
+def _sized(images: Tensor) -> str:
+    count, _, height, width = images.shape
+    return f"{count:,} image{'s' * (count != 1)} of {height} x {width}"
 
 
 def _checked_images(images: Tensor, device: torch.device | str | None) -> Tensor:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from weightedit.inr.convention import Convention, Params
 from weightedit.inr.fitting_kernel import Kernel, ParameterLayout, PixelGrid
-from weightedit.inr.siren import render_images
+from weightedit.inr.siren import parameter_count, render_images
 
 MARGIN_DB = 0.005
 """The loop aims this far above the target, so that rounding does not turn a reached target into a missed one."""
@@ -163,6 +163,13 @@ class FitLoop:
                 theta[block] = torch.where(finite, theta[block], origin[block])
                 psnr[block] = self._psnr(theta[block], images[block])
         return self.layout.unpack(theta), steps, psnr
+
+    def least_memory(self, images: Tensor) -> int:
+        """Bytes that `attempt` needs at least: parameters twice, and a chunk's with what Adam and two passes keep."""
+        numbers, count = parameter_count(self.layout.widths), len(images)
+        chunk = min(count, self._chunk(images))
+        activations = 2 * sum(self.layout.widths[1:]) * images.shape[2:].numel()
+        return images.element_size() * (2 * count * numbers + chunk * (4 * numbers + activations))
 
     def _chunk(self, images: Tensor) -> int:
         """INRs at once: a few MB of working memory on a CPU, some GB on a GPU."""

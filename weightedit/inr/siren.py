@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from weightedit.capacity import check_capacity
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import COORDINATE_ORDERS, Convention, Params, widths_of
 
@@ -51,6 +52,11 @@ def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
     return result
 
 
+def parameter_count(widths: Sequence[int]) -> int:
+    """Numbers in one network of these widths."""
+    return sum(fan_out * (fan_in + 1) for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True))
+
+
 def initial_params(
     count: int,
     widths: Sequence[int],
@@ -80,12 +86,14 @@ def initial_params(
         `layers.{i}.weight` [N, out, in] and `layers.{i}.bias` [N, out], float32, on the generator's device.
 
     Raises:
-        WeightEditError: unknown `init`, or widths as in `check_widths`.
+        WeightEditError: unknown `init`, widths as in `check_widths`, or more of them than this machine can hold.
     """
     widths = check_widths(widths)
     if init not in INITIALISATIONS:
         raise WeightEditError(f"initialisation {init!r}: expected one of {', '.join(INITIALISATIONS)}; choose one.")
     device = generator.device if generator is not None else torch.device("cpu")
+    what = f"{count:,} SIREN{'s' * (count != 1)} of widths {'-'.join(map(str, widths))}"
+    check_capacity(4 * count * parameter_count(widths), what, "choose fewer or narrower ones", device)
     params: Params = {}
     for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
         bounds = INITIALISATIONS[init](i, fan_in, omega)
@@ -254,9 +262,14 @@ def render_images(params: Params, convention: Convention, height: int, width: in
 
     Raises:
         ParamsError: parameters that are no canonical network of two inputs.
+        WeightEditError: pictures that this machine cannot hold.
     """
     widths = widths_of(params)
     first = params["layers.0.weight"]
+    count = len(first) if first.dim() == 3 else 1
+    needed = height * width * (2 + count * widths[-1]) * first.element_size()
+    what = f"{count:,} picture{'s' * (count != 1)} of {height} x {width}"
+    check_capacity(needed, what, "choose a smaller size or fewer INRs", first.device)
     if widths[0] != 2:
         raise ParamsError(f"a network of {widths[0]} inputs: expected 2 to render an image; use render instead.")
     grid = coordinate_grid(height, width, convention.coordinates, dtype=first.dtype, device=first.device)

@@ -11,9 +11,10 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
+from weightedit.capacity import check_capacity
 from weightedit.errors import WeightEditError
 from weightedit.inr.convention import widths_of
-from weightedit.inr.siren import initial_params
+from weightedit.inr.siren import initial_params, parameter_count
 from weightedit.inr.stack import INRStack
 from weightedit.spec import Params
 
@@ -35,7 +36,7 @@ def widen(stack: INRStack, factor: int, *, seed: int = 0) -> INRStack:
         N INRs of widths (inputs, factor * hidden, ..., outputs); everything but the weights is kept.
 
     Raises:
-        WeightEditError: a factor below 1.
+        WeightEditError: a factor below 1, or networks that this machine cannot hold.
     """
     if factor < 1:
         raise WeightEditError(f"factor {factor} came; expected at least 1: 2 doubles the hidden widths.")
@@ -50,6 +51,13 @@ def widened(params: Params, factor: int, omega: float, *, seed: int = 0) -> Para
         return params
     inputs, *hidden, outputs = widths_of(params)
     widths = (inputs, *(factor * width for width in hidden), outputs)
+    first = params["layers.0.weight"]
+    check_capacity(
+        len(first) * parameter_count(widths) * first.element_size(),
+        f"{len(first):,} INRs {factor} times as wide, {'-'.join(map(str, widths))},",
+        "choose a smaller factor",
+        first.device,
+    )
     fresh = initial_params(1, widths, omega=omega, generator=torch.Generator().manual_seed(seed))
     found: Params = {}
     for name, old in params.items():
