@@ -200,9 +200,13 @@ def verify_weight_set(folder: str | Path) -> dict[str, Any]:
     Raises:
         FileFormatError: as read_card, or a file that is missing or changed.
     """
+    return read_settled(folder, lambda: _verified(Path(folder)))
+
+
+def _verified(folder: Path) -> dict[str, Any]:
     card = read_card(folder)
     for split in card["splits"]:
-        _path_of(Path(folder), card, split)
+        _path_of(folder, card, split)
     return card
 
 
