@@ -245,6 +245,12 @@ def test_horizons_are_log_uniform():
     assert ((found < 100).double().mean() - 0.5).abs() < 0.02
 
 
+def test_a_gradient_that_is_not_finite_counts_as_zero():
+    one = estimator(TruncatedBackprop, particles=4)
+    each = torch.tensor([[1.0], [torch.nan], [3.0], [torch.inf]], dtype=torch.float64)
+    assert one._averaged(each, WEIGHTS)["log_rate"] == 1.0
+
+
 def test_every_length_of_a_run_has_its_logarithmic_share():
     found = Horizons(2, 5).draw(generator(), 20000)
     shares = [math.log((length + 1) / length) / math.log(6 / 2) for length in range(2, 6)]
