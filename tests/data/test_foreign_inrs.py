@@ -3,17 +3,20 @@
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 
 import pytest
 import safetensors.torch
 import torch
 
+from tests.mutations import shared_lists
 from weightedit.data.foreign_inrs import canonical_params
 from weightedit.data.inr_files import load_inrs
 from weightedit.errors import FileFormatError, ParamsError
 from weightedit.inr.convention import DWSNETS, NFN, Convention
 from weightedit.inr.siren import initial_params, render_images
+from weightedit.reading import FREE
 
 NFN_NAMES = {"layers.0": "net.0.linear", "layers.1": "net.1.linear", "layers.2": "net.2"}
 SIZE = (6, 6)
@@ -185,12 +188,22 @@ CONTENT_FAULTS = {
     "missing": ({k: v for k, v in as_dwsnets(make_params(0)).items() if k != "seq.1.bias"}, "add what is missing"),
     "gap": ({k: v for k, v in as_dwsnets(make_params(0)).items() if "1" not in k}, "add what is missing"),
     "strange": ({**as_dwsnets(make_params(0)), "norm.scale": torch.ones(1)}, "a tensor named 'norm.scale'"),
-    "number": ({**as_dwsnets(make_params(0)), "seq.0.bias": 3.0}, "seq.0.bias is a float: expected a dense"),
+    "number": ({**as_dwsnets(make_params(0)), "seq.0.bias": 3.0}, "'seq.0.bias' is a float: expected a dense"),
     "integer": ({**as_dwsnets(make_params(0)), "seq.0.bias": torch.ones(8, dtype=torch.int64)}, "dense floating-point"),
     "shape": ({**as_dwsnets(make_params(0)), "seq.1.weight": torch.ones(7, 8)}, "layer 1 has weight"),
     "nan": ({**as_dwsnets(make_params(0)), "seq.1.weight": torch.full((8, 8), torch.nan)}, "of INR 0 has NaN"),
     "types": ({**as_dwsnets(make_params(0)), "seq.0.bias": torch.ones(8).double()}, "expected one type"),
     "label": ({**as_dwsnets(make_params(0)), "label": "seven"}, "has the label 'seven'; expected a whole number"),
+    "large label": ({**as_dwsnets(make_params(0)), "label": 2**62}, "expected a whole number of at most 62 bits"),
+    "meta": ({**as_dwsnets(make_params(0)), "seq.0.bias": torch.ones(8, device="meta")}, "on meta: expected a dense"),
+    "float8": ({**as_dwsnets(make_params(0)), "seq.0.bias": torch.ones(8).to(torch.float8_e5m2)}, "of 16 to 64 bits"),
+    "empty layers": ({"seq.0.weight": torch.ones(0, 2), "seq.0.bias": torch.ones(0)}, "a network of the widths (2, 0)"),
+    "far layer": ({f"seq.{10**9}.weight": torch.ones(1, 2)}, "a tensor named 'seq.1000000000.weight': expected names"),
+    "stride 0": (
+        {"seq.0.weight": torch.ones(1).expand(10**9)},
+        "and declares 4,000,000,000; expected at most 16 times",
+    ),
+    "shared lists": ({"seq.0.weight": shared_lists()}, "seq.0.weight' is a list: expected a dense"),
 }
 
 
@@ -199,6 +212,13 @@ def test_files_that_are_no_network_are_refused(tmp_path, fault):
     content, message = CONTENT_FAULTS[fault]
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(FileFormatError, match=re.escape(str(tmp_path / "a.pth")) + ".*" + re.escape(message)):
+        load_inrs(tmp_path / "a.pth", DWSNETS, size=SIZE)
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(FREE + 1))
+    with pytest.raises(FileFormatError, match="and declares 67,108,865; expected at most 16 times its size"):
         load_inrs(tmp_path / "a.pth", DWSNETS, size=SIZE)
 
 

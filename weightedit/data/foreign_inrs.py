@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +25,13 @@ from torch import Tensor
 from weightedit.errors import FileFormatError, ParamsError
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.stack import INRStack
+from weightedit.reading import check_declared, refusing, shortened
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 _NAME = re.compile(r"(?P<prefix>.*?)(?P<layer>0|[1-9][0-9]*)(?:\.linear)?\.(?P<kind>weight|bias)")
 _FIRST_NAMES = {"seq.0.weight": "dwsnets", "net.0.linear.weight": "nfn"}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SPLITS = {"training": 0, "testing": 2}
 _NORMALISED = (
     "Implicit-Zoo: if so, pass convention=Convention(offset=0.0) (weightedit.inr.convention), normalisation=(mean, "
@@ -79,20 +82,25 @@ def canonical_params(tensors: Mapping[str, Tensor]) -> Params:
     prefixes: set[str] = set()
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(str(name))
-        if match is None:
+        if match is None or len(match["layer"]) > 6:
             raise ParamsError(
-                f"a tensor named {name!r}: expected names such as seq.0.weight, net.0.linear.bias or layers.2.weight; "
-                "take out what is no layer, or rename it."
+                f"a tensor named {shortened(name)}: expected names such as seq.0.weight, net.0.linear.bias or "
+                "layers.2.weight; take out what is no layer, or rename it."
             )
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
-            kind = f"{tensor.layout} tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ParamsError(f"{name} is a {kind}: expected a dense floating-point tensor; convert it.")
+        if not isinstance(tensor, Tensor) or not _is_dense(tensor) or tensor.dtype not in _DTYPES:
+            kind = type(tensor).__name__
+            if isinstance(tensor, Tensor):
+                kind = f"{tensor.layout} tensor of {tensor.dtype} on {tensor.device}"
+            raise ParamsError(
+                f"{shortened(name)} is a {kind}: expected a dense floating-point tensor of 16 to 64 bits, with values; "
+                "convert it."
+            )
         place = (int(match["layer"]), match["kind"])
         prefixes.add(match["prefix"])
         if place in found or len(prefixes) > 1:
             raise ParamsError(
-                f"tensors named {sorted(map(str, tensors))}: expected one network with one weight and one bias per "
-                "number; pass the tensors of one network only."
+                f"tensors named {shortened(sorted(map(str, tensors)))}: expected one network with one weight and one "
+                "bias per number; pass the tensors of one network only."
             )
         found[place] = tensor.detach()
     if len({tensor.dtype for tensor in found.values()}) > 1:
@@ -100,7 +108,8 @@ def canonical_params(tensors: Mapping[str, Tensor]) -> Params:
         raise ParamsError(f"tensors of the types {types}: expected one type; cast them to one.")
     order = sorted(found, key=lambda place: (place[0], place[1] == "bias"))
     params = {f"layers.{layer}.{kind}": found[layer, kind] for layer, kind in order}
-    widths_of(params)
+    if min(widths_of(params)) < 1:
+        raise ParamsError(f"a network of the widths {shortened(widths_of(params))}: expected at least 1; fit it again.")
     return params
 
 
@@ -134,21 +143,25 @@ def read_torch_file(path: Path) -> ForeignINRs:
         FileFormatError: a file that is no such file, is truncated, holds more than tensors and numbers, or whose
             tensors are no network.
     """
-    content = _load(path)
-    facts = _facts_of_path(path)
-    family = None
-    if isinstance(content, Mapping) and set(content) == {"image_idx", "params"}:
-        family = "implicit-zoo"
-        _add_fact(facts, "index", content["image_idx"], path)
-        content = content["params"]
-    if not isinstance(content, Mapping):
-        raise FileFormatError(
-            f"{path} holds a {type(content).__name__}; expected a state dict, names to tensors: save net.state_dict()."
-        )
-    tensors = dict(content)
-    if "label" in tensors:
-        _add_fact(facts, "label", tensors.pop("label"), path)
-    return from_names(tensors, path, facts, family)
+    with refusing(path, "a complete file written by torch.save: copy it again"):
+        content = _load(path)
+        facts = _facts_of_path(path)
+        family = None
+        if isinstance(content, Mapping) and set(content) == {"image_idx", "params"}:
+            family = "implicit-zoo"
+            _add_fact(facts, "index", content["image_idx"], path)
+            content = content["params"]
+        if not isinstance(content, Mapping):
+            raise FileFormatError(
+                f"{path} holds a {type(content).__name__}; expected a state dict, names to tensors: save "
+                "net.state_dict()."
+            )
+        tensors = dict(content)
+        if "label" in tensors:
+            _add_fact(facts, "label", tensors.pop("label"), path)
+        dense = [tensor for tensor in tensors.values() if isinstance(tensor, Tensor) and _is_dense(tensor)]
+        check_declared(path, sum(tensor.numel() * tensor.element_size() for tensor in dense))
+        return from_names(tensors, path, facts, family)
 
 
 def from_names(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, int], family: str | None) -> ForeignINRs:
@@ -184,7 +197,8 @@ def join(
         expected = {name: (tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in first.items()}
         if shapes != expected:
             raise FileFormatError(
-                f"{path} holds {shapes}, but {paths[0]} {expected}; expected one architecture: load them apart."
+                f"{path} holds {shortened(shapes)}, but {paths[0]} {shortened(expected)}; expected one architecture: "
+                "load them apart."
             )
     params = {name: torch.cat([part.params[name] for part in foreign]) for name in first}
     if normalisation is not None:
@@ -202,8 +216,16 @@ def join(
     return INRStack(params, convention, size[0], size[1], provenance=provenance, **facts)
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
 def _load(path: Path) -> object:
+    """What torch.save wrote; nothing is executed, and no more is unpacked than the file can be believed to hold."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_declared(path, sum(entry.file_size for entry in archive.infolist()))
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileFormatError(
@@ -211,31 +233,28 @@ def _load(path: Path) -> object:
             "loaded (nothing was executed); expected a state dict: let its author save net.state_dict(), or convert it "
             "where you trust it."
         ) from error
-    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... for the many ways to be broken
-        raise FileFormatError(
-            f"{path} could not be read ({type(error).__name__}: {error}); expected a complete file written by "
-            "torch.save: copy it again."
-        ) from error
 
 
 def _facts_of_path(path: Path) -> dict[str, int]:
     """Label, index and split as far as the published folder layouts write them into the path."""
     for part in reversed(path.parts[:-1]):
-        if match := re.search(r"_(training|testing)_([0-9]+)_([0-9]+)$", part):
+        if match := re.search(r"_(training|testing)_([0-9]{1,18})_([0-9]{1,18})$", part):
             return {"label": int(match[2]), "index": int(match[3]), "split": _SPLITS[match[1]]}
     parent = path.parent.name
-    if (match := re.fullmatch(r"net([0-9]+)", path.stem)) and (label := re.search(r"_([0-9]+)s$", parent)):
+    if (match := re.fullmatch(r"net([0-9]{1,18})", path.stem)) and (label := re.search(r"_([0-9]{1,18})s$", parent)):
         return {"label": int(label[1]), "index": int(match[1])}
-    if path.suffix == ".ckpt" and parent.isdecimal() and (match := re.fullmatch(r"([0-9]+)_[0-9]+", path.stem)):
-        return {"label": int(parent), "index": int(match[1])}
+    if match := re.fullmatch(r"([0-9]{1,18})/([0-9]{1,18})_[0-9]+\.ckpt", f"{parent}/{path.name}"):
+        return {"label": int(match[1]), "index": int(match[2])}
     return {}
 
 
 def _add_fact(facts: dict[str, int], name: str, value: object, path: Path) -> None:
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise FileFormatError(f"{path} has the {name} {value!r}; expected a whole number: correct the file.")
+    if isinstance(value, Tensor) and _is_dense(value) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**62:
+        raise FileFormatError(
+            f"{path} has the {name} {shortened(value)}; expected a whole number of at most 62 bits: correct the file."
+        )
     if facts.get(name, value) != value:
         raise FileFormatError(
             f"{path} has the {name} {value}, but its path says {facts[name]}; expected one answer: correct the path."

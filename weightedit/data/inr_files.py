@@ -15,7 +15,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
+
+import torch
 
 from weightedit.data.foreign_inrs import (
     TORCH_SUFFIXES,
@@ -27,18 +29,36 @@ from weightedit.data.foreign_inrs import (
     read_torch_file,
     suggestion,
 )
-from weightedit.errors import FileFormatError, ParamsError, WeightEditError
+from weightedit.errors import FileFormatError, ParamsError
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.stack import PER_INR, INRStack
+from weightedit.reading import check_pixels, parse_json, refusing, shortened, size_of
 from weightedit.saving import new_file
+from weightedit.schema import Width, Widths, conform
 
 FORMAT = "weightedit-inrs"
 VERSION = 1
 SUFFIX = ".safetensors"
 
 _CONVENTION = tuple(entry.name for entry in dataclasses.fields(Convention))
-_HEADER = {"format", "version", "layers", "activation", *_CONVENTION, "height", "width", "provenance"}
 _PLAIN = ("format", "activation", "coordinates")
+
+
+class Header(TypedDict):
+    """What the metadata of one of our files say, once what is JSON is read."""
+
+    format: str
+    version: int
+    layers: Widths
+    activation: Literal["sine"]
+    omega: float
+    coordinates: str
+    low: float
+    high: float
+    offset: float
+    height: Width
+    width: Width
+    provenance: dict[str, str]
 
 
 def save_inrs(stack: INRStack, path: str | Path) -> None:
@@ -161,8 +181,9 @@ def _natural(path: Path) -> list[str | int]:
 
 
 def _read(path: Path) -> INRStack | ForeignINRs:
-    if not path.is_file():
+    if not path.exists():
         raise FileFormatError(f"there is no file or folder {str(path)!r}; expected INRs there: check the path.")
+    size_of(path)
     if path.suffix in TORCH_SUFFIXES:
         return read_torch_file(path)
     if path.suffix != SUFFIX:
@@ -176,72 +197,54 @@ def _read(path: Path) -> INRStack | ForeignINRs:
 def _read_safetensors(path: Path) -> INRStack | ForeignINRs:
     import safetensors
 
-    try:
+    with refusing(path, "a complete safetensors file: copy or write it again"):
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise FileFormatError(
-            f"{path} is no readable safetensors file ({error}); expected a complete one: copy or write it again."
-        ) from error
-    if header.get("format") != FORMAT:
-        return from_names(tensors, path, {}, None)
-    try:
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if header.get("format") != FORMAT:
+            return from_names(tensors, path, {}, None)
         return _stack_of(header, tensors)
-    except WeightEditError as error:
-        raise FileFormatError(f"{path}: {error}") from error
 
 
 def _stack_of(header: dict[str, str], tensors: Params) -> INRStack:
     """The stack that header and tensors of our format describe; the caller adds the file's name to errors."""
     if header.get("version") != str(VERSION):
         raise FileFormatError(
-            f"the header has version {header.get('version')!r}; version {VERSION} is read here: "
+            f"the header has version {shortened(header.get('version'))}; version {VERSION} is read here: "
             "use the weightedit that wrote it."
         )
     values = _parse(header)
+    check_pixels(values["height"], values["width"])
     known = {name: tensors.pop(name) for name in PER_INR if name in tensors}
     for name, tensor in known.items():
-        if (name == "psnr") != tensor.is_floating_point():
+        if tensor.dtype not in ((torch.float32, torch.float64) if name == "psnr" else (torch.int64, torch.int32)):
             raise FileFormatError(
                 f"{name} is of {tensor.dtype}; expected float for psnr, int for the others: correct it."
             )
-    widths = list(widths_of(tensors))
-    convention = Convention.from_dict({name: values[name] for name in _CONVENTION})
-    provenance = values["provenance"]
-    if not isinstance(provenance, dict) or not all(isinstance(value, str) for value in provenance.values()):
-        raise FileFormatError(f"the header has provenance {provenance!r}; expected names to strings: correct it.")
-    stack = INRStack(
-        canonical_params(tensors), convention, values["height"], values["width"], provenance=provenance, **known
-    )
+    params = canonical_params(tensors)
+    widths = list(widths_of(params))
+    convention = Convention.from_dict({name: values[name] for name in _CONVENTION})  # type: ignore[literal-required]
+    stack = INRStack(params, convention, values["height"], values["width"], provenance=values["provenance"], **known)
     if widths != values["layers"]:
         raise FileFormatError(
-            f"the header has layers {values['layers']}, the tensors {widths}; expected them to agree: the "
-            "file is damaged or was changed by hand, write it again."
+            f"the header has layers {shortened(values['layers'])}, the tensors {shortened(widths)}; expected them to "
+            "agree: the file is damaged or was changed by hand, write it again."
         )
     check_finite(stack.params)
     return stack
 
 
-def _parse(header: dict[str, str]) -> dict[str, Any]:
-    if set(header) != _HEADER:
-        raise FileFormatError(f"the header has {sorted(header)}; expected {sorted(_HEADER)}: write the file again.")
-    if header["activation"] != "sine":
-        raise FileFormatError(
-            f"the header has activation {header['activation']!r}; expected 'sine': only SIRENs are read."
-        )
+def _parse(header: dict[str, str]) -> Header:
+    """The header with its values as they are meant: some are strings, the others JSON."""
     values: dict[str, Any] = {}
     for name, text in header.items():
         try:
-            values[name] = text if name in _PLAIN else json.loads(text)
-        except json.JSONDecodeError as error:
-            raise FileFormatError(f"the header has {name} {text!r}; expected JSON: write the file again.") from error
-    for name in ("height", "width"):
-        if isinstance(values[name], bool) or not isinstance(values[name], int):
+            values[name] = text if name in _PLAIN else parse_json(text)
+        except (ValueError, RecursionError) as error:
             raise FileFormatError(
-                f"the header has {name} {values[name]!r}; expected whole pixels: write the file again."
-            )
-    return values
+                f"the header has {name} {shortened(text)}; expected JSON: write the file again."
+            ) from error
+    return conform(Header, values, "the header")
 
 
 def _compare(
