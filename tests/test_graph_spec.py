@@ -251,7 +251,7 @@ def test_links_and_levels_are_checked():
         GraphSpec(levels, (first,))
     with pytest.raises(SpecError, match="expected each of them once"):
         GraphSpec(levels, (first, replace(second, parameter="a.weight")))
-    with pytest.raises(SpecError, match="is not a graph spec .* expected what GraphSpec.to_dict writes"):
+    with pytest.raises(SpecError, match="a graph spec lacks links; expected the keys levels, links"):
         GraphSpec.from_dict({"levels": []})
 
 

@@ -131,9 +131,9 @@ def test_stacks_are_counted():
         (lambda: NetworkSpec.mlp((2, 3, 1), "swish"), "'swish' is unknown"),
         (lambda: NetworkSpec.mlp((2, 0, 1), Activation("relu")), "at least two positive widths"),
         (lambda: SPECS["relu"].neuron_groups("mirror"), "symmetry 'mirror' is unknown; expected one of full"),
-        (lambda: NetworkSpec.from_dict({}), "is not a network spec"),
-        (lambda: NetworkSpec.from_dict({"layers": "relu"}), "is not a network spec"),
-        (lambda: NetworkSpec.from_dict({"layers": [{"weight": "w"}]}), "is not a network spec"),
+        (lambda: NetworkSpec.from_dict({}), "a network spec lacks layers"),
+        (lambda: NetworkSpec.from_dict({"layers": "relu"}), "a network spec: layers is 'relu'; expected a list"),
+        (lambda: NetworkSpec.from_dict({"layers": [{"weight": "w"}]}), r"layers\[0\] lacks bias, fan_in, fan_out"),
     ],
 )
 def test_bad_specs_are_refused(make, message):

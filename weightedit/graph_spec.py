@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from weightedit.errors import ParamsError, SpecError
-from weightedit.layer import Activation
 from weightedit.link import LINK_KINDS, Level, Link
 from weightedit.module_links import links_of
+from weightedit.schema import conform
 from weightedit.spec import NetworkSpec, Params, check_finite, check_shapes
 
 
@@ -150,13 +150,7 @@ class GraphSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GraphSpec:
         """The spec that `to_dict` wrote. Raises SpecError if `data` is not of that form."""
-        try:
-            levels = [Level(**{**level, "activation": Activation(**level["activation"])}) for level in data["levels"]]
-            return cls(tuple(levels), tuple(Link(**{**link, "shape": tuple(link["shape"])}) for link in data["links"]))
-        except (KeyError, TypeError) as error:
-            raise SpecError(
-                f"{data!r} is not a graph spec ({error}); expected what GraphSpec.to_dict writes."
-            ) from None
+        return conform(cls, data, "a graph spec", SpecError)
 
 
 AnySpec = NetworkSpec | GraphSpec

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -27,10 +27,27 @@ from torch import Tensor
 
 from weightedit.checkpoint import encode_json, encode_tensors, read_json, read_tensors, write_folder
 from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.reading import parse_json, read_bytes, refusing, shortened
 from weightedit.saving import claimed, new_file
+from weightedit.schema import Count, Within, conform
 
 FORMAT_VERSION = 1
 RUN, LOG, STATE = "run.json", "log.jsonl", "state"
+
+
+class Record(TypedDict):
+    """What state.json says; `training` asks for all of it, tests and older states do with less."""
+
+    format_version: Literal[1]
+    step: Count
+    tensors: NotRequired[Annotated[list[str], Within(0, 2**20)]]
+    device: NotRequired[str]
+    log_bytes: NotRequired[Count]
+    seconds: NotRequired[float]
+    best_step: NotRequired[Count]
+    best_validation: NotRequired[float | None]
+    skipped: NotRequired[Count]
+    skipped_in_row: NotRequired[Count]
 
 
 @contextmanager
@@ -110,14 +127,16 @@ def load_state(folder: Path, required: Iterable[str] = ()) -> tuple[dict[str, Te
     found = sorted((folder / STATE).glob("step-*"))
     if not found:
         return None
-    record = read_json(found[-1] / "state.json")
-    version, step = record.get("format_version"), record.get("step")
-    missing = [key for key in required if key not in record]
-    if version != FORMAT_VERSION or f"step-{str(step).zfill(8)}" != found[-1].name or missing:
+    stated = read_json(found[-1] / "state.json")
+    version, step = stated.get("format_version"), stated.get("step")
+    missing = [key for key in required if key not in stated]
+    if version != FORMAT_VERSION or type(step) is not int or f"step-{step:08d}" != found[-1].name or missing:
         raise FileFormatError(
-            f"{found[-1]} says format_version {version!r} and step {step!r}, and lacks {missing}; expected "
-            f"{FORMAT_VERSION} and the step in its name: put the state back as it was, or train into another folder"
+            f"{found[-1]} says format_version {shortened(version)} and step {shortened(step)}, and lacks {missing}; "
+            f"expected {FORMAT_VERSION} and the step in its name: put the state back as it was, or train into another "
+            "folder"
         )
+    record: dict[str, Any] = conform(Record, stated, str(found[-1] / "state.json"))
     tensors = read_tensors(found[-1] / "state.safetensors")
     order = record.get("tensors", list(tensors))  # older states do not tell
     if sorted(order) != list(tensors):
@@ -243,9 +262,6 @@ class RunLog:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's log, one per step, in order; FileFormatError when a line cannot be read."""
     path = folder / LOG
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise FileFormatError(
-            f"{path} cannot be read ({error}); expected one JSON object per line: put the log back, or train elsewhere"
-        ) from error
+    with refusing(path, "one JSON object per line: put the log back, or train elsewhere"):
+        lines = read_bytes(path).decode().splitlines()
+        return [conform(dict[str, Any], parse_json(line), f"line {n} of the log") for n, line in enumerate(lines, 1)]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from weightedit.convolution import convolve, pooled
 from weightedit.errors import ParamsError, SpecError
 from weightedit.layer import IDENTITY, SYMMETRIES, Activation, Layer, NeuronGroup, Symmetry
+from weightedit.schema import conform
 from weightedit.tracing import trace_layers
 
 __all__ = ["IDENTITY", "SYMMETRIES", "Activation", "Layer", "NetworkSpec", "NeuronGroup", "Params", "Symmetry"]
@@ -222,14 +223,9 @@ class NetworkSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> NetworkSpec:
         """The spec that `to_dict` wrote. Raises SpecError if `data` is not of that form."""
-        try:
-            layers = data["layers"]
-            assert isinstance(layers, list)
-            return cls(tuple(_layer_from(layer) for layer in layers))
-        except (KeyError, TypeError, AssertionError) as error:
-            raise SpecError(
-                f"{data!r} is not a network spec ({error}); expected what NetworkSpec.to_dict writes."
-            ) from None
+        if isinstance(layers := data.get("layers"), list):
+            data = {**data, "layers": [_without_kind(layer) if isinstance(layer, dict) else layer for layer in layers]}
+        return conform(cls, data, "a network spec", SpecError)
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], params: Mapping[str, Tensor]) -> int | None:
@@ -269,13 +265,8 @@ def check_finite(params: Mapping[str, Tensor], count: int | None) -> None:
             )
 
 
-def _layer_from(data: Mapping[str, Any]) -> Layer:
-    known = {
-        name: value for name, value in data.items() if (name, value) != ("kind", "linear")
-    }  # files of version 0.1.0
-    if known.get("kernel") is not None:
-        known["kernel"] = tuple(known["kernel"])
-    return Layer(**{**known, "activation": Activation(**data["activation"])})
+def _without_kind(layer: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in layer.items() if (name, value) != ("kind", "linear")}  # of version 0.1.0
 
 
 def _listed(names: object) -> str:

@@ -15,25 +15,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
-from weightedit.data.weight_set_tables import as_tensor, unflatten
+from weightedit import schema
+from weightedit.data.weight_set_tables import as_tensor, first_rows, open_parquet, unflatten
 from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.reading import read_json, refusing, shortened
 from weightedit.saving import new_file
+from weightedit.schema import Count, conform
 from weightedit.spec import NetworkSpec, Params
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = "weightedit-cnn-zoo"
 VERSION = 1
 CARD = "card.json"
 SPLITS = ("train", "validation", "test")
 Facts = dict[str, Tensor | tuple[str, ...]]
+_WORD = 4096  # characters of a fact
+
+
+class Split(TypedDict):
+    """What a card says of one Parquet file: checkpoints, networks, SHA-256."""
+
+    count: Count
+    networks: Count
+    sha256: str
+
+
+class Card(TypedDict):
+    """What a card holds."""
+
+    format: Literal["weightedit-cnn-zoo"]
+    version: Literal[1]
+    spec: dict[str, Any]
+    splits: dict[str, Split]
+    facts: schema.Facts
 
 
 @dataclass(frozen=True)
@@ -190,10 +214,12 @@ def load_zoo(folder: str | Path, split: str) -> CNNZoo:
     path = folder / f"{split}.parquet"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != card["splits"][split]["sha256"]:
         raise FileFormatError(f"{path} is missing or not the file the card states; copy the zoo again.")
-    return read_zoo_table(path, NetworkSpec.from_dict(card["spec"]))
+    with refusing(folder / CARD, "a card: make the zoo again"):
+        spec = NetworkSpec.from_dict(card["spec"])
+    return read_zoo_table(path, spec)
 
 
-def read_zoo_card(folder: str | Path) -> dict[str, Any]:
+def read_zoo_card(folder: str | Path) -> Card:
     """The card of a zoo. Raises FileFormatError where there is none of this format and version."""
     path = Path(folder) / CARD
     if not path.is_file():
@@ -201,16 +227,13 @@ def read_zoo_card(folder: str | Path) -> dict[str, Any]:
             f"there is no {path}; expected the card of a CNN zoo: check the path, or make a zoo with "
             "tasks/make_cnn_zoo.py."
         )
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is no readable JSON ({error}); expected a card: make the zoo again.") from error
-    if not isinstance(card, dict) or (card.get("format"), card.get("version")) != (FORMAT, VERSION):
+    card = read_json(path)
+    if (card.get("format"), card.get("version")) != (FORMAT, VERSION):
         raise FileFormatError(
             f"{path} is not of the format {FORMAT!r}, version {VERSION}, which is expected here; make one with "
             "tasks/make_cnn_zoo.py."
         )
-    return card
+    return conform(Card, card, str(path))
 
 
 def write_zoo_table(zoo: CNNZoo, path: Path) -> None:
@@ -231,18 +254,37 @@ def write_zoo_table(zoo: CNNZoo, path: Path) -> None:
 def read_zoo_table(path: Path, spec: NetworkSpec) -> CNNZoo:
     """The checkpoints of one Parquet file. Raises FileFormatError unless it is one of this architecture."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        table = pq.read_table(path)
-        weights, network = as_tensor(table["weights"]), as_tensor(table["network"])
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise FileFormatError(f"{path} is no readable zoo table ({error}); copy it again.") from error
-    size = math.prod(weights.shape[1:])
-    if size != spec.parameter_count:
-        raise FileFormatError(f"{path} has rows of {size} weights; expected {spec.parameter_count} as the spec says.")
-    facts: Facts = {}
-    for name in table.column_names[2:]:
-        text = pa.types.is_string(table.schema.field(name).type)
-        facts[name] = tuple(table[name].to_pylist()) if text else as_tensor(table[name])
-    return CNNZoo(spec, unflatten(weights, spec), network, facts)
+    with refusing(path, "a zoo table: copy it again"):
+        with open_parquet(path) as file:
+            kinds = {field.name: field.type for field in file.schema_arrow}
+            weights, network = kinds.pop("weights"), kinds.pop("network")
+            text = [name for name, kind in kinds.items() if pa.types.is_string(kind)]
+            right = pa.types.is_fixed_size_list(weights) and weights.value_type == pa.float32()
+            right &= network == pa.int64() and all(kinds[name] == pa.float64() for name in kinds.keys() - set(text))
+            if not right or len(kinds) + 2 != len(file.schema_arrow):
+                raise FileFormatError(
+                    f"{path} has columns of {shortened(list(map(str, file.schema_arrow.types)))}; expected lists of "
+                    "float for the weights, int64 for the network, double or string for facts: make the zoo again."
+                )
+            if weights.list_size != spec.parameter_count:
+                raise FileFormatError(
+                    f"{path} has rows of {weights.list_size} weights; expected {spec.parameter_count} as the spec says."
+                )
+        with open_parquet(path, text) as file:
+            table = first_rows(file, path, file.metadata.num_rows)
+        facts: Facts = {name: as_tensor(table[name]) for name in kinds.keys() - set(text)}
+        facts |= {name: _words(table[name], path) for name in text}
+        facts = {name: facts[name] for name in kinds}
+        return CNNZoo(spec, unflatten(as_tensor(table["weights"]), spec), as_tensor(table["network"]), facts)
+
+
+def _words(column: pa.ChunkedArray, path: Path) -> tuple[str, ...]:
+    """A column of dictionaries as strings; each of its few values is made once."""
+    found: list[str] = []
+    for chunk in column.chunks:
+        words = [str(word) for word in chunk.dictionary.to_pylist()]
+        if any(len(word) > _WORD for word in words):
+            raise FileFormatError(f"{path} has a text of more than {_WORD} characters; expected words: copy it again.")
+        found += [words[at] for at in chunk.indices.to_pylist()]
+    return tuple(found)

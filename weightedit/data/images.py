@@ -13,17 +13,19 @@ from __future__ import annotations
 import io
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
 from weightedit.capacity import check_capacity
 from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.reading import check_pixels, read_bytes, refusing, shortened
+from weightedit.schema import Within, conform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +33,13 @@ if TYPE_CHECKING:
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _MODES = {1: "L", 3: "RGB"}
-_BATCH = 2_000
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # others start programs (EPS), or are rarely meant
+_BYTES = 2**28  # of one encoded picture
+_BATCH = 200
+_Label = Annotated[int, Within(-(2**62), 2**62)]
+_READABLE = (
+    "readable parquet or pictures, or the name of a data set on the hub: check the path or the name, and the network"
+)
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -108,22 +116,22 @@ def load_images(
     _check_options(size, channels)
     if limit is not None and limit < 1:
         raise WeightEditError(f"limit={limit}: expected at least 1 image; pass None to read all of them.")
-    with _reading(str(source)):
-        dataset = _open(str(source), split)
-    names = _find_columns(dataset.features, columns, str(source))
     images: list[np.ndarray] = []
     labels: list[int] = []
-    for row, (cell, label) in enumerate(_rows(dataset, names, str(source))):
-        if row == limit:
-            break
-        image = _decode(cell, f"row {row} of {source}", size, channels)
-        if images and image.shape != images[0].shape:
-            raise FileFormatError(
-                f"row {row} of {source} is an image of {_sized(image)}, but row 0 is one of {_sized(images[0])}; all "
-                "must agree: pass size=(height, width) to resize, channels=1 or 3 to convert."
-            )
-        images.append(image)
-        labels.append(-1 if label is None else label)
+    with refusing(source, _READABLE):
+        dataset = _open(str(source), split, _BATCH if limit is None else min(limit, _BATCH))
+        names = _find_columns(dataset.features, columns, str(source))
+        for row, (cell, label) in enumerate(_rows(dataset, names)):
+            if row == limit:
+                break
+            image = _decode(cell, f"row {row} of {source}", size, channels)
+            if images and image.shape != images[0].shape:
+                raise FileFormatError(
+                    f"row {row} of {source} is an image of {_sized(image)}, but row 0 is one of {_sized(images[0])}; "
+                    "all must agree: pass size=(height, width) to resize, channels=1 or 3 to convert."
+                )
+            images.append(image)
+            labels.append(-1 if label is None else conform(_Label, label, f"row {row} of {source}: label"))
     if not images:
         raise FileFormatError(
             f"{source} has no images in split {split!r}; expected at least one: choose another split."
@@ -147,9 +155,9 @@ def load_picture(path: str | Path, *, size: tuple[int, int] | None = None, chann
         WeightEditError: a size or number of channels out of range.
     """
     _check_options(size, channels)
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileFormatError(f"there is no picture file {str(path)!r}; expected a png or jpg file: check the path.")
-    image = _decode({"bytes": Path(path).read_bytes()}, str(path), size, channels)
+    image = _decode({"bytes": read_bytes(path, _BYTES)}, str(path), size, channels)
     return _stacked([image])[0].to(torch.float32) / 255.0
 
 
@@ -167,29 +175,15 @@ def _check_options(size: tuple[int, int] | None, channels: int | None) -> None:
         )
 
 
-@contextmanager
-def _reading(source: str) -> Iterator[None]:
-    """Turns whatever `datasets`, pyarrow or the hub raise inside into a FileFormatError; they share no base class."""
-    try:
-        yield
-    except WeightEditError:
-        raise
-    except Exception as error:
-        raise FileFormatError(
-            f"{source!r} could not be read by `datasets` ({type(error).__name__}: {error}); expected readable parquet "
-            "or pictures, or the name of a data set on the hub: check the path or the name, and the network."
-        ) from error
-
-
-def _open(source: str, split: str | None) -> Any:
-    """The split of a local or hub data set as a `datasets` Dataset or IterableDataset."""
+def _open(source: str, split: str | None, rows: int) -> Any:
+    """The split of a local or hub data set as a `datasets` Dataset or IterableDataset; `rows` are unpacked at once."""
     import datasets
 
     path = Path(source)
     if path.is_file():
-        return _open_file(path, split)
+        return _open_file(path, split, rows)
     if path.is_dir():
-        splits = _stream(_builder(path), data_dir=str(path))
+        splits = _stream(_builder(path), rows, data_dir=str(path))
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and path.suffix not in (".parquet", *_PICTURES):
         splits = datasets.load_dataset(source)
     else:
@@ -200,15 +194,17 @@ def _open(source: str, split: str | None) -> Any:
     return _choose({str(name): part for name, part in splits.items()}, split, source)
 
 
-def _stream(builder: str, **where: str) -> Any:
+def _stream(builder: str, rows: int, **where: Any) -> Any:
     """A local source, whose empty cache is a temporary folder: a HOME that cannot be written is no obstacle."""
     import datasets
 
+    if builder == "parquet":
+        where["batch_size"] = rows
     with tempfile.TemporaryDirectory() as cache:
         return datasets.load_dataset(builder, cache_dir=cache, streaming=True, **where)
 
 
-def _open_file(path: Path, split: str | None) -> Any:
+def _open_file(path: Path, split: str | None, rows: int) -> Any:
     if path.suffix != ".parquet":
         raise FileFormatError(
             f"{str(path)!r} is a {path.suffix or 'nameless'} file; expected one of parquet: give a parquet file or the "
@@ -219,7 +215,7 @@ def _open_file(path: Path, split: str | None) -> Any:
             f"split {split!r} was asked of the single file {str(path)!r}, whose name does not contain it; a file is "
             "one split: pass split=None, or the folder."
         )
-    return _stream("parquet", data_files=str(path), split="train")
+    return _stream("parquet", rows, data_files=str(path), split="train")
 
 
 def _builder(folder: Path) -> str:
@@ -255,8 +251,8 @@ def _find_columns(features: Any, columns: tuple[str, str | None] | None, source:
     if columns is not None:
         if columns[0] not in image_names or (columns[1] is not None and columns[1] not in features):
             raise FileFormatError(
-                f"columns={columns!r} for {source!r}, which has {dict(features)}; expected an image column and a label "
-                "column of these (or None): correct the names."
+                f"columns={columns!r} for {source!r}, which has {shortened(list(features))}; expected an image column "
+                "and a label column of these (or None): correct the names."
             )
         return columns
     if not label_names:
@@ -264,8 +260,8 @@ def _find_columns(features: Any, columns: tuple[str, str | None] | None, source:
     if len(image_names) != 1 or len(label_names) > 1:
         raise FileFormatError(
             f"{source!r} has {len(image_names)} image columns {image_names} and {len(label_names)} label columns "
-            f"{label_names} among {list(features)}; expected one image column and at most one label column: pass "
-            "columns=(image, label), or store encoded pictures as the `datasets` feature Image."
+            f"{label_names} among {shortened(list(features))}; expected one image column and at most one label column: "
+            "pass columns=(image, label), or store encoded pictures as the `datasets` feature Image."
         )
     return image_names[0], label_names[0] if label_names else None
 
@@ -274,17 +270,16 @@ def _is_integer(feature: Any) -> bool:
     return "int" in str(getattr(feature, "dtype", ""))
 
 
-def _rows(dataset: Any, names: tuple[str, str | None], source: str) -> Iterator[tuple[Any, int | None]]:
+def _rows(dataset: Any, names: tuple[str, str | None]) -> Iterator[tuple[Any, int | None]]:
     """(encoded image {"bytes", "path"}, label) of every row."""
     import datasets
 
     image, label = names
     wanted = [image] if label is None else [image, label]
     encoded = dataset.select_columns(wanted).cast_column(image, datasets.Image(decode=False))
-    with _reading(source):
-        for table in encoded.with_format("arrow").iter(batch_size=_BATCH):
-            cells = table[image].to_pylist()
-            yield from zip(cells, [None] * len(cells) if label is None else table[label].to_pylist(), strict=True)
+    for table in encoded.with_format("arrow").iter(batch_size=_BATCH):
+        cells = table[image].to_pylist()
+        yield from zip(cells, [None] * len(cells) if label is None else table[label].to_pylist(), strict=True)
 
 
 def _decode(cell: Any, where: str, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
@@ -294,19 +289,23 @@ def _decode(cell: Any, where: str, size: tuple[int, int] | None, channels: int |
 
     if cell is None or (cell.get("bytes") is None and cell.get("path") is None):
         raise FileFormatError(f"{where} has no image; expected an encoded picture: remove the row.")
+    data = cell["bytes"] if cell.get("bytes") is not None else read_bytes(cell["path"], _BYTES)
     try:
-        with Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            check_pixels(image.height, image.width)
             image.load()
             upright = ImageOps.exif_transpose(image) if _ORIENTATION in image.getexif() else image
             picture = _with_channels(upright, where, channels)
             if size is not None and picture.size != size[::-1]:
                 picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
             pixels = np.asarray(picture)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except FileFormatError as error:
+        raise FileFormatError(str(error) if where in str(error) else f"{where}: {error}") from error
+    except Exception as error:  # pillow's formats raise as they please
         # Pillow names the buffer that it was given, which says nothing to anyone.
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise FileFormatError(
-            f"{where} is not a readable picture ({reason}); expected png, jpg or another format of pillow: replace or "
+            f"{where} is not a readable picture ({reason}); expected one of {', '.join(_FORMATS)}: replace or "
             "remove it."
         ) from error
     return pixels[..., None] if pixels.ndim == 2 else pixels

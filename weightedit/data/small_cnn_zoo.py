@@ -16,8 +16,7 @@ import csv
 import gzip
 import math
 import re
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -29,10 +28,13 @@ from torch import Tensor
 from weightedit.data.cnn_zoo import CNNZoo
 from weightedit.errors import FileFormatError
 from weightedit.layer import Activation, Layer
+from weightedit.reading import read_bytes, refusing, shortened, size_of
 from weightedit.spec import NetworkSpec, Params
 
 STRIDE = 2
-_SHAPE = re.compile(r"^[(\[]\s*\d+(\s*,\s*\d+)*\s*,?\s*[)\]]$")
+_SHAPE = re.compile(r"^[(\[]\s*[0-9]{1,6}(\s*,\s*[0-9]{1,6}){0,3}\s*,?\s*[)\]]$")
+_LINE = 2**16  # characters
+_LAYOUT_BYTES = 2**20
 _LAYOUT = ("varname", "start_idx", "end_idx", "shape")
 _METRICS = ("config.activation", "modeldir", "step", "test_accuracy")
 _AXES = {"kernel": (2, 4), "bias": (1,)}
@@ -62,8 +64,8 @@ def load_small_cnn_zoo(folder: str | Path, activation: str, *, steps: Iterable[i
     due, or no checkpoint chosen.
     """
     folder = Path(folder)
-    rows = _metrics(folder / "metrics.csv.gz")
     weights = _weights(folder / "weights.npy")
+    rows = _metrics(folder / "metrics.csv.gz", len(weights))
     if len(rows) != len(weights):
         raise FileFormatError(
             f"{folder}: weights.npy has {len(weights)} rows and metrics.csv.gz {len(rows)}; expected the same number."
@@ -76,7 +78,8 @@ def load_small_cnn_zoo(folder: str | Path, activation: str, *, steps: Iterable[i
         raise FileFormatError(
             f"{folder} has no checkpoint of activation {activation!r} at steps {steps}; expected some of {known[:20]}."
         )
-    spec, params = _params(_layout(folder / "layout.csv"), torch.from_numpy(weights[chosen]), activation)
+    with refusing(folder / "layout.csv", "the layout of weights.npy: copy the zoo again"):
+        spec, params = _params(_layout(folder / "layout.csv"), torch.from_numpy(weights[chosen]), activation)
     numbers: dict[str, int] = {}
     network = torch.tensor([numbers.setdefault(rows[i]["modeldir"], len(numbers)) for i in chosen])
     finite = torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in params.values()]).all(0)
@@ -86,34 +89,43 @@ def load_small_cnn_zoo(folder: str | Path, activation: str, *, steps: Iterable[i
 
 
 def _weights(path: Path) -> np.ndarray:
-    try:
+    with refusing(path, "weights.npy of the zoo: copy it again"):
+        size_of(path)
         weights = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is no readable array ({error}); expected weights.npy of the zoo.") from error
-    if weights.ndim != 2 or weights.dtype.kind != "f":
-        raise FileFormatError(f"{path} holds {weights.dtype} {weights.shape}; expected floats [N, parameters].")
-    return weights
+        if weights.ndim != 2 or weights.dtype not in (np.float16, np.float32, np.float64):
+            raise FileFormatError(f"{path} holds {weights.dtype} {weights.shape}; expected floats [N, parameters].")
+        return weights
 
 
-def _metrics(path: Path) -> list[dict[str, str]]:
-    try:
+def _metrics(path: Path, count: int) -> list[dict[str, str]]:
+    with refusing(path, "metrics.csv.gz of the zoo: copy it again"):
+        size_of(path)
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            return _table(file, path, _METRICS)
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
-        raise FileFormatError(
-            f"{path} is no readable gzip file ({error}); expected metrics.csv.gz of the zoo."
-        ) from error
+            return _table(_lines(file, path, 2 * count + 10), path, _METRICS)
 
 
-def _table(file: TextIO, path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
+def _lines(file: TextIO, path: Path, most: int) -> Iterator[str]:
+    """The lines of a text, one at a time: of a packed one, nobody knows the size before."""
+    number = 0
+    while line := file.readline(_LINE):
+        number += 1
+        if number > most or len(line) == _LINE:
+            raise FileFormatError(
+                f"{path} has more than {most} lines, or one of {_LINE} characters; expected a line for each row of "
+                "weights.npy: copy the zoo again."
+            )
+        yield line
+
+
+def _table(lines: Iterable[str], path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows by column; at least one, and each with a value for every column."""
-    reader = csv.DictReader(file)
+    reader = csv.DictReader(lines)
     rows = list(reader)
     columns = list(reader.fieldnames or ())
     if not rows or not set(needed) <= set(columns):
         raise FileFormatError(
-            f"{path} has {len(rows)} rows and the columns {columns}; expected a row and the columns {list(needed)}: "
-            "copy the zoo again."
+            f"{path} has {len(rows)} rows and the columns {shortened(columns)}; expected a row and the columns "
+            f"{list(needed)}: copy the zoo again."
         )
     for number, row in enumerate(rows, 1):
         further: list[str] = row.pop(None, [])  # type: ignore[call-overload]
@@ -134,7 +146,8 @@ def _kind(row: dict[str, str], number: int, path: Path) -> tuple[str, int]:
         float(row[column])
     except (ValueError, OverflowError) as error:
         raise FileFormatError(
-            f"{path}: row {number} has {row[column]!r} in the column {column!r}; expected a number: copy the zoo again."
+            f"{path}: row {number} has {shortened(row[column])} in the column {column!r}; expected a number: copy the "
+            "zoo again."
         ) from error
     return row["config.activation"], step
 
@@ -147,11 +160,8 @@ def _fact(values: list[str]) -> Tensor | tuple[str, ...]:
 
 
 def _layout(path: Path) -> list[_Variable]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = _table(file, path, _LAYOUT)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FileFormatError(f"{path} is no readable layout ({error!r}); expected columns {_LAYOUT}.") from error
+    lines = read_bytes(path, _LAYOUT_BYTES).decode().splitlines(keepends=True)
+    rows = _table(lines, path, _LAYOUT)
     return sorted((_variable(row, path) for row in rows), key=lambda variable: variable.start)
 
 
@@ -159,12 +169,12 @@ def _variable(row: dict[str, str], path: Path) -> _Variable:
     name, start, end, shape = (row[column] for column in _LAYOUT)
     owner, _, role = name.rpartition("/")
     role = role.partition(":")[0]
-    sizes = tuple(int(n) for n in re.findall(r"\d+", shape)) if _SHAPE.match(shape.strip()) else ()
-    whole = start.isdecimal() and end.isdecimal() and math.prod(sizes) == int(end) - int(start)
-    if len(sizes) not in _AXES.get(role, ()) or not whole:
+    sizes = tuple(int(n) for n in re.findall("[0-9]+", shape)) if _SHAPE.match(shape.strip()) else ()
+    whole = re.fullmatch("[0-9]{1,9} [0-9]{1,9}", f"{start} {end}")
+    if len(sizes) not in _AXES.get(role, ()) or not whole or math.prod(sizes) != int(end) - int(start):
         raise FileFormatError(
-            f"{path}: variable {name!r} of shape {shape} in columns {start} to {end}; expected a kernel or bias whose "
-            "shape fits its columns."
+            f"{path}: variable {shortened(name)} of shape {shortened(shape)[1:-1]} in columns {shortened(start)[1:-1]} "
+            f"to {shortened(end)[1:-1]}; expected a kernel or bias whose shape fits its columns."
         )
     return _Variable(owner, role, int(start), int(end), sizes)
 
@@ -173,9 +183,10 @@ def _params(layout: list[_Variable], weights: Tensor, activation: str) -> tuple[
     """Kernels and biases by layer, in the order of their columns."""
     owners = list(dict.fromkeys(variable.owner for variable in layout))
     by_role = {(variable.owner, variable.role): variable for variable in layout}
-    if layout[-1].end > weights.shape[1] or any((owner, "kernel") not in by_role for owner in owners):
+    end = max(variable.end for variable in layout)
+    if end > weights.shape[1] or any((owner, "kernel") not in by_role for owner in owners):
         raise FileFormatError(
-            f"the layout of layers {owners} ends at column {layout[-1].end}; expected a kernel each, within "
+            f"the layout of layers {shortened(owners)} ends at column {end}; expected a kernel each, within "
             f"{weights.shape[1]} columns."
         )
     layers, params = [], {}

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from weightedit.data.weight_set_tables import column_names
 from weightedit.errors import FileFormatError, WeightEditError
-from weightedit.inr.convention import Convention
+from weightedit.inr.convention import StatedConvention
 from weightedit.inr.stack import INRStack
+from weightedit.reading import check_pixels, read_json, refusing, shortened
+from weightedit.schema import Count, Facts, Width, Widths, conform
 from weightedit.spec import NetworkSpec
 
 FORMAT = "weightedit-weight-set"
@@ -25,8 +27,40 @@ VERSION = 1
 CARD = "card.json"
 SPLITS = ("train", "validation", "test")
 
-_KEYS = {"format", "version", "widths", "activation", "convention", "height", "width", "channels", "parameters"}
-_KEYS |= {"columns", "splits", "psnr_histogram", "provenance", "facts"}
+
+class Split(TypedDict):
+    """What a card says of one Parquet file: rows, distinct images, its size and SHA-256."""
+
+    count: Count
+    images: Count
+    bytes: Count
+    sha256: str
+
+
+class Histogram(TypedDict):
+    """PSNRs in bins of 1 dB: the edges, and the numbers between them."""
+
+    dB: list[float]
+    count: list[Count]
+
+
+class Card(TypedDict):
+    """What a card holds."""
+
+    format: Literal["weightedit-weight-set"]
+    version: Literal[1]
+    widths: Widths
+    activation: Literal["sine"]
+    convention: StatedConvention
+    height: Width
+    width: Width
+    channels: Width
+    parameters: list[tuple[str, list[Width]]]
+    columns: list[Literal["weights", "image", "index", "label", "psnr"]]
+    splits: dict[Literal["train", "validation", "test"], Split]
+    psnr_histogram: Histogram | None
+    provenance: dict[str, str]
+    facts: Facts
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
@@ -41,39 +75,23 @@ def read_card(folder: str | Path) -> dict[str, Any]:
             f"there is no {path}; expected the card of a weight set: check the path, or make a set with "
             "tasks/fit_inrs.py."
         )
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is no readable JSON ({error}); expected a card: write the set again.") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT or card.get("version") != VERSION:
+    card = read_json(path)
+    if card.get("format") != FORMAT or card.get("version") != VERSION:
         raise FileFormatError(
             f"{path} is not of the format {FORMAT!r}, version {VERSION}, which is expected here: read it with the "
             "weightedit that wrote it."
         )
-    if set(card) != _KEYS:
-        raise FileFormatError(f"{path} has the keys {sorted(card)}; expected {sorted(_KEYS)}: write the set again.")
-    try:
-        Convention.from_dict(card["convention"])
-        spec = NetworkSpec.siren(tuple(card["widths"]), card["convention"]["omega"])
-        stated = {name: tuple(shape) for name, shape in card["parameters"]}
-        _check_values(card)
-    except (WeightEditError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path}: {error}; expected the card as it was written: write the set again.") from error
-    if list(stated.items()) != list(spec.param_shapes().items()) or card["channels"] != spec.widths[-1]:
+    with refusing(path, "a card: write the set again"):
+        held: Card = conform(Card, card, str(path))
+        spec = NetworkSpec.siren(tuple(held["widths"]), held["convention"].omega)
+        check_pixels(held["height"], held["width"])
+    stated = {name: tuple(shape) for name, shape in held["parameters"]}
+    if list(stated.items()) != list(spec.param_shapes().items()) or held["channels"] != spec.widths[-1]:
         raise FileFormatError(
-            f"{path} states the parameters {stated} for widths {card['widths']} and {card['channels']} channels; "
-            f"expected {spec.param_shapes()}: write the set again."
+            f"{path} states the parameters {shortened(stated)} for widths {shortened(held['widths'])} and "
+            f"{held['channels']} channels; expected {shortened(spec.param_shapes())}: write the set again."
         )
     return card
-
-
-def _check_values(card: dict[str, Any]) -> None:
-    for name in ("height", "width", "channels"):
-        if not isinstance(card[name], int) or card[name] < 1:
-            raise ValueError(f"{name} is {card[name]!r}, not a positive whole number")
-    for split, stated in card["splits"].items() if isinstance(card["splits"], dict) else [("splits", None)]:
-        if split not in SPLITS or not isinstance(stated, dict) or set(stated) != {"count", "images", "bytes", "sha256"}:
-            raise ValueError(f"the split {split!r} has {stated!r}, not count, images, bytes and sha256")
 
 
 def card_text(stack: INRStack, splits: dict[str, Any], facts: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ against the card. What the columns mean is written in weight_sets.py, the card i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,16 @@ from torch import Tensor
 
 from weightedit.errors import FileFormatError
 from weightedit.inr.stack import INRStack
+from weightedit.reading import check_declared, refusing, shortened, size_of
 from weightedit.spec import NetworkSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _ROW_GROUP = 5_000
+_BATCH = 5_000  # rows that are unpacked at once
+_BUFFER = 2**20  # bytes of a column that are read at once
 
 
 def column_names(stack: INRStack) -> list[str]:
@@ -78,31 +83,63 @@ def _array(values: Tensor, kind: pa.DataType) -> pa.Array:
 
 def read_table(path: Path, card: dict[str, Any], count: int, limit: int | None) -> pa.Table:
     """The first rows of a parquet file, its columns and types checked against the card."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        if file.metadata.num_rows != count or set(file.schema_arrow.names) != set(card["columns"]):
+    with refusing(path, "a whole Parquet file: copy it again"), open_parquet(path) as file:
+        names = file.schema_arrow.names
+        if file.metadata.num_rows != count or sorted(names) != sorted(card["columns"]):
             raise FileFormatError(
-                f"{path} has {file.metadata.num_rows} rows of {file.schema_arrow.names}; expected {count} of "
-                f"{card['columns']} as the card states: copy it again."
+                f"{path} has {file.metadata.num_rows} rows of {shortened(names)}; expected {count} of "
+                f"{shortened(card['columns'])} as the card states: copy it again."
             )
-        groups: list[int] = []
-        rows = 0
-        while rows < min(limit or count, count):
-            rows += file.metadata.row_group(len(groups)).num_rows
-            groups.append(len(groups))
-        table = file.read_row_groups(groups).slice(0, limit)
-    except (pa.ArrowException, OSError) as error:
-        raise FileFormatError(
-            f"{path} is no readable parquet ({error}); expected a whole file: copy it again."
-        ) from error
-    _check_types(table, card, path)
+        _check_types(file.schema_arrow, card, path)
+        table = first_rows(file, path, count if limit is None else min(limit, count))
     return table
 
 
-def _check_types(table: pa.Table, card: dict[str, Any], path: Path) -> None:
+def open_parquet(path: Path, text: Sequence[str] = ()) -> pq.ParquetFile:
+    """A regular Parquet file, of which its footer is read; the columns `text` will come as dictionaries."""
+    import pyarrow.parquet as pq
+
+    size_of(path)
+    return pq.ParquetFile(path, buffer_size=_BUFFER, read_dictionary=list(text))
+
+
+def first_rows(file: pq.ParquetFile, path: Path, count: int) -> pa.Table:
+    """The first `count` rows, and no more, where the file can be believed to hold them; not for strings as they are.
+
+    Raises:
+        FileFormatError: for rows that come to far more than the file, fewer of them than its footer says, and nulls.
+    """
+    import pyarrow as pa
+
+    check_declared(path, count * sum(_bytes_of(field.type) for field in file.schema_arrow))
+    batches, rows = [], 0
+    for batch in file.iter_batches(batch_size=max(1, min(count, _BATCH))):
+        batches.append(batch.slice(0, count - rows))
+        rows += len(batches[-1])
+        if rows == count:
+            break
+    if rows != count:
+        raise FileFormatError(f"{path} has {rows} rows; expected {count} as it says: copy it again.")
+    table = pa.Table.from_batches(batches)
+    for name in table.column_names:
+        listed = pa.types.is_fixed_size_list(table.schema.field(name).type)
+        if any(chunk.null_count or (listed and chunk.flatten().null_count) for chunk in table[name].chunks):
+            raise FileFormatError(
+                f"{path} has nulls in the column {name}; expected a value in each row: write it again."
+            )
+    return table
+
+
+def _bytes_of(kind: pa.DataType) -> int:
+    """Of one value; of those whose size varies, what a reader allocates at least."""
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size * _bytes_of(kind.value_type)
+    return max(1, kind.bit_width // 8) if pa.types.is_primitive(kind) else 16
+
+
+def _check_types(schema: pa.Schema, card: dict[str, Any], path: Path) -> None:
     import pyarrow as pa
 
     expected = {
@@ -110,14 +147,14 @@ def _check_types(table: pa.Table, card: dict[str, Any], path: Path) -> None:
         "image": (pa.uint8(), card["height"] * card["width"] * card["channels"]),
         "psnr": (pa.float32(), 1),
     }
-    for name in table.column_names:
-        kind = table.schema.field(name).type
+    for name in schema.names:
+        kind = schema.field(name).type
         found = (kind.value_type, kind.list_size) if pa.types.is_fixed_size_list(kind) else (kind, 1)
         wanted = expected.get(name, (pa.int64(), 1))
-        if found != wanted or table[name].null_count:
+        if found != wanted:
             raise FileFormatError(
-                f"{path} has the column {name} of {kind} with {table[name].null_count} nulls; expected {wanted[1]} "
-                f"values of {wanted[0]} in each row: write the set again."
+                f"{path} has the column {name} of {kind}; expected {wanted[1]} values of {wanted[0]} in each row: "
+                "write the set again."
             )
 
 
