@@ -275,7 +275,7 @@ def test_every_parameter_learns(name, products, embedding):
 def test_config_round_trip_and_refusals():
     config = MonomialConfig(activations=("relu|tanh", "silu", "identity"), products=True, symmetry="scale", seed=2)
     assert MonomialConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(SpecError, match="symmetry 'mirror' is unknown"):
+    with pytest.raises(SpecError, match="symmetry is 'mirror'; expected 'full'"):
         MonomialConfig.from_dict({**config.to_dict(), "symmetry": "mirror"})
     with pytest.raises(SpecError, match="activation 'cosine' is unknown"):
         MonomialConfig(activations=("cosine",))
