@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.func import jacrev, vmap
 
+from tests.allocation import most_allocated
 from tests.rounding import assert_agree, rounding
 from tests.rules import Recorder
+from weightedit.editing import rendering_problem
 from weightedit.editing.curvature import (
     KFAC,
     RIDGE,
@@ -20,7 +22,7 @@ from weightedit.editing.curvature import (
 )
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.refinement import GradientSteps, refine, target_of
-from weightedit.editing.rendering_problem import RenderingProblem
+from weightedit.editing.rendering_problem import Layer, RenderingProblem
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import coordinate_grid, initial_params, render, render_images
@@ -109,6 +111,44 @@ def test_the_last_layer_is_at_its_optimum(case):
     assert gradient.abs().max() < rounding(float(summed))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 5])
+@pytest.mark.parametrize("case", CASES)
+def test_bands_of_rows_change_no_number(monkeypatch, case, rows):
+    """Sums over bands against one pass, and what autograd makes of them; the last band is smaller."""
+    stack, targets = _networks(case)
+    problem = RenderingProblem(stack.convention, targets)
+    layers = problem.layers(stack.params)
+
+    def sums():
+        leaves = [Layer(*(tensor.clone().requires_grad_() for tensor in layer)) for layer in layers]
+        found = problem.summarize(leaves, ridge=RIDGE, factors=True)
+        tensors = [found.loss, *found.gradients, *found.last, *(x for pair in found.factors for x in pair)]
+        tensors += [tensor for layer in problem.solve_last(leaves, RIDGE) for tensor in layer]
+        wanted = [tensor for layer in leaves[:-1] for tensor in layer]
+        gradients = torch.autograd.grad(sum(t.sin().sum() for t in tensors if t.requires_grad), wanted)
+        return [tensor.detach() for tensor in tensors], list(gradients)
+
+    whole, of_whole = sums()
+    widest = max(layer.weight.shape[1] for layer in layers)
+    monkeypatch.setattr(rendering_problem, "_BAND_CPU", rows * SIZE[1] * widest * len(stack))
+    assert [len(band.axes[0]) for band in problem.bands(layers)] == [rows] * (SIZE[0] // rows) + [SIZE[0] % rows] * (
+        SIZE[0] % rows > 0
+    )
+    found, of_found = sums()
+    allowed = stack.convention.omega ** (len(layers) - 1) / RIDGE  # sines, and a system of that condition
+    assert_agree(found, whole, allowed)
+    assert_agree(of_found, of_whole, allowed)
+
+
+def test_memory_of_a_step_is_bounded_by_the_picture(monkeypatch):
+    """In bands of 10,000 numbers; all at once, a pass keeps six times 32 numbers for every pixel."""
+    stack = INRStack(initial_params(1, (2, 32, 32, 1), generator=torch.Generator().manual_seed(0)), Convention(), 9, 9)
+    targets = torch.rand(1, 1, 150, 140, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(rendering_problem, "_BAND_CPU", 10_000)
+    most = most_allocated(lambda: refine(stack, targets, 2))
+    assert most < 12 * targets.nbytes + 20 * 4 * 10_000
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_levenberg_marquardt_takes_the_dense_step(case):
     """One step against (J^T J + lambda I)^-1 J^T r with J from autograd; sine layers count omega times."""
@@ -162,7 +202,8 @@ def test_a_kfac_step_is_the_dense_formula(case):
     found, depth = problem.evaluate(layers, ridge=RIDGE), len(layers) - 1
     steering = Steering(*(0.1 + torch.rand(4, 3, depth, generator=source, dtype=torch.float64)))
     momenta = [torch.randn(problem.gradient(found, i).shape, generator=source).double() for i in range(depth)]
-    new, moved = kfac_step(problem, layers, found, steering, momenta)
+    summary = problem.summarize(layers, ridge=RIDGE, factors=True)
+    new, moved = kfac_step(layers, summary, steering, momenta)
 
     def damped(matrix, damping):
         return torch.linalg.inv(
@@ -179,7 +220,8 @@ def test_a_kfac_step_is_the_dense_formula(case):
             torch.testing.assert_close(moved[i][n], step, rtol=1e-8, atol=1e-10)
             change = torch.cat([layers[i].weight[n] - new[i].weight[n], (layers[i].bias - new[i].bias)[n, :, None]], 1)
             torch.testing.assert_close(change, rate * step, rtol=1e-8, atol=1e-10)
-    assert new[-1] is found.last
+    assert new[-1] is summary.last
+    assert_agree(tuple(summary.last), tuple(found.last))
 
 
 @pytest.mark.parametrize("solve_last", [False, True])
@@ -311,7 +353,7 @@ def test_the_learned_rule_steers_every_number_by_itself():
         start.damping * math.exp(says[3]),
     )
     for _ in range(3):
-        layers, momenta = kfac_step(problem, layers, problem.evaluate(layers, ridge=RIDGE), steering, momenta)
+        layers, momenta = kfac_step(layers, problem.summarize(layers, ridge=RIDGE, factors=True), steering, momenta)
     for name, tensor in problem.params(problem.solve_last(layers, RIDGE)).items():
         torch.testing.assert_close(rule.refine(problem, stack.params, 3)[name], tensor, rtol=1e-6, atol=1e-9)
 
@@ -364,6 +406,13 @@ def test_strength_of_a_target():
     assert torch.equal(target_of("invert", stack, strength=0.0), picture)
     torch.testing.assert_close(target_of("invert", stack, strength=0.25), 0.75 * picture + 0.25 * wanted)
     torch.testing.assert_close(target_of("invert", stack, strength=3.0), (3 * wanted - 2 * picture).clamp(0, 1))
+
+
+def test_levenberg_marquardt_refuses_pictures_whose_matrix_does_not_fit(monkeypatch):
+    stack, targets = _networks("grey", dtype=torch.float32)
+    monkeypatch.setattr("weightedit.capacity.memory_of_machine", lambda: 3 * 42**2 * 4 - 1)
+    with pytest.raises(WeightEditError, match="Levenberg-Marquardt on 3 pictures of 42 pixels.*choose KFAC"):
+        refine(stack, targets, 1, rule=LevenbergMarquardt())
 
 
 def test_what_diverges_stays_as_it_was():

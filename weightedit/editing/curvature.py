@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightedit.capacity import check_capacity
 from weightedit.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
-from weightedit.editing.rendering_problem import Layer, Pass, RenderingProblem
+from weightedit.editing.rendering_problem import Layer, Pass, RenderingProblem, Summary
 from weightedit.errors import WeightEditError
 from weightedit.schema import conform
 from weightedit.spec import Params
@@ -73,20 +74,23 @@ class KFAC:
         layers = problem.layers(params)
         momenta: list[Tensor] = []
         for _ in range(steps):
-            found = problem.evaluate(layers, ridge=RIDGE)
-            layers, momenta = kfac_step(problem, layers, found, steering, momenta)
+            found = problem.summarize(layers, ridge=RIDGE, factors=True)
+            layers, momenta = kfac_step(layers, found, steering, momenta)
         return problem.params(problem.solve_last(layers, RIDGE))
 
 
 def kfac_step(
-    problem: RenderingProblem, layers: list[Layer], found: Pass, steering: Steering, momenta: list[Tensor]
+    layers: list[Layer], found: Summary, steering: Steering, momenta: list[Tensor]
 ) -> tuple[list[Layer], list[Tensor]]:
-    """One step of every sine layer from what `evaluate` found; new layers (the last one as in `found`) and momenta."""
+    """One step of every sine layer from what `summarize` found, factors included.
+
+    Returns new layers (the last one as in `found`) and momenta.
+    """
     new, moved = [], []
     for i, layer in enumerate(layers[:-1]):
         rate, momentum, damping_in, damping_out = steering.at(i)
-        outer, inner = problem.factors(found, i)
-        direction = _solve(outer, damping_out, problem.gradient(found, i))
+        outer, inner = found.factors[i]
+        direction = _solve(outer, damping_out, found.gradients[i])
         direction = _solve(inner.expand(len(outer), -1, -1), damping_in, direction.mT).mT
         if momenta:
             direction = momentum * momenta[i] + direction
@@ -154,9 +158,9 @@ class LearnedKFAC(nn.Module):
         layers, momenta, losses = problem.layers(params), [], []
         span, clocks = problem.convention.span, self._clocks(steps, layers[:-1], problem.targets)
         for step in range(steps):
-            found = problem.evaluate(layers, ridge=RIDGE)
-            losses.append(found.loss() / span**2)
-            layers, momenta = kfac_step(problem, layers, found, self._steer(losses, clocks[step]), momenta)
+            found = problem.summarize(layers, ridge=RIDGE, factors=True)
+            losses.append(found.loss / span**2)
+            layers, momenta = kfac_step(layers, found, self._steer(losses, clocks[step]), momenta)
         return problem.params(problem.solve_last(layers, RIDGE))
 
     def _clocks(self, steps: int, sines: list[Layer], like: Tensor) -> Tensor:
@@ -219,8 +223,11 @@ class LevenbergMarquardt:
     grow: float = 4.0
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
-        """See RefinementRule.refine."""
+        """See RefinementRule.refine; raises WeightEditError on pictures whose J J^T this machine cannot hold."""
         layers = problem.layers(params)
+        count, pixels, outputs = problem.targets.shape
+        what, size = f"Levenberg-Marquardt on {count} pictures of {pixels} pixels", problem.targets.element_size()
+        check_capacity(count * (outputs * pixels) ** 2 * size, what, "choose KFAC", problem.targets.device)
         found = problem.evaluate(layers)
         damping = torch.full_like(found.loss(), self.damping)
         for _ in range(steps):

@@ -43,11 +43,11 @@ def guides(names: Sequence[str], problem: RenderingProblem, params: Params) -> l
     types, layers, found = check_guides(names), problem.layers(params), []
     for name in names:
         if name == "gradient":
-            found.append(problem.gradients(problem.evaluate(layers)))
+            found.append(problem.gradients(problem.summarize(layers)))
             continue
         start = KFAC()
         steering = Steering(start.rate, start.momentum, start.damping, start.damping)
-        new, _ = kfac_step(problem, layers, problem.evaluate(layers, ridge=RIDGE), steering, [])
+        new, _ = kfac_step(layers, problem.summarize(layers, ridge=RIDGE, factors=True), steering, [])
         change = [Layer(a.weight - b.weight, a.bias - b.bias) for a, b in zip(new, layers, strict=True)]
         found.append(problem.params(change))
     return list(zip(types, found, strict=True))

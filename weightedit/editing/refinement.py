@@ -27,8 +27,8 @@ from weightedit.optim.rule import UpdateRule
 from weightedit.spec import NetworkSpec, Params
 from weightedit.wiring import Wiring
 
-CHUNK = 16
-"""INRs at once on a CPU: their activations stay in its cache."""
+CHUNK, CHUNK_PIXELS = 16, 2**21
+"""INRs at once on a CPU, whose activations stay in its cache; fewer where their pictures are large."""
 
 
 class RefinementRule(Protocol):
@@ -58,13 +58,13 @@ class GradientSteps:
         state = self.rule.init(wiring, params)
         for _ in range(steps):
             layers = problem.layers(params)
-            found = problem.evaluate(layers, ridge=ridge)
+            found = problem.summarize(layers, ridge=ridge)
             params = problem.params([*layers[:-1], found.last])
             named = problem.gradients(found)
             if self.solve_last:
                 last = f"layers.{len(layers) - 1}"
                 named = {k: torch.zeros_like(g) if k.startswith(f"{last}.") else g for k, g in named.items()}
-            loss = found.loss() / problem.convention.span**2
+            loss = found.loss / problem.convention.span**2
             delta, state = self.rule.update(wiring, named, state, params, loss=loss)
             params = apply_delta(params, delta)
         if not self.solve_last:
@@ -130,7 +130,7 @@ def refine(
             "per INR: see target_of."
         )
     weight = stack.params["layers.0.weight"]
-    size = chunk or (CHUNK if weight.device.type == "cpu" else 2048)
+    size = chunk or max(1, min(CHUNK, CHUNK_PIXELS // targets[0:1].numel()) if weight.device.type == "cpu" else 2048)
     chosen, parts = rule or KFAC(), []
     with tqdm(total=len(stack), desc="refining", unit="INR", disable=not progress) as bar:
         for rows in torch.arange(len(stack), device=weight.device).split(size):

@@ -18,6 +18,7 @@ a sine layer, so that a_{l+1} = sin(V_l a_l); r residual, value of the last laye
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,9 @@ from torch import Tensor
 from weightedit.errors import ParamsError
 from weightedit.inr.convention import Convention, widths_of
 from weightedit.spec import Params
+
+_BAND_CPU, _BAND = 2**21, 2**27
+"""Activations of one layer at once, in numbers; a picture that has more is worked on in bands of rows."""
 
 
 class Layer(NamedTuple):
@@ -53,6 +57,33 @@ class Pass(NamedTuple):
     def loss(self) -> Tensor:
         """Mean squared residual [N], over pixels and outputs, on the networks' raw scale."""
         return self.residual.square().mean((1, 2))
+
+
+class Summary(NamedTuple):
+    """What a pass comes to, summed over all pixels.
+
+    Attributes:
+        loss: as Pass.loss.
+        gradients: per layer, see `gradient`.
+        factors: per sine layer, see `factors`; empty where they were not asked for.
+        last: the last layer it was made with.
+    """
+
+    loss: Tensor
+    gradients: list[Tensor]
+    factors: list[tuple[Tensor, Tensor]]
+    last: Layer
+
+    def times(self, share: float) -> Summary:
+        """This many times it."""
+        factors = [(share * outer, share * inner) for outer, inner in self.factors]
+        return Summary(share * self.loss, [share * gradient for gradient in self.gradients], factors, self.last)
+
+    def plus(self, other: Summary) -> Summary:
+        """The sum, with this one's last layer."""
+        gradients = [a + b for a, b in zip(self.gradients, other.gradients, strict=True)]
+        pairs = zip(self.factors, other.factors, strict=True)
+        return Summary(self.loss + other.loss, gradients, [(a + c, b + d) for (a, b), (c, d) in pairs], self.last)
 
 
 class RenderingProblem:
@@ -101,7 +132,7 @@ class RenderingProblem:
     def evaluate(self, layers: list[Layer], *, ridge: float | None = None) -> Pass:
         """One pass, with the last layer as it is, or (with `ridge`) with the best one."""
         values, cosines = self._forward(layers[:-1])
-        last = layers[-1] if ridge is None else self._best_last(values[-1], ridge)
+        last = layers[-1] if ridge is None else _solved(self._moments(values[-1]), ridge)
         residual = torch.bmm(values[-1], last.weight.mT).add_(last.bias.unsqueeze(1)).sub_(self.targets)
         upstream = last.weight.unsqueeze(2)  # [N, C, 1, h]
         jacobians = []
@@ -112,9 +143,48 @@ class RenderingProblem:
                 upstream = torch.bmm(jacobian.flatten(1, 2), layers[i].weight).unflatten(1, jacobian.shape[1:3])
         return Pass(values, jacobians[::-1], residual, last)
 
+    def bands(self, layers: list[Layer]) -> list[RenderingProblem]:
+        """The problem in parts of some rows each, so that what a pass keeps is bounded; most pictures are one part."""
+        (height, width), count = self.size, self.targets.shape[0]
+        most = _BAND_CPU if self.targets.device.type == "cpu" else _BAND
+        rows = max(1, most // (max(layer.weight.shape[1] for layer in layers) * width * max(count, 1)))
+        if rows >= height:
+            return [self]
+        parts = []
+        for top in range(0, height, rows):
+            part, pixels = copy.copy(self), slice(top * width, (top + rows) * width)
+            part.axes = self.axes[0][top : top + rows], self.axes[1]
+            part.size = len(part.axes[0]), width
+            part.targets, part.grid = self.targets[:, pixels], self.grid[pixels]
+            parts.append(part)
+        return parts
+
+    def summarize(self, layers: list[Layer], *, ridge: float | None = None, factors: bool = False) -> Summary:
+        """One pass, and what it comes to; arguments as `evaluate`, and whether factors are wanted."""
+        bands = self.bands(layers)
+        if len(bands) == 1:
+            return self._summary(self.evaluate(layers, ridge=ridge), factors)
+        if ridge is not None:
+            layers = self.solve_last(layers, ridge)
+        total = None
+        for band in bands:
+            part = band._summary(band.evaluate(layers), factors).times(len(band.grid) / len(self.grid))
+            total = part if total is None else total.plus(part)
+        assert total is not None
+        return total
+
+    def _summary(self, found: Pass, factors: bool) -> Summary:
+        depth = len(found.jacobians)
+        gradients = [self.gradient(found, i) for i in range(depth + 1)]
+        return Summary(
+            found.loss(), gradients, [self.factors(found, i) for i in range(depth)] if factors else [], found.last
+        )
+
     def solve_last(self, layers: list[Layer], ridge: float) -> list[Layer]:
         """`layers` with the last one at its best; no derivative by the others is needed for it."""
-        return [*layers[:-1], self._best_last(self._forward(layers[:-1])[0][-1], ridge)]
+        bands = self.bands(layers)
+        moments = [band._moments(band._forward(layers[:-1], cosines=False)[0][-1]) for band in bands]
+        return [*layers[:-1], _solved(_pooled(moments, [len(band.grid) / len(self.grid) for band in bands]), ridge)]
 
     def gradient(self, found: Pass, i: int) -> Tensor:
         """Of the loss sum r^2 / (2 P) by [weight, bias] of layer i: [N, out, in + 1]."""
@@ -129,12 +199,12 @@ class RenderingProblem:
         weight = torch.bmm(jacobian, (residual * found.inputs[i - 1].unsqueeze(1)).flatten(1, 2))
         return torch.cat([weight, torch.bmm(jacobian, residual.flatten(1, 2))], -1) / pixels
 
-    def gradients(self, found: Pass) -> Params:
+    def gradients(self, found: Summary) -> Params:
         """Of every image's mean squared error, in [0, 1], by the parameters themselves; named as they are."""
         # V is omega theta in a sine layer.
-        factor, named = 2 / (self.convention.span**2 * found.residual.shape[2]), {}
-        for i in range(len(found.jacobians) + 1):
-            slope = self.gradient(found, i) * (factor * (self.convention.omega if i < len(found.jacobians) else 1.0))
+        factor, named = 2 / (self.convention.span**2 * self.targets.shape[2]), {}
+        for i, gradient in enumerate(found.gradients):
+            slope = gradient * (factor * (self.convention.omega if i < len(found.gradients) - 1 else 1.0))
             named[f"layers.{i}.weight"], named[f"layers.{i}.bias"] = slope[..., :-1], slope[..., -1]
         return named
 
@@ -149,15 +219,16 @@ class RenderingProblem:
         corner = torch.ones_like(mean[:, :1])
         return outer, torch.cat([torch.cat([square, mean], 2), torch.cat([mean.mT, corner], 2)], 1)
 
-    def _forward(self, sines: list[Layer]) -> tuple[list[Tensor], list[Tensor]]:
-        """Activations and cosines of the sine layers, [N, P, out]."""
+    def _forward(self, sines: list[Layer], *, cosines: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+        """Activations and, if wanted, cosines of the sine layers, [N, P, out]."""
         value, cosine = self._first(sines[0])
-        values, cosines = [value], [cosine]
+        values, found = [value], [cosine]
         for layer in sines[1:]:
             phase = torch.bmm(values[-1], layer.weight.mT).add_(layer.bias.unsqueeze(1))
             values.append(phase.sin())
-            cosines.append(phase.cos())
-        return values, cosines
+            if cosines:
+                found.append(phase.cos())
+        return values, found
 
     def _first(self, layer: Layer) -> tuple[Tensor, Tensor]:
         rows, columns = self.axes
@@ -168,13 +239,41 @@ class RenderingProblem:
         value, cosine = (sin_p * cos_q).addcmul_(cos_p, sin_q), (cos_p * cos_q).addcmul_(sin_p, sin_q, value=-1)
         return value.flatten(1, 2), cosine.flatten(1, 2)
 
-    def _best_last(self, values: Tensor, ridge: float) -> Layer:
-        """The last layer of least |r|^2 / P + ridge |weight|^2; the bias is free. values [N, P, h]."""
+    def _moments(self, values: Tensor) -> Moments:
+        """Of the last sine layer's values [N, P, h]."""
         pixels = values.shape[1]
         mean, wanted = values.mean(1, keepdim=True), self.targets.mean(1, keepdim=True)
         gram = torch.baddbmm(mean.mT @ mean, values.mT, values, beta=-1.0, alpha=1.0 / pixels)
         cross = torch.baddbmm(mean.mT @ wanted, values.mT, self.targets, beta=-1.0, alpha=1.0 / pixels)
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        factor = torch.linalg.cholesky_ex(gram + ridge * eye)[0]
-        weight = torch.cholesky_solve(cross, factor).mT
-        return Layer(weight, (wanted - mean @ weight.mT).squeeze(1))
+        return Moments(mean, wanted, gram, cross)
+
+
+class Moments(NamedTuple):
+    """Over pixels: means of the values [N, 1, h] and of the targets [N, 1, C]; the values' covariances with both."""
+
+    mean: Tensor
+    wanted: Tensor
+    gram: Tensor
+    cross: Tensor
+
+
+def _pooled(moments: list[Moments], shares: list[float]) -> Moments:
+    """Those of all pixels, from those of parts."""
+    if len(moments) == 1:
+        return moments[0]
+    parts = list(zip(shares, moments, strict=True))
+    mean = torch.stack([share * part.mean for share, part in parts]).sum(0)
+    wanted = torch.stack([share * part.wanted for share, part in parts]).sum(0)
+    away = [((part.mean - mean).mT, part.wanted - wanted) for part in moments]
+    grams = [s * (part.gram + a @ a.mT) for (s, part), (a, _) in zip(parts, away, strict=True)]
+    crosses = [s * (part.cross + a @ b) for (s, part), (a, b) in zip(parts, away, strict=True)]
+    return Moments(mean, wanted, torch.stack(grams).sum(0), torch.stack(crosses).sum(0))
+
+
+def _solved(moments: Moments, ridge: float) -> Layer:
+    """The last layer of least |r|^2 / P + ridge |weight|^2; the bias is free."""
+    mean, wanted, gram, cross = moments
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky_ex(gram + ridge * eye)[0]
+    weight = torch.cholesky_solve(cross, factor).mT
+    return Layer(weight, (wanted - mean @ weight.mT).squeeze(1))
