@@ -18,7 +18,7 @@ from weightedit.graph_layout import graph_from_params
 from weightedit.graph_spec import AnySpec, GraphSpec
 from weightedit.metanet.base import Metanetwork
 from weightedit.ragged import ragged_from_params
-from weightedit.spec import Params
+from weightedit.spec import Params, check_finite, check_shapes
 
 
 def propose_delta(
@@ -29,12 +29,12 @@ def propose_delta(
     *,
     finite: bool = False,
 ) -> Params:
-    """The delta that `metanet` proposes for one network, or for N stacked chains.
+    """The delta that `metanet` proposes for one network, or for N stacked ones.
 
     Args:
         metanet: with types_out (DELTA,), or as many of them as a kernel has positions.
         spec: architecture of the networks.
-        params: names and shapes of `spec`, with or without a leading axis N; of a GraphSpec without.
+        params: names and shapes of `spec`, with or without a leading axis N.
         extra: further typed features (gradients, moments), named and shaped as `params`.
         finite: the values of `params` are known to be finite; then none is read, and nothing waits for the device.
 
@@ -43,14 +43,29 @@ def propose_delta(
     SpecError for a metanetwork that reads.
     """
     _check_edits(metanet, "propose_delta")
-    (spec.check_shapes if finite else spec.check_params)(params)
+    count = check_shapes(spec.param_shapes(), params)
+    if not finite:
+        check_finite(params, count)
     if isinstance(spec, GraphSpec):
-        deltas = metanet(graph_from_params([(spec, params)], [extra])).to_params()
+        graph = graph_from_params([(spec, params)], [extra]) if count is None else _graphs(spec, count, params, extra)
+        deltas = metanet(graph).to_params()
         assert isinstance(deltas, list)
-        return deltas[0]
+        return deltas[0] if count is None else {name: torch.stack([delta[name] for delta in deltas]) for name in params}
     delta = metanet(NeuralGraph.from_params(spec, params, extra)).to_params()
     assert isinstance(delta, dict)
     return delta
+
+
+def _graphs(
+    spec: GraphSpec, count: int, params: Mapping[str, Tensor], extra: Sequence[tuple[ChannelType, Params]]
+) -> NeuralGraph:
+    """The networks of a stack one after the other."""
+
+    def one(values: Mapping[str, Tensor], i: int) -> Params:
+        return {name: tensor[i] for name, tensor in values.items()}
+
+    networks = [(spec, one(params, i)) for i in range(count)]
+    return graph_from_params(networks, [[(kind, one(values, i)) for kind, values in extra] for i in range(count)])
 
 
 def propose_deltas(metanet: Metanetwork, networks: Sequence[tuple[AnySpec, Mapping[str, Tensor]]]) -> list[Params]:

@@ -40,6 +40,7 @@ class ChannelType:
 PARAMETER = ChannelType(+1, True, affine=True)
 DELTA = ChannelType(+1, True)
 GRADIENT = ChannelType(-1, True)
+DIRECTION = ChannelType(0, True)  # a gradient over the root of a mean square
 SQUARED_GRADIENT = ChannelType(-2, False)
 INVARIANT = ChannelType(0, False)
 

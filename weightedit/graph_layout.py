@@ -174,9 +174,15 @@ def graph_from_params(
     found = [_features(*pair, more) for pair, more in zip(networks, extra or [()] * len(networks), strict=True)]
     for _, _, types in found:
         check_types(types, found[0][2], "graph_from_params")
-    layout = GraphLayout([spec for spec, _ in networks], found[0][0].device)
+    layout = _layout(tuple(spec for spec, _ in networks), found[0][0].device)
     nodes, edges = (torch.cat([each[i] for each in found]) for i in (0, 1))  # type: ignore[misc]
     return NeuralGraph(nodes, edges, layout, found[0][2])
+
+
+@lru_cache(maxsize=64)
+def _layout(specs: tuple[GraphSpec, ...], device: torch.device) -> GraphLayout:
+    """Made once, so that its indices and constants are too."""
+    return GraphLayout(specs, device)
 
 
 def _features(

@@ -154,3 +154,14 @@ class GraphSpec:
 
 
 AnySpec = NetworkSpec | GraphSpec
+
+
+def spec_of(net: nn.Module) -> AnySpec:
+    """What `net` is: a NetworkSpec where it is a chain of layers, else a GraphSpec.
+
+    Raises SpecError that names the submodule or operation which cannot be treated.
+    """
+    try:
+        return NetworkSpec.from_module(net)
+    except SpecError:
+        return GraphSpec.from_module(net)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -92,12 +92,15 @@ class Wiring:
         wires: one per parameter, in the order of computation where that is known.
         outside: names of parameters that are no part of the neural graph (embeddings, unknown modules).
         notes: what could not be read, for a person.
+        spec: the NetworkSpec or GraphSpec of the same network, for rules that are metanetworks; None where none was
+            read (graph_spec.spec_of).
     """
 
     sets: tuple[NeuronSet, ...]
     wires: tuple[Wire, ...]
     outside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    spec: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for wire in self.wires:
@@ -184,4 +187,4 @@ def _of_chain(spec: NetworkSpec) -> Wiring:
         wires.append(Wire(layer.weight, layer.weight_shape, "weight", i + 1, i, layer.fan_in))
         if layer.bias is not None:
             wires.append(Wire(layer.bias, (layer.fan_out,), "bias", i + 1))
-    return Wiring(tuple(sets), tuple(wires))
+    return Wiring(tuple(sets), tuple(wires), spec=spec)

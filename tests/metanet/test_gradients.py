@@ -76,6 +76,29 @@ def test_the_delta_moves_as_a_delta_where_every_quantity_moves_as_its_type_says(
 
 
 @pytest.mark.parametrize("name", EDITORS)
+def test_a_stack_equals_its_networks_in_vmap_over_networks_and_weights(name):
+    spec = SPECS["relu"]
+    metanet, (params, extra) = make(name, spec), quantities(spec, count=2)
+    weights = dict(metanet.named_parameters())
+    both = {key: torch.stack([value, 1.1 * value]).detach() for key, value in weights.items()}
+
+    def propose(own, params, *values):
+        class Bound:
+            types_in, types_out, embedding = metanet.types_in, metanet.types_out, 0
+
+            def __call__(self, graph):
+                return torch.func.functional_call(metanet, own, (graph,))
+
+        return propose_delta(Bound(), spec, params, list(zip(KINDS, values, strict=True)), finite=True)
+
+    found = torch.func.vmap(propose)(both, params, *(values for _, values in extra))
+    for i in range(2):
+        one = [{k: t[i] for k, t in values.items()} for values in (params, *(v for _, v in extra))]
+        expected = propose({key: value[i] for key, value in both.items()}, *one)
+        assert max(relative(found[k][i], expected[k]) for k in found) < 1e-11
+
+
+@pytest.mark.parametrize("name", EDITORS)
 def test_a_config_comes_back_from_json(name):
     metanet = make(name, SPECS["relu"])
     kind, config = describe_metanet(metanet)

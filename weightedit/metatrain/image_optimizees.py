@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, repeat
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
 from weightedit.errors import SpecError, WeightEditError
+from weightedit.graph_spec import spec_of
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import coordinate_grid, initial_params, render
 from weightedit.metatrain.draws import indices
@@ -245,7 +247,10 @@ class ModuleOptimizee(Classifier):
 
     @cached_property
     def _wiring(self) -> Wiring:
-        return wiring_of(self.net)
+        wiring = wiring_of(self.net)
+        with suppress(SpecError):  # then only rules that are metanetworks have nothing to read
+            wiring = replace(wiring, spec=spec_of(self.net))
+        return wiring
 
     def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """`count` modules' parameters; there is no task."""

@@ -6,45 +6,14 @@ are the images and the rule, which are there once, and what a kernel needs for i
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from weightedit.metatrain.estimators import Estimator, Horizons, TruncatedBackprop
 from weightedit.metatrain.unroll import Unroll
-
-
-class _Alive(TorchDispatchMode):
-    """The bytes of the storages that were made inside and are alive, at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self.bytes = self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        out = func(*args, **(kwargs or {}))
-        for storage in _storages(out):
-            key, size = storage._cdata, storage.nbytes()
-            if key not in given and key not in self.alive:  # else a view, or made outside
-                self.alive[key] = weakref.ref(storage, lambda _, key=key, size=size: self._freed(key, size))
-                self.bytes += size
-        self.most = max(self.most, self.bytes)
-        return out
-
-    def _freed(self, key: int, size: int) -> None:
-        del self.alive[key]
-        self.bytes -= size
-
-
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+from weightedit.optim.memory import Alive
 
 
 def memory_of(estimator: Estimator, steps: int, generator: torch.Generator) -> tuple[int, int]:
@@ -82,7 +51,7 @@ def _measured(estimator: Estimator, particles: int, steps: int, generator: torch
     )
     assert isinstance(plain.rule, nn.Module)
     weights = {name: tensor.detach() for name, tensor in plain.rule.named_parameters()}
-    with _Alive() as alive:
+    with Alive() as alive:
         state = small.init(generator)
         _, state, _ = small.gradient(weights, state)
         small.gradient(weights, state)

@@ -1,109 +1,289 @@
-"""What the learned update rules share: a config and weights that make them, a state of zeros, a folder to be kept in.
+"""Any metanetwork as an update rule: a base step that works untrained, and what the metanetwork proposes besides.
 
-How a step is made of gradients is mlp_rule.py's and metanet_rule.py's; what an update rule is, rule.py's. Any of them
-from its folder: loading.py.
+    seen  = gradient, momenta, Adam's direction, clock, loss, as typed channels              moments.py
+    step  = -a s o + b e f / sqrt(1 + mean (f / s)^2)          f = propose_delta(metanet, spec, parameters, seen)
+    delta = that of an average of the iterates that took these steps
+
+o is Adam's direction and s the scale of its parameter in the vertex gauge (gauge.py): -a s o is a geometric Adam, which
+keeps every symmetry of the network. f is what the same `propose_delta` gives that an editor calls, of the type of a
+delta; e, the root mean square of o over the tensor, is an invariant, and so the rule keeps what the metanetwork keeps.
+Where gradients vanish the step does, and the motion of the average, whatever the metanetwork says (warrant.py). a and b
+follow the clock. Steps do not grow with the weights, and fall with the root of the number of weight matrices, as those
+of metanet_rule.py, which also says what the scale of a neuron remembers and how iterates are averaged (ours).
+
+A metanetwork holds activations per edge, hence far more than a rule that goes parameter by parameter; memory.py says
+how much before it is taken.
+
+>>> from weightedit.metatrain.image_optimizees import conv_net
+>>> from weightedit.graph_spec import spec_of
+>>> from weightedit.optim.optimizer import LearnedOptimizer
+>>> net = conv_net(1, 10)
+>>> optimizer = LearnedOptimizer(net, make_rule("scalegmn", [spec_of(net)]))
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, ClassVar, Self
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from weightedit.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
-from weightedit.optim.rule import RuleState
-from weightedit.optim.unitwise import one_graph
-from weightedit.schema import conform
+from weightedit.checkpoint import CONFIG
+from weightedit.delta import propose_delta
+from weightedit.errors import SpecError, WeightEditError
+from weightedit.features import check_types
+from weightedit.graph_spec import AnySpec
+from weightedit.metanet.base import Metanetwork, types_of
+from weightedit.metanet.registry import build_metanet, describe_metanet, entry, make_metanet
+from weightedit.optim.gauge import growth, inverse_root, layers_before, neuron_scales, root, spread
+from weightedit.optim.memory import tell_memory
+from weightedit.optim.metanet_passes import averaged
+from weightedit.optim.moments import Kept, Moments
+from weightedit.optim.rule import RuleState, beside
+from weightedit.optim.rule_module import At, RuleModule, Stepped
+from weightedit.optim.warrant import of_entries, of_tensor
+from weightedit.schema import Facts, conform
 from weightedit.spec import Params
 from weightedit.wiring import Wire, Wiring
 
-At = tuple[Params, RuleState, Params]
-"""Gradients, state and parameters."""
-Stepped = tuple[Params, RuleState]
-"""The delta and the state after it."""
+_TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
+_GROWTH = 5.0  # what is beyond is not told apart
+_ODD_ONLY = ("monomial",)
+_SHARE = 0.1  # b over what the metanetwork's own scales say, at the start
+CLOCK = (100.0, 1000.0)
+"""Times of the clock's channels, for metanetworks that take even quantities."""
+SMALL = {"node_width": 16, "edge_width": 8, "width": 8, "hidden": 32, "layers": 2, "probes": 0}
+"""Fields of a metanetwork's config for a rule, where it has them: it is run at every step."""
 
 
-class LearnedRule(nn.Module, ABC):
-    """An UpdateRule whose `forward` is its `update`, and whose `config` and weights are all that it is.
+@dataclass(frozen=True)
+class LearnedRuleConfig:
+    """What defines a LearnedRule beside its metanetwork.
 
     Attributes:
-        kind: of its checkpoints.
-        what: it is called in messages.
-        configs: the dataclass of its config.
-        config: JSON values, and tuples for which the dataclass takes lists.
+        momenta, second, clock, loss: see Moments.
+        averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
+        memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale.
+        step_size: of the base step at the start, in units of the weights' own size; positive.
+
+    Raises:
+        WeightEditError: values outside these ranges.
     """
 
-    kind: ClassVar[str]
-    what: ClassVar[str]
-    configs: ClassVar[type[Any]]
-    config: Any
+    momenta: tuple[float, ...] = (0.9, 0.99)
+    second: float = 0.99
+    clock: tuple[float, ...] = CLOCK
+    loss: bool = False
+    averaging: bool = True
+    memory: float = 0.999
+    step_size: float = 0.05
 
-    @abstractmethod
-    def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
-        """What is kept of a tensor besides the step: name -> shape for one network."""
+    def __post_init__(self) -> None:
+        for name in ("momenta", "clock"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON gives a list back
+        if not 0 <= self.memory < 1 or not self.step_size > 0:
+            raise WeightEditError(f"{self} came; expected a memory in [0, 1) and a positive step size: correct them.")
+        self.moments()
 
-    @abstractmethod
-    def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: Any | None) -> Stepped:
-        """See UpdateRule.update; `at`: gradients, state and parameters.
+    def moments(self) -> Moments:
+        """What is kept, and seen."""
+        return Moments(self.momenta, self.second, self.clock, self.loss)
 
-        With `passes`, what `compiled_passes` gave, large tensors of one network go through these, one after another.
-        """
+    @property
+    def extra_types(self) -> tuple[tuple[int, bool], ...]:
+        """The field of a metanetwork's config that fits."""
+        return tuple((kind.scale, kind.odd) for kind in self.moments().types)
 
-    @abstractmethod
-    def compiled_passes(self) -> Any | None:
-        """Functions of matrices, compiled for all shapes (unitwise.py); None for a rule too wide to be compiled so."""
 
-    def forward(
-        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-    ) -> Stepped:
-        """See UpdateRule.update."""
-        return self.step(wiring, (grads, state, params), loss, None)
+@dataclass(frozen=True)
+class _Held:
+    """What config.json says of the metanetwork."""
 
-    def compiled(self) -> Callable[..., Stepped]:
-        """`update`, compiled: a network as one graph or, where it is too large for that, by passes."""
-        whole, passes = torch.compile(self.update), self.compiled_passes()
+    name: str
+    config: Facts
 
-        def update(
-            wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-        ) -> Stepped:
-            if passes is None or one_graph(grads.values()) or torch.is_grad_enabled():
-                return whole(wiring, grads, state, params, loss=loss)
-            return self.step(wiring, (grads, state, params), loss, passes)
 
-        return update
+class LearnedRule(RuleModule):
+    """The rule of the file's docstring: an UpdateRule for networks of which there is a spec.
 
-    def init(self, wiring: Wiring, params: Params) -> RuleState:
-        """Zeros in float32 at least, [(N), *shape] for every one of `quantities`."""
-        lead, state = wiring.lead(params), {}
-        for name, tensor in params.items():
-            dtype = torch.promote_types(tensor.dtype, torch.float32)
-            shapes = self.quantities(wiring.by_name[name])
-            state[name] = {key: tensor.new_zeros((*lead, *shape), dtype=dtype) for key, shape in shapes.items()}
-            state[name]["step"] = tensor.new_zeros(lead, dtype=torch.float32)
-        return state
+    Works on stacks, in torch.func.vmap over networks and over its own weights, and is differentiable in all it is
+    given. State, per parameter: a float for every momentum, one for the squares and one for how far the steps are ahead
+    of their average; one per row for how large its neuron has been; and one for the largest mean square so far.
 
-    def update(
-        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-    ) -> Stepped:
-        """See UpdateRule.update."""
-        return self(wiring, grads, state, params, loss=loss)
+    Args:
+        metanet: one that edits, with the config's `extra_types`; make_rule makes both.
+        config: see LearnedRuleConfig.
 
-    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
-        """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
-        facts = {"kind": self.kind, "rule": asdict(self.config), "training": dict(training or {})}
-        return save_checkpoint(folder, self.state_dict(), facts, card)
+    Raises:
+        SpecError: a metanetwork that reads.
+        TypeMismatchError: one that takes other quantities.
+    """
+
+    kind = "learned-rule"
+    what = "update rule of a metanetwork"
+    configs = LearnedRuleConfig
+    config: LearnedRuleConfig
+    needs_wiring = True
+    needs_spec = True
+    whole = True
+    inverse_times: Tensor
+
+    def __init__(self, metanet: Metanetwork, config: LearnedRuleConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or LearnedRuleConfig()
+        if metanet.embedding:
+            raise SpecError(
+                f"{type(metanet).__name__} came with embedding {metanet.embedding} as a rule; expected one that edits: "
+                "build it with embedding=0."
+            )
+        check_types(metanet.types_in, types_of(config.extra_types, len(metanet.types_out)), type(self).__name__)
+        self.metanet, self.moments = metanet, config.moments()
+        self.log_step_size = nn.Parameter(torch.full((2,), math.log(config.step_size)))  # of weights, of other tensors
+        self.log_share = nn.Parameter(torch.full((2,), math.log(_SHARE)))
+        self.pace = nn.Parameter(torch.zeros(2, len(_TIMES)))  # of the base step, of the proposed one
+        if config.averaging:
+            self.lag, self.log_recency = nn.Parameter(torch.tensor(2.2)), nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("inverse_times", torch.tensor([1 / time for time in _TIMES]), persistent=False)
+
+    def described(self) -> dict[str, Any]:
+        """See RuleModule. Raises SpecError for a metanetwork that is not registered."""
+        name, config = describe_metanet(self.metanet)
+        return {**super().described(), "metanet": {"name": name, "config": config}}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> Self:
-        """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
-        tensors, config = load_checkpoint(source, required=("kind", "rule"))
-        with built_from(source, tensors, cls.what):
-            check_kind(config, cls.kind)
-            rule = cls(conform(cls.configs, config["rule"], f"{CONFIG}: rule"))  # type: ignore[call-arg]
-            load_into(rule, tensors)
-        return rule.eval()
+    def from_description(cls, config: Mapping[str, Any]) -> Self:
+        """See RuleModule."""
+        held = conform(_Held, config.get("metanet"), f"{CONFIG}: metanet")
+        rule = conform(LearnedRuleConfig, config["rule"], f"{CONFIG}: rule")
+        return cls(build_metanet(held.name, held.config), rule)
+
+    def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
+        """See RuleModule."""
+        ahead = {"ahead": wire.shape} if self.config.averaging else {}
+        return {**self.moments.quantities(wire), **ahead, "reach": wire.shape[:1], "peak": ()}
+
+    def init(self, wiring: Wiring, params: Params) -> RuleState:
+        """See RuleModule; says what a step will hold where that is much, and refuses where it is more than there is."""
+        if wiring.spec is not None and params.keys() == wiring.spec.param_shapes().keys():
+            tell_memory(self, f"a rule of {type(self.metanet).__name__}", wiring, params)
+        return super().init(wiring, params)
+
+    def compiled_passes(self) -> None:
+        """See RuleModule."""
+        return None
+
+    def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: Any | None) -> Stepped:
+        """See RuleModule."""
+        grads, state, params = at
+        if not grads:
+            return {}, {}
+        dtype = next(iter(state.values()))["second"].dtype
+        values, slopes = ({name: tensors[name].to(dtype) for name in grads} for tensors in (params, grads))
+        new: RuleState = {name: self.moments.update(slope, state[name]) for name, slope in slopes.items()}
+        directions = {name: self.moments.direction(kept) for name, kept in new.items()}
+        proposed = self.propose(wiring, values, self.moments.channels(slopes, new, directions, loss))
+        scales = self._scales(wiring, values, state, new)
+        deltas: Params = {}
+        for name, direction in directions.items():
+            wire, kept = wiring.by_name[name], new[name]
+            size, share = (beside(number, direction) for number in self._sizes(wire, kept["step"], dtype))
+            # However large the metanetwork's word, it moves no tensor by much more than its scale.
+            word = proposed[name] * (1 + _mean_square(wire, proposed[name] / scales[name])).rsqrt()
+            energy = root(_mean_square(wire, direction))
+            warranted, kept["peak"] = self._warranted(wire, slopes[name], kept, scales[name], state[name]["peak"])
+            step = warranted * (share * energy * word - size * scales[name] * direction)
+            if self.config.averaging:
+                step, kept["ahead"] = self._averaged(step, state[name]["ahead"], kept["step"], warranted)
+            deltas[name] = step.to(grads[name].dtype)
+        return deltas, new
+
+    def propose(self, wiring: Wiring, params: Params, seen: Sequence[tuple[Any, Params]]) -> Params:
+        """What the metanetwork says, computed in its own dtype.
+
+        Raises SpecError where nobody said what the network is, ParamsError where not all of its parameters came.
+        """
+        if wiring.spec is None:
+            raise SpecError(
+                f"a network without a spec came to a rule of {type(self.metanet).__name__}; expected one that is read "
+                "as a whole: pass the network, LearnedOptimizer(net, rule), or a wiring with spec=spec_of(net)."
+            )
+        dtype, home = self.log_share.dtype, next(iter(params.values())).dtype
+
+        def cast(tensors: Params) -> Params:
+            return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+        extra = [(kind, cast(values)) for kind, values in seen]
+        # A step that is not finite is the optimizer's to refuse; a meta-loss counts it as the worst.
+        found = propose_delta(self.metanet, wiring.spec, cast(params), extra, finite=True)
+        return {name: found[name].to(home) for name in params}
+
+    def _scales(self, wiring: Wiring, values: Params, state: RuleState, new: RuleState) -> dict[str, Tensor]:
+        """What a base step is a multiple of, and "reach" into `new`; see MetanetRule's functions of these names."""
+        reach = neuron_scales(wiring, values)
+        grown = growth(wiring, reach).clamp(-_GROWTH, _GROWTH)
+        for name, kept in state.items():
+            if name in new:
+                i = wiring.by_name[name].target
+                reach[i] = torch.maximum(reach[i], self.config.memory * kept["reach"])
+        scales, before = spread(wiring, values, reach), layers_before(wiring)
+        matrices = sum(wire.kind == "weight" for wire in wiring.wires)
+        for name, scale in scales.items():
+            wire = wiring.by_name[name]
+            new[name]["reach"] = reach[wire.target].clone()  # weight and bias have the same
+            layers = 1 + (before[wire.target] if wire.kind == "bias" else 0)
+            scales[name] = scale * beside((-layers * grown).exp(), scale) * math.sqrt(2 / max(matrices, 1))
+        return scales
+
+    def _sizes(self, wire: Wire, steps: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+        """a and b, one number per network each."""
+        kind = int(wire.kind != "weight")
+        clock = (steps.to(dtype).unsqueeze(-1) * self.inverse_times.to(dtype) - 1).tanh()
+        logs = torch.stack([self.log_step_size[kind], self.log_share[kind]]).to(dtype)
+        return (clock @ self.pace.to(dtype).mT + logs).exp().unbind(-1)
+
+    def _warranted(self, wire: Wire, slope: Tensor, kept: Kept, scale: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
+        """What part of a step every entry's gradient warrants, and the tensor's new peak in the gauge (warrant.py)."""
+        mean = self.moments.mean_square(kept)
+        now, before = (_mean_square(wire, x * scale.square()).view(peak.shape) for x in (slope.square(), mean))
+        whole, peak = of_tensor(now, before, peak)
+        return beside(whole, slope) * of_entries(slope * inverse_root(mean)), peak
+
+    def _averaged(self, step: Tensor, ahead: Tensor, steps: Tensor, warranted: Tensor) -> tuple[Tensor, Tensor]:
+        """See MetanetRule."""
+        recency = self.log_recency.exp().to(step.dtype)
+        fresh = (1 + recency) / (steps.to(step.dtype) + recency)
+        return averaged(step, ahead, beside(fresh, step) * warranted, (-self.lag).sigmoid().to(step.dtype))
+
+
+def make_rule(
+    name: str, specs: Sequence[AnySpec], config: LearnedRuleConfig | None = None, **options: Any
+) -> LearnedRule:
+    """A fresh rule of the metanetwork `name` for such networks, small enough to be run at every step.
+
+    Args:
+        name: see metanet.registry.METANETS; one that edits.
+        specs: architectures that it must treat, at least one (spec_of reads them).
+        config: of the rule; None for `default_config`.
+        options: fields of the metanetwork's config, e.g. layers=3; those of SMALL are the default.
+
+    Raises SpecError on an unknown name or option, and for specs that it does not treat.
+    """
+    config = config or default_config(name)
+    known = entry(name).config.__dataclass_fields__
+    if "extra_types" not in known:
+        raise SpecError(f"{name} came as a rule; expected a metanetwork that edits, which takes gradients.")
+    small = {key: value for key, value in SMALL.items() if key in known}
+    return LearnedRule(make_metanet(name, specs, **{**small, **options, "extra_types": config.extra_types}), config)
+
+
+def default_config(name: str) -> LearnedRuleConfig:
+    """Of a rule of the metanetwork `name`: without a clock's channels where it takes no even quantity."""
+    return LearnedRuleConfig(clock=() if name in _ODD_ONLY else CLOCK)
+
+
+def _mean_square(wire: Wire, tensor: Tensor) -> Tensor:
+    """Over the whole tensor, one number per network that broadcasts with it."""
+    return tensor.square().mean(tuple(range(-len(wire.shape), 0)), keepdim=True)

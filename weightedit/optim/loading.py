@@ -7,17 +7,18 @@ from pathlib import Path
 
 from weightedit.checkpoint import load_checkpoint
 from weightedit.errors import FileFormatError
-from weightedit.optim.learned_rule import LearnedRule
+from weightedit.optim.rule_module import RuleModule
 from weightedit.reading import shortened
 
 KINDS = {
     "mlp-rule": ("weightedit.optim.mlp_rule", "MLPRule"),
+    "learned-rule": ("weightedit.optim.learned_rule", "LearnedRule"),
     "metanet-rule": ("weightedit.optim.metanet_rule", "MetanetRule"),
 }
 """The value of "kind" in a config.json -> module and class that saves and loads such rules."""
 
 
-def load_rule(source: str | Path) -> LearnedRule:
+def load_rule(source: str | Path) -> RuleModule:
     """The update rule of a checkpoint folder or hub repository, in eval mode on the CPU.
 
     Raises FileFormatError on another kind of checkpoint, and on anything missing, truncated or forged; nothing in a

@@ -34,7 +34,6 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
-from weightedit.optim.learned_rule import At, LearnedRule, Stepped
 from weightedit.optim.metanet_features import (
     DAMPING,
     DEPTH,
@@ -51,6 +50,7 @@ from weightedit.optim.metanet_features import (
 from weightedit.optim.metanet_passes import Large, Layers, Moments, Passes, averaged, direct, hidden_units
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.rule import RuleState, beside, warmth
+from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.unitwise import FROM, goes_alone, pooled, steady
 from weightedit.optim.warrant import of_entries, of_tensor
 from weightedit.spec import Params
@@ -63,7 +63,7 @@ _PIECE = 65536  # parameters at once, over all networks of a stack
 _WIDE = 16  # hidden units of a rule whose passes are quick to compile
 
 
-class MetanetRule(LearnedRule):
+class MetanetRule(RuleModule):
     """The rule of the file's docstring.
 
     Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
@@ -136,7 +136,7 @@ class MetanetRule(LearnedRule):
                 own[..., unseen.to(own.device)] = weights[..., unseen].to(own)
 
     def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
-        """See LearnedRule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps."""
+        """See RuleModule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps."""
         targets, sources, rest = wire.view
         shapes: dict[str, tuple[int, ...]] = {
             "momenta": (len(self.config.momenta), *wire.shape),
@@ -154,7 +154,7 @@ class MetanetRule(LearnedRule):
         return shapes
 
     def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: Passes | None) -> Stepped:
-        """See LearnedRule.step. Without a loss, a rule that looks at it sees the first one unchanged."""
+        """See RuleModule.step. Without a loss, a rule that looks at it sees the first one unchanged."""
         grads, state, params = at
         if not grads:
             return {}, {}
@@ -409,7 +409,7 @@ class MetanetRule(LearnedRule):
     # Large tensors, pass by pass.
 
     def compiled_passes(self) -> Passes | None:
-        """See LearnedRule.compiled_passes."""
+        """See RuleModule.compiled_passes."""
         return Passes(self._adam, signed=self._signed) if self.config.hidden <= _WIDE else None
 
     def _gathered(

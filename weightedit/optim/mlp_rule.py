@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from weightedit.errors import WeightEditError
 from weightedit.optim.gauge import inverse_root
-from weightedit.optim.learned_rule import At, LearnedRule, Stepped
 from weightedit.optim.mlp_features import Seen, full_features, lean_features, look, seen
 from weightedit.optim.rule import beside, warmth
+from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.unitwise import (
     FROM,
     affine,
@@ -122,7 +122,7 @@ class MLPRuleConfig:
         return (self.seen + len(self.times), *self.hidden, 2 if self.output == "exponential" else 1)
 
 
-class MLPRule(LearnedRule):
+class MLPRule(RuleModule):
     """A per-parameter learned update rule.
 
     Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
@@ -163,7 +163,7 @@ class MLPRule(LearnedRule):
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
-        """See LearnedRule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps, per decay.
+        """See RuleModule.quantities; "rows" and "columns" are the means of squares that Adafactor keeps, per decay.
 
         "peak" is the largest mean over the tensor so far.
         """
@@ -178,7 +178,7 @@ class MLPRule(LearnedRule):
         }
 
     def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: _Passes | None) -> Stepped:
-        """See LearnedRule.step; the loss is not looked at."""
+        """See RuleModule.step; the loss is not looked at."""
         (grads, state, params), deltas, new = at, {}, {}
         if not grads:
             return deltas, new
@@ -208,7 +208,7 @@ class MLPRule(LearnedRule):
         return deltas, new
 
     def compiled_passes(self) -> _Passes | None:
-        """See LearnedRule.compiled_passes."""
+        """See RuleModule.compiled_passes."""
         if self._products > _UNITWISE_TO:
             return None
         return _Passes(*map(compiled_for_all_shapes, (self._gather, self._energies, self._combined)))

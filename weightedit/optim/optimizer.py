@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import chain
 from numbers import Real
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
+from weightedit.graph_spec import spec_of
 from weightedit.module_wiring import wiring_of
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.loading import load_rule
@@ -112,6 +114,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "network: LearnedOptimizer(net, rule), or LearnedOptimizer(params, rule, net=net)."
             )
         self.wiring = wiring or (Wiring((), ()) if net is None else wiring_of(net))
+        if net is not None and self.wiring.spec is None and getattr(self.rule, "needs_spec", False):
+            self.wiring = replace(self.wiring, spec=spec_of(net))
         for note in self.wiring.notes:
             _LOG.warning(note)
         self._outside_wiring = Wiring((), ())

@@ -1,8 +1,8 @@
 """What an update rule is: two pure functions, as in optax.
 
 Here: the protocol, and what every rule needs to keep it. Rules designed by hand are hand_designed.py's, learned ones
-mlp_rule.py's and metanet_rule.py's; optimizer.py makes a torch.optim.Optimizer of any of them. A rule knows nothing of
-the loss that its gradients come from, so the same one refines an INR and trains a classifier.
+mlp_rule.py's, metanet_rule.py's and learned_rule.py's; optimizer.py makes a torch.optim.Optimizer of any of them. A
+rule knows nothing of the loss that its gradients come from, so the same one refines an INR and trains a classifier.
 
 The state is a dictionary of tensors per parameter, because that is the one form which every checkpoint format of the
 PyTorch world keeps. What belongs to all parameters (the number of steps done) stands with each of them.

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import WeightEditError
-from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.rule import RuleState, UpdateRule
+from weightedit.optim.rule_module import RuleModule
 from weightedit.spec import Params
 from weightedit.wiring import Wiring
 
@@ -99,7 +99,7 @@ def _in_one_dtype(grads: Params, state: RuleState, params: Params) -> tuple[Para
 
 def compiled(rule: UpdateRule) -> Callable[..., tuple[Params, RuleState]]:
     """A rule's update, compiled; a learned rule says how."""
-    return rule.compiled() if isinstance(rule, LearnedRule) else torch.compile(rule.update)
+    return rule.compiled() if isinstance(rule, RuleModule) else torch.compile(rule.update)
 
 
 def stepped(param: Tensor, delta: Tensor, group: Mapping[str, Any]) -> Tensor:

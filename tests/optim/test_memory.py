@@ -1,0 +1,59 @@
+"""What a step holds: told without taking it, as it is when it is taken."""
+
+import logging
+
+import pytest
+import torch
+
+from tests.networks import generator
+from weightedit.errors import WeightEditError
+from weightedit.metanet.registry import METANETS
+from weightedit.optim import memory
+from weightedit.optim.learned_rule import make_rule
+from weightedit.optim.memory import Alive, memory_of_step, tell_memory
+from weightedit.spec import NetworkSpec
+from weightedit.wiring import Wiring
+
+SPEC = NetworkSpec.mlp((5, 30, 20, 3), "relu")
+
+
+def random_network(spec=SPEC):
+    return {name: torch.randn(shape, generator=generator()) for name, shape in spec.param_shapes().items()}
+
+
+@pytest.mark.parametrize("name", [name for name in METANETS if name != "statistics"])
+def test_a_step_holds_what_was_told(name):
+    rule, wiring, params = make_rule(name, [SPEC]), Wiring.of(SPEC), random_network()
+    told = memory_of_step(rule, wiring, params)
+    state = rule.init(wiring, params)
+    with torch.no_grad():
+        rule.update(wiring, params, state, params)  # constants are kept from here on
+        with Alive() as alive:
+            rule.update(wiring, params, state, params)
+    assert 0.8 * alive.most < told < 1.5 * alive.most
+
+
+def test_what_is_much_is_said_and_what_is_more_than_there_is_refused(caplog, monkeypatch):
+    """10 million parameters: nothing of that size is made but the parameters themselves, which are expanded zeros."""
+    spec = NetworkSpec.mlp((5, 3000, 3000, 3), "relu")
+    params = {name: torch.zeros(()).expand(shape) for name, shape in spec.param_shapes().items()}
+    rule, wiring = make_rule("scalegmn", [spec]), Wiring.of(spec)
+    monkeypatch.setattr(memory, "memory_there", lambda _: 2**50)
+    with caplog.at_level(logging.WARNING):
+        tell_memory(rule, "it", wiring, params)
+    assert "A step of it holds up to" in caplog.text and "GiB for 9030003 parameters" in caplog.text
+    monkeypatch.setattr(memory, "memory_there", lambda _: 2**30)
+    with pytest.raises(WeightEditError, match=r"a step would hold .* GiB; expected at most the 1.0 GiB of cpu: take a"):
+        rule.init(wiring, params)
+    assert memory.memory_there(torch.device("cpu")) == 2**30
+    monkeypatch.undo()
+    assert memory.memory_there(torch.device("cpu")) > 2**28
+
+
+def test_a_model_that_looks_at_numbers_says_so(caplog, monkeypatch):
+    spec = NetworkSpec.mlp((5, 300, 300, 3), "relu")
+    rule = make_rule("dws", [spec])
+    monkeypatch.setattr(type(rule.metanet), "edit", lambda *_: torch.zeros(1, device="meta").nonzero())
+    with caplog.at_level(logging.WARNING):
+        tell_memory(rule, "it", Wiring.of(spec), random_network(spec))
+    assert "cannot be told beforehand" in caplog.text

@@ -1,0 +1,112 @@
+"""What a step of an update rule holds in memory, found before it is taken: the step is run on tensors without numbers.
+
+Counted is every tensor that is alive at once, beside the parameters, their gradients, the rule and its state: what a
+metanetwork makes per edge. Not counted is what a kernel needs for itself, and what is kept for gradients: of training a
+rule, metatrain/memory.py tells.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from weightedit.errors import WeightEditError
+from weightedit.spec import Params
+from weightedit.wiring import Wiring
+
+_LOG = logging.getLogger(__name__)
+_SAID_FROM = 2**30  # bytes from which on a step is worth a line
+_PARAMETERS = 50_000  # from which on a network is worth a look: what a step makes per parameter is below 20 kB
+
+
+class Alive(TorchDispatchMode):
+    """The bytes of the storages that were made inside and are alive, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.bytes = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in given and key not in self.alive:  # else a view, or made outside
+                self.alive[key] = weakref.ref(storage, lambda _, key=key, size=size: self._freed(key, size))
+                self.bytes += size
+        self.most = max(self.most, self.bytes)
+        return out
+
+    def _freed(self, key: int, size: int) -> None:
+        del self.alive[key]
+        self.bytes -= size
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def memory_of_step(rule: nn.Module, wiring: Wiring, params: Mapping[str, Tensor]) -> int:
+    """The most bytes that are alive at once inside `rule.update`, without gradients, for parameters of these shapes.
+
+    Args:
+        rule: an UpdateRule with weights; none of its tensors is touched.
+        wiring: of the network.
+        params: one network or N stacked ones; only shapes and dtypes count.
+    """
+    own = {name: tensor.to("meta") for name, tensor in (*rule.named_parameters(), *rule.named_buffers())}
+    shapes: Params = {name: torch.empty_like(tensor, device="meta") for name, tensor in params.items()}
+    with torch.no_grad(), Alive() as alive:
+        state = {
+            name: {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in kept.items()}
+            for name, kept in _kept(rule, wiring, shapes).items()
+        }
+        before = alive.bytes
+        torch.func.functional_call(rule, own, (wiring, shapes, state, shapes))
+    return alive.most - before
+
+
+def tell_memory(rule: nn.Module, name: str, wiring: Wiring, params: Mapping[str, Tensor]) -> None:
+    """Say in a line of the log what a step of `rule`, called `name`, will hold, where that is much.
+
+    Raises:
+        WeightEditError: it is more than the device has.
+    """
+    count, device = sum(tensor.numel() for tensor in params.values()), next(iter(params.values())).device
+    if count < _PARAMETERS or device.type == "meta":
+        return
+    try:
+        held = memory_of_step(rule, wiring, params)
+    except (RuntimeError, NotImplementedError) as error:  # a model of somebody else's that looks at numbers
+        _LOG.warning("What a step of %s holds for %d parameters cannot be told beforehand (%s).", name, count, error)
+        return
+    there = memory_there(device)
+    if held > there:
+        raise WeightEditError(
+            f"{count:,} parameters came to {name}, of which a step would hold {held / 2**30:.1f} GiB; expected at most "
+            f"the {there / 2**30:.1f} GiB of {device}: take a narrower metanetwork (node_width, edge_width, layers), "
+            "fewer networks at once, or a rule that goes parameter by parameter (lean)."
+        )
+    if held > _SAID_FROM:
+        _LOG.warning("A step of %s holds up to %.1f GiB for %d parameters.", name, held / 2**30, count)
+
+
+def memory_there(device: torch.device) -> int:
+    """All bytes of a device's memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _kept(rule: Any, wiring: Wiring, params: Params) -> dict[str, dict[str, tuple[torch.Size, torch.dtype]]]:
+    state = rule.init(wiring, params)
+    return {name: {key: (tensor.shape, tensor.dtype) for key, tensor in kept.items()} for name, kept in state.items()}

@@ -1,0 +1,118 @@
+"""What update rules with weights share: a config and weights that make them, a state of zeros, a folder to be kept in.
+
+How a step is made of gradients is mlp_rule.py's, metanet_rule.py's and learned_rule.py's; what an update rule is,
+rule.py's. Any of them from its folder: loading.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
+from weightedit.optim.rule import RuleState
+from weightedit.optim.unitwise import one_graph
+from weightedit.schema import conform
+from weightedit.spec import Params
+from weightedit.wiring import Wire, Wiring
+
+At = tuple[Params, RuleState, Params]
+"""Gradients, state and parameters."""
+Stepped = tuple[Params, RuleState]
+"""The delta and the state after it."""
+
+
+class RuleModule(nn.Module, ABC):
+    """An UpdateRule whose `forward` is its `update`, and whose `config` and weights are all that it is.
+
+    Attributes:
+        kind: of its checkpoints.
+        what: it is called in messages.
+        configs: the dataclass of its config.
+        config: JSON values, and tuples for which the dataclass takes lists.
+    """
+
+    kind: ClassVar[str]
+    what: ClassVar[str]
+    configs: ClassVar[type[Any]]
+    config: Any
+
+    @abstractmethod
+    def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
+        """What is kept of a tensor besides the step: name -> shape for one network."""
+
+    @abstractmethod
+    def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: Any | None) -> Stepped:
+        """See UpdateRule.update; `at`: gradients, state and parameters.
+
+        With `passes`, what `compiled_passes` gave, large tensors of one network go through these, one after another.
+        """
+
+    @abstractmethod
+    def compiled_passes(self) -> Any | None:
+        """Functions of matrices, compiled for all shapes (unitwise.py); None for a rule too wide to be compiled so."""
+
+    def forward(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> Stepped:
+        """See UpdateRule.update."""
+        return self.step(wiring, (grads, state, params), loss, None)
+
+    def compiled(self) -> Callable[..., Stepped]:
+        """`update`, compiled: a network as one graph or, where it is too large for that, by passes."""
+        whole, passes = torch.compile(self.update), self.compiled_passes()
+
+        def update(
+            wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+        ) -> Stepped:
+            if passes is None or one_graph(grads.values()) or torch.is_grad_enabled():
+                return whole(wiring, grads, state, params, loss=loss)
+            return self.step(wiring, (grads, state, params), loss, passes)
+
+        return update
+
+    def init(self, wiring: Wiring, params: Params) -> RuleState:
+        """Zeros in float32 at least, [(N), *shape] for every one of `quantities`."""
+        lead, state = wiring.lead(params), {}
+        for name, tensor in params.items():
+            dtype = torch.promote_types(tensor.dtype, torch.float32)
+            shapes = self.quantities(wiring.by_name[name])
+            state[name] = {key: tensor.new_zeros((*lead, *shape), dtype=dtype) for key, shape in shapes.items()}
+            state[name]["step"] = tensor.new_zeros(lead, dtype=torch.float32)
+        return state
+
+    def update(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> Stepped:
+        """See UpdateRule.update."""
+        return self(wiring, grads, state, params, loss=loss)
+
+    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
+        """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
+        facts = {"kind": self.kind, **self.described(), "training": dict(training or {})}
+        return save_checkpoint(folder, self.state_dict(), facts, card)
+
+    def described(self) -> dict[str, Any]:
+        """What config.json says of it, plain data; `from_description` makes the same one, without its weights."""
+        return {"rule": asdict(self.config)}
+
+    @classmethod
+    def from_description(cls, config: Mapping[str, Any]) -> Self:
+        """The rule that a config.json describes."""
+        return cls(conform(cls.configs, config["rule"], f"{CONFIG}: rule"))  # type: ignore[call-arg]
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
+        tensors, config = load_checkpoint(source, required=("kind", "rule"))
+        with built_from(source, tensors, cls.what):
+            check_kind(config, cls.kind)
+            rule = cls.from_description(config)
+            load_into(rule, tensors)
+        return rule.eval()
