@@ -1,6 +1,6 @@
 """What a step of an inner run costs in meta-training, by how the runs are done: contenders take turns in one run.
 
-    OMP_WAIT_POLICY=passive python tasks/benchmark_meta_training.py --rules lean scalegmn --out runs/meta-cost
+    OMP_WAIT_POLICY=passive python tasks/benchmark_meta_training.py --rules per-parameter lean --out runs/meta-cost
 
 Timed are whole outer gradients of antithetic PES on networks 64-32-10 with batches of 128 random images: all pairs of
 runs vmapped and compiled, vmapped and eager, and one pair after the other, eager. Given are medians of process time and
@@ -27,7 +27,7 @@ from weightedit.errors import WeightEditError
 from weightedit.metatrain.estimators import PES, Horizons
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabelledImages
 from weightedit.metatrain.unroll import Unroll
-from weightedit.optim.learned_rule import LearnedRule
+from weightedit.optim.rule_module import RuleModule
 
 _IMAGES, _CLASSES = 4096, 10
 
@@ -37,7 +37,7 @@ class Config:
     """One benchmark.
 
     Attributes:
-        rules: of lean, small-fc, scalegmn.
+        rules: of per-parameter, small-fc, lean.
         particles: pairs of runs.
         truncation: inner steps per outer gradient.
         rounds: turns of every contender.
@@ -45,7 +45,7 @@ class Config:
         smoke: seconds instead of minutes, without compiling, to see that everything runs.
     """
 
-    rules: tuple[str, ...] = ("lean", "scalegmn")
+    rules: tuple[str, ...] = ("per-parameter", "lean")
     particles: int = 16
     truncation: int = 20
     rounds: int = 7
@@ -56,7 +56,7 @@ class Config:
 class Contender:
     """Outer gradients of one rule, done in one way; `steps` inner steps per call."""
 
-    def __init__(self, rule: LearnedRule, config: Config, *, particles: int, compile: bool) -> None:
+    def __init__(self, rule: RuleModule, config: Config, *, particles: int, compile: bool) -> None:
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(_IMAGES, 1, 8, 8, generator=generator)
         labels = torch.randint(_CLASSES, (_IMAGES,), generator=generator)

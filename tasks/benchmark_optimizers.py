@@ -1,6 +1,6 @@
 """What a step of an optimizer costs, as multiples of torch's fused Adam, contenders taking turns in one run.
 
-    OMP_WAIT_POLICY=passive python tasks/benchmark_optimizers.py --rules lean scalegmn --out runs/cost
+    OMP_WAIT_POLICY=passive python tasks/benchmark_optimizers.py --rules per-parameter lean --out runs/cost
 
 Timed is optimizer.step() alone, on gradients that stay: medians of wall time, and process time per parameter. State is
 counted in floats per parameter. Compiling takes minutes per rule and network and is not timed.
@@ -26,17 +26,17 @@ from tqdm import tqdm
 from weightedit.cli import told_in_one_line
 from weightedit.errors import WeightEditError
 from weightedit.optim.hand_designed import Adam, GeometricAdam
-from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.optimizer import LearnedOptimizer
 from weightedit.optim.rule import UpdateRule
+from weightedit.optim.rule_module import RuleModule
 
-LEARNED: dict[str, Callable[[], LearnedRule]] = {
-    "lean": MLPRule,
+LEARNED: dict[str, Callable[[], RuleModule]] = {
+    "per-parameter": MLPRule,
     "small-fc": lambda: MLPRule(MLPRuleConfig.small_fc()),
-    "scalegmn": MetanetRule,
+    "lean": MetanetRule,
 }
 """Untrained, which cost as much."""
 RULES: dict[str, Callable[[], UpdateRule]] = {"adam": Adam, "geometric-adam": GeometricAdam, **LEARNED}
@@ -89,7 +89,7 @@ class Config:
     """One benchmark.
 
     Attributes:
-        rules: names (adam, geometric-adam, lean, small-fc, scalegmn), or folders of learned rules.
+        rules: names (adam, geometric-adam, per-parameter, small-fc, lean), or folders of learned rules.
         networks: names: 2.4k, 118k, 1.9M, ResNet-18.
         compile: compile the rules.
         seconds: about how long every contender is timed on every network.
@@ -97,7 +97,7 @@ class Config:
         smoke: seconds instead of minutes, to see that everything runs.
     """
 
-    rules: tuple[str, ...] = ("geometric-adam", "lean", "scalegmn")
+    rules: tuple[str, ...] = ("geometric-adam", "per-parameter", "lean")
     networks: tuple[str, ...] = tuple(NETWORKS)
     compile: bool = True
     seconds: float = 5.0

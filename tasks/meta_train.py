@@ -1,9 +1,11 @@
 """Meta-train an update rule: inner loops train many small networks with it, the outer loop trains the rule.
 
-    python tasks/meta_train.py --problems fashion-mlp --rule scalegmn --out runs/rule
+    python tasks/meta_train.py --problems fashion-mlp --rule lean --out runs/rule
+    python tasks/meta_train.py --problems fashion-cnn --rule scalegmn-b --out runs/graph-rule
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 tasks/meta_train.py ...     two processes, twice the particles
 
-The first is 1,500 outer steps, a quarter of an hour of one core.
+The first is 1,500 outer steps, a quarter of an hour of one core; in the second a metanetwork reads the whole network at
+every inner step, which takes many times as long.
 
 Every outer step unrolls `truncation` inner steps of one problem's particles and follows the estimated gradient of their
 mean loss. Problems take turns; `vary` adds problems of other widths, activations, initial scales and batch sizes to
@@ -30,16 +32,18 @@ from tqdm import tqdm
 
 from weightedit.cli import told_in_one_line
 from weightedit.errors import WeightEditError
+from weightedit.metanet.registry import METANETS, config_options
 from weightedit.metatrain.estimators import ES, PES, ESSingle, Estimator, Horizons, TruncatedBackprop
 from weightedit.metatrain.memory import memory_of
 from weightedit.metatrain.optimizee import Level, Optimizee, Reparametrised
 from weightedit.metatrain.problems import TRAINED, family, images_of
 from weightedit.metatrain.unroll import Unroll, start
-from weightedit.optim.learned_rule import LearnedRule
+from weightedit.optim.learned_rule import default_config, make_rule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
+from weightedit.optim.rule_module import RuleModule
 from weightedit.plots import Band, bands
 from weightedit.run_state import read_log
 from weightedit.training import TrainOptions, TrainResult, train
@@ -59,9 +63,12 @@ class Config:
     Attributes:
         problems: names of metatrain.problems.PROBLEMS; they take turns.
         images: folder that holds the data sets.
-        rule: "scalegmn" (optim/metanet_rule.py), "lean" or "small-fc" (optim/mlp_rule.py), or a folder to go on from.
-        metanet: of a new scalegmn rule.
-        step_size: of a new per-parameter rule.
+        rule: "lean" (optim/metanet_rule.py: per parameter, with one exchange over neurons), "per-parameter" or
+            "small-fc" (optim/mlp_rule.py); a metanetwork (optim/learned_rule.py): scalegmn, scalegmn-b, ng-gnn, ng-t,
+            monomial, nfn-np, nfn-hnp, dws, mlp; or a folder to go on from.
+        lean: of a new lean rule.
+        options: of a new rule's metanetwork: fields of its config, such as layers=3 node_width=32.
+        step_size: of the first steps of a new rule that is no lean one; 0 for its default.
         vary: what varies beside every problem itself: hidden, activation, initial_scale, batch_size.
         members: varied problems per name; 0 without `vary`.
         reparametrise: rescale what the rule sees, per global, tensor or parameter; empty for no.
@@ -79,9 +86,10 @@ class Config:
 
     problems: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--optimizee"])] = ("fashion-mlp",)
     images: str = "../shared/data"
-    rule: str = "scalegmn"
-    metanet: MetanetRuleConfig = field(default_factory=MetanetRuleConfig)
-    step_size: float = 1e-2
+    rule: str = "lean"
+    lean: MetanetRuleConfig = field(default_factory=MetanetRuleConfig)
+    options: tuple[str, ...] = ()
+    step_size: float = 0.0
     vary: tuple[str, ...] = ()
     members: int = 2
     reparametrise: Literal["", "global", "tensor", "parameter"] = ""
@@ -182,16 +190,26 @@ def of_first_process(generator: torch.Generator) -> torch.Generator:
     return torch.Generator(generator.device).manual_seed(int(seed))
 
 
-def new_rule(config: Config) -> LearnedRule:
-    """The rule that is trained."""
+def new_rule(config: Config, problems: Sequence[Optimizee]) -> RuleModule:
+    """The rule that is trained, for networks of these problems."""
     match config.rule:
-        case "scalegmn":
-            return MetanetRule(config.metanet)
         case "lean":
-            return MLPRule(MLPRuleConfig.lean(config.step_size))
+            return MetanetRule(config.lean)
+        case "per-parameter":
+            return MLPRule(MLPRuleConfig.lean(config.step_size or 1e-2))
         case "small-fc":
-            return MLPRule(MLPRuleConfig.small_fc(config.step_size))
-    return load_rule(config.rule)
+            return MLPRule(MLPRuleConfig.small_fc(config.step_size or 1e-2))
+    if config.rule not in METANETS:
+        return load_rule(config.rule)
+    specs = [problem.wiring.spec for problem in problems]
+    if None in specs:
+        raise WeightEditError(
+            f"{config.rule} came for a problem that is no network which a spec describes; expected networks that are "
+            "read as a whole: take --rule lean."
+        )
+    own = default_config(config.rule)
+    own = replace(own, step_size=config.step_size or own.step_size)
+    return make_rule(config.rule, specs, own, **config_options(config.options))
 
 
 def inner_problems(config: Config) -> list[Optimizee]:
@@ -220,8 +238,8 @@ def main(config: Config) -> TrainResult:
             f"estimator {config.estimator!r} and problems {config.problems} came; expected one of "
             f"{', '.join(ESTIMATORS)} and at least one problem: choose."
         )
-    out, rule = Path(config.out), new_rule(config)
-    problems = inner_problems(config)
+    out, problems = Path(config.out), inner_problems(config)
+    rule = new_rule(config, problems)
     extra: dict[str, Any] = {} if config.estimator == "backprop" else {"sigma": config.sigma}
     estimators = [
         ESTIMATORS[config.estimator](
@@ -276,7 +294,7 @@ def main(config: Config) -> TrainResult:
 @torch.no_grad()
 def score_of(rule: nn.Module, problem: Optimizee, steps: int, count: int = 8) -> float:
     """Mean score of `count` runs on images that no inner step sees, over all steps."""
-    assert isinstance(rule, LearnedRule)
+    assert isinstance(rule, RuleModule)
     state = start(rule, problem, torch.Generator(device_of(rule)).manual_seed(7), count, held_out=True)
     _, losses = Unroll(rule, problem, fresh=True)(state, steps)
     return float(problem.score(losses).mean())

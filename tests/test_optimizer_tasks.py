@@ -13,11 +13,14 @@ import tyro
 from tests.rules import TinyRule
 from tests.test_tasks import ROOT
 from weightedit.errors import WeightEditError
+from weightedit.metanet.registry import METANETS, describe_metanet
 from weightedit.metatrain.estimators import PES, Horizons, TruncatedBackprop
 from weightedit.metatrain.image_optimizees import LabelledImages
 from weightedit.metatrain.optimizee import Quadratic
 from weightedit.metatrain.problems import TRAINED, images_of, optimizee
 from weightedit.metatrain.unroll import Unroll
+from weightedit.optim.learned_rule import LearnedRule
+from weightedit.optim.loading import load_rule
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.plots import Band
 from weightedit.training import TrainOptions, train
@@ -112,10 +115,24 @@ def test_the_curve_is_drawn_at_every_validation(
         return bands(panels, path, **options)
 
     monkeypatch.setattr(meta_training, "bands", recorded)
-    meta_training.main(meta_training.Config(smoke=True, rule="lean", out=str(tmp_path)))
+    meta_training.main(meta_training.Config(smoke=True, rule="per-parameter", out=str(tmp_path)))
     assert [curve["validation"] for curve in drawn] == [[2], [2, 4], [2, 4]]
     assert drawn[0]["meta-loss"] == [1.0] and drawn[-1]["meta-loss"] == [1.0, 2.0, 3.0, 4.0]
     assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", [name for name in METANETS if name != "statistics"])
+def test_every_metanetwork_is_meta_trained_by_its_name(meta_training: ModuleType, tmp_path: Path, name: str) -> None:
+    layers = () if name == "mlp" else ("layers=1",)
+    meta_training.main(meta_training.Config(smoke=True, rule=name, options=layers, out=str(tmp_path)))
+    rule = load_rule(tmp_path / "rule")
+    assert isinstance(rule, LearnedRule) and describe_metanet(rule.metanet)[0] == name
+    assert f"kind {name}" in (tmp_path / "rule/README.md").read_text()
+
+
+def test_a_metanetwork_is_no_rule_for_what_is_no_network(meta_training: ModuleType) -> None:
+    with pytest.raises(WeightEditError, match="dws came for a problem that is no network which a spec describes"):
+        meta_training.new_rule(meta_training.Config(rule="dws"), [Quadratic()])
 
 
 def test_a_state_is_taken_up_on_the_device_of_the_rule(meta_training: ModuleType) -> None:

@@ -221,8 +221,8 @@ def test_meta_train_goes_on(tmp_path: Path) -> None:
     logs = [read_log(folder / "run") for folder in (out, tmp_path / "parts")]
     numbers = [[(r["loss"], r["grad_norm"], r.get("validation")) for r in log] for log in logs]
     assert len(numbers[0]) == 4 and numbers[0] == numbers[1]
-    lean = ["--rule", "lean", "--estimator", "backprop", "--reparametrise", "tensor", "--vary", "hidden"]
-    run_task("meta_train.py", "--smoke", *lean, "--out", str(tmp_path / "lean"))
+    single = ["--rule", "per-parameter", "--estimator", "backprop", "--reparametrise", "tensor", "--vary", "hidden"]
+    run_task("meta_train.py", "--smoke", *single, "--out", str(tmp_path / "single"))
     wrong = run_task("meta_train.py", "--smoke", "--estimator", "guess", "--out", str(tmp_path / "no"), check=False)
     assert wrong.returncode != 0 and "guess" in wrong.stderr
 
@@ -254,9 +254,9 @@ def test_costs(tmp_path: Path) -> None:
     compared = launch("tasks/compare_optimizers.py", "--smoke", "--rules", "sgd", "--out", str(tmp_path / "c"))
     assert "| ms per step | times fused Adam's |" in compared.stdout
     steps = launch(
-        "tasks/benchmark_optimizers.py", "--smoke", "--rules", "lean", "scalegmn", "--out", str(tmp_path / "a")
+        "tasks/benchmark_optimizers.py", "--smoke", "--rules", "per-parameter", "lean", "--out", str(tmp_path / "a")
     )
-    assert "| fused Adam |" in steps.stdout and "| scalegmn |" in steps.stdout
+    assert "| fused Adam |" in steps.stdout and "| lean |" in steps.stdout
     runs = launch("tasks/benchmark_meta_training.py", "--smoke", "--out", str(tmp_path / "b"))
     assert "| one pair at a time, eager |" in runs.stdout
     wrong = launch("tasks/benchmark_meta_training.py", "--rules", "guess", check=False)

@@ -55,7 +55,7 @@ _ODD_ONLY = ("monomial",)
 _SHARE = 0.1  # b over what the metanetwork's own scales say, at the start
 CLOCK = (100.0, 1000.0)
 """Times of the clock's channels, for metanetworks that take even quantities."""
-SMALL = {"node_width": 16, "edge_width": 8, "width": 8, "hidden": 32, "layers": 2, "probes": 0}
+SMALL = {"node_width": 8, "edge_width": 8, "width": 8, "hidden": 32, "layers": 2, "probes": 0}
 """Fields of a metanetwork's config for a rule, where it has them: it is run at every step."""
 
 
