@@ -175,6 +175,8 @@ def test_accumulated_micro_steps_are_one_batch(tmp_path):
     _, whole = run(tmp_path / "whole")
     _, parts = run(tmp_path / "parts", replace(OPTIONS, batch_size=4, accumulate=4))
     assert parts.losses == pytest.approx(whole.losses, abs=1e-6)
+    norms = [[record["grad_norm"] for record in read_log(tmp_path / name)] for name in ("whole", "parts")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
 def test_bf16_is_autocast_in_the_loss_only(tmp_path):
@@ -486,8 +488,10 @@ def test_only_the_parameter_at_fault_is_named(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path):
+    model = make_model()
     with pytest.raises(NonFiniteError, match="the loss was not finite in 10 steps in a row"):
-        run(tmp_path, loss=lambda model, batch: mean_squared_error(model, batch) + math.inf)
+        run(tmp_path, model=model, loss=lambda *given: mean_squared_error(*given) + math.inf)
+    assert same(model, make_model())  # also where the gradients are finite
 
 
 def test_a_validation_that_is_never_finite(tmp_path, caplog):

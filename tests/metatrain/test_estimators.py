@@ -295,6 +295,7 @@ def test_a_call_without_truncation_is_one_run_of_a_length_drawn_for_all():
         (lambda: estimator(PES, part=2, parts=2), "part 2 of 2"),
         (lambda: estimator(PES, 2, sigma=0.0), "positive"),
         (lambda: estimator(TruncatedBackprop, 1), "at least two"),
+        (lambda: estimator(TruncatedBackprop, horizons=Horizons(1, 5)), "at least two"),
         (lambda: ES(Unroll(Adam(), BOWL), Horizons(4, 4)), "a rule with weights"),
         (lambda: ES(Unroll(nn.Identity(), BOWL), Horizons(4, 4)), "a rule with weights"),
     ],
