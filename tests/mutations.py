@@ -158,7 +158,7 @@ def shared_lists(depth: int = 60) -> list[Any]:
 
 def _deep() -> list[Any]:
     value: list[Any] = []
-    for _ in range(500):
+    for _ in range(100):
         value = [value]
     return value
 

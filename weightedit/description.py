@@ -14,8 +14,10 @@ from weightedit.data.weight_set_cards import CARD, read_card
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.editor import Editor
 from weightedit.editing.predictive_editor import KIND, PredictiveEditor
+from weightedit.errors import FileFormatError
 from weightedit.inr.convention import DWSNETS, NFN, Convention
 from weightedit.inr.stack import INRStack
+from weightedit.schema import conform
 from weightedit.spec import NetworkSpec
 
 _NAMES = {DWSNETS: "DWSNets' and weightedit's default", NFN: "NFN's"}
@@ -117,8 +119,9 @@ def _editor(folder: Path) -> Facts:
         ("config", ", ".join(f"{name} {value}" for name, value in metanet["config"].items())),
         ("convention", _convention(editor.convention)),
     ]
-    figures = training.get("figures") if isinstance(training, Mapping) else None
-    if not isinstance(figures, Mapping) or not all(isinstance(value, int | float) for value in figures.values()):
+    try:
+        figures: dict[str, float] = conform(dict[str, float], (training or {}).get("figures"), "figures")
+    except FileFormatError:
         return [*facts, ("test MSE", f"not recorded in {CONFIG}; see README.md in the folder")]
     ordered = {f"{value:.3e}": name for name, value in sorted(figures.items(), key=lambda item: -item[1])}
     return [*facts, *_rows("test MSE", ordered)]
@@ -134,7 +137,12 @@ def _predictive_editor(folder: Path) -> Facts:
         ("steps", f"{editor.steps} of learned K-FAC"),
         ("config", ", ".join(f"{name} {value}" for name, value in config.items() if name != "operations")),
     ]
-    figures = load_checkpoint(folder)[1].get("training", {}).get("figures", {})
+    stated = load_checkpoint(folder)[1].get("training", {}).get("figures", {})
+    try:
+        figures: dict[str, dict[str, float]] = conform(dict[str, dict[str, float]], stated, "figures")
+    except FileFormatError:
+        figures = {}
+    figures = {name: found for name, found in figures.items() if {"edited", "do nothing"} <= found.keys()}
     errors = {name: f"{found['edited']:.3e} (do nothing {found['do nothing']:.3e})" for name, found in figures.items()}
     return [*facts, *_rows("test MSE", errors)]
 
