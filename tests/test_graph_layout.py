@@ -111,7 +111,7 @@ def test_a_chain_has_the_same_nodes_and_edges(chain):
     assert torch.equal(graph.nodes, dense.nodes) and torch.equal(graph.edges, dense.edges)
     ours, theirs = (g.layout.constants("permutation", dense.nodes) for g in (graph, dense))
     for key, value in vars(theirs).items():
-        assert torch.equal(getattr(ours, key), value), key
+        assert torch.equal(torch.as_tensor(getattr(ours, key)), torch.as_tensor(value)), key
 
 
 def test_pyg_round_trip_with_a_chain_in_the_batch():
