@@ -199,7 +199,7 @@ def test_the_wiring_reads_kernels():
             lambda: NetworkSpec((Layer("a", None, 2, 3), Layer("b", None, 3, 1, kernel=(3, 3)))),
             "the convolution b follows the linear layer a",
         ),
-        (lambda: NetworkSpec.from_dict({"layers": [{"kind": "pooling"}]}), "is not a network spec"),
+        (lambda: NetworkSpec.from_dict({"layers": [{"kind": "pooling"}]}), "a network spec: layers.0. lacks"),
     ],
 )
 def test_bad_specs_are_refused(make, message):
