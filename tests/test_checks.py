@@ -32,6 +32,29 @@ def test_sound_networks_pass(stack):
     assert "layers." in results[2].figure and "fresh ScaleGMN" in results[2].figure
 
 
+def _far_from_a_fit(size, depth=12):
+    """A SIREN that amplifies the rounding of its own weights, layer by layer."""
+    params, generator = _stack((2, *(16,) * depth, 1)).params, torch.Generator().manual_seed(1)
+    return INRStack(
+        {k: size * torch.randn(p.shape, generator=generator) for k, p in params.items()}, Convention(), 6, 6
+    )
+
+
+def test_where_exactness_ends_is_said_and_is_no_fault():
+    for result in (check_identity_edit(_stack()), check_equivariance(_stack())):
+        assert "exactness ends" not in result.figure
+    for result in (check_identity_edit(_far_from_a_fit(0.1)), check_equivariance(_far_from_a_fit(0.1))):
+        assert result.ok and "exactness ends here: one rounding" in result.figure
+
+
+def test_rounding_excuses_no_editor_without_equivariance():
+    mlp = FlatMLP(FlatMLPConfig((2, *(16,) * 12, 1), hidden=8))
+    for size in (0.1, 0.3):
+        assert not check_equivariance(_far_from_a_fit(size), Editor(mlp, "dilate")).ok
+    chaotic = check_equivariance(_far_from_a_fit(0.3))
+    assert not chaotic.ok and "exactness ends here" in chaotic.figure
+
+
 @pytest.mark.parametrize("symmetry", ["full", "permutation", "sign"])
 def test_an_editor_is_judged_under_its_own_symmetry_and_convention(symmetry):
     editor = Editor(ScaleGMN(ScaleGMNConfig(**SMALL, symmetry=symmetry)), "dilate", NFN)
