@@ -116,7 +116,8 @@ class Layer(MessagePassing):
         third = slice(2 * width, None)
         y, x = edge_update.from_outgoing, edge_update.from_incoming
         self.to_target = Messages(y.weight.detach()[third], y.bias.detach()[third], "source_to_target")
-        self.to_source = Messages(x.weight.detach()[third], x.bias.detach()[third], "target_to_source")
+        if bidirectional:
+            self.to_source = Messages(x.weight.detach()[third], x.bias.detach()[third], "target_to_source")
         self.mean_at_target, self.mean_at_source = (
             Summing(flow, "mean") for flow in ("source_to_target", "target_to_source")
         )
@@ -132,13 +133,12 @@ class Layer(MessagePassing):
         free = 1 - structure.flip
         x, y = _unit(state["x"]), _unit(state["y"])
         edges, v = self.edge_updater(index, x=x, y=y, z=state["z"], free=free, edges=state["e"], even=state["even"])
-        odd_in = self.to_target(index, y, free, edges, degrees[0])
-        even_in = self.mean_at_target(index, v, nodes)
-        odd_out, even_out = torch.zeros_like(odd_in), torch.zeros_like(even_in)
+        odd = [self.to_target(index, y, free, edges, degrees[0])]
+        even = [self.mean_at_target(index, v, nodes)]
         if self.bidirectional:
-            odd_out = self.to_source(index, x, free, edges, degrees[1])
-            even_out = self.mean_at_source(index, v, nodes)
-        return {**self.node(state, structure, (odd_in, odd_out), (even_in, even_out)), "e": edges}
+            odd.append(self.to_source(index, x, free, edges, degrees[1]))
+            even.append(self.mean_at_source(index, v, nodes))
+        return {**self.node(state, structure, tuple(odd), tuple(even)), "e": edges}
 
     def edge_update(
         self,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.metanet.chain_networks import editing, editing_in_a_batch, perturbed, reading, reading_in_a_batch
 from tests.networks import ACTIVATIONS, SPECS, generator, random_params, relative
@@ -221,6 +222,18 @@ def test_the_gradient_of_damping():
     plain = values / (1 + edges.square().mean(-1, keepdim=True)).sqrt()
     torch.testing.assert_close(damp(values, edges), plain, rtol=1e-14, atol=0)
     assert torch.autograd.gradgradcheck(damp, (values, edges))
+
+
+def test_one_way_costs_less_than_both_ways():
+    """In weights, and in products of one training step: what it does not send, it does not compute."""
+    spec, weights, products = SPECS["relu"], [], []
+    for bidirectional in (False, True):
+        metanet = _metanet(bidirectional=bidirectional)
+        with FlopCounterMode(display=False) as counter:
+            sum(delta.sum() for delta in propose_delta(metanet, spec, random_params(spec)).values()).backward()
+        weights.append(sum(p.numel() for p in metanet.parameters()))
+        products.append(counter.get_total_flops())
+    assert weights[0] < weights[1] and products[0] < products[1]
 
 
 @pytest.mark.parametrize("name", ["relu", "sine"])

@@ -53,7 +53,7 @@ def test_edges_and_messages_are_the_papers(name):
     torch.manual_seed(0)
     update = EdgeUpdate(NODE, EDGE, rank_one=False, edge_skip=False).double()
     _zero(update.product)
-    new, at_nodes, _ = update(state, True)
+    new, at_nodes, _ = update(state)
     free = (1 - state.constants.flip)[:, 0]
 
     def linear(module, x, node):

@@ -66,7 +66,7 @@ def root_of_mean(square: Tensor) -> Tensor:
 
 
 class NodeUpdate(nn.Module):
-    """Mix a node's streams with each other and with `message_width` channels of messages per direction.
+    """Mix a node's streams with each other and with the messages of either direction, 0 channels for none.
 
     Residual on all three streams; the two odd ones are gated by invariants.
     """
@@ -86,17 +86,15 @@ class NodeUpdate(nn.Module):
         self.hidden = nn.Linear(3 * width + messages_in + messages_out, 2 * width)
         self.out = nn.Linear(2 * width, 3 * width)
 
-    def forward(self, state: Streams, odd: tuple[Tensor, Tensor] | None, even: tuple[Tensor, Tensor] | None) -> Streams:
-        """New streams; `odd` and `even` hold the messages (at targets, at sources), or None before the first layer."""
+    def forward(self, state: Streams, odd: tuple[Tensor, ...], even: tuple[Tensor, ...]) -> Streams:
+        """New streams; `odd` and `even` hold the messages: (at targets, at sources), the former alone, or none."""
         free, unshifted = 1 - state.constants.flip, 1 - state.constants.shift
         to_out, to_in = self.bridge(state.slopes, unshifted).chunk(2, -1)
         x, y = unit_rms(state.incoming), unit_rms(state.outgoing)
         from_in, from_out = [x, to_in * y], [y, to_out * x]
-        invariants = [state.invariant]
-        if odd is not None and even is not None:
-            from_in.append(odd[0])
-            from_out.append(odd[1])
-            invariants += even
+        from_in += odd[:1]
+        from_out += odd[1:]
+        invariants = [state.invariant, *even]
         mixed_in = unit_rms(self.mix_incoming(torch.cat(from_in, -1), free))
         mixed_out = unit_rms(self.mix_outgoing(torch.cat(from_out, -1), free))
         pairs = self.pair_incoming(mixed_in, free), self.pair_outgoing(mixed_out, free)
@@ -142,11 +140,12 @@ class EdgeUpdate(nn.Module):
         rank_one: bool = True,
         edge_skip: bool = True,
         relative_signs: bool = True,
+        bidirectional: bool = True,
     ) -> None:
         super().__init__()
-        self.edge_width = edge_width
+        self.edge_width, self.bidirectional = edge_width, bidirectional
         self.rank_one, self.edge_skip, self.relative_signs = rank_one, edge_skip, relative_signs
-        self.from_incoming = OddLinear(node_width, 3 * edge_width)
+        self.from_incoming = OddLinear(node_width, (2 + bidirectional) * edge_width)
         self.from_outgoing = OddLinear(node_width, 3 * edge_width)
         self.from_invariant = nn.Linear(node_width, 2 * edge_width)
         self.product = nn.Linear(edge_width, edge_width, bias=False)
@@ -158,11 +157,11 @@ class EdgeUpdate(nn.Module):
             self.rank_gate.weight.mul_(0.5)
 
     def forward(
-        self, state: Streams, bidirectional: bool, even: Tensor | None = None
-    ) -> tuple[Streams, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """New state, odd messages (at targets, at sources) and even messages (likewise)."""
+        self, state: Streams, even: Tensor | None = None
+    ) -> tuple[Streams, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """New state, odd messages (at targets, and if bidirectional at sources) and even messages (likewise)."""
         layout, constants, free = state.layout, state.constants, 1 - state.constants.flip
-        x = self.from_incoming(unit_rms(state.incoming), free).chunk(3, -1)
+        x = self.from_incoming(unit_rms(state.incoming), free).split(self.edge_width, -1)
         y = self.from_outgoing(unit_rms(state.outgoing), free).chunk(3, -1)
         at_target, at_source = self.from_invariant(state.invariant).chunk(2, -1)
         products = layout.modulate(state.edges, x[0], y[0])
@@ -182,7 +181,7 @@ class EdgeUpdate(nn.Module):
         degree_in, degree_out = constants.in_degree.clamp(min=1), constants.out_degree.clamp(min=1)
         odd_in = layout.collect_at_target(edges, y[2]) * degree_in.rsqrt()
         even_in = layout.sum_at_target(v) / degree_in
-        if not bidirectional:
-            return new, (odd_in, torch.zeros_like(odd_in)), (even_in, torch.zeros_like(even_in))
+        if not self.bidirectional:
+            return new, (odd_in,), (even_in,)
         odd_out = layout.collect_at_source(edges, x[2]) * degree_out.rsqrt()
         return new, (odd_in, odd_out), (even_in, layout.sum_at_source(v) / degree_out)

@@ -284,12 +284,14 @@ class ScaleGMN(Metanetwork):
         self.lift_outgoing = OddLinear(seen, node)
         self.lift_invariant = nn.Linear(odd + 1 + even, node)
         kept = config.relative_signs
-        switches = (config.rank_one, config.edge_skip, kept)
+        switches = (config.rank_one, config.edge_skip, kept, config.bidirectional)
         self.encode = NodeUpdate(node, node, 0, 0, kept)
         self.edge_updates = nn.ModuleList(
             EdgeUpdate(node, edge, 0 if i else even, *switches) for i in range(config.layers)
         )
-        self.node_updates = nn.ModuleList(NodeUpdate(node, node, edge, edge, kept) for _ in range(config.layers))
+        self.node_updates = nn.ModuleList(
+            NodeUpdate(node, node, edge, config.bidirectional * edge, kept) for _ in range(config.layers)
+        )
         self.refit = LastLayerRefit() if config.refit else None
         if config.embedding:
             self.readout = InvariantReadout(node, config.inputs + config.outputs, config.embedding, kept)
@@ -324,11 +326,11 @@ class ScaleGMN(Metanetwork):
         odd, even = self._parities(edges)
         size = root_of_mean(layout.layer_mean_edges(odd.square()))
         state, readings = self._streams(graph, nodes, odd / size, size, constants, gauge)
-        state = self.encode(state, None, None)
+        state = self.encode(state, (), ())
         normalised = state.edges
         state = replace(state, edges=self.lift_edges(state.edges))
         for edge_update, node_update in zip(self.edge_updates, self.node_updates, strict=True):
-            state, odd_messages, even_messages = edge_update(state, self.config.bidirectional, even)
+            state, odd_messages, even_messages = edge_update(state, even)
             state = node_update(state, odd_messages, even_messages)
         return _Passed(state, normalised, readings, gauge, gauge * anchored, ratio * both, size)
 
