@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -188,12 +188,17 @@ class EquivariantLinear(nn.Module):
         self._plans = {groups: self._by_kept_axes(plan) for groups, plan in plans.items()}
 
     @staticmethod
-    def _by_kept_axes(terms: Sequence[Term]) -> list[dict[tuple[int, ...], list[Term]]]:
-        """Per target, the terms that keep the same axes: they share one product."""
-        plan: list[dict[tuple[int, ...], list[Term]]] = [{} for _ in range(1 + max(term.target for term in terms))]
+    def _by_kept_axes(terms: Sequence[Term]) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+        """(axes kept, sources, targets), few axes first: targets that read the same pooled sources share a product."""
+        sources: dict[tuple[tuple[int, ...], int], list[int]] = {}
         for term in terms:
-            plan[term.target].setdefault(term.kept, []).append(term)
-        return plan
+            sources.setdefault((term.kept, term.target), []).append(term.source)
+        targets: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+        for (kept, target), read in sources.items():
+            targets.setdefault((kept, tuple(read)), []).append(target)
+        return sorted(
+            ((kept, read, tuple(to)) for (kept, read), to in targets.items()), key=lambda group: len(group[0])
+        )
 
     def _affine(self, part: Part, groups: Groups) -> bool:
         return not any(group.scale or group.flip for group in self.space.groups_of(part, groups))
@@ -219,22 +224,35 @@ class EquivariantLinear(nn.Module):
 
     def forward(self, parts: Sequence[Tensor], groups: Groups) -> list[Tensor]:
         """Parts [..., *axes, folded * width_in] -> [..., *axes, folded * width_out]."""
-        return [
-            self._to(part, plan, parts, self._affine(part, groups))
-            for part, plan in zip(self.space.parts, self._plans[groups], strict=True)
-        ]
+        known = self.space.parts
+        totals = [self.offsets[part.name] if self._affine(part, groups) else None for part in known]
+        pooled: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        # Few axes first: what is broadcast is summed before it grows.
+        for kept, sources, targets in self._plans[groups]:
+            found = torch.cat([self._pooled(parts, source, kept, pooled) for source in sources], -1)
+            matrices = [[self.matrices[self._key(Term(to, source, kept))] for source in sources] for to in targets]
+            rows = [torch.cat(row, 1) if len(row) > 1 else row[0] for row in matrices]
+            products = functional.linear(found, torch.cat(rows) if len(rows) > 1 else rows[0])
+            for to, product in zip(targets, products.split([len(row) for row in rows], -1), strict=True):
+                for place, level in reversed(list(enumerate(known[to].levels))):
+                    if level not in kept:
+                        product = product.unsqueeze(place - len(known[to].levels) - 1)
+                total = totals[to]
+                totals[to] = product if total is None else total + product
+        return cast("list[Tensor]", totals)
 
-    def _to(self, part: Part, plan: dict[tuple[int, ...], list[Term]], parts: Sequence[Tensor], affine: bool) -> Tensor:
-        total = self.offsets[part.name] if affine else None
-        for kept, terms in reversed(plan.items()):  # few axes first: what is broadcast is summed before it grows
-            pooled = [
-                pool(parts[term.source], self.space.parts[term.source].levels, kept, self.pooling) for term in terms
-            ]
-            matrices = [self.matrices[self._key(term)] for term in terms]
-            found = functional.linear(torch.cat(pooled, -1), torch.cat(matrices, 1))
-            for place, level in reversed(list(enumerate(part.levels))):
-                if level not in kept:
-                    found = found.unsqueeze(place - len(part.levels) - 1)
-            total = found if total is None else total + found
-        assert total is not None
-        return total
+    def _pooled(
+        self,
+        parts: Sequence[Tensor],
+        source: int,
+        kept: tuple[int, ...],
+        memory: dict[tuple[int, tuple[int, ...]], Tensor],
+    ) -> Tensor:
+        """`pool` of a part, axis by axis and each but once: pooled over two axes is pooled over one, and again."""
+        levels = self.space.parts[source].levels
+        if len(kept) == len(levels):
+            return parts[source]
+        if (source, kept) not in memory:
+            more = next(tuple(x for x in levels if x in kept or x == level) for level in levels if level not in kept)
+            memory[source, kept] = pool(self._pooled(parts, source, more, memory), more, kept, self.pooling)
+        return memory[source, kept]
