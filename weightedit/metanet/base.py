@@ -83,6 +83,12 @@ def declared(symmetry: Symmetry) -> tuple[Symmetry, ...]:
     return ("permutation",) if symmetry == "permutation" else ("permutation", symmetry)
 
 
+def check_dropout(dropout: float) -> None:
+    """Raises SpecError unless it is a share that leaves something."""
+    if not 0 <= dropout < 1:
+        raise SpecError(f"a dropout of {dropout} came; expected a share in [0, 1).")
+
+
 def check_chains(graph: NeuralGraph, name: str) -> None:
     """Raises SpecError if networks that are no chains come to the metanetwork `name`, which goes layer by layer."""
     if graph.layout.link_kind is not None:

@@ -16,12 +16,12 @@ from torch.nn import functional
 from weightedit.errors import SpecError
 from weightedit.features import DELTA, INVARIANT
 from weightedit.graph import DenseLayout, NeuralGraph
-from weightedit.metanet.base import Metanetwork, check_chains, types_of
+from weightedit.metanet.base import Metanetwork, check_chains, check_dropout, types_of
 from weightedit.metanet.layers import root_of_mean
 from weightedit.metanet.statistics import hidden_layers
 from weightedit.schema import Seed, conform_fields
 
-_LATER = {"embedding", "channels", "extra_types"}
+_LATER = {"embedding", "channels", "extra_types", "dropout"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class FlatMLPConfig:
         embedding: 0 to edit; else the width of the vector per network.
         channels: of each quantity: the kernel positions of networks with convolutions, else 1.
         extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
+        dropout: share of the hidden features that is dropped in training, in [0, 1).
         seed: of the initial weights.
     """
 
@@ -46,10 +47,12 @@ class FlatMLPConfig:
     embedding: int = 0
     channels: int = 1
     extra_types: tuple[tuple[int, bool], ...] = ()
+    dropout: float = 0.0
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra_types", tuple((int(k), bool(odd)) for k, odd in self.extra_types))  # from JSON
+        check_dropout(self.dropout)
         if len(self.widths) < 2 or min(*self.widths, self.hidden, self.layers, self.channels) < 1 or self.embedding < 0:
             raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
 
@@ -61,7 +64,7 @@ class FlatMLPConfig:
     def from_dict(cls, data: Mapping[str, object]) -> FlatMLPConfig:
         """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
 
-        `embedding`, `channels` and `extra_types` may be missing: configs older than they are have the defaults.
+        `embedding`, `channels`, `extra_types` and `dropout` may be missing: older configs have the defaults.
         """
         return conform_fields(cls, data, _LATER, SpecError)
 
@@ -85,7 +88,9 @@ class FlatMLP(Metanetwork):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             sizes = [(1 + len(config.extra_types)) * size, *[config.hidden] * config.layers]
-            self.body = nn.Sequential(*hidden_layers(sizes), nn.Linear(sizes[-1], config.embedding or size))
+            self.body = nn.Sequential(
+                *hidden_layers(sizes, config.dropout), nn.Linear(sizes[-1], config.embedding or size)
+            )
         if not config.embedding:
             self.scale = nn.Parameter(torch.full((len(config.widths) - 1,), config.initial_scale))
             pairs = list(zip(config.widths, config.widths[1:], strict=False))

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from weightedit.errors import SpecError
 from weightedit.features import DELTA, INVARIANT
 from weightedit.graph import DenseLayout, NeuralGraph, dense_layout
-from weightedit.metanet.base import Metanetwork, check_chains, types_of
+from weightedit.metanet.base import Metanetwork, check_chains, check_dropout, types_of
 from weightedit.metanet.weight_space import FREE, EquivariantLinear, Pooling, WeightSpace
 from weightedit.schema import Seed, conform_fields
 from weightedit.spec import NetworkSpec
@@ -52,6 +52,7 @@ class ChainConfig:
         embedding: 0 to edit; else the width of the vector per network.
         initial_scale: size of a delta relative to the weights of its layer, at the start.
         extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
+        dropout: share of the hidden features that is dropped in training, in [0, 1).
         seed: of the initial weights.
     """
 
@@ -63,10 +64,12 @@ class ChainConfig:
     embedding: int = 0
     initial_scale: float = 0.01
     extra_types: tuple[tuple[int, bool], ...] = ()
+    dropout: float = 0.0
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra_types", tuple((int(k), bool(odd)) for k, odd in self.extra_types))  # from JSON
+        check_dropout(self.dropout)
         if min(self.inputs, self.outputs, self.channels, self.width, self.layers) < 1 or self.embedding < 0:
             raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
 
@@ -83,9 +86,9 @@ class ChainConfig:
     def from_dict(cls, data: Mapping[str, object]) -> Self:
         """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
 
-        `extra_types` may be missing: older configs have none.
+        `extra_types` and `dropout` may be missing: older configs have none.
         """
-        return conform_fields(cls, data, {"extra_types"}, SpecError)
+        return conform_fields(cls, data, {"extra_types", "dropout"}, SpecError)
 
 
 class ChainMetanet(Metanetwork):
@@ -98,7 +101,7 @@ class ChainMetanet(Metanetwork):
 
     def __init__(self, config: ChainConfig, space: WeightSpace) -> None:
         super().__init__()
-        self.space, self.embedding = space, config.embedding
+        self.space, self.embedding, self.dropout = space, config.embedding, nn.Dropout(config.dropout)
         self.types_in = types_of(config.extra_types, config.channels)
         self.types_out = () if config.embedding else (DELTA,) * config.channels
 
@@ -237,11 +240,14 @@ class FreeStack(nn.Module):
         space: the chains it treats.
         widths: channels, input first.
         pooling: of the linear layers.
+        dropout: share of the hidden features that is dropped in training.
     """
 
-    def __init__(self, space: WeightSpace, widths: Sequence[int], *, pooling: Pooling = "mean") -> None:
+    def __init__(
+        self, space: WeightSpace, widths: Sequence[int], *, pooling: Pooling = "mean", dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.dropout = space, nn.Dropout(dropout)
         self.groups = (FREE,) * (space.depth - 1)
         self.linears = nn.ModuleList(
             EquivariantLinear(space, a, b, kinds=[self.groups], pooling=pooling)
@@ -254,7 +260,7 @@ class FreeStack(nn.Module):
         for number, linear in enumerate(self.linears):
             if number:
                 found = [x.relu() for x in found]
-            found = linear(found, self.groups)
+            found = linear([self.dropout(x) for x in found] if number else found, self.groups)
             if number < len(self.linears) - 1:
                 found = [x / size_of(x, len(p.levels)) for x, p in zip(found, self.space.parts, strict=True)]
         return found

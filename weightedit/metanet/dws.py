@@ -67,7 +67,7 @@ class DWS(ChainMetanet):
             torch.default_generator.manual_seed(config.seed)
             last = [] if config.embedding else [config.channels]
             widths = [config.quantities * config.channels, *[config.width] * config.layers, *last]
-            self.stack = FreeStack(self.space, widths, pooling=self.pooling)
+            self.stack = FreeStack(self.space, widths, pooling=self.pooling, dropout=config.dropout)
             if config.embedding:
                 self.reader = Reader(self.space, config.width, config.embedding, config.quantities)
             else:
@@ -85,6 +85,6 @@ class DWS(ChainMetanet):
     def summarise(self, graph: NeuralGraph) -> Tensor:
         """The invariant layer: every part pooled over its neurons, then an MLP."""
         weights, biases, sizes = unit_blocks(self.space, graph, self.config.quantities)
-        found = [x.relu() for x in self.stack(self.space.fold(weights, biases))]
+        found = [self.dropout(x.relu()) for x in self.stack(self.space.fold(weights, biases))]
         pooled = [pool(x, p.levels, (), self.pooling) for x, p in zip(found, self.space.parts, strict=True)]
         return self.reader(pooled, sizes)

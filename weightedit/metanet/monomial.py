@@ -230,7 +230,7 @@ class Monomial(ChainMetanet):
     def summarise(self, graph: NeuralGraph) -> Tensor:
         """The invariant layer, means over hidden neurons, then an MLP."""
         parts, sizes, groups = self.features(graph)
-        found = self.invariant(parts, groups)
+        found = [self.dropout(x) for x in self.invariant(parts, groups)]
         pooled = [pool(x, part.levels, ()) for x, part in zip(found, self.space.parts, strict=True)]
         return self.reader(pooled, sizes)
 
@@ -261,7 +261,8 @@ class Monomial(ChainMetanet):
                 found = [x + y for x, y in zip(found, more, strict=True)]
             parts = found
             if number < len(self.linears) - 1:
-                parts = [bend(x / size, g) for x, size, g in zip(found, sizes_of(found), of_parts, strict=True)]
+                bent = (bend(x / size, g) for x, size, g in zip(found, sizes_of(found), of_parts, strict=True))
+                parts = [self.dropout(x) for x in bent]
         return parts, sizes, groups
 
     def _groups(self, spec: NetworkSpec) -> Groups:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from weightedit.errors import SpecError
 from weightedit.link import LINK_KINDS
+from weightedit.metanet.base import check_dropout
 from weightedit.schema import Seed, conform_fields
 
 SCALERS = ("identity", "amplification", "attenuation")
@@ -31,6 +32,7 @@ class NeuralGraphsConfig:
         channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1.
         link_kinds: how many kinds of edges it tells apart, in the order of link.LINK_KINDS; 1 (weights) for chains.
         extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
+        dropout: share of the hidden features that is dropped in training, in [0, 1).
         seed: of the initial weights.
     """
 
@@ -46,6 +48,7 @@ class NeuralGraphsConfig:
     channels: int = 1
     link_kinds: int = 1
     extra_types: tuple[tuple[int, bool], ...] = ()
+    dropout: float = 0.0
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +58,7 @@ class NeuralGraphsConfig:
                 f"{self} came; expected positive sizes, probes and embedding of at least 0, and at most "
                 f"{len(LINK_KINDS)} kinds of links."
             )
+        check_dropout(self.dropout)
         if self.probes and self.link_kinds > 1:
             raise SpecError(
                 f"{self.probes} probes came with {self.link_kinds} kinds of links; expected probes=0: probes are for "
@@ -74,9 +78,9 @@ class NeuralGraphsConfig:
     def from_dict(cls: type[Config], data: Mapping[str, object]) -> Config:
         """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
 
-        `link_kinds` may be missing: older configs have its default.
+        `link_kinds` and `dropout` may be missing: older configs have their defaults.
         """
-        return conform_fields(cls, data, {"link_kinds"}, SpecError)
+        return conform_fields(cls, data, {"link_kinds", "dropout"}, SpecError)
 
 
 @dataclass(frozen=True)

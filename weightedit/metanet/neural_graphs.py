@@ -71,6 +71,7 @@ class NeuralGraphs(Metanetwork):
             self.input = InputStage(config, reverse=reverse, loops=loops)
             # Nothing reads the pairs after the last layer of one that reads.
             updated = [True] * (config.layers - 1) + [not config.embedding]
+            self.dropout = nn.Dropout(config.dropout)
             self.layers = nn.ModuleList(layer(update) for update in updated)
             self.ending = Pooling(config) if config.embedding else DeltaEnding(config)
 
@@ -88,6 +89,7 @@ class NeuralGraphs(Metanetwork):
         nodes, pairs = lifted.nodes, lifted.pairs
         for layer in self.layers:
             nodes, pairs = layer(nodes, pairs)
+            nodes = self.dropout(nodes)
         return lifted, nodes, pairs
 
 

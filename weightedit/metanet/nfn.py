@@ -77,7 +77,7 @@ class NFN(ChainMetanet):
             entry = 2 * config.fourier if config.fourier else 1
             known = config.quantities * (config.channels * entry + 1) + codes
             last = [] if config.embedding else [config.channels]
-            self.stack = FreeStack(self.space, [known, *[config.width] * config.layers, *last])
+            self.stack = FreeStack(self.space, [known, *[config.width] * config.layers, *last], dropout=config.dropout)
             if config.embedding:
                 self.reader = Reader(self.space, config.width, config.embedding, config.quantities)
             else:
@@ -125,6 +125,6 @@ class NFN(ChainMetanet):
     def summarise(self, graph: NeuralGraph) -> Tensor:
         """Means over all neurons that are permuted, then an MLP."""
         parts, sizes = self.features(graph)
-        found = [x.relu() for x in self.stack(parts)]
+        found = [self.dropout(x.relu()) for x in self.stack(parts)]
         pooled = [pool(x, p.levels, ()) for x, p in zip(found, self.space.parts, strict=True)]
         return self.reader(pooled, sizes)

@@ -56,14 +56,24 @@ from weightedit.canonicalization import anchored_gauge
 from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER, ChannelType
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
-from weightedit.metanet.base import Metanetwork, declared
+from weightedit.metanet.base import Metanetwork, check_dropout, declared
 from weightedit.metanet.heads import DeltaHead, HeadSizes, InvariantReadout, LastLayerRefit, LayerTable, Readings
 from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams, root_of_mean
 from weightedit.probing import backpropagate, bias_reading, probe
 from weightedit.schema import Seed, conform_fields
 from weightedit.spec import SYMMETRIES, Symmetry
 
-_SWITCHES = {"grid", "solved", "rank_one", "edge_skip", "relative_signs", "neuron_codes", "embedding", "channels"}
+_SWITCHES = {
+    "grid",
+    "solved",
+    "rank_one",
+    "edge_skip",
+    "relative_signs",
+    "neuron_codes",
+    "embedding",
+    "channels",
+    "dropout",
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class ScaleGMNConfig:
         channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1;
             more than one needs probes=0 and forecast=0.
         embedding: 0 to edit, else the width of the vector per network that `embed` gives; then without a forecast.
+        dropout: share of the hidden features that is dropped in training, in [0, 1).
         seed: of the initial weights.
     """
 
@@ -119,6 +130,7 @@ class ScaleGMNConfig:
     extra_types: tuple[tuple[int, bool], ...] = ()
     channels: int = 1
     embedding: int = 0
+    dropout: float = 0.0
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -129,6 +141,7 @@ class ScaleGMNConfig:
             raise SpecError(
                 f"{self} came; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
             )
+        check_dropout(self.dropout)
         if self.channels > 1 and (self.probes or self.forecast):
             raise SpecError(
                 f"{self.channels} channels per quantity came with {self.probes} probes and a forecast of "
@@ -160,7 +173,7 @@ class ScaleGMNConfig:
     def from_dict(cls, data: Mapping[str, object]) -> ScaleGMNConfig:
         """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
 
-        The switches of ablations, `channels` and `embedding` may be missing: older configs have the defaults.
+        The switches of ablations, `channels`, `embedding`, `dropout` may be missing: older configs have the defaults.
         """
         return conform_fields(cls, data, _SWITCHES, SpecError)
 
@@ -292,6 +305,7 @@ class ScaleGMN(Metanetwork):
         self.node_updates = nn.ModuleList(
             NodeUpdate(node, node, edge, config.bidirectional * edge, kept) for _ in range(config.layers)
         )
+        self.dropout = nn.Dropout(config.dropout)
         self.refit = LastLayerRefit() if config.refit else None
         if config.embedding:
             self.readout = InvariantReadout(node, config.inputs + config.outputs, config.embedding, kept)
@@ -331,8 +345,13 @@ class ScaleGMN(Metanetwork):
         state = replace(state, edges=self.lift_edges(state.edges))
         for edge_update, node_update in zip(self.edge_updates, self.node_updates, strict=True):
             state, odd_messages, even_messages = edge_update(state, even)
-            state = node_update(state, odd_messages, even_messages)
+            state = self._dropped(node_update(state, odd_messages, even_messages))
         return _Passed(state, normalised, readings, gauge, gauge * anchored, ratio * both, size)
+
+    def _dropped(self, state: Streams) -> Streams:
+        """Channels dropped in training: a factor of a neuron multiplies what is left."""
+        incoming, outgoing, invariant = map(self.dropout, (state.incoming, state.outgoing, state.invariant))
+        return replace(state, incoming=incoming, outgoing=outgoing, invariant=invariant)
 
     def _whole_kernels(self, layout: Layout, passed: _Passed) -> tuple[Tensor, Tensor]:
         """The weights over the root mean square of their layer, [..., e, K], and that, [..., e, 1].

@@ -21,7 +21,7 @@ from torch.nn import functional
 from weightedit.errors import SpecError
 from weightedit.features import PARAMETER
 from weightedit.graph import NeuralGraph
-from weightedit.metanet.base import Metanetwork, check_chains
+from weightedit.metanet.base import Metanetwork, check_chains, check_dropout
 from weightedit.metanet.layers import root_of_mean
 from weightedit.schema import Seed, conform_fields
 from weightedit.spec import NetworkSpec, Params, Symmetry
@@ -40,6 +40,7 @@ class WeightStatisticsConfig:
         hidden: hidden width of the MLP.
         layers: hidden layers of the MLP.
         embedding: width of the vector per network; it cannot edit.
+        dropout: share of the hidden features that is dropped in training, in [0, 1).
         seed: of the initial weights.
     """
 
@@ -48,9 +49,11 @@ class WeightStatisticsConfig:
     hidden: int = 256
     layers: int = 2
     embedding: int = 64
+    dropout: float = 0.0
     seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_dropout(self.dropout)
         if min(self.depth, self.channels, self.hidden, self.layers) < 1 or self.embedding < 0:
             raise SpecError(f"{self} came; expected positive sizes.")
         if not self.embedding:
@@ -65,8 +68,8 @@ class WeightStatisticsConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> WeightStatisticsConfig:
-        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries."""
-        return conform_fields(cls, data, (), SpecError)
+        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries; `dropout` may be missing."""
+        return conform_fields(cls, data, {"dropout"}, SpecError)
 
 
 class WeightStatistics(Metanetwork):
@@ -86,7 +89,7 @@ class WeightStatistics(Metanetwork):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             sizes = [2 * config.depth * _PER_TENSOR, *[config.hidden] * config.layers]
-            self.body = nn.Sequential(*hidden_layers(sizes), nn.Linear(sizes[-1], config.embedding))
+            self.body = nn.Sequential(*hidden_layers(sizes, config.dropout), nn.Linear(sizes[-1], config.embedding))
 
     def read(self, graph: NeuralGraph) -> Tensor:
         """Raises SpecError for a network that is no chain, or of another depth."""
@@ -104,10 +107,11 @@ class WeightStatistics(Metanetwork):
         return self.body(torch.stack([statistics_of(spec, params) for spec, params in pairs]))
 
 
-def hidden_layers(sizes: list[int]) -> list[nn.Module]:
-    """Linear, LayerNorm and SiLU between each two sizes."""
+def hidden_layers(sizes: list[int], dropout: float) -> list[nn.Module]:
+    """Linear, LayerNorm, SiLU and dropout between each two sizes, the latter two in one place of the list."""
     pairs = zip(sizes, sizes[1:], strict=False)
-    return [part for a, b in pairs for part in (nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU())]
+    last = [nn.Sequential(nn.SiLU(), nn.Dropout(dropout)) for _ in sizes[1:]]
+    return [part for (a, b), end in zip(pairs, last, strict=True) for part in (nn.Linear(a, b), nn.LayerNorm(b), end)]
 
 
 def statistics_of(spec: NetworkSpec, params: Params) -> Tensor:
