@@ -22,7 +22,7 @@ def _random(*shape):
 
 def _state(name):
     """Random streams on a network, and the ends (target, source) of its edges."""
-    layout = dense_layout(SPECS[name])
+    layout = dense_layout(SPECS[name], torch.zeros(1))
     numbers = torch.arange(sum(SPECS[name].widths)).unsqueeze(-1)
     ends = list(zip(layout.to_target(numbers)[:, 0].tolist(), layout.to_source(numbers)[:, 0].tolist(), strict=True))
     edges = _random(len(ends), EDGE)
