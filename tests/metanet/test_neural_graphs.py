@@ -138,7 +138,7 @@ def test_sizes_at_the_start_are_sound(name, layers):
     for layer in spec.layers:
         for key in (layer.weight, layer.bias):
             assert 0.01 / 20 < _rms(delta[key]) / _rms(params[layer.weight]) < 0.01 * 10, key
-    layout = dense_layout(spec)
+    layout = dense_layout(spec, torch.zeros(1))
     for nodes, pairs in found:
         hidden = layout.at_level(1, nodes)
         for signal in (nodes, pairs.forward, pairs.backward):
