@@ -348,21 +348,21 @@ READERS = {
 
 @pytest.fixture
 def alarm():
-    """SIGALRM raises."""
+    """SIGPROF, sent after seconds of work (not of waiting for a busy machine), raises."""
 
     def late(number: int, frame: object) -> None:
         raise TimeoutError(f"more than {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGPROF, late)
     yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
 
 
 def _fault(read: Callable[[Path], object], folder: Path) -> str | None:
     """What is wrong with how a damaged file was treated."""
     try:
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         read(folder)
     except FileFormatError as error:
         text = str(error)
@@ -370,7 +370,7 @@ def _fault(read: Callable[[Path], object], folder: Path) -> str | None:
     except BaseException as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return None
 
 
