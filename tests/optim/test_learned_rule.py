@@ -16,8 +16,10 @@ from tests.metatrain.problems import digits
 from tests.networks import generator, relative
 from tests.residual_networks import PreActivation
 from weightedit import delta as core
+from weightedit.editing import editor as editing
 from weightedit.errors import SpecError, TypeMismatchError, WeightEditError
 from weightedit.graph_spec import spec_of
+from weightedit.inr.siren import initial_params
 from weightedit.metanet.pyg_adapter import PyGAdapter, PyGAdapterConfig
 from weightedit.metanet.registry import METANETS, make_metanet
 from weightedit.metatrain.estimators import PES, Horizons, TruncatedBackprop
@@ -27,6 +29,7 @@ from weightedit.optim import learned_rule
 from weightedit.optim.learned_rule import LearnedRule, LearnedRuleConfig, make_rule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.optimizer import LearnedOptimizer
+from weightedit.spec import NetworkSpec
 from weightedit.symmetry import act, random_element
 
 NAMES = [name for name in METANETS if name != "statistics"]
@@ -136,17 +139,21 @@ def test_a_scrambled_copy_stays_the_same_function_under_what_keeps_scales_and_no
 
 
 def test_editing_and_optimizing_go_through_propose_delta(monkeypatch):
-    calls = []
+    calls, both = [], (learned_rule, editing)
+    assert all(module.propose_delta is core.propose_delta for module in both)
 
     def counted(*args, **options):
         calls.append(args[0])
         return core.propose_delta(*args, **options)
 
-    monkeypatch.setattr(learned_rule, "propose_delta", counted)
+    for module in both:
+        monkeypatch.setattr(module, "propose_delta", counted)
     net = mlp().double()
     rule = rule_of("scalegmn", net)
     train(net, rule, steps=3)
-    assert calls == [rule.metanet] * 3
+    editor = editing.Editor(make_metanet("scalegmn", [NetworkSpec.siren((2, 4, 4, 1))]), "dilate")
+    editor(initial_params(2, (2, 4, 4, 1)))
+    assert calls == [rule.metanet] * 3 + [editor.metanet]
 
 
 @pytest.mark.parametrize("name", NAMES)
