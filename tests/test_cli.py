@@ -269,7 +269,7 @@ def _truncate(place):
 BAD = {
     "missing file": (None, "info none.safetensors", "there is no file or folder"),
     "missing picture": (None, "fit none.png -o out.safetensors", "there is no picture file"),
-    "truncated": (_truncate, "check in.safetensors", "no readable safetensors file"),
+    "truncated": (_truncate, "check in.safetensors", "expected a complete safetensors file"),
     "pickle with code": (lambda p: torch.save(_Code(), "net7.pth"), "info net7.pth", "nothing was executed"),
     "unreadable image": (
         lambda p: (p / "digit0.png").write_bytes(b"\x89PNG no"),
