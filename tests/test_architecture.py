@@ -39,6 +39,7 @@ ORDER = [  # fmt: skip
     "testing",
     "metanet.base",
     "metanet.layers",
+    "metanet.forecast",
     "metanet.heads",
     "metanet.scalegmn",
     "metanet.paper_scalegmn_config",

@@ -21,7 +21,7 @@ the paper (G: a learned matrix without bias, inv: an invariant network, *: by ch
     inputs       w and b as they are -> over their layer's root mean square, its logarithm beside: any size is read
     codes        h * p_V, e * p_E (h + p_V at both ends), one p per layer -> added to the invariant stream, none on
                  edges, counted from both ends: any depth is read
-    probes       none -> activations and slopes at learned inputs, and a forecast, are further features
+    probes       none -> activations and slopes at learned inputs or on a grid, and a forecast, are further features
     deltas       last e and h of width 1 -> heads.py, of terms that are zero for no weight
     vector       an MLP of the sum over hidden neurons, and both ends -> linear in their mean: any width is read
 
@@ -57,6 +57,7 @@ from weightedit.errors import SpecError
 from weightedit.features import DELTA, PARAMETER, ChannelType
 from weightedit.graph import Layout, NeuralGraph, NodeConstants
 from weightedit.metanet.base import Metanetwork, check_dropout, declared
+from weightedit.metanet.forecast import Forecast, GridForecast
 from weightedit.metanet.heads import DeltaHead, HeadSizes, InvariantReadout, LastLayerRefit, LayerTable, Readings
 from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams, root_of_mean
 from weightedit.probing import backpropagate, bias_reading, probe
@@ -176,56 +177,6 @@ class ScaleGMNConfig:
         The switches of ablations, `channels`, `embedding`, `dropout` may be missing: older configs have the defaults.
         """
         return conform_fields(cls, data, _SWITCHES, SpecError)
-
-
-class Forecast(nn.Module):
-    """The change of every output at every probe that an edit should bring about, predicted from what the probes see.
-
-    Sent down the network as a gradient would be (probing.backpropagate), it tells each neuron how its own
-    pre-activations should change. Output neurons carry no symmetry, so any network may act there.
-    """
-
-    def __init__(self, readings: int, width: int) -> None:
-        super().__init__()
-        sizes = [readings, width, width]
-        parts = [
-            p for a, b in zip(sizes, sizes[1:], strict=False) for p in (nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU())
-        ]
-        self.body = nn.Sequential(*parts, nn.Linear(width, readings))
-
-    def forward(self, values: Tensor, constants: NodeConstants) -> Tensor:
-        """[..., n, P] activations -> [..., n, P] wished-for changes, zero except at the output nodes."""
-        wished = self.body(values.index_select(-2, constants.outputs))
-        return torch.zeros_like(values).index_copy(-2, constants.outputs, wished)
-
-
-class GridForecast(nn.Module):
-    """A Forecast for probes on a regular grid: residual 3x3 convolutions over the picture that the outputs show there.
-
-    The first reading, which is of the bias and no probe's, has no place in the picture and a forecast of zero.
-
-    Args:
-        outputs: output neurons of a network, the channels of its picture.
-        side: of the grid, in probes.
-        width: channels between the convolutions.
-    """
-
-    def __init__(self, outputs: int, side: int, width: int) -> None:
-        super().__init__()
-        self.outputs, self.side = outputs, side
-        self.first = nn.Conv2d(outputs, width, 3, padding=1)
-        self.inner = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-        self.last = nn.Conv2d(width, outputs, 3, padding=1)
-
-    def forward(self, values: Tensor, constants: NodeConstants) -> Tensor:
-        """[..., n, P] activations -> [..., n, P] wished-for changes, zero except at the output nodes."""
-        shown = values.index_select(-2, constants.outputs)
-        picture = self.first(shown[..., 1:].reshape(-1, self.outputs, self.side, self.side))
-        for convolution in self.inner:
-            picture = picture + convolution(functional.silu(picture))
-        change = self.last(functional.silu(picture)).reshape(*shown.shape[:-1], -1)
-        change = torch.cat([torch.zeros_like(shown[..., :1]), change], -1)
-        return torch.zeros_like(values).index_copy(-2, constants.outputs, change)
 
 
 @dataclass(frozen=True)
