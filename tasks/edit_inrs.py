@@ -50,9 +50,11 @@ class Config:
 
     Attributes:
         weights: folder of a weight set (tasks/fit_inrs.py); not read where `images` are given.
-        images: a hub name or a folder of images whose INRs are fitted first, where the training runs: seconds on a
-            GPU. Started again, the same INRs are fitted again.
+        images: a hub name or a folder of images, with a train and a test split, whose INRs are fitted first, where the
+            training runs: seconds on a GPU. Started again, the same INRs are fitted again, on another device to
+            rounding; limits are then numbers of images.
         repeats: INRs per training image, where they are fitted here.
+        validation: training images kept for validation, where INRs are fitted here.
         out: folder of the run; the finished editor is written to out/editor.
         operation: what to learn (weightedit.editing.operations).
         train_limit: use the first so many training INRs; 0 for all.
@@ -77,6 +79,7 @@ class Config:
     weights: str = "runs/mnist-inrs"
     images: str = ""
     repeats: int = 1
+    validation: int = 5000
     out: str = "runs/mnist-dilate"
     operation: str = "dilate"
     train_limit: int = 0
@@ -159,7 +162,8 @@ def run_training(
     loss = augmented_loss if config.augment else edit_loss
     about: dict[str, Any] = {"weights": config.weights, "operation": config.operation, "augment": config.augment}
     about |= {"editor": asdict(config.editor)}
-    about |= {"images": config.images, "repeats": config.repeats} if config.images else {}
+    if config.images:
+        about |= {"images": config.images, "repeats": config.repeats, "validation": config.validation}
     about |= dict(zip(("metanet", "config"), describe_metanet(editor.metanet), strict=True))
     return train(editor, loss, examples, validate, out, options, about=about)
 
@@ -196,17 +200,23 @@ def read_splits(config: Config) -> dict[str, WeightSet]:
 
 
 def fitted_splits(config: Config) -> dict[str, WeightSet]:
-    """The splits that tasks/fit_inrs.py would make of config.images, fitted on the device of the training."""
-    images, split = ImageSource(config.images, seed=config.training.seed).read()
-    device = "cuda" if torch.cuda.is_available() and not config.training.cpu else "cpu"
+    """The splits of config.images as tasks/fit_inrs.py has them, their INRs fitted on the device of the training."""
+    source = ImageSource(config.images, validation=config.validation, seed=config.training.seed)
+    images, split = source.read()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if _on_gpu(config) else "cpu"
     limits = zip(SPLITS, (config.train_limit, config.validation_limit, config.test_limit), strict=True)
     made = {}
     for number, (name, limit) in enumerate(limits):
         rows = (split == number).nonzero().squeeze(1)[: limit or None]
-        generator = torch.Generator(device).manual_seed(derive_seed(config.training.seed, "fit", name))
+        # On the CPU, so that another device fits from the same initialisations.
+        generator = torch.Generator().manual_seed(derive_seed(config.training.seed, "fit", name))
         repeats = config.repeats if name == "train" else 1
         made[name] = fit_set(images[rows], split[rows], repeats=repeats, generator=generator, device=device)
     return made
+
+
+def _on_gpu(config: Config) -> bool:
+    return torch.cuda.is_available() and not config.training.cpu
 
 
 def build_editor(config: Config, stack: INRStack) -> Editor:
@@ -228,6 +238,7 @@ def _smoke(config: Config) -> Config:
     short = replace(config.training, steps=4, batch_size=4, warmup_steps=1, validate_every=2, checkpoint_every=2)
     return replace(
         config,
+        validation=16,
         train_limit=16,
         validation_limit=8,
         test_limit=8,
@@ -273,8 +284,9 @@ def report(
         "parameters": parameters,
         "metanet": describe_metanet(editor.metanet)[0],
         "probes": describe_metanet(editor.metanet)[1].get("probes", 0),
+        "grid": describe_metanet(editor.metanet)[1].get("grid", False),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        + (f", {torch.cuda.get_device_name()}" if _on_gpu(config) else ""),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "finished": result.finished,
     }
@@ -296,7 +308,8 @@ def model_card(config: Config, facts: dict[str, Any], lines: list[str]) -> str:
     known = known if config.editor.guides else []
     known += ["the last layer solved towards the operation of the rendering"] if config.editor.solve_last else []
     probes = facts["probes"]
-    told = f"input weights and {probes} learned probes" if probes else "input weights"
+    kind = "probes on a fixed grid" if facts["grid"] else "learned probes"
+    told = f"input weights and {probes} {kind}" if probes else "input weights"
     told += "" if known else " only"
     told = ", ".join(
         [

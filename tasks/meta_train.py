@@ -196,7 +196,7 @@ def new_rule(config: Config, problems: Sequence[Optimizee]) -> RuleModule:
         case "lean":
             return MetanetRule(config.lean)
         case "per-parameter":
-            return MLPRule(MLPRuleConfig.lean(config.step_size or 1e-2))
+            return MLPRule(MLPRuleConfig.per_parameter(config.step_size or 1e-2))
         case "small-fc":
             return MLPRule(MLPRuleConfig.small_fc(config.step_size or 1e-2))
     if config.rule not in METANETS:

@@ -270,6 +270,18 @@ def test_products_have_two_derivatives(name):
     assert torch.autograd.gradgradcheck(getattr(layout, name), leaves)
 
 
+def test_constants_made_in_inference_serve_a_training(views):
+    layout, lift, _ = views
+    with torch.inference_mode():
+        layout.constants("full", torch.zeros(1, dtype=torch.float64))
+        layout.kernel_positions(torch.zeros(1, dtype=torch.float64))
+    nodes = lift(_random(NODES, 1)).requires_grad_()
+    (nodes * layout.constants("full", torch.zeros(1, dtype=torch.float64)).in_degree).sum().backward()
+    edges = lift(_random(EDGES, 1)).requires_grad_()
+    (edges * layout.kernel_positions(torch.zeros(1, dtype=torch.float64))).sum().backward()
+    assert bool(nodes.grad.any()) and bool(edges.grad.any())
+
+
 def test_a_ragged_graph_holds_its_networks():
     networks = [(SPECS[name], random_params(SPECS[name], seed=i)) for i, name in enumerate(("relu", "mixed", "sine"))]
     graph = ragged_graph([NeuralGraph.from_params(*network) for network in networks])

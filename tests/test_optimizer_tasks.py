@@ -87,7 +87,7 @@ def test_fits_are_validated_on_images_that_no_inner_step_saw(meta_training: Modu
     """The images of training are black, those held out white: a rule that does nothing shows which it was asked."""
     black = LabelledImages(torch.zeros(4, 1, 6, 6), torch.zeros(4, dtype=torch.long), 1)
     white = replace(black, images=torch.ones(4, 1, 6, 6))
-    rule = MLPRule(MLPRuleConfig.lean(1e-30))
+    rule = MLPRule(MLPRuleConfig.per_parameter(1e-30))
     validated, (expected, trained) = (
         meta_training.score_of(rule, optimizee("mnist-siren", black, white, hidden=(4,)), 2),
         [meta_training.score_of(rule, optimizee("mnist-siren", seen, hidden=(4,)), 2) for seen in (white, black)],
@@ -136,7 +136,7 @@ def test_a_metanetwork_is_no_rule_for_what_is_no_network(meta_training: ModuleTy
 
 
 def test_a_state_is_taken_up_on_the_device_of_the_rule(meta_training: ModuleType) -> None:
-    rule = MLPRule(MLPRuleConfig.lean(1e-3)).to("meta")
+    rule = MLPRule(MLPRuleConfig.per_parameter(1e-3)).to("meta")
     carried = meta_training.MetaLoss([PES(Unroll(rule, Quadratic()), Horizons(2, 3))])
     carried.load({"turn": torch.tensor(5), "0/seed": torch.tensor(1), "0/inner/step": torch.zeros(4)})
     assert carried.turn == 5 and {tensor.device.type for tensor in carried.states[0].values()} == {"meta"}

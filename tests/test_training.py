@@ -631,6 +631,12 @@ def test_data_that_can_be_moved_are_drawn_where_they_went(tmp_path):
 def test_what_cannot_be_captured_is_said_before_the_first_step(tmp_path):
     with pytest.raises(WeightEditError, match=r"capture is True on cpu in 1 process\(es\); expected False, or a CUDA"):
         run(tmp_path, replace(OPTIONS, capture=True), data=OnDevice())
+    memory = Memory()
+    with pytest.raises(
+        WeightEditError, match="capture is True with `carried`; expected False: a replay runs no Python"
+    ):
+        options = replace(OPTIONS, capture=True)
+        train(make_model(), memory, OnDevice(), validate, tmp_path, options, carried=memory, progress=False)
     assert not (tmp_path / "state").exists()
 
 

@@ -81,13 +81,13 @@ def check_identity_edit(stack: INRStack) -> Check:
 
 
 def check_equivariance(stack: INRStack, editor: Editor | PredictiveEditor | None = None) -> Check:
-    """The relative equivariance error of the editor (None: of a fresh ScaleGMN), its worst tensor, in float64."""
+    """The relative equivariance error of the editor (None: of a fresh scalegmn), its worst tensor, in float64."""
     spec, params = stack.spec, _double(stack.params)
     if isinstance(editor, PredictiveEditor):
         return _check_whole(stack.with_params(params), editor)
     if editor is None:
         config = ScaleGMNConfig(inputs=spec.widths[0], outputs=spec.widths[-1], node_width=16, edge_width=8, layers=2)
-        subject, judged = "a fresh ScaleGMN", Editor(ScaleGMN(config), "identity", stack.convention)
+        subject, judged = "a fresh scalegmn", Editor(ScaleGMN(config), "identity", stack.convention)
     else:
         name, subject = describe_metanet(editor.metanet)[0], "the editor"
         subject, judged = f"{subject} ({name}, {editor.operation})", editor

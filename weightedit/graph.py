@@ -194,7 +194,8 @@ class Layout(ABC):
         kernel, 0.0 where it is padding; a delta there is nobody's."""
         key = (like.dtype, like.device)
         if key not in self._positions:
-            self._positions[key] = self.position_table().to(like.device, like.dtype)
+            with torch.inference_mode(False):
+                self._positions[key] = self.position_table().to(like.device, like.dtype)
         return self._positions[key]
 
     def constants(self, symmetry: Symmetry, like: Tensor) -> NodeConstants:
@@ -202,20 +203,24 @@ class Layout(ABC):
         key = (symmetry, like.dtype, like.device)
         cache = self._constants
         if key not in cache:
-            groups, places = self.node_tables(symmetry)
-            outputs, scaled = (places[:, 1] == 0).nonzero().squeeze(1), bool(groups[:, 0].any())
-            groups, places = groups.to(like.device, like.dtype), places.to(like.device)
-            # Not `like.new_ones`: inside torch.func.vmap that would be one of its own tensors, and kept beyond it.
-            ones = torch.ones(self.edge_count, 1, dtype=like.dtype, device=like.device)
-            cache[key] = NodeConstants(
-                *groups.unsqueeze(-1).unbind(1),
-                *places.unbind(1),
-                in_degree=self.sum_at_target(ones),
-                out_degree=self.sum_at_source(ones),
-                outputs=outputs.to(like.device),
-                scaled=scaled,
-            )
+            with torch.inference_mode(False):  # what is kept must serve a training, too
+                cache[key] = self._made_constants(symmetry, like)
         return cache[key]
+
+    def _made_constants(self, symmetry: Symmetry, like: Tensor) -> NodeConstants:
+        groups, places = self.node_tables(symmetry)
+        outputs, scaled = (places[:, 1] == 0).nonzero().squeeze(1), bool(groups[:, 0].any())
+        groups, places = groups.to(like.device, like.dtype), places.to(like.device)
+        # Not `like.new_ones`: inside torch.func.vmap that would be one of its own tensors, and kept beyond it.
+        ones = torch.ones(self.edge_count, 1, dtype=like.dtype, device=like.device)
+        return NodeConstants(
+            *groups.unsqueeze(-1).unbind(1),
+            *places.unbind(1),
+            in_degree=self.sum_at_target(ones),
+            out_degree=self.sum_at_source(ones),
+            outputs=outputs.to(like.device),
+            scaled=scaled,
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class TrainOptions:
     """What one training run does. A run is resumed with the same options; only `steps` may grow.
 
     `checkpoint_every`, `max_seconds`, `log_with`, `cpu`, `compile` and `capture` do not say what the run is and may
-    change at a resume.
+    change at a resume; where one of the last three does, the run goes on equal to rounding only.
 
     Attributes:
         steps: optimizer steps, at least 1.
@@ -44,7 +44,8 @@ class TrainOptions:
         cpu: train on the CPU even where there is an accelerator.
         compile: torch.compile the loss: fewer passes over memory, after a minute or so of compiling.
         capture: replay every step as one CUDA graph, so that no operation waits for its launch. Needs a CUDA device,
-            one process, data that can live on it, and a loss that reads no value back.
+            one process, data that can live on it, and a loss that reads no value back, keeps nothing in Python from
+            step to step and draws only from its generator and the device's.
     Raises:
         WeightEditError: naming the first option out of its range.
     """

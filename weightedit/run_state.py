@@ -6,7 +6,7 @@ state to named tensors. Not here: when any of it happens, devices and processes 
     run.json                        options, processes and data size; a folder belongs to one run
     log.jsonl                       one line per step
     state/step-00000100/            state.json and state.safetensors; tensor names start with model/, optimizer/,
-                                    average/, best/ or random/
+                                    average/, best/, random/ or carried/
 
 A state is written under another name and renamed, and the one before it is deleted after that: at every moment one of
 them is complete, whenever the process is killed. One process writes here, which holds the claim on state/.

@@ -217,6 +217,8 @@ class _CapturedStep:
         try:
             with torch.cuda.graph(self.graph, stream=self.stream):
                 self.found = self.work(self.indices)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise WeightEditError(
                 f"capture is True, and a step cannot be captured ({str(error).splitlines()[0]}); expected a loss that "
@@ -393,6 +395,9 @@ class _Run:
 
     def _captured(self) -> _CapturedStep:
         o = self.options
+        require_option(
+            self.carried is None, "capture", "True with `carried`", "False: a replay runs no Python that could carry it"
+        )
         on, alone = self.device.type == "cuda", self.accelerator.num_processes == 1
         came = f"True on {self.device.type} in {self.accelerator.num_processes} process(es)"
         require_option(on and alone, "capture", came, "False, or a CUDA device and one process")

@@ -472,3 +472,8 @@ def test_a_flat_target_at_the_raw_zero_is_reached(rule):
     stack = INRStack(initial_params(3, (2, 8, 8, 1), generator=torch.Generator().manual_seed(0)), Convention(), 9, 8)
     flat = torch.full((3, 1, 9, 8), 0.5)
     assert float((refine(stack, flat, 5, rule=rule).render() - flat).abs().max()) < 1e-4
+
+
+def test_no_inr_is_refined_to_no_inr():
+    stack = INRStack(initial_params(3, (2, 4, 1)), Convention(), 5, 5)[:0]
+    assert len(refine(stack, torch.zeros(0, 1, 5, 5), steps=2)) == 0

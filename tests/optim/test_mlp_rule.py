@@ -20,7 +20,7 @@ from weightedit.wiring import NeuronSet, Wire, Wiring
 
 SPEC = NetworkSpec.mlp((3, 6, 5, 2), [ACTIVATIONS["relu"], ACTIVATIONS["tanh"]])
 WIRING = Wiring.of(SPEC)
-CONFIGS = {"lean": MLPRuleConfig.lean(0.01), "small_fc": MLPRuleConfig.small_fc(0.01)}
+CONFIGS = {"per_parameter": MLPRuleConfig.per_parameter(0.01), "small_fc": MLPRuleConfig.small_fc(0.01)}
 over_configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 

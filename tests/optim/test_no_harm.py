@@ -21,7 +21,7 @@ from weightedit.wiring import Wiring
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "small-classifier"
 RULES = {
-    "lean": lambda: MLPRule(MLPRuleConfig.lean(0.01)),
+    "per-parameter": lambda: MLPRule(MLPRuleConfig.per_parameter(0.01)),
     "small_fc": lambda: MLPRule(MLPRuleConfig.small_fc(0.01)),
     "metanet": lambda: random_rule().float(),
     "small-classifier": lambda: load_rule(CHECKPOINT),

@@ -56,7 +56,7 @@ class ImageSource:
         train = load_images(self.images, self.train_split, limit=self.limit or None, size=size)
         if not 0 <= self.validation <= len(train) // 2:
             raise WeightEditError(
-                f"validation {self.validation} of {len(train)} images; expected at most half: lower --validation."
+                f"validation {self.validation} of {len(train)} images; expected at most half of them: lower it."
             )
         counts = (len(train) - self.validation, self.validation, 0)
         split = split_by_image(train.index, counts=counts, seed=self.seed)

@@ -130,7 +130,9 @@ def refine(
             "per INR: see target_of."
         )
     weight = stack.params["layers.0.weight"]
-    size = chunk or max(1, min(CHUNK, CHUNK_PIXELS // targets[0:1].numel()) if weight.device.type == "cpu" else 2048)
+    size = chunk or max(
+        1, min(CHUNK, CHUNK_PIXELS // max(1, targets.shape[1:].numel())) if weight.device.type == "cpu" else 2048
+    )
     chosen, parts = rule or KFAC(), []
     with tqdm(total=len(stack), desc="refining", unit="INR", disable=not progress) as bar:
         for rows in torch.arange(len(stack), device=weight.device).split(size):

@@ -87,7 +87,7 @@ class ScaleGMNConfig:
         node_width: channels of each of the three node streams.
         edge_width: channels of the edges, and of the messages along them.
         layers: message-passing layers.
-        probes: learned inputs at which activations are read, 0 for none.
+        probes: learned inputs (fixed ones with `grid`) at which activations are read, 0 for none.
         forecast: hidden width of the forecast (see Forecast), 0 for none.
         refit: finish with LastLayerRefit towards the forecast; needs probes and a forecast.
         grid: probes on a fixed, regular grid over [-1, 1]^2, their number a square, which lets the forecast convolve

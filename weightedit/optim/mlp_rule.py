@@ -106,7 +106,7 @@ class MLPRuleConfig:
         return cls("full", (32, 32), "exponential", decays, 0.999, decays, _TIMES, step_size)
 
     @classmethod
-    def lean(cls, step_size: float = 1e-3) -> MLPRuleConfig:
+    def per_parameter(cls, step_size: float = 1e-3) -> MLPRuleConfig:
         """13-8-8-1, fewer than 200 weights, three floats of state per parameter and the factors."""
         return cls(step_size=step_size)
 
@@ -143,7 +143,7 @@ class MLPRule(RuleModule):
 
     def __init__(self, config: MLPRuleConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.config = config = config or MLPRuleConfig.lean()
+        self.config = config = config or MLPRuleConfig.per_parameter()
         generator = generator or torch.Generator().manual_seed(0)
         pairs = zip(config.sizes, config.sizes[1:], strict=False)
         self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, a, b) for a, b in pairs)
