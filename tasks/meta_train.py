@@ -64,8 +64,8 @@ class Config:
         problems: names of metatrain.problems.PROBLEMS; they take turns.
         images: folder that holds the data sets.
         rule: "lean" (optim/metanet_rule.py: per parameter, with one exchange over neurons), "per-parameter" or
-            "small-fc" (optim/mlp_rule.py); a metanetwork (optim/learned_rule.py): scalegmn, scalegmn-b, ng-gnn, ng-t,
-            monomial, nfn-np, nfn-hnp, dws, mlp; or a folder to go on from.
+            "small-fc" (optim/mlp_rule.py); a metanetwork that edits, by its name in metanet.registry
+            (optim/learned_rule.py); or a folder to go on from.
         lean: of a new lean rule.
         options: of a new rule's metanetwork: fields of its config, such as layers=3 node_width=32.
         step_size: of the first steps of a new rule that is no lean one; 0 for its default.
