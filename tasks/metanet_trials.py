@@ -194,7 +194,8 @@ class Edits:
 
     @cached_property
     def _examples(self) -> edit_inrs.Examples:
-        return edit_inrs.Examples(self.splits["train"], operation(self.config.operation)(self.splits["train"].floats()))
+        train = self.splits["train"]
+        return edit_inrs.Examples(train.stack.params, operation(self.config.operation)(train.floats()))
 
     def build(self, job: Job) -> nn.Module:
         """See Task."""

@@ -20,8 +20,8 @@ JSON_BYTES = 2**24
 """No card, config or header of ours is longer."""
 RATIO, FREE = 16, 2**26
 """What a file says that it holds may be so many times its own size, or 64 MB."""
-PIXELS = 2**25
-"""Of one picture, or of the picture of one INR: 33 million."""
+PIXELS = 2**26
+"""Of one picture, or of the picture of one INR: 67 million."""
 
 
 class _Short(reprlib.Repr):

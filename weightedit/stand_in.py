@@ -1,7 +1,8 @@
 """A stand-in for a module: what is traced in its place, so that reading a network changes nothing of it.
 
 A forward may do anything: count its calls, keep a hidden state, draw random numbers, move running statistics. So it
-runs on a copy, which shares the parameters and nothing else, without hooks; and random states are put back.
+runs on a copy, which shares the parameters and nothing else, without hooks (so that what a hook changes is not seen,
+nor what that does to a symmetry); and random states are put back.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def _copied(net: nn.Module) -> nn.Module:
 
 def _may_be_copied(value: Any, shared: dict[int, Any]) -> bool:
     """Whether it can, or must, as a module's dictionary of submodules."""
+    if isinstance(value, Tensor):  # which may be large, and are copied once, later
+        return True
     try:
         copy.deepcopy(value, dict(shared))
     except Exception:

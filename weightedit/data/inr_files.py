@@ -217,7 +217,8 @@ def _stack_of(header: dict[str, str], tensors: Params) -> INRStack:
     check_pixels(values["height"], values["width"])
     known = {name: tensors.pop(name) for name in PER_INR if name in tensors}
     for name, tensor in known.items():
-        if tensor.dtype not in ((torch.float32, torch.float64) if name == "psnr" else (torch.int64, torch.int32)):
+        whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+        if not (tensor.is_floating_point() if name == "psnr" else whole):
             raise FileFormatError(
                 f"{name} is of {tensor.dtype}; expected float for psnr, int for the others: correct it."
             )

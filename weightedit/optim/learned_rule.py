@@ -247,7 +247,8 @@ class LearnedRule(RuleModule):
     def _warranted(self, wire: Wire, slope: Tensor, kept: Kept, scale: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
         """What part of a step every entry's gradient warrants, and the tensor's new peak in the gauge (warrant.py)."""
         mean = self.moments.mean_square(kept)
-        now, before = (_mean_square(wire, x * scale.square()).view(peak.shape) for x in (slope.square(), mean))
+        axes = tuple(range(-len(wire.shape), 0))
+        now, before = ((x * scale.square()).mean(axes).view(peak.shape) for x in (slope.square(), mean))
         whole, peak = of_tensor(now, before, peak)
         return beside(whole, slope) * of_entries(slope * inverse_root(mean)), peak
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from weightedit.errors import WeightEditError
 from weightedit.layer import SYMMETRIES, Symmetry
+from weightedit.schema import Count
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class MetanetRuleConfig:
     momenta: tuple[float, ...] = (0.9, 0.99)
     second: float = 0.99
     mixing: bool = True
-    levelling: int = 256
+    levelling: Count = 256
     averaging: bool = True
     memory: float = 0.999
     step_size: float = 0.05

@@ -321,7 +321,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         def match(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             state = {key: _as_tensors(kept) for key, kept in given["state"].items()}
             came.update(given, state=state, param_groups=arranged(given["param_groups"], names))
-            for group in came["param_groups"]:
+            for group, own in zip(came["param_groups"], self.param_groups, strict=False):
+                for name in ("lr", "weight_decay"):
+                    group.setdefault(name, own[name])
                 check_numbers(group)
             self._check_state(came)
             return came
@@ -350,6 +352,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 if not given:
                     continue
                 expected = rule.init(wiring, {name: wide(with_axis(param.detach()))})[name]
+                if given.keys() | {"peak"} == expected.keys():  # of before there was one, which the next step finds
+                    given["peak"] = expected["peak"]
                 if given.keys() != expected.keys():
                     raise ParamsError(
                         f"a state with {', '.join(given)} came for {name}; expected {', '.join(expected)} of "
@@ -389,10 +393,14 @@ def optimizer_factory() -> type[LearnedOptimizer]:
 
 
 def _as_tensors(state: Any) -> Any:
-    """A parameter's state with numbers as tensors; what is no dictionary as it is."""
-    if not isinstance(state, dict):
-        return state
-    return {key: torch.tensor(float(kept)) if isinstance(kept, Real) else kept for key, kept in state.items()}
+    """A parameter's state with numbers as tensors. Raises ParamsError for what is no dictionary of either."""
+    found = {key: torch.tensor(float(x)) if isinstance(x, Real) else x for key, x in state.items()} if state else {}
+    if not all(isinstance(kept, Tensor) for kept in found.values()):
+        wrong = ", ".join(
+            f"{key} ({type(kept).__name__})" for key, kept in found.items() if not isinstance(kept, Tensor)
+        )
+        raise ParamsError(f"a state with {wrong} came; expected tensors or numbers: load what state_dict() gave.")
+    return found
 
 
 def _bring(rule: nn.Module, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 Much of what a learned direction is made of has no size of its own: levelled matrices, features over their root mean
 squares, the weights themselves. It would go on at full size where gradients have ended. So steps are multiplied by
 
-    of a tensor   min(1, rms(g) / (FLOOR rms(largest averaged gradient so far)))
+    of a tensor   min(1, rms(g) / (FLOOR rms(largest averaged gradient so far)))    the largest fades by FADING a step
     of an entry   min(1, |g| / (QUIET sqrt(v)))
 
 with g the gradient of this step and v its averaged square, in the units in which the rule keeps them (ours). Both are 1
@@ -24,6 +24,8 @@ FLOOR = 1e-3
 """Of a tensor's largest averaged gradient: what a gradient below it moves is proportional to it."""
 QUIET = 1e-6
 """Of the root of an entry's averaged square: what is rounding's, or none."""
+FADING = 0.999
+"""Of the largest square per step: a gradient a thousand times too large is forgotten in some 14,000 steps."""
 
 
 def of_tensor(square: Tensor, averaged: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,9 +34,9 @@ def of_tensor(square: Tensor, averaged: Tensor, peak: Tensor) -> tuple[Tensor, T
     Args:
         square: mean of the squared gradient over the tensor, at this step.
         averaged: mean of the averaged squares, corrected for their start at zero.
-        peak: the largest of these so far; 0 before the first step.
+        peak: the largest of these so far, faded; 0 before the first step.
     """
-    peak = torch.maximum(peak, averaged)
+    peak = torch.maximum(FADING * peak, averaged)
     return (root(square) * inverse_root(peak) / FLOOR).clamp(max=1), peak
 
 
