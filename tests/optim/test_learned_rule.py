@@ -263,3 +263,18 @@ def test_what_is_refused():
         for p in net.parameters():
             p.grad = torch.ones_like(p)
         LearnedOptimizer(list(net.named_parameters()), rule, wiring=wiring).step()
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-10, 1e10])
+def test_neither_the_unit_of_the_loss_nor_a_smaller_gradient_stops_a_rule(unit):
+    """What a gradient warrants is linear, from a thousandth of the largest on; the metanetwork sees units as logs."""
+    net, lengths = mlp().double(), []
+    optimizer = LearnedOptimizer(net, rule_of("scalegmn", net))
+    for size in (1.0, 1e-2):
+        before = [p.detach().clone() for p in net.parameters()]
+        optimizer.zero_grad()
+        (unit * size * functional.cross_entropy(net(X), Y)).backward()
+        optimizer.step()
+        moves = zip(net.parameters(), before, strict=True)
+        lengths.append(sum(float((p.detach() - old).square().sum()) for p, old in moves) ** 0.5)
+    assert lengths[0] > 0.1 and lengths[1] > 0.1 * lengths[0]

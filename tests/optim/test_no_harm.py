@@ -232,3 +232,15 @@ def test_passes_over_large_tensors_vanish_alike(averaging, monkeypatch):
                 for key in state[k]:
                     torch.testing.assert_close(other[k][key], state[k][key], rtol=1e-11, atol=1e-13)
     assert not any(delta.any() for delta in passed.values())
+
+
+def test_one_spike_is_forgotten():
+    """A gradient far too large slows a tensor for a while, not for good."""
+    square, spike = torch.tensor(1.0), torch.tensor(1e12)
+    factor, peak = warrant.of_tensor(spike, spike, torch.tensor(0.0))
+    assert float(factor) == 1
+    factor, peak = warrant.of_tensor(square, square, peak)
+    assert float(factor) == pytest.approx(1e-3, rel=1e-2)
+    for _ in range(15_000):
+        factor, peak = warrant.of_tensor(square, square, peak)
+    assert float(factor) == 1

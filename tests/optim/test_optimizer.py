@@ -783,6 +783,40 @@ def test_a_state_goes_to_the_parameters_of_its_names(rule):
         torch.testing.assert_close(resumed.state[q], optimizer.state[p], rtol=0, atol=0)
 
 
+def test_a_state_of_before_there_was_a_peak_goes_on():
+    net, other = network(), network()
+    optimizer = LearnedOptimizer(net, MLPRule())
+    train(net, optimizer, 2)
+    other.load_state_dict(net.state_dict())
+    saved = copy.deepcopy(optimizer.state_dict())
+    for kept in saved["state"].values():
+        del kept["peak"]
+    resumed = LearnedOptimizer(other, MLPRule())
+    resumed.load_state_dict(saved)
+    train(net, optimizer, 1)
+    train(other, resumed, 1)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_a_group_without_an_lr_has_the_optimizers():
+    optimizer = LearnedOptimizer(network(), MLPRule(), lr=0.3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["param_groups"][0]["lr"], saved["param_groups"][0]["weight_decay"]
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.3 and optimizer.param_groups[0]["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("wrong", [5, [1.0], {"step": "two"}])
+def test_a_state_of_other_things_is_refused(wrong):
+    net = network()
+    optimizer = LearnedOptimizer(net, MLPRule())
+    train(net, optimizer, 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0] = wrong
+    with pytest.raises(ParamsError, match="expected tensors or numbers: load what state_dict"):
+        optimizer.load_state_dict(saved)
+
+
 @pytest.mark.parametrize("quantity", ["step", "momenta", "peak"])
 def test_a_state_that_is_not_of_finite_numbers_is_refused(quantity):
     net = network()

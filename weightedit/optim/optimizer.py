@@ -352,7 +352,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 if not given:
                     continue
                 expected = rule.init(wiring, {name: wide(with_axis(param.detach()))})[name]
-                if given.keys() | {"peak"} == expected.keys():  # of before there was one, which the next step finds
+                if (
+                    "peak" not in given and given.keys() | {"peak"} == expected.keys()
+                ):  # of before there was one, which the next step finds
                     given["peak"] = expected["peak"]
                 if given.keys() != expected.keys():
                     raise ParamsError(
@@ -394,11 +396,10 @@ def optimizer_factory() -> type[LearnedOptimizer]:
 
 def _as_tensors(state: Any) -> Any:
     """A parameter's state with numbers as tensors. Raises ParamsError for what is no dictionary of either."""
-    found = {key: torch.tensor(float(x)) if isinstance(x, Real) else x for key, x in state.items()} if state else {}
-    if not all(isinstance(kept, Tensor) for kept in found.values()):
-        wrong = ", ".join(
-            f"{key} ({type(kept).__name__})" for key, kept in found.items() if not isinstance(kept, Tensor)
-        )
+    given = state if isinstance(state, dict) else {"itself": state}
+    found = {key: torch.tensor(float(x)) if isinstance(x, Real) else x for key, x in given.items()}
+    if given is not state or not all(isinstance(kept, Tensor) for kept in found.values()):
+        wrong = ", ".join(f"{key} ({type(x).__name__})" for key, x in given.items() if not isinstance(x, Tensor))
         raise ParamsError(f"a state with {wrong} came; expected tensors or numbers: load what state_dict() gave.")
     return found
 
