@@ -3,8 +3,8 @@
 The forward of a copy (stand_in.py) is traced with torch.fx, and every value carries the set of neurons that its channel
 axis runs over. What is known passes the set on, restricts its group, or joins two sets (a residual addition); what is
 not known fixes it: no permutation, no factor. A module that cannot be traced is read layer by layer instead, without
-symmetry. So a wiring never claims what may not hold, and never refuses: its notes and `Wiring.outside` say what is
-missing.
+symmetry. So a wiring claims only what the forward shows (hooks are not run, and what they change is not seen); its
+notes and `Wiring.outside` say what is missing.
 
 A normalisation makes a new set, permuted together with the one it reads. Rows before a BatchNorm may be rescaled with
 nothing to compensate them, up to its epsilon. The file is long because the state of a reading and its readers, one per

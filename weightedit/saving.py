@@ -11,7 +11,7 @@ A claim is the operating system's own lock on the open file and ends with its pr
 killed process therefore leaves nothing in the way: the next one to save takes the claim over, puts a folder that was
 taken away back, and removes the rest. A lock file that is removed while others wait for it must not be claimed by one
 of them: hence the comparison of the open file with the one of that name. All of it is a few lines, and not the package
-`filelock`, because that one empties or keeps the file depending on its version, so that it cannot carry the name.
+`filelock`, because the name of the process cannot stand in that one's file.
 """
 
 import errno

@@ -6,7 +6,8 @@ own. All state is the rule's, and stands in `state[parameter]`; one step is
 
     p <- (1 - lr weight_decay) p + lr delta
 
-Rules run in float32 at least, whatever the parameters' dtype, and under autocast too.
+Rules run in float32 at least, whatever the parameters' dtype, and under autocast too. The file is long because what
+torch expects of an optimizer, its state in and out included, is one class.
 """
 
 from __future__ import annotations
