@@ -22,7 +22,7 @@ import tyro
 from benchmark_optimizers import LEARNED
 from tqdm import tqdm
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.errors import WeightEditError
 from weightedit.metatrain.estimators import PES, Horizons
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabelledImages

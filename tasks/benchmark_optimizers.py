@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.errors import WeightEditError
 from weightedit.optim.hand_designed import Adam, GeometricAdam
 from weightedit.optim.loading import load_rule

@@ -72,11 +72,11 @@ def build(config: Config) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
     """Per variant its module and a function that runs it forward and gives a loss."""
     from torch_geometric.data import Batch
 
-    from weightedit.graph import NeuralGraph
+    from weightedit.graph.neural_graph import NeuralGraph
+    from weightedit.graph.ragged import from_pyg, to_pyg
     from weightedit.inr.siren import initial_params
-    from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
-    from weightedit.ragged import from_pyg, to_pyg
-    from weightedit.spec import NetworkSpec
+    from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+    from weightedit.network.spec import NetworkSpec
 
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))

@@ -25,17 +25,17 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.errors import WeightEditError
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.prediction import WeightSpacePredictor
 from weightedit.metanet.registry import config_options, make_metanet
+from weightedit.network.spec import Params
+from weightedit.network.symmetry import act, random_element
 from weightedit.plots import Band, bands
-from weightedit.run_state import read_log
-from weightedit.spec import Params
-from weightedit.symmetry import act, random_element
-from weightedit.training import TrainOptions, TrainResult, train
+from weightedit.prediction import WeightSpacePredictor
+from weightedit.training.loop import TrainOptions, TrainResult, train
+from weightedit.training.state import read_log
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.images import load_images
 from weightedit.editing.curvature import KFAC, LearnedKFAC
 from weightedit.editing.evaluation import mean_squared_errors

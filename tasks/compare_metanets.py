@@ -33,7 +33,7 @@ from metanet_trials import SIZES, TASKS, Config, Job, Task
 from torch import nn
 from tqdm import tqdm
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.errors import WeightEditError
 from weightedit.metanet.registry import METANETS
 

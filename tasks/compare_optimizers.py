@@ -32,20 +32,20 @@ from measured import Measured
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.errors import WeightEditError
 from weightedit.metatrain.image_optimizees import Classifier, LabelledImages
 from weightedit.metatrain.optimizee import Optimizee
 from weightedit.metatrain.problems import PROBLEMS, TRAINED, images_of, optimizee
 from weightedit.metatrain.unroll import InnerState, Unroll, start
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import SGD, Adam, AdamW, GeometricAdam, RMSprop
 from weightedit.optim.loading import load_rule
 from weightedit.optim.muon import Muon
 from weightedit.optim.optimizer import LearnedOptimizer
 from weightedit.optim.rule import RuleState, UpdateRule, beside
 from weightedit.plots import Band, bands
-from weightedit.spec import Params
-from weightedit.wiring import Wiring
 
 BY_HAND: dict[str, tuple[float, Callable[[float], UpdateRule]]] = {
     "adam": (1, Adam),

@@ -22,8 +22,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from weightedit.arguments import SHIPPED_PREDICTIVE, find_editor, find_rule
-from weightedit.cli import told_in_one_line
+from weightedit.cli.arguments import SHIPPED_PREDICTIVE, find_editor, find_rule
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import KFAC, LearnedKFAC, LevenbergMarquardt
 from weightedit.editing.editor import Editor

@@ -23,7 +23,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.inr_fitting import ImageSource, fit_set
 from weightedit.data.weight_set_cards import SPLITS
 from weightedit.data.weight_sets import WeightSet, load_weight_set
@@ -37,11 +37,11 @@ from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.registry import config_options, describe_metanet, entry, make_metanet
-from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
-from weightedit.run_plan import derive_seed
-from weightedit.spec import NetworkSpec, Params
-from weightedit.symmetry import act, random_element
-from weightedit.training import TrainOptions, TrainResult, train
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.network.spec import NetworkSpec, Params
+from weightedit.network.symmetry import act, random_element
+from weightedit.training.loop import TrainOptions, TrainResult, train
+from weightedit.training.plan import derive_seed
 
 
 @dataclass(frozen=True)

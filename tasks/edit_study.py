@@ -25,13 +25,13 @@ from edit_inrs import augmented_loss, build_editor, edit_loss, run_training, tes
 from measured import Measured
 from torch.utils.flop_counter import FlopCounterMode
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.editor import EditorOptions
 from weightedit.editing.operations import operation
 from weightedit.errors import WeightEditError
-from weightedit.metanet.scalegmn import ScaleGMNConfig
-from weightedit.training import TrainOptions
+from weightedit.metanet.scalegmn.network import ScaleGMNConfig
+from weightedit.training.loop import TrainOptions
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import tyro
 
-from weightedit.arguments import SHIPPED_PREDICTIVE, find_editor
-from weightedit.cli import told_in_one_line
+from weightedit.cli.arguments import SHIPPED_PREDICTIVE, find_editor
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors

@@ -24,16 +24,16 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.images import ImageSet
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.inr_fitting import ImageSource, fit_set
 from weightedit.data.weight_sets import save_weight_set
 from weightedit.errors import WeightEditError
+from weightedit.files.saving import claimed
 from weightedit.inr.fitting import FitOptions
 from weightedit.inr.stack import INRStack
-from weightedit.run_plan import derive_seed
-from weightedit.saving import claimed
+from weightedit.training.plan import derive_seed
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.cnn_fitting import CentredImages, CNNFitOptions, draw_recipes, fit_cnns
 from weightedit.data.cnn_zoo import (
     CARD,
@@ -39,9 +39,9 @@ from weightedit.data.cnn_zoo import (
 )
 from weightedit.data.images import load_images
 from weightedit.errors import WeightEditError
-from weightedit.run_plan import derive_seed
-from weightedit.saving import claimed
-from weightedit.spec import Activation, NetworkSpec
+from weightedit.files.saving import claimed
+from weightedit.network.spec import Activation, NetworkSpec
+from weightedit.training.plan import derive_seed
 
 
 @dataclass(frozen=True)

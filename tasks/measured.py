@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightedit.errors import WeightEditError
-from weightedit.saving import new_file
+from weightedit.files.saving import new_file
 
 
 class Measured:

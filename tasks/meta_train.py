@@ -30,7 +30,7 @@ import tyro
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.errors import WeightEditError
 from weightedit.metanet.registry import METANETS, config_options
 from weightedit.metatrain.estimators import ES, PES, ESSingle, Estimator, Horizons, TruncatedBackprop
@@ -45,8 +45,8 @@ from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.rule_module import RuleModule
 from weightedit.plots import Band, bands
-from weightedit.run_state import read_log
-from weightedit.training import TrainOptions, TrainResult, train
+from weightedit.training.loop import TrainOptions, TrainResult, train
+from weightedit.training.state import read_log
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "pes": PES,

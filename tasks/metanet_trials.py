@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.operations import operation
-from weightedit.training import TrainOptions
+from weightedit.training.loop import TrainOptions
 
 SIZES: dict[str, tuple[str, ...]] = {
     "scalegmn": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),

@@ -27,16 +27,16 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.cnn_zoo import CNNZoo, load_zoo, split_by_network
 from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.errors import WeightEditError
-from weightedit.metanet.prediction import WeightSpacePredictor
 from weightedit.metanet.registry import config_options, make_metanet
-from weightedit.reparametrisation import kinds_of, reparametrised
-from weightedit.spec import NetworkSpec, Params
-from weightedit.symmetry import act, random_element
-from weightedit.training import TrainOptions, TrainResult, train
+from weightedit.network.reparametrization import kinds_of, reparametrised
+from weightedit.network.spec import NetworkSpec, Params
+from weightedit.network.symmetry import act, random_element
+from weightedit.prediction import WeightSpacePredictor
+from weightedit.training.loop import TrainOptions, TrainResult, train
 
 LOSSES = {
     "mse": lambda logits, wanted: (logits.sigmoid() - wanted).square().mean(),

@@ -24,16 +24,16 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from weightedit.arguments import find_rule
-from weightedit.cli import told_in_one_line
+from weightedit.cli.arguments import find_rule
+from weightedit.cli.main import told_in_one_line
+from weightedit.cli.preview import draw_strengths
 from weightedit.data.weight_sets import WeightSet, load_weight_set
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
-from weightedit.preview import draw_strengths
-from weightedit.training import TrainOptions, train
+from weightedit.training.loop import TrainOptions, train
 
 
 @dataclass(frozen=True)

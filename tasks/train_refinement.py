@@ -24,7 +24,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from weightedit.cli import told_in_one_line
+from weightedit.cli.main import told_in_one_line
 from weightedit.data.weight_sets import WeightSet, load_weight_set
 from weightedit.editing.curvature import KFAC, LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.evaluation import mean_squared_errors
@@ -36,7 +36,7 @@ from weightedit.inr.convention import Convention
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen, widened
-from weightedit.training import TrainOptions, train
+from weightedit.training.loop import TrainOptions, train
 
 
 @dataclass(frozen=True)

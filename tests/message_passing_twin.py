@@ -3,8 +3,8 @@
 The twin takes its weights from a ScaleGMN and computes the same function on a batch of networks, the way graph code is
 usually written: the ends of every edge are gathered, and all linear maps that an edge needs are applied per edge.
 Message passing runs through `propagate`, from source to target and, in the other direction, from target to source.
-Constants of the nodes come from loops over neurons. It reads nothing of graph.py, ragged.py (but the edge
-order of `to_pyg`), canonicalization.py or probing.py. Letters as in weightedit/metanet/layers.py.
+Constants of the nodes come from loops over neurons. It reads nothing of neural_graph.py, ragged.py (but the edge
+order of `to_pyg`), canonicalization.py or probing.py. Letters as in weightedit/metanet/scalegmn/layers.py.
 """
 
 import json
@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from weightedit.metanet.scalegmn import ScaleGMN
-from weightedit.spec import Activation, NetworkSpec, Symmetry
+from weightedit.metanet.scalegmn.network import ScaleGMN
+from weightedit.network.spec import Activation, NetworkSpec, Symmetry
 
 
 @dataclass

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from weightedit.spec import Activation, NetworkSpec
+from weightedit.network.spec import Activation, NetworkSpec
 
 WIDTHS = (2, 5, 4, 3)
 ACTIVATIONS = {

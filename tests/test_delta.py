@@ -6,11 +6,11 @@ import torch
 from tests.networks import SPECS, random_params
 from weightedit.delta import apply_delta, propose_delta, propose_deltas
 from weightedit.errors import ParamsError, TypeMismatchError
-from weightedit.features import DELTA, GRADIENT, PARAMETER
-from weightedit.graph import NeuralGraph
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import ragged_from_params
 from weightedit.metanet.base import Metanetwork
-from weightedit.ragged import ragged_from_params
-from weightedit.spec import Layer, NetworkSpec
+from weightedit.network.features import DELTA, GRADIENT, PARAMETER
+from weightedit.network.spec import Layer, NetworkSpec
 from weightedit.testing import assert_equivariant
 
 SPEC = SPECS["mixed"]

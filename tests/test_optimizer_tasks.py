@@ -23,7 +23,7 @@ from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.plots import Band
-from weightedit.training import TrainOptions, train
+from weightedit.training.loop import TrainOptions, train
 
 
 @pytest.fixture

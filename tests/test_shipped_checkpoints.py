@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightedit.checkpoint import load_checkpoint
-from weightedit.demo import digit_images, run_demo
+from weightedit.cli.demo import digit_images, run_demo
 from weightedit.editing.curvature import KFAC, LearnedKFAC
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
 from weightedit.editing.predictive_editor import KIND, PredictiveEditor
 from weightedit.editing.refinement import refine, target_of
+from weightedit.files.checkpoint import load_checkpoint
 from weightedit.inr.fitting import fit
 from weightedit.metatrain.problems import images_of, optimizee
 from weightedit.metatrain.unroll import Unroll, start

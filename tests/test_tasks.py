@@ -20,12 +20,12 @@ from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.editor import Editor
 from weightedit.editing.predictive_editor import PredictiveEditor
-from weightedit.metanet.prediction import WeightSpacePredictor
 from weightedit.metanet.registry import METANETS
+from weightedit.network.reparametrization import reparametrised
 from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
-from weightedit.reparametrisation import reparametrised
-from weightedit.run_state import read_log
+from weightedit.prediction import WeightSpacePredictor
+from weightedit.training.state import read_log
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ import torch
 from tests.networks import CNNS, random_params
 from weightedit.data.cnn_zoo import CNNZoo, load_zoo
 from weightedit.errors import WeightEditError
-from weightedit.saving import claimed
+from weightedit.files.saving import claimed
 
 TASKS = Path(__file__).parent.parent / "tasks"
 

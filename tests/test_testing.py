@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.networks import SPECS, random_params
-from weightedit.features import DELTA, GRADIENT, PARAMETER
-from weightedit.spec import NetworkSpec
+from weightedit.network.features import DELTA, GRADIENT, PARAMETER
+from weightedit.network.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error, invariance_error
 
 RELU, TANH, SINE, SILU = (SPECS[name] for name in ("relu", "tanh", "sine", "silu"))

@@ -6,9 +6,9 @@ import torch
 
 from tests.networks import ACTIVATIONS, generator, random_params, relative
 from weightedit.delta import apply_delta
-from weightedit.spec import NetworkSpec
-from weightedit.symmetry import act, random_element
-from weightedit.wiring import Wiring
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.symmetry import act, random_element
+from weightedit.network.wiring import Wiring
 
 RELU = NetworkSpec.mlp((4, 16, 12, 3), ACTIVATIONS["relu"])
 FACTORS = (math.exp(-3), math.exp(3))

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import ParamsError
-from weightedit.features import DELTA, ChannelType, check_types
-from weightedit.graph import NeuralGraph
-from weightedit.graph_layout import graph_from_params
-from weightedit.graph_spec import AnySpec, GraphSpec
+from weightedit.graph.layout import graph_from_params
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import ragged_from_params
 from weightedit.metanet.base import Metanetwork
-from weightedit.ragged import ragged_from_params
-from weightedit.spec import Params, check_finite, check_shapes
+from weightedit.network.features import DELTA, ChannelType, check_types
+from weightedit.network.graph_spec import AnySpec, GraphSpec
+from weightedit.network.spec import Params, check_finite, check_shapes
 
 
 def propose_delta(

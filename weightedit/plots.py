@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from weightedit.errors import FileFormatError, WeightEditError
-from weightedit.saving import new_file
+from weightedit.files.saving import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

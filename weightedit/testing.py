@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from weightedit.features import DELTA, ChannelType
-from weightedit.spec import NetworkSpec, Params, Symmetry
-from weightedit.symmetry import GroupElement, act, random_element
+from weightedit.network.features import DELTA, ChannelType
+from weightedit.network.spec import NetworkSpec, Params, Symmetry
+from weightedit.network.symmetry import GroupElement, act, random_element
 
 _ELEMENTS = 4
 

@@ -23,7 +23,7 @@ from weightedit.data.cnn_fitting import (
     measure,
 )
 from weightedit.errors import WeightEditError
-from weightedit.spec import NetworkSpec
+from weightedit.network.spec import NetworkSpec
 
 SPEC = NetworkSpec.cnn((1, 4, 3, 5), ACTIVATIONS["tanh"])
 

@@ -25,7 +25,7 @@ from weightedit.data.cnn_zoo import (
 )
 from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
-from weightedit.spec import NetworkSpec
+from weightedit.network.spec import NetworkSpec
 
 SPEC = NetworkSpec.cnn((1, 4, 3, 5), ACTIVATIONS["relu"])
 

@@ -14,9 +14,9 @@ from tests.mutations import shared_lists
 from weightedit.data.foreign_inrs import canonical_params
 from weightedit.data.inr_files import load_inrs
 from weightedit.errors import FileFormatError, ParamsError
+from weightedit.files.reading import FREE
 from weightedit.inr.convention import DWSNETS, NFN, Convention
 from weightedit.inr.siren import initial_params, render_images
-from weightedit.reading import FREE
 
 NFN_NAMES = {"layers.0": "net.0.linear", "layers.1": "net.1.linear", "layers.2": "net.2"}
 SIZE = (6, 6)

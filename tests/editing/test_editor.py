@@ -5,20 +5,20 @@ import json
 import pytest
 import torch
 
-from weightedit.demo import digit_images
+from weightedit.cli.demo import digit_images
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
 from weightedit.editing.refinement import target_of
 from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
-from weightedit.features import DELTA, PARAMETER
 from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.fitting import fit
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.network.features import DELTA, PARAMETER
 
 WIDTHS = (2, 7, 5, 1)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from weightedit.checks import check_equivariance
+from weightedit.cli.checks import check_equivariance
 from weightedit.editing.curvature import KFAC
 from weightedit.editing.editor import Editor, EditorOptions
 from weightedit.editing.guidance import GUIDES, guides
@@ -14,7 +14,7 @@ from weightedit.errors import SpecError, TypeMismatchError, WeightEditError
 from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 from weightedit.testing import assert_equivariant
 
 

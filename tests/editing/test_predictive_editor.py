@@ -18,7 +18,7 @@ from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.fitting import fit
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
-from weightedit.symmetry import act, random_element
+from weightedit.network.symmetry import act, random_element
 from weightedit.testing import assert_equivariant
 
 TWO = ("dilate", "rotate")

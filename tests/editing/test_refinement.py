@@ -27,9 +27,9 @@ from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import coordinate_grid, initial_params, render, render_images
 from weightedit.inr.stack import INRStack
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.symmetry import act, random_element
 from weightedit.optim.hand_designed import Adam
-from weightedit.spec import NetworkSpec
-from weightedit.symmetry import act, random_element
 
 SIZE = (7, 6)
 CASES = {
@@ -460,7 +460,7 @@ def test_wrong_input(tmp_path):
             make()
     with pytest.raises(WeightEditError, match="horizon of at least 1"):
         LearnedKFACConfig(width=0)
-    from weightedit.checkpoint import save_checkpoint
+    from weightedit.files.checkpoint import save_checkpoint
 
     save_checkpoint(tmp_path / "other", {"x": torch.zeros(1)}, {"kind": "editor", "rule": {}}, "# card")
     with pytest.raises(FileFormatError, match="no refinement rule"):

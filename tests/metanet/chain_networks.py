@@ -4,11 +4,11 @@ import torch
 
 from tests.networks import generator, random_params
 from weightedit.delta import propose_delta, propose_deltas
-from weightedit.features import PARAMETER, WeightSpaceFeatures
-from weightedit.graph import NeuralGraph
-from weightedit.ragged import ragged_from_params
-from weightedit.spec import NetworkSpec
-from weightedit.symmetry import act_on_features, random_element
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import ragged_from_params
+from weightedit.network.features import PARAMETER, WeightSpaceFeatures
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.symmetry import act_on_features, random_element
 
 
 def perturbed(metanet, strength=0.3, dtype=torch.float64):

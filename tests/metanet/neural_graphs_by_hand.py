@@ -9,8 +9,8 @@ import math
 import torch
 from torch.nn import functional
 
-from weightedit.layer import ACTIVATION_NAMES
-from weightedit.link import LINK_KINDS
+from weightedit.network.layer import ACTIVATION_NAMES
+from weightedit.network.link import LINK_KINDS
 
 
 class Network:

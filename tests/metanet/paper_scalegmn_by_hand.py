@@ -1,6 +1,6 @@
 """The paper's ScaleGMN neuron by neuron, edge by edge, from the weights of a PaperScaleGMN: slow and obvious.
 
-Kalogeropoulos et al. 2024, section 5, as paper_scalegmn_layers.py legends it. A neuron is a pair (level, number), an
+Kalogeropoulos et al. 2024, section 5, as paper_layers.py legends it. A neuron is a pair (level, number), an
 edge a pair (target, source) of them. Nothing of layouts, node constants or the factors' masks is used.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from weightedit.features import features_from_params
-from weightedit.spec import NeuronGroup
+from weightedit.network.features import features_from_params
+from weightedit.network.spec import NeuronGroup
 
 
 @dataclass

@@ -4,7 +4,7 @@ import torch
 
 from weightedit.editing.editor import Editor
 from weightedit.inr.siren import initial_params, render_images
-from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 
 
 def test_bf16_changes_the_delta_by_percents_and_the_rendering_by_nothing() -> None:

@@ -14,15 +14,15 @@ import torch
 from tests.metanet.chain_networks import editing, perturbed
 from tests.metanet.test_contract import descend
 from tests.networks import ACTIVATIONS, CNNS, generator, random_images, random_params, relative
-from weightedit.checkpoint import load_checkpoint, save_checkpoint
 from weightedit.delta import propose_delta, propose_deltas
 from weightedit.errors import SpecError, TypeMismatchError
-from weightedit.features import DELTA, GRADIENT, SQUARED_GRADIENT
-from weightedit.graph import NeuralGraph
+from weightedit.files.checkpoint import load_checkpoint, save_checkpoint
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import ragged_from_params
 from weightedit.metanet.registry import build_metanet, describe_metanet, make_metanet
-from weightedit.metanet.scalegmn import ScaleGMNConfig
-from weightedit.ragged import ragged_from_params
-from weightedit.spec import SYMMETRIES, NetworkSpec
+from weightedit.metanet.scalegmn.network import ScaleGMNConfig
+from weightedit.network.features import DELTA, GRADIENT, SQUARED_GRADIENT
+from weightedit.network.spec import SYMMETRIES, NetworkSpec
 from weightedit.testing import assert_equivariant, equivariance_error
 
 _NODES = {"node_width": 16, "edge_width": 8, "layers": 2}

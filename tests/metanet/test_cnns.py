@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.networks import CNNS, generator, random_params, relative
-from weightedit.features import GRADIENT, PARAMETER
-from weightedit.graph import NeuralGraph
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import ragged_from_params
 from weightedit.metanet.registry import make_metanet
-from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
-from weightedit.ragged import ragged_from_params
-from weightedit.spec import SYMMETRIES
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.network.features import GRADIENT, PARAMETER
+from weightedit.network.spec import SYMMETRIES
 from weightedit.testing import assert_invariant, invariance_error
 
 

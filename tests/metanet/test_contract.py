@@ -18,12 +18,12 @@ from tests.networks import ACTIVATIONS, SPECS, generator, random_params, relativ
 from weightedit.delta import propose_delta
 from weightedit.editing.editor import Editor
 from weightedit.errors import SpecError
-from weightedit.graph import NeuralGraph
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import ragged_from_params
 from weightedit.inr.siren import initial_params, render_images
-from weightedit.metanet.prediction import WeightSpacePredictor
 from weightedit.metanet.registry import METANETS, build_metanet, describe_metanet, make_metanet
-from weightedit.ragged import ragged_from_params
-from weightedit.spec import SYMMETRIES, NetworkSpec
+from weightedit.network.spec import SYMMETRIES, NetworkSpec
+from weightedit.prediction import WeightSpacePredictor
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error, invariance_error
 
 

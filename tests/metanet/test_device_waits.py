@@ -6,12 +6,12 @@ import torch
 from tests.device_waits import device_waits, operations
 from weightedit.delta import propose_delta
 from weightedit.editing.editor import Editor
-from weightedit.features import ChannelType
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.registry import make_metanet
-from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
-from weightedit.spec import NetworkSpec
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.network.features import ChannelType
+from weightedit.network.spec import NetworkSpec
 
 EDITORS = ("scalegmn", "scalegmn-b", "ng-gnn", "ng-t", "monomial", "nfn-np", "nfn-hnp", "dws", "mlp")
 WIDTHS = (2, 8, 8, 1)
@@ -84,7 +84,7 @@ def test_the_judge_finds_what_waits():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EDITORS)
 def test_a_metanetwork_compiles_whole_and_has_two_derivatives(name):
-    from weightedit.graph import NeuralGraph
+    from weightedit.graph.neural_graph import NeuralGraph
 
     torch.compiler.reset()
     spec = NetworkSpec.siren(WIDTHS)

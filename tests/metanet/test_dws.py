@@ -20,9 +20,9 @@ from tests.metanet.chains_by_hand import block_by_hand, dws, entries
 from tests.networks import CNNS, SPECS, random_params
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError
-from weightedit.metanet.dws import DWS, DWSConfig
-from weightedit.metanet.weight_space import FREE, EquivariantLinear, WeightSpace
-from weightedit.spec import NetworkSpec
+from weightedit.metanet.functionals.dws import DWS, DWSConfig
+from weightedit.metanet.functionals.weight_space import FREE, EquivariantLinear, WeightSpace
+from weightedit.network.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant
 
 SMALL = {"outputs": 3, "width": 8, "layers": 2}

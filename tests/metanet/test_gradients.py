@@ -10,10 +10,10 @@ from tests.metanet.chain_networks import perturbed
 from tests.networks import CNNS, SPECS, generator, random_params, relative
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError
-from weightedit.features import DELTA, GRADIENT, ChannelType
 from weightedit.metanet.pyg_adapter import PyGAdapter, PyGAdapterConfig
 from weightedit.metanet.registry import METANETS, build_metanet, describe_metanet, make_metanet
-from weightedit.symmetry import act, random_element
+from weightedit.network.features import DELTA, GRADIENT, ChannelType
+from weightedit.network.symmetry import act, random_element
 
 DIRECTION = ChannelType(0, True)
 KINDS = (GRADIENT, DIRECTION)

@@ -20,9 +20,9 @@ from tests.metanet.chains_by_hand import monomial, scale_by_hand, sign_by_hand
 from tests.networks import ACTIVATIONS, CNNS, SPECS, random_params, relative
 from weightedit.delta import propose_delta, propose_deltas
 from weightedit.errors import SpecError
-from weightedit.metanet.monomial import Invariant, Monomial, MonomialConfig, PathProducts
-from weightedit.metanet.weight_space import FREE, EquivariantLinear, WeightSpace
-from weightedit.spec import NetworkSpec, NeuronGroup
+from weightedit.metanet.functionals.monomial import Invariant, Monomial, MonomialConfig, PathProducts
+from weightedit.metanet.functionals.weight_space import FREE, EquivariantLinear, WeightSpace
+from weightedit.network.spec import NetworkSpec, NeuronGroup
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 
 SIGN, SCALE, BOTH = NeuronGroup(flip=True), NeuronGroup(scale=True), NeuronGroup(flip=True, scale=True)

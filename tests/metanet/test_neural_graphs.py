@@ -13,12 +13,12 @@ from tests.metanet.neural_graphs_by_hand import attention as attention_by_hand
 from tests.networks import ACTIVATIONS, CNNS, SPECS, generator, random_params, relative
 from weightedit.delta import propose_delta, propose_deltas
 from weightedit.errors import SpecError
-from weightedit.features import DELTA, GRADIENT, PARAMETER
-from weightedit.graph import NeuralGraph, dense_layout
-from weightedit.metanet.neural_graph_config import NGGNNConfig, NGTConfig
-from weightedit.metanet.neural_graph_layers import degree_scalers
-from weightedit.metanet.neural_graphs import NGGNN, NGT
-from weightedit.spec import NetworkSpec
+from weightedit.graph.neural_graph import NeuralGraph, dense_layout
+from weightedit.metanet.neural_graphs.config import NGGNNConfig, NGTConfig
+from weightedit.metanet.neural_graphs.layers import degree_scalers
+from weightedit.metanet.neural_graphs.network import NGGNN, NGT
+from weightedit.network.features import DELTA, GRADIENT, PARAMETER
+from weightedit.network.spec import NetworkSpec
 from weightedit.testing import assert_equivariant
 
 KINDS = {"ng-gnn": (NGGNN, NGGNNConfig), "ng-t": (NGT, NGTConfig)}

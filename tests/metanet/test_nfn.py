@@ -20,9 +20,9 @@ from tests.metanet.chains_by_hand import hnp_by_hand, nfn, np_by_hand
 from tests.networks import CNNS, SPECS, random_params, relative
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError
-from weightedit.metanet.nfn import NFN, NFNConfig
-from weightedit.metanet.weight_space import FREE, EquivariantLinear, WeightSpace
-from weightedit.spec import NetworkSpec
+from weightedit.metanet.functionals.nfn import NFN, NFNConfig
+from weightedit.metanet.functionals.weight_space import FREE, EquivariantLinear, WeightSpace
+from weightedit.network.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant
 
 SMALL = {"outputs": 3, "width": 8, "layers": 2}

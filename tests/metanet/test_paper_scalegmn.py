@@ -8,15 +8,15 @@ import torch
 from tests.metanet.chain_networks import editing, editing_in_a_batch, perturbed, reading, wider
 from tests.metanet.paper_scalegmn_by_hand import paper_scalegmn
 from tests.networks import CNNS, SPECS, generator, random_params, relative
-from weightedit.canonicalization import canonicalize
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError
-from weightedit.features import GRADIENT, SQUARED_GRADIENT
-from weightedit.graph import NeuralGraph
-from weightedit.metanet.paper_scalegmn import PaperScaleGMN, canonical_phases
-from weightedit.metanet.paper_scalegmn_config import PUBLISHED, PaperScaleGMNConfig
+from weightedit.graph.canonicalization import canonicalize
+from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.metanet.registry import make_metanet
-from weightedit.spec import SYMMETRIES, NetworkSpec
+from weightedit.metanet.scalegmn.paper import PaperScaleGMN, canonical_phases
+from weightedit.metanet.scalegmn.paper_config import PUBLISHED, PaperScaleGMNConfig
+from weightedit.network.features import GRADIENT, SQUARED_GRADIENT
+from weightedit.network.spec import SYMMETRIES, NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 
 # Every option away from its default at least once, both directions, both endings.

@@ -8,11 +8,11 @@ from torch_geometric.nn.models import GAT, GIN, GraphSAGE
 from tests.networks import SPECS, generator, random_params, relative
 from weightedit.delta import propose_delta, propose_deltas
 from weightedit.errors import ParamsError, SpecError
-from weightedit.graph import NeuralGraph
-from weightedit.metanet.prediction import WeightSpacePredictor
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import ragged_from_params
 from weightedit.metanet.pyg_adapter import PyGAdapter, PyGAdapterConfig
-from weightedit.ragged import ragged_from_params
-from weightedit.spec import NetworkSpec
+from weightedit.network.spec import NetworkSpec
+from weightedit.prediction import WeightSpacePredictor
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 
 

@@ -13,21 +13,21 @@ from torch.nn import functional
 
 from tests.metanet.chain_networks import perturbed
 from tests.metanet.neural_graphs_by_hand import LinkedNetwork, lift_links, linked_deltas, linked_vector, pna_layer
+from tests.network.test_module_wiring import acted
 from tests.networks import CNNS, SPECS, generator, random_params, relative
 from tests.residual_networks import RESIDUAL, Small, each_channel, one_group, trained
-from tests.test_module_wiring import acted
 from weightedit.delta import apply_delta, propose_delta, propose_deltas
 from weightedit.errors import ParamsError, SpecError, TypeMismatchError
-from weightedit.features import GRADIENT
-from weightedit.graph import NeuralGraph
-from weightedit.graph_layout import graph_from_params
-from weightedit.graph_spec import GraphSpec
-from weightedit.layer import NeuronGroup
-from weightedit.metanet.neural_graph_config import NGGNNConfig
-from weightedit.metanet.prediction import WeightSpacePredictor
+from weightedit.graph.layout import graph_from_params
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import ragged_from_params
+from weightedit.metanet.neural_graphs.config import NGGNNConfig
 from weightedit.metanet.registry import METANETS, build_metanet, describe_metanet, make_metanet
-from weightedit.module_wiring import wiring_of
-from weightedit.ragged import ragged_from_params
+from weightedit.network.features import GRADIENT
+from weightedit.network.graph_spec import GraphSpec
+from weightedit.network.layer import NeuronGroup
+from weightedit.network.module_wiring import wiring_of
+from weightedit.prediction import WeightSpacePredictor
 
 NAMES = ("ng-gnn", "ng-t")
 SMALL = {"node_width": 16, "edge_width": 8, "layers": 2}

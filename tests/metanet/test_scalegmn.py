@@ -12,13 +12,13 @@ from tests.metanet.chain_networks import editing, editing_in_a_batch, perturbed,
 from tests.networks import ACTIVATIONS, SPECS, generator, random_params, relative
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError, TypeMismatchError
-from weightedit.features import DELTA, GRADIENT, PARAMETER, SQUARED_GRADIENT
-from weightedit.graph import NeuralGraph
+from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.inr.siren import coordinate_grid, render
-from weightedit.metanet.heads import ridge_solution
-from weightedit.metanet.layers import damp
-from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
-from weightedit.spec import NetworkSpec
+from weightedit.metanet.scalegmn.heads import ridge_solution
+from weightedit.metanet.scalegmn.layers import damp
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.network.features import DELTA, GRADIENT, PARAMETER, SQUARED_GRADIENT
+from weightedit.network.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 
 POINTS = 2 * torch.rand(9, 2, dtype=torch.float64, generator=generator(9)) - 1

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from tests.networks import SPECS, generator, relative
-from weightedit.graph import dense_layout
-from weightedit.metanet.layers import EdgeUpdate, NodeUpdate, Streams, unit_rms
+from weightedit.graph.neural_graph import dense_layout
+from weightedit.metanet.scalegmn.layers import EdgeUpdate, NodeUpdate, Streams, unit_rms
 
 NODE, EDGE = 6, 4
 

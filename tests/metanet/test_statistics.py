@@ -5,9 +5,9 @@ import torch
 
 from tests.networks import SPECS, random_params
 from weightedit.errors import SpecError
-from weightedit.graph import NeuralGraph
+from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.metanet.statistics import QUANTILES, WeightStatistics, WeightStatisticsConfig, statistics_of
-from weightedit.spec import NetworkSpec
+from weightedit.network.spec import NetworkSpec
 
 
 def test_they_are_mean_variance_and_quantiles_of_every_tensor():

@@ -6,11 +6,11 @@ from torch_geometric.data import Batch
 
 from tests.message_passing_twin import ScaleGMNTwin, read_structure
 from tests.networks import ACTIVATIONS, generator, random_params
-from weightedit.features import GRADIENT, SQUARED_GRADIENT
-from weightedit.graph import NeuralGraph
-from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
-from weightedit.ragged import from_pyg, to_pyg
-from weightedit.spec import SYMMETRIES, NetworkSpec
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import from_pyg, to_pyg
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.network.features import GRADIENT, SQUARED_GRADIENT
+from weightedit.network.spec import SYMMETRIES, NetworkSpec
 
 NETWORKS = [
     NetworkSpec.siren((2, 6, 5, 1)),

@@ -21,8 +21,8 @@ from weightedit.metatrain.image_optimizees import (
 )
 from weightedit.metatrain.optimizee import Quadratic, Reparametrised, Rosenbrock, TaskFamily, clipped
 from weightedit.metatrain.unroll import start, unroll
+from weightedit.network.spec import Activation
 from weightedit.optim.hand_designed import Adam
-from weightedit.spec import Activation
 
 DATA = digits()
 KEYS = keys(torch.arange(3), torch.arange(3))

@@ -22,8 +22,8 @@ from weightedit.metatrain.image_optimizees import (
 )
 from weightedit.metatrain.optimizee import Quadratic, Reparametrised
 from weightedit.metatrain.unroll import InnerState, Unroll, start, unroll
+from weightedit.network.spec import Activation
 from weightedit.optim.hand_designed import Adam
-from weightedit.spec import Activation
 
 DATA = digits(torch.float64)
 TANH = ClassifierOptimizee(DATA, hidden=(5,), activation=Activation("tanh"), batch_size=8)

@@ -7,10 +7,10 @@ import torch
 from torch.func import vmap
 
 from tests.networks import ACTIVATIONS, generator, random_params
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.symmetry import act, random_element
+from weightedit.network.wiring import NeuronSet, Wire, Wiring
 from weightedit.optim.gauge import inverse_root, neuron_scales, parameter_scales, root
-from weightedit.spec import NetworkSpec
-from weightedit.symmetry import act, random_element
-from weightedit.wiring import NeuronSet, Wire, Wiring
 
 SPEC = NetworkSpec.mlp((2, 7, 5, 6, 3), [ACTIVATIONS[name] for name in ("relu", "leaky_relu", "identity")])
 WIRING = Wiring.of(SPEC)

@@ -9,10 +9,10 @@ from torch.func import vmap
 from tests.networks import ACTIVATIONS, generator, random_params
 from tests.trajectories import function_distance, train
 from weightedit.errors import WeightEditError
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import SGD, Adam, AdamW, GeometricAdam, RMSprop
 from weightedit.optim.muon import Muon
-from weightedit.spec import NetworkSpec
-from weightedit.wiring import Wiring
 
 SPEC = NetworkSpec.mlp((3, 6, 5, 2), [ACTIVATIONS["relu"], ACTIVATIONS["tanh"]])
 WIRING = Wiring.of(SPEC)

@@ -18,19 +18,19 @@ from tests.residual_networks import PreActivation
 from weightedit import delta as core
 from weightedit.editing import editor as editing
 from weightedit.errors import SpecError, TypeMismatchError, WeightEditError
-from weightedit.graph_spec import spec_of
 from weightedit.inr.siren import initial_params
 from weightedit.metanet.pyg_adapter import PyGAdapter, PyGAdapterConfig
 from weightedit.metanet.registry import METANETS, make_metanet
 from weightedit.metatrain.estimators import PES, Horizons, TruncatedBackprop
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee, ModuleOptimizee, conv_net
 from weightedit.metatrain.unroll import Unroll, start
+from weightedit.network.graph_spec import spec_of
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.symmetry import act, random_element
 from weightedit.optim import learned_rule
 from weightedit.optim.learned_rule import LearnedRule, LearnedRuleConfig, make_rule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.optimizer import LearnedOptimizer
-from weightedit.spec import NetworkSpec
-from weightedit.symmetry import act, random_element
 
 NAMES = [name for name in METANETS if name != "statistics"]
 DATA = digits()

@@ -6,13 +6,15 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from tests.modules import CNN, ResNet, ViT
+from tests.network.test_module_wiring import acted
 from tests.networks import SPECS, generator, random_params, relative
 from tests.rounding import assert_agree
-from tests.test_module_wiring import acted
-from weightedit import symmetry
 from weightedit.delta import apply_delta
 from weightedit.errors import FileFormatError, WeightEditError
-from weightedit.module_wiring import wiring_of
+from weightedit.network import symmetry
+from weightedit.network.module_wiring import wiring_of
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.wiring import NeuronSet, Wire, Wiring
 from weightedit.optim.gauge import neuron_scales
 from weightedit.optim.hand_designed import SGD, Adam
 from weightedit.optim.metanet_features import DEPTH, levelled, place
@@ -21,8 +23,6 @@ from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.muon import COEFFICIENTS, Muon
-from weightedit.spec import NetworkSpec
-from weightedit.wiring import NeuronSet, Wire, Wiring
 
 STEPS = 100
 LEVELLING = COEFFICIENTS[0] ** 5  # what five rounds of levelling do to an error in a small singular value

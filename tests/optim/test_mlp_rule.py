@@ -9,14 +9,14 @@ from torch.func import functional_call, vmap
 
 from tests.networks import ACTIVATIONS, generator, random_params
 from tests.trajectories import RELU, function_distance, regression, train
-from weightedit.checkpoint import save_checkpoint
 from weightedit.delta import apply_delta
 from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.files.checkpoint import save_checkpoint
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.symmetry import act, random_element
+from weightedit.network.wiring import NeuronSet, Wire, Wiring
 from weightedit.optim import mlp_rule
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
-from weightedit.spec import NetworkSpec
-from weightedit.symmetry import act, random_element
-from weightedit.wiring import NeuronSet, Wire, Wiring
 
 SPEC = NetworkSpec.mlp((3, 6, 5, 2), [ACTIVATIONS["relu"], ACTIVATIONS["tanh"]])
 WIRING = Wiring.of(SPEC)

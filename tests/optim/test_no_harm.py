@@ -10,14 +10,14 @@ from torch.func import grad
 
 from tests.networks import SPECS, generator, random_params, relative
 from tests.optim.test_metanet_rule import random_rule
-from weightedit import symmetry
 from weightedit.delta import apply_delta
+from weightedit.network import symmetry
+from weightedit.network.wiring import Wiring
 from weightedit.optim import warrant
 from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_passes import Passes
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.optimizer import LearnedOptimizer
-from weightedit.wiring import Wiring
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "small-classifier"
 RULES = {

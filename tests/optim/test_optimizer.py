@@ -14,16 +14,16 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from tests.modules import GPT, ResNet, Unreadable
 from tests.rules import Recorder, TinyRule
-from weightedit.checkpoint import save_checkpoint
 from weightedit.errors import FileFormatError, NonFiniteError, ParamsError, WeightEditError
+from weightedit.files.checkpoint import save_checkpoint
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import SGD, Adam, GeometricAdam
 from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.mlp_rule import MLPRule
 from weightedit.optim.muon import Muon
 from weightedit.optim.optimizer import LearnedOptimizer, optimizer_factory
-from weightedit.spec import NetworkSpec
-from weightedit.wiring import Wiring
 
 RULES = {
     "adam": lambda: Adam(1e-2),

@@ -8,11 +8,11 @@ import torch
 from tests.networks import generator
 from weightedit.errors import WeightEditError
 from weightedit.metanet.registry import METANETS
+from weightedit.network.spec import NetworkSpec
+from weightedit.network.wiring import Wiring
 from weightedit.optim import memory
 from weightedit.optim.learned_rule import make_rule
 from weightedit.optim.memory import Alive, memory_of_step, tell_memory
-from weightedit.spec import NetworkSpec
-from weightedit.wiring import Wiring
 
 SPEC = NetworkSpec.mlp((5, 30, 20, 3), "relu")
 

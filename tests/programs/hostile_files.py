@@ -31,7 +31,7 @@ from weightedit.inr.convention import DWSNETS
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.registry import make_metanet
-from weightedit.spec import NetworkSpec
+from weightedit.network.spec import NetworkSpec
 
 
 def foreign(path: Path, content: object) -> Callable[[], object]:

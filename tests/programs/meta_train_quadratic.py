@@ -10,7 +10,7 @@ from tests.rules import TinyRule
 from weightedit.metatrain.estimators import PES, Horizons
 from weightedit.metatrain.optimizee import Quadratic
 from weightedit.metatrain.unroll import Unroll
-from weightedit.training import TrainOptions, train
+from weightedit.training.loop import TrainOptions, train
 
 sys.path.append(str(Path(__file__).parents[2] / "tasks"))
 from meta_train import MetaLoss, OuterSteps  # noqa: E402

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from weightedit import run_state
-from weightedit.training import TrainOptions, train
+from weightedit.training import state as run_state
+from weightedit.training.loop import TrainOptions, train
 
 POINTS = ("writing", "written", "renamed", "deleting")
 

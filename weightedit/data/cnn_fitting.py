@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from weightedit.convolution import convolve, pooled
 from weightedit.data.cnn_zoo import CNNZoo, Facts, concatenate_zoos
 from weightedit.errors import WeightEditError
-from weightedit.spec import NetworkSpec, Params
+from weightedit.network.convolution import convolve, pooled
+from weightedit.network.spec import NetworkSpec, Params
 
 OPTIMIZERS = ("sgd", "adam", "rmsprop")
 INITIALISATIONS = ("glorot_normal", "he_normal", "orthogonal", "normal", "truncated_normal")

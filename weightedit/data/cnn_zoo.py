@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from weightedit import schema
 from weightedit.data.weight_set_tables import as_tensor, first_rows, open_parquet, unflatten
 from weightedit.errors import FileFormatError, WeightEditError
-from weightedit.reading import read_json, refusing, shortened
-from weightedit.saving import new_file
-from weightedit.schema import Count, conform
-from weightedit.spec import NetworkSpec, Params
+from weightedit.files import schema
+from weightedit.files.reading import read_json, refusing, shortened
+from weightedit.files.saving import new_file
+from weightedit.files.schema import Count, conform
+from weightedit.network.spec import NetworkSpec, Params
 
 if TYPE_CHECKING:
     import pyarrow as pa

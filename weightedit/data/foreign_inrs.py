@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import FileFormatError, ParamsError
+from weightedit.files.reading import check_declared, refusing, shortened
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.stack import INRStack
-from weightedit.reading import check_declared, refusing, shortened
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 

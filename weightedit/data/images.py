@@ -24,8 +24,8 @@ from torch import Tensor
 
 from weightedit.capacity import check_capacity
 from weightedit.errors import FileFormatError, WeightEditError
-from weightedit.reading import check_pixels, read_bytes, refusing, shortened
-from weightedit.schema import Within, conform
+from weightedit.files.reading import check_pixels, read_bytes, refusing, shortened
+from weightedit.files.schema import Within, conform
 
 if TYPE_CHECKING:
     import numpy as np

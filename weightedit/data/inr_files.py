@@ -30,11 +30,11 @@ from weightedit.data.foreign_inrs import (
     suggestion,
 )
 from weightedit.errors import FileFormatError, ParamsError
+from weightedit.files.reading import check_pixels, parse_json, refusing, shortened, size_of
+from weightedit.files.saving import new_file
+from weightedit.files.schema import Width, Widths, conform
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.stack import PER_INR, INRStack
-from weightedit.reading import check_pixels, parse_json, refusing, shortened, size_of
-from weightedit.saving import new_file
-from weightedit.schema import Width, Widths, conform
 
 FORMAT = "weightedit-inrs"
 VERSION = 1

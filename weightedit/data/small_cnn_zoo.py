@@ -27,9 +27,9 @@ from torch import Tensor
 
 from weightedit.data.cnn_zoo import CNNZoo
 from weightedit.errors import FileFormatError
-from weightedit.layer import Activation, Layer
-from weightedit.reading import read_bytes, refusing, shortened, size_of
-from weightedit.spec import NetworkSpec, Params
+from weightedit.files.reading import read_bytes, refusing, shortened, size_of
+from weightedit.network.layer import Activation, Layer
+from weightedit.network.spec import NetworkSpec, Params
 
 STRIDE = 2
 _SHAPE = re.compile(r"^[(\[]\s*[0-9]{1,6}(\s*,\s*[0-9]{1,6}){0,3}\s*,?\s*[)\]]$")

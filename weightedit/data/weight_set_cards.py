@@ -16,11 +16,11 @@ from torch import Tensor
 
 from weightedit.data.weight_set_tables import column_names
 from weightedit.errors import FileFormatError, WeightEditError
+from weightedit.files.reading import check_pixels, read_json, refusing, shortened
+from weightedit.files.schema import Count, Facts, Width, Widths, conform
 from weightedit.inr.convention import StatedConvention
 from weightedit.inr.stack import INRStack
-from weightedit.reading import check_pixels, read_json, refusing, shortened
-from weightedit.schema import Count, Facts, Width, Widths, conform
-from weightedit.spec import NetworkSpec
+from weightedit.network.spec import NetworkSpec
 
 FORMAT = "weightedit-weight-set"
 VERSION = 1

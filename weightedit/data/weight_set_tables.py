@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import FileFormatError
+from weightedit.files.reading import check_declared, refusing, shortened, size_of
 from weightedit.inr.stack import INRStack
-from weightedit.reading import check_declared, refusing, shortened, size_of
-from weightedit.spec import NetworkSpec
+from weightedit.network.spec import NetworkSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa

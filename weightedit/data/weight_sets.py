@@ -22,10 +22,10 @@ from torch import Tensor
 from weightedit.data.weight_set_cards import CARD, SPLITS, card_text, read_card
 from weightedit.data.weight_set_tables import as_tensor, read_table, unflatten, write_table
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
+from weightedit.files.saving import new_folder, read_settled
 from weightedit.inr.convention import Convention
 from weightedit.inr.stack import INRStack
-from weightedit.saving import new_folder, read_settled
-from weightedit.spec import NetworkSpec
+from weightedit.network.spec import NetworkSpec
 
 
 @dataclass(frozen=True)

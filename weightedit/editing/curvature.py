@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.capacity import check_capacity
-from weightedit.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
 from weightedit.editing.rendering_problem import Layer, Pass, RenderingProblem, Summary
 from weightedit.errors import WeightEditError
-from weightedit.schema import conform
-from weightedit.spec import Params
+from weightedit.files.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
+from weightedit.files.schema import conform
+from weightedit.network.spec import Params
 
 KIND = "refinement rule"
 RIDGE = 1e-4

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weightedit.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.delta import apply_delta, propose_delta
 from weightedit.editing.curvature import KFAC, RIDGE
 from weightedit.editing.guidance import check_guides, guides
@@ -24,14 +23,15 @@ from weightedit.editing.refinement import RefinementRule, finite_or, target_of
 from weightedit.editing.refinement import refine as refine_stack
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import ParamsError, SpecError, WeightEditError
-from weightedit.features import PARAMETER, check_types
+from weightedit.files.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.files.schema import Facts, conform
 from weightedit.inr.convention import Convention, StatedConvention, convert
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widened
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.registry import MetanetConfig, build_metanet, describe_metanet
-from weightedit.schema import Facts, conform
-from weightedit.spec import NetworkSpec, Params
+from weightedit.network.features import PARAMETER, check_types
+from weightedit.network.spec import NetworkSpec, Params
 
 _CONFIG_KEYS = ("metanet", "operation", "convention")
 
@@ -84,7 +84,7 @@ class Editor(nn.Module):
     Raises TypeMismatchError if the metanetwork does not read just these channels, SpecError if it does not edit.
 
     >>> from weightedit.inr.siren import initial_params
-    >>> from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+    >>> from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
     >>> editor = Editor(ScaleGMN(ScaleGMNConfig(layers=1)), "dilate")
     >>> editor(initial_params(3, (2, 16, 16, 1)))["layers.1.weight"].shape
     torch.Size([3, 16, 16])

@@ -13,8 +13,8 @@ import torch
 from weightedit.editing.curvature import KFAC, RIDGE, Steering, kfac_step
 from weightedit.editing.rendering_problem import Layer, RenderingProblem
 from weightedit.errors import SpecError
-from weightedit.features import DELTA, GRADIENT, ChannelType
-from weightedit.spec import Params
+from weightedit.network.features import DELTA, GRADIENT, ChannelType
+from weightedit.network.spec import Params
 
 GUIDES: dict[str, ChannelType] = {"gradient": GRADIENT, "kfac": DELTA}
 """The gradient of the mean squared error by the parameters, which acts dually to the weights; and the step that K-FAC

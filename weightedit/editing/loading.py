@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from weightedit.checkpoint import load_checkpoint
 from weightedit.editing.editor import Editor
 from weightedit.editing.predictive_editor import KIND, PredictiveEditor
+from weightedit.files.checkpoint import load_checkpoint
 
 
 def load_editor(source: str | Path) -> Editor | PredictiveEditor:

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weightedit.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.editing.refinement import choose_networks, take_steps
 from weightedit.errors import ParamsError, WeightEditError
+from weightedit.files.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.files.schema import Facts, Within, conform
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import render_images
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
-from weightedit.schema import Facts, Within, conform
-from weightedit.spec import NetworkSpec, Params
+from weightedit.network.spec import NetworkSpec, Params
 
 _CONFIG_KEYS = ("kind", "predictor", "rule", "steps")
 KIND = "predictive editor"

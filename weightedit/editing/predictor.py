@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from weightedit.editing.operations import moved
 from weightedit.errors import ParamsError, SpecError, WeightEditError
-from weightedit.schema import Seed
+from weightedit.files.schema import Seed
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.stack import INRStack
+from weightedit.network.spec import NetworkSpec, Params
+from weightedit.network.wiring import Wiring
 from weightedit.optim.rule import UpdateRule
-from weightedit.spec import NetworkSpec, Params
-from weightedit.wiring import Wiring
 
 CHUNK, CHUNK_PIXELS = 16, 2**21
 """INRs at once on a CPU, whose activations stay in its cache; fewer where their pictures are large."""

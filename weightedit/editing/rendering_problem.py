@@ -26,7 +26,7 @@ from torch import Tensor
 
 from weightedit.errors import ParamsError
 from weightedit.inr.convention import Convention, widths_of
-from weightedit.spec import Params
+from weightedit.network.spec import Params
 
 _BAND_CPU, _BAND = 2**21, 2**27
 """Activations of one layer at once, in numbers; a picture that has more is worked on in bands of rows."""

@@ -19,8 +19,8 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from weightedit.errors import ParamsError, WeightEditError
-from weightedit.schema import COMPLETE, conform
-from weightedit.spec import Params
+from weightedit.files.schema import COMPLETE, conform
+from weightedit.network.spec import Params
 
 COORDINATE_ORDERS = ("xy", "ij")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from weightedit.errors import ParamsError
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.siren import render_images
-from weightedit.spec import NetworkSpec
+from weightedit.network.spec import NetworkSpec
 
 PER_INR = ("label", "index", "split", "psnr")
 """The optional fields with one entry per INR."""

@@ -16,7 +16,7 @@ from weightedit.errors import WeightEditError
 from weightedit.inr.convention import widths_of
 from weightedit.inr.siren import initial_params, parameter_count
 from weightedit.inr.stack import INRStack
-from weightedit.spec import Params
+from weightedit.network.spec import Params
 
 
 def widen(stack: INRStack, factor: int, *, seed: int = 0) -> INRStack:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from weightedit.errors import SpecError
-from weightedit.features import PARAMETER, ChannelType, check_types
-from weightedit.graph import NeuralGraph
-from weightedit.spec import SYMMETRIES, Symmetry
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.network.features import PARAMETER, ChannelType, check_types
+from weightedit.network.spec import SYMMETRIES, Symmetry
 
 
 class Metanetwork(nn.Module):

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.errors import SpecError
-from weightedit.features import DELTA, INVARIANT
-from weightedit.graph import DenseLayout, NeuralGraph
+from weightedit.files.schema import Seed, conform_fields
+from weightedit.graph.neural_graph import DenseLayout, NeuralGraph
 from weightedit.metanet.base import Metanetwork, check_chains, check_dropout, types_of
-from weightedit.metanet.layers import root_of_mean
+from weightedit.metanet.levels import root_of_mean
 from weightedit.metanet.statistics import hidden_layers
-from weightedit.schema import Seed, conform_fields
+from weightedit.network.features import DELTA, INVARIANT
 
 _LATER = {"embedding", "channels", "extra_types", "dropout"}
 

@@ -26,14 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.errors import ParamsError, SpecError
-from weightedit.features import DELTA
-from weightedit.graph import DenseLayout, NeuralGraph, NodeConstants
-from weightedit.indexed import IndexedLayout
+from weightedit.graph.indexed import IndexedLayout
+from weightedit.graph.neural_graph import DenseLayout, NeuralGraph, NodeConstants
+from weightedit.graph.ragged import RaggedLayout
 from weightedit.metanet.base import Metanetwork, types_of
-from weightedit.metanet.heads import LayerTable
-from weightedit.metanet.layers import root_of_mean
-from weightedit.ragged import RaggedLayout
-from weightedit.spec import NetworkSpec, Symmetry
+from weightedit.metanet.levels import LayerTable, root_of_mean
+from weightedit.network.features import DELTA
+from weightedit.network.spec import NetworkSpec, Symmetry
 
 
 @dataclass(frozen=True)

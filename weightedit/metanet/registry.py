@@ -12,19 +12,19 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
 from weightedit.errors import SpecError
-from weightedit.graph_spec import AnySpec, GraphSpec
+from weightedit.files.reading import shortened
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.dws import DWS, DWSConfig
-from weightedit.metanet.monomial import Monomial, MonomialConfig
-from weightedit.metanet.neural_graph_config import NGGNNConfig, NGTConfig
-from weightedit.metanet.neural_graphs import NGGNN, NGT
-from weightedit.metanet.nfn import NFN, NFNConfig
-from weightedit.metanet.paper_scalegmn import PaperScaleGMN
-from weightedit.metanet.paper_scalegmn_config import PaperScaleGMNConfig
-from weightedit.metanet.scalegmn import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.functionals.dws import DWS, DWSConfig
+from weightedit.metanet.functionals.monomial import Monomial, MonomialConfig
+from weightedit.metanet.functionals.nfn import NFN, NFNConfig
+from weightedit.metanet.neural_graphs.config import NGGNNConfig, NGTConfig
+from weightedit.metanet.neural_graphs.network import NGGNN, NGT
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.scalegmn.paper import PaperScaleGMN
+from weightedit.metanet.scalegmn.paper_config import PaperScaleGMNConfig
 from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
-from weightedit.reading import shortened
+from weightedit.network.graph_spec import AnySpec, GraphSpec
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.errors import SpecError
-from weightedit.features import PARAMETER
-from weightedit.graph import NeuralGraph
+from weightedit.files.schema import Seed, conform_fields
+from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.metanet.base import Metanetwork, check_chains, check_dropout
-from weightedit.metanet.layers import root_of_mean
-from weightedit.schema import Seed, conform_fields
-from weightedit.spec import NetworkSpec, Params, Symmetry
+from weightedit.metanet.levels import root_of_mean
+from weightedit.network.features import PARAMETER
+from weightedit.network.spec import NetworkSpec, Params, Symmetry
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _PER_TENSOR = len(QUANTILES) + 3

@@ -20,14 +20,14 @@ from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 
 from weightedit.errors import SpecError, WeightEditError
-from weightedit.graph_spec import spec_of
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import coordinate_grid, initial_params, render
 from weightedit.metatrain.draws import indices
 from weightedit.metatrain.optimizee import Batch, Task
-from weightedit.module_wiring import wiring_of
-from weightedit.spec import Activation, NetworkSpec, Params
-from weightedit.wiring import Wiring
+from weightedit.network.graph_spec import spec_of
+from weightedit.network.module_wiring import wiring_of
+from weightedit.network.spec import Activation, NetworkSpec, Params
+from weightedit.network.wiring import Wiring
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import WeightEditError
-from weightedit.spec import Params
-from weightedit.wiring import NeuronSet, Wire, Wiring
+from weightedit.network.spec import Params
+from weightedit.network.wiring import NeuronSet, Wire, Wiring
 
 Task = dict[str, Tensor]
 """What stays the same along one inner run (a target, a curvature): named tensors [N, ...]."""

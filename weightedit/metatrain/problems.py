@@ -25,7 +25,7 @@ from weightedit.metatrain.image_optimizees import (
     conv_net,
 )
 from weightedit.metatrain.optimizee import Optimizee, TaskFamily
-from weightedit.spec import Activation
+from weightedit.network.spec import Activation
 
 TRAINED = 0.8  # part of the training images that inner steps see
 INIT = "zero-biases"

@@ -21,8 +21,8 @@ from weightedit.delta import apply_delta
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.metatrain.draws import keys, seeds
 from weightedit.metatrain.optimizee import Batch, Optimizee, Task, clipped
+from weightedit.network.spec import Params
 from weightedit.optim.rule import RuleState, UpdateRule
-from weightedit.spec import Params
 
 Weights = dict[str, Tensor]
 """Weights of a learned rule by name; in a stack [N, ...], each network's own."""

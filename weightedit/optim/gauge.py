@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weightedit.layer import Symmetry
-from weightedit.wiring import Wire, Wiring
+from weightedit.network.layer import Symmetry
+from weightedit.network.wiring import Wire, Wiring
 
 
 def root(square: Tensor) -> Tensor:

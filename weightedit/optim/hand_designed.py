@@ -17,11 +17,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from weightedit.errors import WeightEditError
-from weightedit.layer import SYMMETRIES, Symmetry
+from weightedit.network.layer import SYMMETRIES, Symmetry
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wiring
 from weightedit.optim.gauge import inverse_root, parameter_scales, root
 from weightedit.optim.rule import RuleState, beside, started, warmth
-from weightedit.spec import Params
-from weightedit.wiring import Wiring
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ A metanetwork holds activations per edge, hence far more than a rule that goes p
 how much before it is taken.
 
 >>> from weightedit.metatrain.image_optimizees import conv_net
->>> from weightedit.graph_spec import spec_of
+>>> from weightedit.network.graph_spec import spec_of
 >>> from weightedit.optim.optimizer import LearnedOptimizer
 >>> net = conv_net(1, 10)
 >>> optimizer = LearnedOptimizer(net, make_rule("scalegmn", [spec_of(net)]))
@@ -31,13 +31,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from weightedit.checkpoint import CONFIG
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError, WeightEditError
-from weightedit.features import check_types
-from weightedit.graph_spec import AnySpec
+from weightedit.files.checkpoint import CONFIG
+from weightedit.files.schema import Facts, conform
 from weightedit.metanet.base import Metanetwork, types_of
 from weightedit.metanet.registry import build_metanet, describe_metanet, entry, make_metanet
+from weightedit.network.features import check_types
+from weightedit.network.graph_spec import AnySpec
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import growth, inverse_root, layers_before, neuron_scales, root, spread
 from weightedit.optim.memory import tell_memory
 from weightedit.optim.metanet_passes import averaged
@@ -45,9 +48,6 @@ from weightedit.optim.moments import Kept, Moments
 from weightedit.optim.rule import RuleState, beside
 from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.warrant import of_entries, of_tensor
-from weightedit.schema import Facts, conform
-from weightedit.spec import Params
-from weightedit.wiring import Wire, Wiring
 
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart

@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from weightedit.checkpoint import load_checkpoint
 from weightedit.errors import FileFormatError
+from weightedit.files.checkpoint import load_checkpoint
+from weightedit.files.reading import shortened
 from weightedit.optim.rule_module import RuleModule
-from weightedit.reading import shortened
 
 KINDS = {
     "mlp-rule": ("weightedit.optim.mlp_rule", "MLPRule"),

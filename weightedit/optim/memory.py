@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from weightedit.errors import WeightEditError
-from weightedit.spec import Params
-from weightedit.wiring import Wiring
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wiring
 
 _LOG = logging.getLogger(__name__)
 _SAID_FROM = 2**30  # bytes from which on a step is worth a line

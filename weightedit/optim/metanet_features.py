@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root, root
 from weightedit.optim.muon import COEFFICIENTS
 from weightedit.optim.rule import warmth
-from weightedit.wiring import Wire, Wiring
 
 PLACES = 10
 DEPTH = 9  # among the places

@@ -33,6 +33,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
 from weightedit.optim.metanet_features import (
     DAMPING,
@@ -53,8 +55,6 @@ from weightedit.optim.rule import RuleState, beside, warmth
 from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.unitwise import FROM, goes_alone, pooled, steady
 from weightedit.optim.warrant import of_entries, of_tensor
-from weightedit.spec import Params
-from weightedit.wiring import Wire, Wiring
 
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart

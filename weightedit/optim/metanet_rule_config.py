@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weightedit.errors import WeightEditError
-from weightedit.layer import SYMMETRIES, Symmetry
-from weightedit.schema import Count
+from weightedit.files.schema import Count
+from weightedit.network.layer import SYMMETRIES, Symmetry
 
 
 @dataclass(frozen=True)

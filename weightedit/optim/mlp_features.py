@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from weightedit.network.wiring import Wire
 from weightedit.optim.gauge import root
 from weightedit.optim.unitwise import line
-from weightedit.wiring import Wire
 
 _DAMPING = 1e-8  # of second moments before their inverse root, in units of their mean over the tensor
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.errors import WeightEditError
+from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root
 from weightedit.optim.mlp_features import Seen, full_features, lean_features, look, seen
 from weightedit.optim.rule import beside, warmth
@@ -41,7 +42,6 @@ from weightedit.optim.unitwise import (
     steady,
 )
 from weightedit.optim.warrant import of_entries, of_tensor
-from weightedit.wiring import Wire, Wiring
 
 FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
 _MAGNITUDE = 1e-3  # of Metz et al., as are the times

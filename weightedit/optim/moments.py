@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import WeightEditError
-from weightedit.features import DIRECTION, GRADIENT, INVARIANT, ChannelType
+from weightedit.network.features import DIRECTION, GRADIENT, INVARIANT, ChannelType
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wire
 from weightedit.optim.gauge import inverse_root
 from weightedit.optim.rule import beside, warmth
-from weightedit.spec import Params
-from weightedit.wiring import Wire
 
 Kept = Mapping[str, Tensor]
 """What is kept of one parameter: name of a quantity -> tensor."""

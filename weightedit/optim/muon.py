@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import WeightEditError
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import AdamW
 from weightedit.optim.rule import RuleState, started
-from weightedit.spec import Params
-from weightedit.wiring import Wiring
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _PRECISIONS = ("bfloat16", "parameters")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.errors import ParamsError, WeightEditError
-from weightedit.wiring import NeuronSet, Wire, Wiring
+from weightedit.network.wiring import NeuronSet, Wire, Wiring
 
 
 def unwrapped(net: nn.Module) -> nn.Module:

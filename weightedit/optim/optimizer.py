@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
-from weightedit.graph_spec import spec_of
-from weightedit.module_wiring import wiring_of
+from weightedit.network.graph_spec import spec_of
+from weightedit.network.module_wiring import wiring_of
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.loading import load_rule
 from weightedit.optim.naming import arranged, paired, refuse_shard, unwrapped, with_axis, with_isolated
@@ -43,8 +45,6 @@ from weightedit.optim.stepping import (
     stepped,
     wide,
 )
-from weightedit.spec import Params
-from weightedit.wiring import Wiring
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if moved[True] and not moved[False]:
             _LOG.warning(
                 "No parameter that requires a gradient is in the neural graph: %s will move nothing, %s everything. "
-                "Read optimizer.wiring.report(); the graph is made of the layers that weightedit.module_wiring names.",
+                "Read optimizer.wiring.report(); weightedit.network.module_wiring names the layers that it reads.",
                 rule_name(self.rule),
                 self._outside_name(),
             )

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from weightedit.spec import Params
-from weightedit.wiring import Wiring
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wiring
 
 RuleState = dict[str, dict[str, Tensor]]
 """Parameter name -> name of a quantity -> tensor. "step" counts the steps done, a float32 of shape () or (N,)."""

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from weightedit.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
+from weightedit.files.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
+from weightedit.files.schema import conform
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.rule import RuleState
 from weightedit.optim.unitwise import one_graph
-from weightedit.schema import conform
-from weightedit.spec import Params
-from weightedit.wiring import Wire, Wiring
 
 At = tuple[Params, RuleState, Params]
 """Gradients, state and parameters."""

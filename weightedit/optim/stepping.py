@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import WeightEditError
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wiring
 from weightedit.optim.rule import RuleState, UpdateRule
 from weightedit.optim.rule_module import RuleModule
-from weightedit.spec import Params
-from weightedit.wiring import Wiring
 
 _REFUSED = {
     "foreach": "a rule sees all parameters at once anyway: leave it out",

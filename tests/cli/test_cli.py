@@ -1,0 +1,577 @@
+"""The command line as a user meets it: what it writes, what it says, and one line for everything that is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from weightedit.cli import arguments
+from weightedit.cli.arguments import find_editor
+from weightedit.cli.demo import digit_images
+from weightedit.cli.main import main
+from weightedit.data.inr_files import load_inrs, save_inrs
+from weightedit.data.weight_sets import save_weight_set
+from weightedit.editing.curvature import LearnedKFAC
+from weightedit.editing.editor import Editor
+from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.editing.predictor import Predictor, PredictorConfig
+from weightedit.editing.refinement import refine, target_of
+from weightedit.errors import FileFormatError
+from weightedit.inr.convention import NFN, Convention
+from weightedit.inr.siren import initial_params
+from weightedit.inr.stack import INRStack
+from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+
+WIDTHS = (2, 6, 5, 1)
+FIGURES = {"edited": 0.03, "do nothing": 0.09, "floor": 1e-4}
+
+
+@pytest.fixture(scope="session")
+def editor(tmp_path_factory):
+    config = ScaleGMNConfig(node_width=4, edge_width=2, layers=1, probes=2, levels=3)
+    folder = tmp_path_factory.mktemp("editors") / "tiny"
+    return str(Editor(ScaleGMN(config), "dilate").save_pretrained(folder, "# tiny\n", {"figures": FIGURES}))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An own working directory with three INRs, three pictures and a foreign INR."""
+    monkeypatch.chdir(tmp_path)
+    save_inrs(make_stack(), "in.safetensors")
+    for number, image in enumerate(digit_images(3)[0]):
+        Image.fromarray((image[0] * 255).round().byte().numpy()).save(f"digit{number}.png")
+    tensors = make_stack(1).params
+    torch.save({name.replace("layers", "seq"): tensor[0] for name, tensor in tensors.items()}, "net7.pth")
+    return tmp_path
+
+
+def make_stack(count=3, **fields):
+    return INRStack(
+        initial_params(count, WIDTHS, generator=torch.Generator().manual_seed(2)), Convention(), 9, 7, **fields
+    )
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_demo(place, editor, capsys):
+    code, out, err = run(capsys, "demo", "--editor", editor, "--count", 2, "-o", "sheet.png")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert f"editor {editor}: dilate, scalegmn" in lines[0]
+    assert next(line for line in lines if "do nothing" in line).split() == ["digit", "do", "nothing", "edited", "floor"]
+    rows = [line.split() for line in lines if len(line.split()) == 4 and line.split()[0] in ("0", "1", "mean")]
+    values = np.array([row[1:] for row in rows], dtype=float)
+    np.testing.assert_allclose(values[2], values[:2].mean(0), atol=1e-3)
+    assert lines[-2] == "drew   sheet.png" and lines[-1].startswith("took")
+    assert size_of("sheet.png")[1] > 400
+
+
+def test_fit_pictures(place, capsys):
+    code, out, err = run(capsys, "fit", *sorted(place.glob("digit*.png")), "-o", "out.safetensors", "--seed", 5)
+    assert (code, err) == (0, "") and "fitted 3 images of 28 x 28 x 1" in out and "3 INRs" in out
+    stack = load_inrs("out.safetensors")
+    assert stack.widths == (2, 32, 32, 1) and stack.label is None and stack.index.tolist() == [0, 1, 2]
+    assert float(stack.psnr.min()) >= 40
+    assert stack.provenance["seed"] == "5" and stack.provenance["images"] == "digit0.png, digit1.png, digit2.png"
+
+
+def test_a_solid_picture_is_met_exactly_and_said_so(place, capsys):
+    Image.new("L", (12, 10), 0).save("black.png")
+    for pictures, told in ((["black.png"], "inf to inf dB, median inf"), (["black.png", "digit0.png"], "to inf dB, ")):
+        words = ("--size", "10x12", "--keep-missed", "--max-steps", 30)
+        code, out, err = run(capsys, "fit", *pictures, *words, "-o", "out.safetensors")
+        assert (code, err) == (0, "") and "to inf dB, mean inf" in out
+        code, out, err = run(capsys, "info", "out.safetensors")
+        assert (code, err) == (0, "") and told in out and "nan dB" not in out and "nan," not in out
+
+
+def test_fit_leaves_out_what_missed_and_says_so(place, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8)).save("noise.png")
+    words = ["fit", "digit0.png", "noise.png", "-o", "out.safetensors", "--size", 48, "--target-psnr", 25]
+    code, out, _ = run(capsys, *words)
+    assert code == 1 and "missed 25 dB and left out: 1 of 2, index 1 noise.png (" in out
+    assert load_inrs("out.safetensors").index.tolist() == [0]
+    code, out, _ = run(capsys, *words, "--keep-missed")
+    assert code == 0 and "missed 25 dB and kept: 1 of 2" in out and len(load_inrs("out.safetensors")) == 2
+    code, out, _ = run(capsys, "fit", "noise.png", "-o", "none.safetensors", "--max-steps", 5)
+    assert code == 1 and "none.safetensors was not written" in out and not (place / "none.safetensors").exists()
+
+
+def test_fit_a_data_set(place, capsys):
+    (place / "set").mkdir()
+    for number in range(3):
+        (place / f"digit{number}.png").rename(place / "set" / f"{number}.png")
+    words = ("--limit", 2, "--size", 14, "--channels", 3, "--hidden", 16, "--target-psnr", 20)
+    code, out, _ = run(capsys, "fit", "set", "-o", "out.safetensors", *words)
+    assert code == 0 and "fitted 2 images of 14 x 14 x 3" in out
+    stack = load_inrs("out.safetensors")
+    assert stack.widths == (2, 16, 3) and (stack.height, stack.width) == (14, 14)
+
+
+def test_edit(place, editor, capsys):
+    words = ("edit", "in.safetensors", "--editor", editor, "-o", "out.safetensors", "--preview", "sheet.png")
+    code, out, err = run(capsys, *words)
+    assert (code, err) == (0, "") and "edited 3 INRs" in out and "MSE    against dilate" in out
+    expected = Editor.from_pretrained(editor).edit(make_stack())
+    found = load_inrs("out.safetensors")
+    assert all(torch.equal(found.params[name], expected.params[name]) for name in found.params)
+    assert found.provenance["edited"] == "dilate (tiny)"
+    assert size_of("sheet.png")[0] > 400
+
+
+def test_edit_in_place_keeps_the_rest(place, editor, capsys):
+    save_inrs(make_stack(label=torch.tensor([4, 5, 6]), psnr=torch.full((3,), 40.0)), "in.safetensors")
+    assert run(capsys, "edit", "in.safetensors", "--editor", editor, "-o", "in.safetensors")[0] == 0
+    found = load_inrs("in.safetensors")
+    assert found.label.tolist() == [4, 5, 6] and found.psnr is None
+    assert not torch.equal(found.params["layers.1.weight"], make_stack().params["layers.1.weight"])
+
+
+def test_an_operation_that_is_not_ours_is_previewed_without_a_target(place, capsys):
+    own = Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "my-own").save_pretrained(place / "own", "")
+    words = ("edit", "in.safetensors", "--editor", own, "-o", "out.safetensors", "--preview", "sheet.png")
+    code, out, _ = run(capsys, *words)
+    assert code == 0 and "MSE" not in out and size_of("sheet.png")[0] > 300
+
+
+def test_render(place, capsys):
+    code, out, _ = run(capsys, "render", "in.safetensors", "-o", "all.png")
+    assert code == 0 and "3 of 3 INRs at 9 x 7" in out and size_of("all.png") == (2 * 7 + 4, 2 * 9 + 4)
+    assert run(capsys, "render", "in.safetensors", "-o", "one.png", "--index", 1, "--size", "40x30")[0] == 0
+    with Image.open("one.png") as image:
+        pixels = torch.from_numpy(np.array(image)).float() / 255
+    expected = make_stack()[1].render(40, 30)[0, 0].clamp(0, 1)
+    assert float((pixels - expected).abs().max()) <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("convention", ["dwsnets", "nfn"])
+def test_foreign_files_everywhere(place, editor, capsys, convention):
+    words = ("--convention", convention, "--size", 9)
+    assert run(capsys, "render", "net7.pth", "-o", "a.png", *words)[0] == 0 and size_of("a.png") == (9, 9)
+    assert run(capsys, "edit", "net7.pth", "-o", "a.safetensors", "--editor", editor, *words)[0] == 0
+    assert load_inrs("a.safetensors").convention == (NFN if convention == "nfn" else Convention())
+    code, out, _ = run(capsys, "info", "net7.pth", *words)
+    assert code == 0 and ("row first" in out) == (convention == "nfn")
+    code, out, _ = run(capsys, "check", "net7.pth", "--editor", editor, *words)
+    assert code == 0 and out.count(" ok ") == 3
+
+
+def test_info_of_inrs(place, capsys):
+    stack = make_stack(
+        label=torch.tensor([1, 1, 2]),
+        split=torch.tensor([0, 0, 2]),
+        psnr=torch.tensor([40.0, 41.0, 43.5]),
+        provenance={"init": "siren"},
+    )
+    save_inrs(stack, "full.safetensors")
+    _, out, _ = run(capsys, "info", "full.safetensors")
+    for words in (
+        "count       3",
+        "2-6-5-1 (59 parameters each)",
+        "9 x 7 pixels, 1 channel",
+        "omega 30, column first (xy), image in [0, 1], 0.5 added",
+        "40.00 to 43.50 dB, median 41.00",
+        "train 2, validation 0, test 1",
+        "2 classes",
+        "init siren",
+        "layer 1     6 -> 5, sine(omega 30): permutation of 5 neurons, sign flip, half-period shift",
+        "layer 2     5 -> 1, linear output",
+    ):
+        assert words in out
+
+
+def test_info_of_an_editor_and_a_weight_set(place, editor, capsys):
+    _, out, _ = run(capsys, "info", editor)
+    for words in ("operation   dilate", "scalegmn", "node_width 4", "9.000e-02 do nothing", "3.000e-02 edited"):
+        assert words in out
+    Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("bare", "")
+    assert "not recorded" in run(capsys, "info", "bare")[1]
+    LearnedKFAC().save_pretrained("rule", "")
+    assert "learned K-FAC, 580 parameters" in run(capsys, "info", "rule")[1]
+    stack = make_stack(index=torch.arange(3), split=torch.tensor([0, 1, 2]), psnr=torch.tensor([40.2, 40.4, 42.1]))
+    save_weight_set("set", stack, torch.zeros(3, 1, 9, 7, dtype=torch.uint8))
+    _, out, _ = run(capsys, "info", "set")
+    assert "weight set" in out and "3 (train 1, validation 1, test 1)" in out and "40 to 43 dB" in out
+
+
+def test_check(place, editor, capsys):
+    code, out, _ = run(capsys, "check", "in.safetensors")
+    lines = out.splitlines()
+    assert code == 0 and [line.split("  ")[0] for line in lines[1:]] == ["round trip", "identity edit", "equivariance"]
+    mlp = Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("mlp", "")
+    code, out, _ = run(capsys, "check", "in.safetensors", "--editor", mlp, "--limit", 2)
+    assert code == 1 and "2 of 3 INRs" in out and out.count(" ok ") == 2 and out.count("FAILED") == 1
+
+
+def test_help_is_written_for_newcomers_and_answers_at_once():
+    code = "import sys; from weightedit.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "one network is one image" in shown and shown.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["demo", "fit", "edit", "render", "info", "check"])
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0 and f"example:\n  weightedit {command}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["render", "x", "-o", "y.png", "--size", "28x"], "is no size"),
+        (["demo", "--count", "0"], "at least 1"),
+        (["fly"], "invalid choice"),
+    ],
+)
+def test_words_that_cannot_be_read_are_refused_by_the_parser(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def _nan(place):
+    import safetensors.torch
+    from safetensors import safe_open
+
+    with safe_open("in.safetensors", "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    tensors["layers.1.weight"][1, 0, 0] = torch.nan
+    safetensors.torch.save_file(tensors, "in.safetensors", header)
+
+
+class _Code:
+    def __reduce__(self):
+        return (open, ("executed", "w"))
+
+
+def _truncate(place):
+    whole = (place / "in.safetensors").read_bytes()
+    (place / "in.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+BAD = {
+    "missing file": (None, "info none.safetensors", "there is no file or folder"),
+    "missing picture": (None, "fit none.png -o out.safetensors", "there is no picture file"),
+    "truncated": (_truncate, "check in.safetensors", "expected a complete safetensors file"),
+    "pickle with code": (lambda p: torch.save(_Code(), "net7.pth"), "info net7.pth", "nothing was executed"),
+    "unreadable image": (
+        lambda p: (p / "digit0.png").write_bytes(b"\x89PNG no"),
+        "fit digit0.png -o out.safetensors",
+        "not a readable picture",
+    ),
+    "pictures of two sizes": (
+        lambda p: Image.new("L", (5, 6)).save(p / "small.png"),
+        "fit digit0.png small.png -o out.safetensors",
+        "give --size and --channels",
+    ),
+    "split of pictures": (None, "fit digit0.png --split test -o out.safetensors", "--split test came"),
+    "two sets": (lambda p: (p / "a").mkdir(), "fit a digit0.png -o out.safetensors", "2 sources came"),
+    "impossible target": (None, "fit digit0.png --target-psnr -3 -o out.safetensors", "target_psnr=-3.0"),
+    "missing editor": (None, "edit in.safetensors --editor none -o out.safetensors", "name one with --editor"),
+    "no editor in the folder": (
+        lambda p: (p / "empty").mkdir(),
+        "edit in.safetensors --editor empty -o out.safetensors",
+        "cannot be read",
+    ),
+    "unknown operation": (
+        lambda p: Editor(FlatMLP(FlatMLPConfig((2, 32, 32, 1), hidden=4)), "embolden").save_pretrained(p / "odd", ""),
+        "demo --editor odd -o out.png",
+        "there is no operation 'embolden'",
+    ),
+    "NaN weights": (_nan, "edit in.safetensors -o out.safetensors", "INR 1 has NaN"),
+    "wrong size": (None, "info in.safetensors --size 28", "states the size (9, 7), but (28, 28)"),
+    "wrong convention": (None, "check in.safetensors --convention nfn", "was given; expected the same"),
+    "no convention": (None, "render net7.pth -o out.png", "--convention dwsnets or nfn, and --size 28"),
+    "index out of range": (None, "render in.safetensors -o out.png --index 0 3", "expected 0 to 2"),
+    "output without folder": (None, "render in.safetensors -o none/out.png", "existing, writable folder"),
+    "output is a folder": (lambda p: (p / "out.png").mkdir(), "render in.safetensors -o out.png", "is a folder"),
+    "output of another kind": (None, "render in.safetensors -o out.jpg", "written as .png"),
+    "empty stack": (
+        lambda p: save_inrs(make_stack(1)[:0], "in.safetensors"),
+        "render in.safetensors -o out.png",
+        "holds no INRs",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_one_line_for_everything_that_is_wrong(place, capsys, kind):
+    prepare, words, message = BAD[kind]
+    if prepare is not None:
+        prepare(place)
+    before = sorted(place.rglob("*"))
+    code, _, err = run(capsys, *words.split())
+    assert code == 2 and err.startswith("weightedit: ") and err.count("\n") == 1, err
+    assert message in err
+    assert sorted(place.rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fit digit0.png -o none/o.safetensors",
+        "demo -o none/o.png",
+        "edit in.safetensors -o o.safetensors --preview none/p.png",
+    ],
+)
+def test_outputs_are_checked_before_the_work(place, capsys, monkeypatch, words):
+    def work(*given, **named):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("weightedit.cli.main._load_editor", work)
+    monkeypatch.setattr("weightedit.cli.main._read_images", work)
+    code, _, err = run(capsys, *words.split())
+    assert code == 2 and "cannot be written" in err
+
+
+def test_an_output_is_replaced_only_by_a_whole_one(place, editor, capsys, monkeypatch):
+    (place / "out.safetensors").write_bytes(b"precious")
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    code, _, err = run(capsys, "edit", "in.safetensors", "--editor", editor, "-o", "out.safetensors")
+    assert code == 2 and "No space left" in err and err.count("\n") == 1
+    assert (place / "out.safetensors").read_bytes() == b"precious"
+    assert not list(place.glob(".*"))
+
+
+def test_the_shipped_editor_is_found_in_a_clone_then_in_the_working_directory(tmp_path, monkeypatch):
+    clone, work = tmp_path / "clone", tmp_path / "work"
+    monkeypatch.setattr(arguments, "_CLONE", clone)
+    work.mkdir()
+    monkeypatch.chdir(work)
+    with pytest.raises(FileFormatError, match="name one with --editor") as caught:
+        find_editor(None)
+    assert str(clone / arguments.SHIPPED_EDITOR) in str(caught.value) and str(work) in str(caught.value)
+    (work / arguments.SHIPPED_EDITOR).mkdir(parents=True)
+    assert find_editor(None) == find_editor(arguments.SHIPPED_EDITOR) == work / arguments.SHIPPED_EDITOR
+    (clone / arguments.SHIPPED_EDITOR).mkdir(parents=True)
+    assert find_editor(None) == clone / arguments.SHIPPED_EDITOR
+    assert find_editor(arguments.SHIPPED_EDITOR) == work / arguments.SHIPPED_EDITOR
+    assert find_editor(str(clone)) == clone
+    assert find_editor("hf://owner/name") == "owner/name"
+
+
+def test_a_reader_that_goes_away_is_no_error(place):
+    code = "import sys; from weightedit.cli.main import main; sys.exit(main(['info', 'in.safetensors']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_refine_needs_no_editor(place, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    code, out, err = run(
+        capsys, "edit", "in.safetensors", "--operation", "erode", "--rule", "kfac", "-o", "out.safetensors"
+    )
+    assert (code, err) == (0, "") and "rule   K-FAC" in out
+    expected = refine(make_stack(), target_of("erode", make_stack()), 10)
+    found = load_inrs("out.safetensors")
+    assert all(torch.equal(found.params[name], tensor) for name, tensor in expected.params.items())
+    assert found.provenance["edited"] == "erode (10 steps)"
+
+
+def test_a_function_of_ones_own_is_an_operation(place, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    Path("mine.py").write_text("def flip(images):\n    return images.flip(-1)\n")
+    words = ("--operation", "mine.py:flip", "--refine", 3, "--rule", "kfac", "--preview", "sheet.png")
+    code, out, err = run(capsys, "edit", "in.safetensors", *words, "-o", "out.safetensors")
+    assert (code, err) == (0, "") and "MSE    against flip" in out and Path("sheet.png").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("f = lambda images: 1 / 0", "operation '<lambda>' raised ZeroDivisionError (division by zero)"),
+        ("def f(images):\n    return f(images)", "raised RecursionError"),
+        ("def f():\n    pass", "raised TypeError (f() takes 0 positional arguments but 1 was given)"),
+        ("f = lambda images: images.repeat(2, 1, 1, 1)", "returned torch.float32 (6, 1, 9, 7)"),
+        ("import sys\nf = lambda images: sys.exit(0)", "raised SystemExit (0)"),
+        ("import sys\nsys.exit(0)", "mine.py could not be run: SystemExit (0)"),
+        ("def g():\n    g()\ng()", "mine.py could not be run: RecursionError"),
+        ("import nowhere", "mine.py could not be run: ModuleNotFoundError"),
+    ],
+)
+def test_what_a_function_of_ones_own_does_wrong_is_one_line(place, capsys, body, message):
+    Path("mine.py").write_text(body)
+    words = ("--operation", "mine.py:f", "--rule", "kfac", "--preview", "sheet.png", "-o", "out.safetensors")
+    before = sorted(place.rglob("*"))
+    code, _, err = run(capsys, "edit", "in.safetensors", *words)
+    assert code == 2 and message in err and err.count("\n") == 1, err
+    assert sorted(place.rglob("*")) == before, "something was written"
+
+
+def test_a_function_of_ones_own_is_called_once(place, capsys):
+    Path("mine.py").write_text(
+        "calls = []\ndef f(images):\n    calls.append(1)\n    return images / (2 - len(calls))\n"
+    )
+    words = ("--operation", "mine.py:f", "--rule", "kfac", "--preview", "sheet.png", "-o", "out.safetensors")
+    assert run(capsys, "edit", "in.safetensors", *words)[0] == 0 and Path("sheet.png").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("demo", "--editor", ""),
+        ("demo", "--operation", ""),
+        ("edit", "in.safetensors", "-o", "out.safetensors", "--editor", " "),
+        ("edit", "in.safetensors", "-o", "out.safetensors", "--operation", ""),
+        ("edit", "in.safetensors", "-o", "out.safetensors", "--operation", "dilate", "--rule", ""),
+        ("edit", "in.safetensors", "-o", "out.safetensors", "--operation", "dilate", "--preview", ""),
+        ("fit", "digit0.png", "", "-o", "out.safetensors"),
+        ("info", ""),
+    ],
+)
+def test_empty_words_are_refused(place, capsys, words):
+    before = sorted(place.rglob("*"))
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "") and "came empty; expected a value" in err and err.count("\n") == 1
+    assert sorted(place.rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ("fit digit0.png --hidden 1000000 1000000 -o out.safetensors", "2-1000000-1000000-1 to 1 image of 28 x 28"),
+        ("fit digit0.png --size 1000000 -o out.safetensors", "one picture of 1000000 x 1000000"),
+        ("edit in.safetensors --operation invert --widen 1000000 -o out.safetensors", "3 INRs 1000000 times as wide"),
+        ("edit net7.pth --convention dwsnets --size 1000000 --operation invert -o out.safetensors", "1 picture of"),
+        ("render in.safetensors --size 1000000 -o out.png", "3 pictures of 1000000 x 1000000"),
+        ("check net7.pth --convention dwsnets --size 1000000", "1 picture of 1000000 x 1000000"),
+    ],
+)
+def test_what_no_machine_can_hold_is_refused_before_it_is_tried(place, capsys, words, what):
+    before = sorted(place.rglob("*"))
+    code, _, err = run(capsys, *words.split())
+    assert code == 2 and err.count("\n") == 1 and what in err and "GB of this machine: choose" in err, err
+    assert sorted(place.rglob("*")) == before, "something was written"
+
+
+def test_strength_goes_from_nothing_to_beyond(place, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    before, means = make_stack().render().mean(), []
+    for strength in (0, 0.5, 1, 2):
+        words = ("--operation", "invert", "--strength", strength, "--rule", "kfac", "--preview", "sheet.png")
+        assert run(capsys, "edit", "in.safetensors", *words, "-o", "out.safetensors")[0] == 0
+        means.append(float((load_inrs("out.safetensors").render().mean() - before).abs()))
+        if strength == 0:
+            found = load_inrs("out.safetensors").params
+            assert all(torch.equal(found[name], tensor) for name, tensor in make_stack().params.items())
+    assert means == sorted(means) and means[0] == 0.0
+
+
+def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    rule = LearnedKFAC().save_pretrained("rule", "# card")
+    words = ("--editor", editor, "--refine", 2, "--rule", rule, "-o", "out.safetensors")
+    code, out, err = run(capsys, "edit", "in.safetensors", *words)
+    assert (code, err) == (0, "") and f"rule   {rule.resolve()}" in out
+    expected = Editor.from_pretrained(editor).edit(make_stack(), refine=2, rule=LearnedKFAC())
+    found = load_inrs("out.safetensors")
+    for name, tensor in expected.params.items():
+        torch.testing.assert_close(found.params[name], tensor, rtol=1e-4, atol=1e-5)
+    assert found.provenance["edited"] == "dilate (tiny, 2 steps)"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--operation dilate --editor checkpoints/mnist-dilate", "drop one"),
+        ("--widen 2 --editor checkpoints/mnist-dilate", "drop one"),
+        ("--operation nothing", "there is no operation 'nothing'"),
+        ("--operation absent.py:f", "absent.py could not be run"),
+        ("--operation empty.py:f", "empty.py has no function 'f'"),
+        ("--operation dilate --refine -1", "steps of at least 0"),
+        ("--operation dilate --strength -1", "strength -1.0 came"),
+        ("--strength 0.5 --editor checkpoints/mnist-dilate", "drop one"),
+        ("--operation dilate --rule none", "there is no rule at"),
+    ],
+)
+def test_wrong_words_of_refinement(place, capsys, words, message):
+    save_inrs(make_stack(), "in.safetensors")
+    Path("empty.py").write_text("")
+    code, _, err = run(capsys, "edit", "in.safetensors", *words.split(), "-o", "out.safetensors")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not Path("out.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def predictive(tmp_path_factory):
+    """A folder with a small predictive editor of two operations, untrained."""
+    torch.manual_seed(0)
+    built = PredictiveEditor(Predictor(PredictorConfig(("dilate", "invert"), width=4)), LearnedKFAC(), 2)
+    figures = {"dilate 1": {"do nothing": 0.1, "predicted picture": 0.1, "edited": 0.05}}
+    return str(built.save_pretrained(tmp_path_factory.mktemp("editors") / "two", "# two\n", {"figures": figures}))
+
+
+def test_a_predictive_editor_everywhere(place, predictive, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    words = ("--editor", predictive, "--operation", "invert", "--strength", 0.5, "--widen", 2, "--refine", 3)
+    code, out, err = run(capsys, "edit", "in.safetensors", *words, "-o", "out.safetensors", "--preview", "sheet.png")
+    assert (code, err) == (0, "") and "dilate, invert, predictive, 2 steps" in out and Path("sheet.png").stat().st_size
+    found = load_inrs("out.safetensors")
+    expected = PredictiveEditor.from_pretrained(predictive).edit(make_stack(), "invert", 0.5, steps=3, factor=2)
+    assert all(torch.equal(found.params[name], tensor) for name, tensor in expected.params.items())
+    assert found.provenance["edited"] == "invert (two, 3 steps, strength 0.5, 2 times as wide)"
+    code, out, err = run(capsys, "check", "in.safetensors", "--editor", predictive, "--limit", 2)
+    assert (code, err) == (0, "") and "predictive, 2 steps, dilate" in out
+    code, out, err = run(capsys, "info", predictive)
+    assert (code, err) == (0, "") and "dilate, invert" in out and "5.000e-02" in out
+    code, out, err = run(capsys, "demo", "--editor", predictive, "--operation", "invert", "--count", 2)
+    assert (code, err) == (0, "") and "against invert of the image" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "no operation came; this editor knows dilate, invert"),
+        ("--operation erode", "this editor knows dilate, invert"),
+        ("--operation dilate --strength 2", "expected 0 (nothing) to 1"),
+        ("--operation dilate --rule kfac", "drop --rule"),
+        ("--operation dilate --refine -1", "steps -1"),
+    ],
+)
+def test_wrong_words_with_a_predictive_editor(place, predictive, capsys, words, message):
+    save_inrs(make_stack(), "in.safetensors")
+    given = ("--editor", predictive, *words.split())
+    code, _, err = run(capsys, "edit", "in.safetensors", *given, "-o", "out.safetensors")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not Path("out.safetensors").exists()
+
+
+def test_widen_without_an_editor(place, capsys):
+    save_inrs(make_stack(), "in.safetensors")
+    words = ("--operation", "invert", "--widen", 3, "--rule", "kfac", "--preview", "sheet.png")
+    assert run(capsys, "edit", "in.safetensors", *words, "-o", "out.safetensors")[0] == 0
+    given, wide = make_stack().widths, load_inrs("out.safetensors").widths
+    assert wide == (given[0], *(3 * n for n in given[1:-1]), given[-1])
+
+
+def test_preview_is_refused_before_the_work(place, editor, capsys):
+    save_inrs(INRStack(initial_params(2, (2, 6, 2)), Convention(), 8, 8), "two.safetensors")
+    words = ("--operation", "invert", "--preview", "sheet.png", "-o", "out.safetensors")
+    code, _, err = run(capsys, "edit", "two.safetensors", *words)
+    assert code == 2 and "draws 1 or 3" in err and not Path("out.safetensors").exists()

@@ -1,0 +1,290 @@
+"""What the words on the command line mean: the parser, sizes and conventions, editors and outputs by path.
+
+Quiet: printing and the commands themselves are in main.py. Nothing heavy is imported, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightedit.errors import FileFormatError, WeightEditError
+
+if TYPE_CHECKING:
+    from weightedit.editing.operations import Operation
+
+SHIPPED_EDITOR = "checkpoints/mnist-dilate"
+SHIPPED_PREDICTIVE = "checkpoints/mnist-dilate-predictive"
+SHIPPED_RULE = "checkpoints/refine-rule"
+HUB = "hf://"
+
+_CLONE = Path(__file__).resolve().parents[2]
+_DESCRIPTION = """\
+Edit images by changing nothing but the weights of the networks that store them.
+
+An INR (implicit neural representation) is a small network, here a SIREN, that maps a pixel's
+coordinates to its value: one network is one image. An editor is a metanetwork: it reads the weights
+of an INR and proposes new ones.
+
+  weightedit demo                                        see it all at work, without a download
+  weightedit fit photos/*.png --size 28 -o in.safetensors    images -> INRs
+  weightedit edit in.safetensors -o out.safetensors      INRs -> edited INRs
+  weightedit render out.safetensors -o sheet.png         INRs -> images, at any resolution
+  weightedit info out.safetensors                        what a file, an editor or a weight set is
+  weightedit check in.safetensors                        is it read right, and is the editor sound?
+"""
+_EXITS = "Exit code: 0 when all went well, 1 when {one}, 2 on an error, which is told in one line."
+_FOREIGN = "where the INR file is not of weightedit (.pth, .ckpt): the convention it was fitted under"
+_EDITOR = (
+    f"folder of the editor, or {HUB}owner/name for one on the Hugging Face hub. A relative path is looked up in the "
+    "working directory, then beside the installed package (in a clone)."
+)
+
+
+def size_argument(text: str) -> tuple[int, int]:
+    """ "28" -> (28, 28) and "28x32" -> (28, 32): height and width in pixels; argparse's error for anything else."""
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected 28, or 28x32 for height x width")
+    return int(parts[0]), int(parts[-1])
+
+
+def count_argument(text: str) -> int:
+    """A whole number of at least 1; argparse's error for anything else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number of at least 1")
+    return int(text)
+
+
+def find_editor(name: str | None) -> str | Path:
+    """Where the editor `name` is: its folder, or the name of a repository on the hub; None is the shipped one.
+
+    Raises:
+        FileFormatError: no such folder; both places that were tried are named.
+    """
+    return _find("editor", name, SHIPPED_EDITOR)
+
+
+def find_rule(name: str | None) -> str | Path:
+    """Where the refinement rule `name` is; as find_editor."""
+    return _find("rule", name, SHIPPED_RULE)
+
+
+def _find(kind: str, name: str | None, shipped: str) -> str | Path:
+    """A path as it stands or beside the package (None, the shipped one, there first), or the name behind hf://."""
+    if name is not None and name.startswith(HUB):
+        return name.removeprefix(HUB)
+    tried = [Path.cwd() / (name or shipped), _CLONE / (name or shipped)]
+    if name is None:
+        tried.reverse()
+    for folder in tried:
+        if folder.is_dir():
+            return folder.resolve()
+    places = " or ".join(dict.fromkeys(map(str, tried)))
+    raise FileFormatError(
+        f"there is no {kind} at {places}; expected the folder of a checkpoint: name one with --{kind} FOLDER (it is "
+        f"part of a clone of the project), or --{kind} {HUB}owner/name for one on the Hugging Face hub."
+    )
+
+
+def named_operation(text: str) -> Operation:
+    """The operation called `text`, or a function of the user's own, FILE.py:FUNCTION.
+
+    Raises:
+        WeightEditError: an unknown name, or a file that cannot be imported or has no such function.
+    """
+    from weightedit.editing.operations import named_error, operation
+
+    path, colon, name = text.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        return operation(text)
+    try:
+        found = runpy.run_path(path).get(name)
+    except (Exception, SystemExit) as error:  # whatever the user's own file raises
+        raise WeightEditError(f"{path} could not be run: {named_error(error)}; correct it.") from error
+    if not callable(found):
+        raise WeightEditError(f"{path} has no function {name!r}; expected one from images [N, C, H, W] to the same.")
+    function: Any = found
+    return operation(function)
+
+
+def check_words(options: argparse.Namespace) -> None:
+    """Raise WeightEditError on an option or argument that came empty, as `--editor "$UNSET"` does."""
+    for name, value in vars(options).items():
+        if any(isinstance(word, str) and not word.strip() for word in (value if isinstance(value, list) else [value])):
+            raise WeightEditError(f"{name!r} came empty; expected a value: give one, or leave it out.")
+
+
+def check_output(path: str | Path, suffix: str) -> Path:
+    """The path, once it is certain that a file can be put there; asked before the work, not after it.
+
+    Raises:
+        FileFormatError: another ending, a folder of that name, or a folder around it that is missing or not writable.
+    """
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise FileFormatError(f"{path} ends in {path.suffix!r}; it is written as {suffix}: name it so.")
+    if path.is_dir():
+        raise FileFormatError(f"{path} is a folder; expected the name of a {suffix} file: choose another name.")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FileFormatError(
+            f"{path} cannot be written ({error.strerror}); expected an existing, writable folder around it: choose "
+            "another place, or create it."
+        ) from error
+    return path
+
+
+def chosen(indices: list[int] | None, count: int, most: int) -> list[int]:
+    """The INRs to treat: those asked for, or the first `most`. Raises WeightEditError on a number out of range."""
+    if indices is None:
+        return list(range(min(count, most)))
+    wrong = [index for index in indices if not 0 <= index < count]
+    if wrong:
+        raise WeightEditError(
+            f"INR {wrong[0]} was asked for, but there are {count}; expected 0 to {count - 1}: correct --index."
+        )
+    return indices
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `weightedit`; the result has `command` and that command's options."""
+    parser = argparse.ArgumentParser("weightedit", description=_DESCRIPTION, formatter_class=_Raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for add in (_add_demo, _add_fit, _add_edit, _add_render, _add_info, _add_check):
+        add(commands)
+    return parser
+
+
+_Raw = argparse.RawDescriptionHelpFormatter
+
+
+def _command(commands, name: str, summary: str, text: str, example: str) -> argparse.ArgumentParser:
+    description, epilog = f"{summary[0].upper()}{summary[1:]}.\n\n{text}", f"example:\n  {example}"
+    return commands.add_parser(name, help=summary, description=description, epilog=epilog, formatter_class=_Raw)
+
+
+def _add_inrs(parser: argparse.ArgumentParser, *, size: bool = True) -> None:
+    parser.add_argument("inrs", metavar="FILE", help="INRs: a .safetensors file, a foreign file, or a folder of them")
+    parser.add_argument("--convention", choices=("dwsnets", "nfn"), help=_FOREIGN)
+    if size:
+        text = "size of the fitted images, such as 28 or 28x32 (height x width); for foreign files only"
+        parser.add_argument("--size", type=size_argument, metavar="PIXELS", help=text)
+
+
+def _add_demo(commands) -> None:
+    text = """\
+scikit-learn's digits (8x8 pixels) are enlarged to 28x28 and brought near to MNIST's, each is fitted by
+a SIREN of its own, the editor changes the weights, and one sheet shows: the image, its INR, the edited
+INR, the image that was wanted, and how the weights changed. The table gives mean squared errors:
+"do nothing" before the edit, "edited" after it, "floor" when the same INR is fitted to the wanted image."""
+    parser = _command(commands, "demo", "edit real handwritten digits, without a download", text, "weightedit demo")
+    parser.add_argument("--editor", metavar="FOLDER", help=f"{_EDITOR} Default: the shipped {SHIPPED_EDITOR}")
+    parser.add_argument("--operation", metavar="NAME", help="of an editor that knows several (default: its first)")
+    parser.add_argument("-o", "--output", metavar="PNG", default="demo.png", help="the sheet (default: demo.png)")
+    parser.add_argument("--count", type=count_argument, default=8, help="how many digits (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the SIRENs' initialisations (default: 0)")
+
+
+def _add_fit(commands) -> None:
+    text = f"""\
+Every image becomes one SIREN, all from independent random initialisations. IMAGES are picture files of
+one size (or any size, with --size), or one data set: a folder, a parquet file, or a name on the Hugging
+Face hub, with --split and --limit. An image that misses the target PSNR is named and left out.
+
+{_EXITS.format(one="images were left out")}"""
+    example = "weightedit fit photos/*.png --size 28 --channels 1 -o in.safetensors\n"
+    example += "  weightedit fit ylecun/mnist --split test --limit 100 -o in.safetensors"
+    parser = _command(commands, "fit", "turn images into INRs", text, example)
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="picture files, or one data set")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where the INRs go, .safetensors")
+    parser.add_argument("--split", help="of a data set that has several: train, test, ...")
+    parser.add_argument("--limit", type=count_argument, help="only the first so many images")
+    parser.add_argument("--size", type=size_argument, metavar="PIXELS", help="resize first: 28, or height x width")
+    parser.add_argument("--channels", type=int, choices=(1, 3), help="convert first: 1 is grey, 3 is RGB")
+    hidden = "widths of the hidden layers (default: 32 32); large images need more"
+    parser.add_argument("--hidden", type=count_argument, nargs="+", default=[32, 32], metavar="N", help=hidden)
+    init = "named initialisation (default: siren); dwsnets rarely passes 30 dB"
+    parser.add_argument("--init", choices=("siren", "dwsnets"), default="siren", help=init)
+    parser.add_argument("--target-psnr", type=float, default=40.0, metavar="DB", help="stop here (default: 40)")
+    parser.add_argument("--max-steps", type=count_argument, metavar="N", help="give up after so many (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the initialisations (default: 0)")
+    parser.add_argument("--keep-missed", action="store_true", help="keep images that missed the target, too")
+
+
+def _add_edit(commands) -> None:
+    text = """\
+Only weights are read and written. Two ways, which may follow each other:
+  an editor       a metanetwork changes the weights in one shot, and never looks at the image; or a predictive
+                  editor foresees the picture of the edited INR, and takes a few learned steps to it
+  --refine STEPS  each step brings the INR's rendering nearer to the operation applied to its rendering
+                  before the edit. With --operation instead of --editor there is nothing but these steps,
+                  so any function from images to images will do: none of your own needs training.
+The preview shows the first INRs before and after, what the operation itself makes of the first rendering,
+and how the weights of one layer changed."""
+    example = f"weightedit edit in.safetensors --editor {SHIPPED_EDITOR} -o out.safetensors --preview sheet.png\n"
+    example += "  weightedit edit in.safetensors --operation erode -o out.safetensors\n"
+    example += "  weightedit edit in.safetensors --operation mine.py:posterize --refine 20 -o out.safetensors"
+    parser = _command(commands, "edit", "edit INRs by changing their weights", text, example)
+    _add_inrs(parser)
+    parser.add_argument("--editor", metavar="FOLDER", help=f"{_EDITOR} Default: the shipped {SHIPPED_EDITOR}")
+    operation = "of an editor that knows several; or, without --editor, by --refine alone: a name (dilate, erode, "
+    operation += "contrast, blur, invert, ...), or FILE.py:FUNCTION, from images [N, C, H, W] in [0, 1] to the same"
+    parser.add_argument("--operation", metavar="NAME", help=operation)
+    steps = "steps towards the operation of the rendering (default: 0 after a one-shot editor, a predictive one's own "
+    steps += "number, 10 with --operation)"
+    parser.add_argument("--refine", type=int, metavar="STEPS", help=steps)
+    strength = "how much of the operation: 0 leaves the INR as it is, 0.5 is half the way (default: 1)"
+    parser.add_argument("--strength", type=float, default=1.0, metavar="S", help=strength)
+    widen = "hidden widths of the edited INRs, as a multiple of the given ones': room for more detail (default: 1)"
+    parser.add_argument("--widen", type=count_argument, default=1, metavar="K", help=widen)
+    rule = f"of --refine: folder of a learned rule, or kfac (default: {SHIPPED_RULE} where it is found, else kfac)"
+    parser.add_argument("--rule", metavar="FOLDER", help=rule)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="edited INRs, .safetensors")
+    parser.add_argument("--preview", metavar="PNG", help="also draw a sheet of the first 8")
+
+
+def _add_render(commands) -> None:
+    text = """\
+One INR gives a plain picture, several a sheet of them, row by row, pixel by pixel. An INR is a function
+of continuous coordinates, so any resolution will do."""
+    example = "weightedit render in.safetensors -o sheet.png --size 56 --index 0 3 5"
+    parser = _command(commands, "render", "draw the images that INRs store", text, example)
+    _add_inrs(parser, size=False)
+    parser.add_argument("-o", "--output", required=True, metavar="PNG", help="the picture")
+    size = "resolution to draw at: 56, or 48x64 (height x width); default: the size that was fitted"
+    parser.add_argument("--size", type=size_argument, metavar="PIXELS", help=size)
+    index = "numbers of the INRs, from 0 (default: the first 64)"
+    parser.add_argument("--index", type=int, nargs="+", metavar="I", help=index)
+
+
+def _add_info(commands) -> None:
+    text = """\
+PATH is an INR file, a weight set (a folder with card.json), or the folder of an editor or a rule. Shown are
+kind, count, widths, convention, provenance, PSNR and the symmetry of every layer; for an editor what it
+does, its size, and the test figures of its training."""
+    parser = _command(commands, "info", "say what a file or folder is", text, f"weightedit info {SHIPPED_EDITOR}")
+    _add_inrs(parser)
+
+
+def _add_check(commands) -> None:
+    text = f"""\
+Three questions about YOUR networks, each answered "ok" or "FAILED" with the figure behind it:
+  round trip     is every weight read, put on the neural graph, and given back, bit for bit?
+  identity edit  does changing nothing change nothing, and is the canonical form the same picture?
+  equivariance   does the metanetwork respect your network's symmetry (permuted neurons, flipped signs,
+                 shifted phases)? Without --editor a freshly made ScaleGMN is asked.
+
+{_EXITS.format(one="a check failed")}"""
+    example = f"weightedit check in.safetensors --editor {SHIPPED_EDITOR}\n"
+    example += "  weightedit check net7.pth --convention dwsnets --size 28"
+    parser = _command(commands, "check", "test your networks against the library's promises", text, example)
+    _add_inrs(parser)
+    parser.add_argument("--editor", metavar="FOLDER", help=_EDITOR)
+    parser.add_argument("--limit", type=count_argument, default=16, metavar="N", help="use the first N (default: 16)")

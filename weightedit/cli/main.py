@@ -1,0 +1,346 @@
+"""The command `weightedit`: the only place that prints.
+
+Each command reads its arguments (arguments.py), calls the library, and says what came of it. Whatever is wrong with
+the input becomes one line on standard error and the exit code 2; nothing is half written. The library is imported when
+a command runs, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightedit.cli.arguments import (
+    build_parser,
+    check_output,
+    check_words,
+    chosen,
+    find_editor,
+    find_rule,
+    named_operation,
+)
+from weightedit.errors import FileFormatError, TypeMismatchError, WeightEditError
+
+if TYPE_CHECKING:
+    from weightedit.data.images import ImageSet
+    from weightedit.editing.editor import Editor
+    from weightedit.editing.operations import Operation
+    from weightedit.editing.predictive_editor import PredictiveEditor
+    from weightedit.editing.refinement import RefinementRule
+    from weightedit.inr.convention import Convention
+    from weightedit.inr.stack import INRStack
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_PREVIEW, _TILES, _NAMED = 8, 64, 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. `arguments`: without the program's name, None for sys.argv's."""
+    options = build_parser().parse_args(arguments)
+    # What the library logs, such as INRs that missed their target, the commands say themselves.
+    logging.getLogger("weightedit").addHandler(logging.NullHandler())
+
+    def run() -> int:
+        check_words(options)
+        return _COMMANDS[options.command](options)
+
+    return told_in_one_line("weightedit", run)
+
+
+def told_in_one_line(program: str, run: Callable[[], object]) -> int:
+    """Run a program; its exit code, with errors about what came told in one line on stderr, not as a traceback.
+
+    Args:
+        program: the name that the line begins with.
+        run: the program; an int that it returns is the exit code.
+
+    Returns:
+        That, or 0; 2 after an error of errors.py or of the file system, 130 after Ctrl-C.
+    """
+    try:
+        returned = run()
+        return returned if isinstance(returned, int) else 0
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (WeightEditError, TypeMismatchError, OSError) as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: stopped; nothing was half written", file=sys.stderr)
+        return 130
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Fit, edit, draw, and print the table."""
+    started, output = time.perf_counter(), check_output(options.output, ".png")
+    editor = _load_editor(options.editor)
+    from weightedit.cli.demo import run_demo
+    from weightedit.cli.preview import draw_demo
+
+    name = options.operation or editor.operations[0]
+    found = run_demo(editor, options.count, name, seed=options.seed, progress=_progress())
+    if found.missed:
+        _say(f"left out: {found.missed} of {options.count} digits, whose fit missed 40 dB")
+    assert found.fitted.psnr is not None
+    psnr = found.fitted.psnr
+    _say(f"fitted {len(psnr)} digits of scikit-learn, 28 x 28, {psnr.min():.1f} to {psnr.max():.1f} dB")
+    _say(f"\nmean squared error against {name} of the image, x 1e-2\n")
+    _say(f"{'digit':>5} {'do nothing':>11} {'edited':>8} {'floor':>8}")
+    for label, *errors in zip(found.labels.tolist(), *(e.tolist() for e in found.errors.values()), strict=True):
+        _say(f"{label:>5} {_hundredths(errors)}")
+    _say(f"{'mean':>5} {_hundredths([float(errors.mean()) for errors in found.errors.values()])}\n")
+    draw_demo(found, name, output)
+    _say(f"drew   {output}")
+    _say(f"took   {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def fit(options: argparse.Namespace) -> int:
+    """Images to INRs; 1 when images were left out."""
+    output = check_output(options.output, ".safetensors")
+    import torch
+
+    from weightedit.data.inr_files import save_inrs
+    from weightedit.inr.fitting import FitOptions
+    from weightedit.inr.fitting import fit as fit_inrs
+
+    wanted = FitOptions(init=options.init, target_psnr=options.target_psnr, max_steps=options.max_steps)
+    images, names = _read_images(options)
+    count, channels, height, width = images.images.shape
+    widths = (2, *options.hidden, channels)
+    started, generator = time.perf_counter(), torch.Generator().manual_seed(options.seed)
+    result = fit_inrs(images.images, widths=widths, options=wanted, generator=generator, progress=_progress())
+    seconds, shape = time.perf_counter() - started, "-".join(map(str, widths))
+    _say(f"fitted {_plural(count, 'image')} of {height} x {width} x {channels} in {seconds:.1f} s, {shape}")
+    _say(f"PSNR   {result.psnr.min():.2f} to {result.psnr.max():.2f} dB, mean {result.psnr.mean():.2f}")
+    missed = result.missed.tolist()
+    if missed:
+        fate = "kept" if options.keep_missed else "left out"
+        shown = [f"{index}{names.get(index, '')} ({result.psnr[index]:.1f} dB)" for index in missed[:_NAMED]]
+        shown += [f"and {len(missed) - _NAMED} more"] if len(missed) > _NAMED else []
+        _say(f"missed {options.target_psnr:g} dB and {fate}: {len(missed)} of {count}, index {', '.join(shown)}")
+    source = {"seed": str(options.seed), "images": ", ".join(Path(name).name for name in options.images[:3])}
+    labels = images.labels if bool((images.labels >= 0).any()) else None
+    stack = replace(result.stack, label=labels, index=images.index)
+    stack = replace(stack, provenance={**stack.provenance, **source})
+    if missed and not options.keep_missed:
+        keep = torch.ones(count, dtype=torch.bool)
+        keep[result.missed] = False
+        stack = stack[keep]
+    if not len(stack):
+        _say(f"{output} was not written: no INR is left. Try --size, wider --hidden, --max-steps or --keep-missed")
+        return 1
+    save_inrs(stack, output)
+    _say(f"wrote  {output}: {_plural(len(stack), 'INR')}")
+    return 1 if missed and not options.keep_missed else 0
+
+
+def edit(options: argparse.Namespace) -> int:
+    """INRs to edited INRs."""
+    output = check_output(options.output, ".safetensors")
+    preview = check_output(options.preview, ".png") if options.preview else None
+    alone = options.operation is not None and options.editor is None
+    operation = named_operation(str(options.operation)) if alone else None
+    stack = _load_stack(options, options.size)
+    if preview is not None and stack.widths[-1] not in (1, 3):
+        raise WeightEditError(f"--preview came for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
+    editor = None if alone else _load_editor(options.editor)
+    from weightedit.cli.preview import draw_edit, targets_of
+    from weightedit.data.inr_files import save_inrs
+    from weightedit.editing.editor import Editor
+    from weightedit.editing.evaluation import mean_squared_errors
+    from weightedit.editing.refinement import refine, target_of
+    from weightedit.inr.widening import widen
+
+    if isinstance(editor, Editor) and (options.operation or options.strength != 1.0 or options.widen != 1):
+        raise WeightEditError(
+            f"--operation, --strength or --widen came with an editor that has its own ({editor.operation}); expected "
+            "--editor with such options only where one editor knows several: drop one."
+        )
+    choice: str | Operation = operation or options.operation or (editor.operations[0] if editor else "")
+    started, edited, steps, progress = time.perf_counter(), stack, options.refine, _progress()
+    # A user's own function is called once, before the work: what it does wrong costs nothing, and random ones agree.
+    targets = targets_of(choice, stack, options.strength)
+    if editor is None or isinstance(editor, Editor):
+        steps = options.refine if options.refine is not None else (0 if editor else 10)
+        rule = _load_rule(options.rule) if steps else None
+        if options.rule and not steps:
+            raise WeightEditError(
+                "--rule came without steps; expected both or none: add --refine STEPS, or drop --rule."
+            )
+        edited = editor.edit(stack, progress=progress) if editor else widen(stack, options.widen)
+        steps = 0 if options.strength == 0 else steps  # then an INR stays as it is, bit for bit
+        if steps:
+            towards = target_of(choice, stack, strength=options.strength) if targets is None else targets
+            edited = refine(edited, towards, steps, rule=rule, progress=progress)
+    else:
+        if options.rule:
+            raise WeightEditError("--rule came with an editor that holds a rule of its own; expected one: drop --rule.")
+        steps = editor.steps if steps is None else steps
+        edited = editor.edit(
+            stack, options.operation, options.strength, steps=steps, factor=options.widen, progress=progress
+        )
+    _say(f"edited {_plural(len(stack), 'INR')} in {time.perf_counter() - started:.1f} s")
+    name = choice if isinstance(choice, str) else choice.name
+    if targets is not None:
+        before, after = (float(mean_squared_errors(inrs, targets).mean()) for inrs in (stack, edited))
+        _say(f"MSE    against {name} of the INRs' own renderings: {before:.2e} before, {after:.2e} after")
+    by = [Path(find_editor(options.editor)).name] if editor else []
+    by += [f"{steps} steps"] if steps else []
+    by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
+    by += [f"{options.widen} times as wide"] if options.widen != 1 else []
+    told = f"{name} ({', '.join(by or ['no steps'])})"
+    save_inrs(replace(edited, provenance={**stack.provenance, "edited": told}), output)
+    _say(f"wrote  {output}")
+    if preview is not None:
+        few = slice(0, _PREVIEW)
+        wanted = None if targets is None else targets[few]
+        draw_edit(name, stack[few], edited[few], wanted, preview, strength=options.strength)
+        _say(f"drew   {preview} ({min(_PREVIEW, len(stack))} of {len(stack)})")
+    return 0
+
+
+def render(options: argparse.Namespace) -> int:
+    """INRs to one picture."""
+    output = check_output(options.output, ".png")
+    from weightedit.plots import mosaic
+
+    try:
+        stack = _load_stack(options, None)  # ours state their size; then --size is the resolution alone
+    except FileFormatError:
+        stack = _load_stack(options, options.size)
+    indices = chosen(options.index, len(stack), _TILES)
+    height, width = options.size or (stack.height, stack.width)
+    mosaic(stack[indices].render(height, width), output)
+    _say(f"drew   {output}: {len(indices)} of {len(stack)} INRs at {height} x {width}")
+    return 0
+
+
+def info(options: argparse.Namespace) -> int:
+    """What a path is."""
+    from weightedit.cli.description import describe
+
+    for name, value in describe(options.inrs, _convention(options), options.size):
+        _say(f"{name:<11} {value}")
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Three questions, three lines; 1 when one of them failed."""
+    stack = _load_stack(options, options.size)
+    editor = _load_editor(options.editor) if options.editor else None
+    from weightedit.cli.checks import check_equivariance, check_identity_edit, check_round_trip
+
+    few = stack[: options.limit]
+    _say(f"file   {options.inrs}: {len(few)} of {len(stack)} INRs, {'-'.join(map(str, stack.widths))}")
+    results = [check_round_trip(few), check_identity_edit(few), check_equivariance(few, editor)]
+    for result in results:
+        _say(f"{result.name:<14} {'ok' if result.ok else 'FAILED':<7} {result.figure}")
+    return 0 if all(result.ok for result in results) else 1
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _progress() -> bool:
+    return sys.stderr.isatty()
+
+
+def _hundredths(errors: Sequence[float]) -> str:
+    nothing, edited, floor = (f"{100 * error:.3f}" for error in errors)
+    return f"{nothing:>11} {edited:>8} {floor:>8}"
+
+
+def _convention(options: argparse.Namespace) -> Convention | None:
+    from weightedit.inr.convention import DWSNETS, NFN
+
+    return {None: None, "dwsnets": DWSNETS, "nfn": NFN}[options.convention]
+
+
+def _load_stack(options: argparse.Namespace, size: tuple[int, int] | None) -> INRStack:
+    """The INRs of FILE and --convention, fitted at `size`; at least one."""
+    from weightedit.data.inr_files import load_inrs
+
+    try:
+        stack = load_inrs(options.inrs, _convention(options), size=size)
+    except FileFormatError as error:
+        if "and none was given" in str(error):
+            raise FileFormatError(
+                f"{error} On the command line: --convention dwsnets or nfn, and --size 28."
+            ) from error
+        raise
+    if not len(stack):
+        raise WeightEditError(f"{options.inrs} holds no INRs; expected at least one: fit some first.")
+    return stack
+
+
+def _load_editor(name: str | None) -> Editor | PredictiveEditor:
+    from weightedit.editing.loading import load_editor
+
+    place = find_editor(name)
+    editor = load_editor(place)
+    size = sum(parameter.numel() for parameter in editor.parameters())
+    _say(f"editor {place}: {', '.join(editor.operations)}, {editor.kind}, {size:,} parameters")
+    return editor
+
+
+def _load_rule(name: str | None) -> RefinementRule:
+    from weightedit.editing.curvature import KFAC, LearnedKFAC
+
+    try:
+        place = None if name == "kfac" else find_rule(name)
+    except FileFormatError:
+        if name is not None:
+            raise
+        place = None  # installed without the checkpoints of a clone
+    _say(f"rule   {place or 'K-FAC, numbers set by hand'}")
+    return LearnedKFAC.from_pretrained(place) if place else KFAC()
+
+
+def _read_images(options: argparse.Namespace) -> tuple[ImageSet, dict[int, str]]:
+    """The images of `fit`, and for picture files " name" by index."""
+    import torch
+
+    from weightedit.data.images import ImageSet, load_images, load_picture
+
+    first = Path(options.images[0])
+    picture = first.suffix.lower() in _PICTURES or (first.is_file() and first.suffix != ".parquet")
+    if not picture:
+        if len(options.images) > 1:
+            raise WeightEditError(
+                f"{len(options.images)} sources came, of which {first} is no picture; expected picture "
+                "files, or one data set: run fit once for each."
+            )
+        return load_images(
+            options.images[0], options.split, limit=options.limit, size=options.size, channels=options.channels
+        ), {}
+    if options.split is not None:
+        raise WeightEditError(f"--split {options.split} came with picture files; expected it with a data set: drop it.")
+    names = options.images[: options.limit]
+    loaded = [load_picture(name, size=options.size, channels=options.channels) for name in names]
+    for name, image in zip(names, loaded, strict=True):
+        if image.shape != loaded[0].shape:
+            raise WeightEditError(
+                f"{name} has (channels, height, width) {tuple(image.shape)}, but {names[0]} {tuple(loaded[0].shape)}; "
+                "expected one shape: give --size and --channels to convert them."
+            )
+    pixels = (torch.stack(loaded) * 255.0).round().to(torch.uint8)
+    count = len(pixels)
+    known = {index: f" {Path(name).name}" for index, name in enumerate(names)}
+    return ImageSet(pixels, torch.full((count,), -1), torch.arange(count)), known
+
+
+_COMMANDS = {"demo": demo, "fit": fit, "edit": edit, "render": render, "info": info, "check": check}

@@ -1,0 +1,127 @@
+"""What defines an NG-GNN or an NG-T: plain data for checkpoints and tasks. The metanetworks are in neural_graphs.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+from weightedit.errors import SpecError
+from weightedit.files.schema import Seed, conform_fields
+from weightedit.metanet.base import check_dropout
+from weightedit.network.link import LINK_KINDS
+
+SCALERS = ("identity", "amplification", "attenuation")
+Config = TypeVar("Config", bound="NeuralGraphsConfig")
+
+
+@dataclass(frozen=True)
+class NeuralGraphsConfig:
+    """What the configs of NG-GNN and NG-T have in common.
+
+    Attributes:
+        inputs: input neurons of the networks it treats (their identity matters, so their number is fixed).
+        outputs: output neurons of the networks it treats, likewise.
+        node_width: channels of the nodes.
+        edge_width: channels of the pairs.
+        layers: message-passing or attention layers.
+        probes: learned inputs at which activations are read, 0 for none; 4, 16 and 64 in the paper.
+        levels: how many levels, from either end, have node codes and output scales of their own.
+        initial_scale: size of a delta relative to the weights of its layer, at the start.
+        embedding: 0 to edit; else the width of the vector that is read off every network.
+        channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1.
+        link_kinds: how many kinds of edges it tells apart, in the order of link.LINK_KINDS; 1 (weights) for chains.
+        extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
+        dropout: share of the hidden features that is dropped in training, in [0, 1).
+        seed: of the initial weights.
+    """
+
+    inputs: int = 2
+    outputs: int = 1
+    node_width: int = 64
+    edge_width: int = 32
+    layers: int = 4
+    probes: int = 0
+    levels: int = 8
+    initial_scale: float = 0.01
+    embedding: int = 0
+    channels: int = 1
+    link_kinds: int = 1
+    extra_types: tuple[tuple[int, bool], ...] = ()
+    dropout: float = 0.0
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels, self.channels)
+        if min(sizes) < 1 or min(self.probes, self.embedding) < 0 or not 1 <= self.link_kinds <= len(LINK_KINDS):
+            raise SpecError(
+                f"{self} came; expected positive sizes, probes and embedding of at least 0, and at most "
+                f"{len(LINK_KINDS)} kinds of links."
+            )
+        check_dropout(self.dropout)
+        if self.probes and self.link_kinds > 1:
+            raise SpecError(
+                f"{self.probes} probes came with {self.link_kinds} kinds of links; expected probes=0: probes are for "
+                "chains."
+            )
+        if self.probes and self.channels > 1:
+            raise SpecError(
+                f"{self.probes} probes came with {self.channels} channels per quantity; expected probes=0: probes are "
+                "for networks without convolutions."
+            )
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[Config], data: Mapping[str, object]) -> Config:
+        """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
+
+        `link_kinds` and `dropout` may be missing: older configs have their defaults.
+        """
+        return conform_fields(cls, data, {"link_kinds", "dropout"}, SpecError)
+
+
+@dataclass(frozen=True)
+class NGGNNConfig(NeuralGraphsConfig):
+    """Everything that defines an NGGNN; see NeuralGraphsConfig.
+
+    Attributes:
+        reverse_edges: also send messages from targets to sources; the published settings do for editing INRs, and do
+            not for classifying them.
+        scalers: of the aggregates: "identity", "amplification", "attenuation"; the published ones by default.
+        typical_degree: number of received messages at which all scalers are 1. Theirs: the exponential of the mean of
+            log(degree + 1) over the nodes of the training set, less 1 (2-32-32-1: 33 with reverse edges, 8.5 without).
+    """
+
+    reverse_edges: bool = True
+    scalers: tuple[str, ...] = ("identity", "amplification")
+    typical_degree: float = 32.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scalers or not set(self.scalers) <= set(SCALERS) or self.typical_degree <= 0:
+            raise SpecError(
+                f"scalers {self.scalers} with a typical degree of {self.typical_degree} came; expected some of "
+                f"{', '.join(SCALERS)}, and a positive degree."
+            )
+
+
+@dataclass(frozen=True)
+class NGTConfig(NeuralGraphsConfig):
+    """Everything that defines an NGT; see NeuralGraphsConfig. Reverse edges are always there.
+
+    Attributes:
+        heads: of the attention, which is twice as wide as the nodes.
+    """
+
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads < 1 or 2 * self.node_width % self.heads:
+            raise SpecError(
+                f"{self.heads} heads came for an attention of width {2 * self.node_width}; expected a number that "
+                "divides it."
+            )

@@ -1,0 +1,167 @@
+"""What a network is whose values branch and join: levels of neurons and the links between them, as plain data.
+
+`NetworkSpec` (spec.py) describes a chain of layers; a `GraphSpec` also holds residual additions and normalisations, as
+Kofinas et al. 2024 draw them (link.py), and a chain is one of its cases. Reading one from an nn.Module is
+module_links.py's. Permutations are all that metanetworks may claim on it: which neurons move together is decided by
+the links alone, since every metanetwork treats neurons of one level alike. What a link does not show is not seen:
+strides, paddings, the kind of a pooling, and running statistics of a BatchNorm, which are no parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from weightedit.errors import ParamsError, SpecError
+from weightedit.files.schema import conform
+from weightedit.network.link import LINK_KINDS, Level, Link
+from weightedit.network.module_links import links_of
+from weightedit.network.spec import NetworkSpec, Params, check_finite, check_shapes
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Levels of neurons, inputs first and outputs last, and the links between them.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 2))
+    >>> spec = GraphSpec.from_module(net)
+    >>> spec.widths, spec.channels, [link.kind for link in spec.links]
+    ((1, 4, 4, 2), 9, ['weight', 'batch_norm', 'weight'])
+    """
+
+    levels: tuple[Level, ...]
+    links: tuple[Link, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2:
+            raise SpecError(f"{len(self.levels)} levels came; expected inputs, outputs and a link at least.")
+        for link in self.links:
+            if link.target >= len(self.levels) or not self._fits(link):
+                raise SpecError(
+                    f"{link} came between levels of widths {self.widths}; expected a parameter whose first axis is the "
+                    "target's width and whose second is the source's, or a link between levels of one width."
+                )
+        read, received = ({getattr(link, end) for link in self.links} for end in ("source", "target"))
+        places = range(len(self.levels))
+        if read != set(places[:-1]) or received != set(places[1:]):
+            raise SpecError(
+                f"links that read the levels {sorted(read)} and reach {sorted(received)} came; expected every level "
+                "but the last to be read, and every one but the first to be reached."
+            )
+        names = [level.bias for level in self.levels] + [link.parameter for link in self.links]
+        named = [name for name in names if name is not None]
+        if len(set(named)) < len(named) or self.levels[0].bias is not None:
+            raise SpecError(f"parameters {named} came; expected each of them once, and no bias of the inputs.")
+
+    def _fits(self, link: Link) -> bool:
+        source, target = self.levels[link.source].width, self.levels[link.target].width
+        if link.kind != "weight":
+            return source == target == (link.shape[0] if link.shape else target)
+        inputs = link.shape[1]
+        return link.shape[0] == target and (inputs == source or (len(link.shape) == 2 and inputs % source == 0))
+
+    @classmethod
+    def from_module(cls, net: nn.Module) -> GraphSpec:
+        """Read `net`: convolutions, linear layers, normalisations and residual additions, as module_links.py says.
+
+        Raises SpecError that names the submodule or operation which cannot be treated.
+        """
+        return cls(*links_of(net))
+
+    @classmethod
+    def of(cls, spec: NetworkSpec) -> GraphSpec:
+        """The same chain as a graph, so that it can share a batch with others."""
+        layers = spec.layers
+        levels = [Level(layer.weight.removesuffix(".weight"), layer.fan_out, layer.bias) for layer in layers]
+        levels = [Level(x.name, x.width, x.bias, y.activation) for x, y in zip(levels, layers, strict=True)]
+        links = [Link(i, i + 1, "weight", layer.weight, layer.weight_shape) for i, layer in enumerate(layers)]
+        return cls((Level("inputs", spec.widths[0]), *levels), tuple(links))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Neurons per level, inputs first and outputs last."""
+        return tuple(level.width for level in self.levels)
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """(height, width) in which every kernel fits; (1, 1) where there is no convolution."""
+        kernels = [link.kernel or (1, 1) for link in self.links]
+        return max(height for height, _ in kernels), max(width for _, width in kernels)
+
+    def positions(self, link: Link) -> int:
+        """Of every source neuron, how many positions a linear layer reads: pixels of a flattened channel, or 1."""
+        return link.shape[1] // self.levels[link.source].width if len(link.shape) == 2 else 1
+
+    @property
+    def channels(self) -> int:
+        """Channels that the parameters take as features: the positions of `kernel`, or of a flattened channel."""
+        return max(math.prod(self.kernel), *(self.positions(link) for link in self.links))
+
+    @property
+    def link_kinds(self) -> int:
+        """How many entries of link.LINK_KINDS cover this network's links: 1 for a chain, else all."""
+        return 1 if all(link.kind == "weight" for link in self.links) else len(LINK_KINDS)
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the network's parameters, level by level, what enters a level before its bias."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for number, level in enumerate(self.levels):
+            into = (link for link in self.links if link.target == number)
+            shapes |= {link.parameter: link.shape for link in into if link.parameter is not None}
+            shapes |= {} if level.bias is None else {level.bias: (level.width,)}
+        return shapes
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters of the network."""
+        return sum(math.prod(shape) for shape in self.param_shapes().values())
+
+    def check_shapes(self, params: Mapping[str, Tensor]) -> None:
+        """Raises ParamsError on missing or unexpected names, on shapes that do not fit, and for a stack of networks."""
+        if check_shapes(self.param_shapes(), params) is not None:
+            raise ParamsError(
+                "stacked networks came with a GraphSpec; expected one network, without a leading axis. Pass them as "
+                "pairs of spec and params, which share a ragged batch."
+            )
+
+    def check_params(self, params: Mapping[str, Tensor]) -> None:
+        """`check_shapes`, and every value is finite (ParamsError names the tensor)."""
+        self.check_shapes(params)
+        check_finite(params, None)
+
+    def params_of(self, net: nn.Module) -> Params:
+        """The parameters of `net` that this spec describes (the tensors themselves, not copies).
+
+        Raises ParamsError if `net` is another network.
+        """
+        params: Params = dict(net.named_parameters())
+        self.check_shapes(params)
+        return params
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON; `from_dict` gives the same spec back."""
+        return {"levels": [asdict(level) for level in self.levels], "links": [asdict(link) for link in self.links]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GraphSpec:
+        """The spec that `to_dict` wrote. Raises SpecError if `data` is not of that form."""
+        return conform(cls, data, "a graph spec", SpecError)
+
+
+AnySpec = NetworkSpec | GraphSpec
+
+
+def spec_of(net: nn.Module) -> AnySpec:
+    """What `net` is: a NetworkSpec where it is a chain of layers, else a GraphSpec.
+
+    Raises SpecError that names the submodule or operation which cannot be treated.
+    """
+    try:
+        return NetworkSpec.from_module(net)
+    except SpecError:
+        return GraphSpec.from_module(net)

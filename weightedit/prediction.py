@@ -1,0 +1,173 @@
+"""Predicting something of a whole network from its weights: a metanetwork that reads, and a small MLP after it.
+
+Classification of INRs (tasks/classify_inrs.py), generalization prediction (tasks/predict_generalization.py), or any
+other regression; losses are the tasks' own. Saved and loaded as editors are (editing/editor.py, checkpoint.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NotRequired, TypedDict
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from weightedit.errors import ParamsError, SpecError
+from weightedit.files.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.files.schema import Facts, Width, Within, conform
+from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.ragged import ragged_from_params
+from weightedit.inr.convention import Convention, StatedConvention, convert
+from weightedit.inr.stack import INRStack
+from weightedit.metanet.base import Metanetwork
+from weightedit.metanet.registry import MetanetConfig, build_metanet, describe_metanet
+from weightedit.network.graph_spec import AnySpec, GraphSpec
+from weightedit.network.spec import NetworkSpec
+
+KIND = "predictor"
+_CONFIG_KEYS = ("metanet", "outputs", "hidden", "dropout", "convention")
+
+
+class PredictorConfig(TypedDict):
+    """What the config.json of a predictor holds; the convention is null where its networks are no INRs."""
+
+    kind: NotRequired[Literal["predictor"]]
+    metanet: MetanetConfig
+    outputs: Width
+    hidden: Width
+    dropout: Annotated[float, Within(0, 1)]
+    convention: StatedConvention | None
+    training: NotRequired[Facts]
+
+
+class WeightSpacePredictor(nn.Module):
+    """Networks -> `outputs` numbers each: embed, LayerNorm, one hidden layer (SiLU, dropout), linear.
+
+    Args:
+        metanet: one that reads, embedding > 0.
+        outputs: numbers per network: classes, or 1 for a regression.
+        hidden: width of the hidden layer.
+        dropout: share of it that is dropped in training.
+        convention: of the INRs it was trained on; others are converted exactly. None: its networks are no INRs.
+        seed: of the initial weights after the metanetwork's.
+
+    Raises SpecError for a metanetwork that edits, or sizes below 1.
+
+    >>> from weightedit.inr.siren import initial_params
+    >>> from weightedit.metanet.registry import make_metanet
+    >>> spec = NetworkSpec.siren((2, 16, 16, 1))
+    >>> predictor = WeightSpacePredictor(make_metanet("scalegmn", [spec], layers=1, embedding=8), outputs=10)
+    >>> predictor.predict(spec, initial_params(3, spec.widths)).shape
+    torch.Size([3, 10])
+    """
+
+    def __init__(
+        self,
+        metanet: Metanetwork,
+        outputs: int,
+        *,
+        hidden: int = 128,
+        dropout: float = 0.0,
+        convention: Convention | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if metanet.embedding < 1 or min(outputs, hidden) < 1 or not 0 <= dropout < 1:
+            raise SpecError(
+                f"{type(metanet).__name__} with embedding {metanet.embedding}, {outputs} outputs, hidden {hidden} and "
+                f"dropout {dropout} came; expected an embedding, outputs and hidden of at least 1, dropout in [0, 1)."
+            )
+        self.metanet, self.outputs, self.hidden, self.dropout = metanet, outputs, hidden, dropout
+        self.convention = convention
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.head = nn.Sequential(
+                nn.LayerNorm(metanet.embedding),
+                nn.Linear(metanet.embedding, hidden),
+                nn.SiLU(),
+                nn.Dropout(dropout),
+                nn.Linear(hidden, outputs),
+            )
+
+    def forward(self, graph: NeuralGraph) -> Tensor:
+        """[N, outputs] for a stack, [outputs] for a single network, [networks, outputs] for a ragged graph."""
+        return self.head(self.metanet.embed(graph))
+
+    def predict(self, spec: AnySpec, params: Mapping[str, Tensor]) -> Tensor:
+        """`forward` of one network or a stack of chains, checked, in the predictor's floating-point type.
+
+        Raises ParamsError on parameters that do not fit or are not finite, SpecError on networks of another kind.
+        """
+        if isinstance(spec, GraphSpec):
+            return self.predict_each([(spec, params)])[0]
+        spec.check_params(params)
+        return self(NeuralGraph.from_params(spec, self._cast(params)))
+
+    def predict_each(self, networks: Sequence[tuple[AnySpec, Mapping[str, Tensor]]]) -> Tensor:
+        """`predict` for networks of different architectures in one ragged batch: [networks, outputs]."""
+        for spec, params in networks:
+            spec.check_params(params)
+        return self(ragged_from_params([(spec, self._cast(params)) for spec, params in networks]))
+
+    @torch.no_grad()
+    def predict_stack(self, stack: INRStack, *, batch_size: int = 64, progress: bool = False) -> Tensor:
+        """[N, outputs] of a whole stack of INRs, in batches on the predictor's device, on the CPU.
+
+        Raises ParamsError for an empty stack, SpecError if this predictor's networks are no INRs.
+        """
+        if self.convention is None:
+            raise SpecError("INRs came; expected networks for `predict`: this predictor was made without a convention.")
+        if not len(stack) or batch_size < 1:
+            raise ParamsError(f"{len(stack)} INRs and batch_size {batch_size} came; expected at least one of each.")
+        device, found = next(self.parameters()).device, []
+        for start in tqdm(range(0, len(stack), batch_size), desc="reading", unit="batch", disable=not progress):
+            part = {name: tensor[start : start + batch_size].to(device) for name, tensor in stack.params.items()}
+            own = convert(part, stack.convention, self.convention)
+            found.append(self.predict(NetworkSpec.from_params(own, self.convention.omega), own).cpu())
+        return torch.cat(found)
+
+    def _cast(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dtype = next(self.parameters()).dtype
+        return {name: tensor.to(dtype) for name, tensor in params.items()}
+
+    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
+        """Write model.safetensors, config.json and README.md (the model card), atomically.
+
+        Args:
+            folder: where.
+            card: Markdown text: data, figures and the commands that made them.
+            training: the whole configuration of the training, plain JSON data.
+        """
+        name, config = describe_metanet(self.metanet)
+        facts = {
+            "kind": KIND,
+            "metanet": {"name": name, "config": config},
+            "outputs": self.outputs,
+            "hidden": self.hidden,
+            "dropout": self.dropout,
+            "convention": self.convention.to_dict() if self.convention else None,
+            "training": dict(training or {}),
+        }
+        return save_checkpoint(folder, self.state_dict(), facts, card)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> WeightSpacePredictor:
+        """The predictor of a checkpoint folder, or of a repository on the Hugging Face hub, in eval mode on the CPU.
+
+        Raises FileFormatError on anything missing, truncated or forged; nothing in a checkpoint is executed.
+        """
+        tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
+        with built_from(source, tensors, KIND):
+            stated: PredictorConfig = conform(PredictorConfig, config, CONFIG)
+            metanet = build_metanet(stated["metanet"]["name"], stated["metanet"]["config"])
+            predictor = cls(
+                metanet,
+                stated["outputs"],
+                hidden=stated["hidden"],
+                dropout=stated["dropout"],
+                convention=stated["convention"],
+            )
+            load_into(predictor, tensors)
+        return predictor.eval()
