@@ -1,4 +1,4 @@
-"""What defines an NG-GNN or an NG-T: plain data for checkpoints and tasks. The metanetworks are in neural_graphs.py."""
+"""What defines an NG-GNN or an NG-T: plain data for checkpoints and tasks. The metanetworks are in network.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into Neural Graphs and what is read off them; the layers between are in neural_graph_layers.py.
+"""What goes into Neural Graphs and what is read off them; the layers between are in layers.py.
 
 In (Kofinas et al. 2024): nodes carry biases, a learned code (one per input and output neuron, one per hidden level), an
 embedding of their activation function, and what learned probes read at them; pairs carry weights, in one place along

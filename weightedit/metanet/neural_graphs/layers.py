@@ -2,7 +2,7 @@
 
 Formulas: Kofinas et al. 2024, "Graph Neural Networks for Learning Equivariant Representations of Neural Networks", on
 Corso et al. 2020 (PNA), Brockschmidt 2020 (FiLM) and Diao & Loynd 2023 (relational attention). What goes into the
-graph and what is read off it is in neural_graph_ends.py; the metanetworks are in neural_graphs.py.
+graph and what is read off it is in ends.py; the metanetworks are in network.py.
 
 A `Pairs` holds one feature vector per ordered pair (i, j) of neurons where i receives from j: along the network's
 edges, against them (reverse edges), and, for attention, from a neuron to itself. These are all real pairs of a sparse

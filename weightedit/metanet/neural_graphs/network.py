@@ -1,7 +1,7 @@
 """NG-GNN and NG-T: the message-passing and the transformer metanetwork of Neural Graphs, equivariant to permutations.
 
 After Kofinas et al. 2024, "Graph Neural Networks for Learning Equivariant Representations of Neural Networks"; layers
-are in neural_graph_layers.py, inputs and read-outs in neural_graph_ends.py. Where this departs from the published code:
+are in layers.py, inputs and read-outs in ends.py. Where this departs from the published code:
 
 * NG-GNN's published bias deltas are read at wrong nodes (the slice starts at the inputs); here each is read at its own.
 * NG-T's published attention runs over all pairs of neurons, as in Diao & Loynd's code (a mask is there, switched off);
