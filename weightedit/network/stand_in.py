@@ -31,8 +31,8 @@ def stand_in(net: nn.Module) -> Iterator[nn.Module]:
     NumPy and Python the random states that they had. An attribute that cannot be copied is shared.
     """
     kept = [(parameter, parameter.data) for parameter in net.parameters()]
-    with _random_states_kept():
-        twin = _copied(net)
+    with random_states_kept():
+        twin = copied(net)
         try:
             with _Unwritten(kept):
                 yield twin
@@ -50,14 +50,14 @@ class Tracer(fx.Tracer):
         return super().call_module(m, m.forward, args, kwargs)
 
 
-def _copied(net: nn.Module) -> nn.Module:
+def copied(net: nn.Module) -> nn.Module:
     shared = {id(parameter): parameter for parameter in net.parameters()}
     with _Detached():
         try:
             return copy.deepcopy(net, dict(shared))
         except Exception:  # of an attribute, whatever it is: a lock, a file, a generator
             attributes = (value for module in net.modules() for value in vars(module).values())
-            shared |= {id(value): value for value in attributes if not _may_be_copied(value, shared)}
+            shared |= {id(value): value for value in attributes if not _may_becopied(value, shared)}
         try:
             return copy.deepcopy(net, dict(shared))
         except Exception as error:
@@ -67,7 +67,7 @@ def _copied(net: nn.Module) -> nn.Module:
             ) from None
 
 
-def _may_be_copied(value: Any, shared: dict[int, Any]) -> bool:
+def _may_becopied(value: Any, shared: dict[int, Any]) -> bool:
     """Whether it can, or must, as a module's dictionary of submodules."""
     if isinstance(value, Tensor):  # which may be large, and are copied once, later
         return True
@@ -118,7 +118,7 @@ def _address(tensor: Tensor) -> int:
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def random_states_kept() -> Iterator[None]:
     python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:

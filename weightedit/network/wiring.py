@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from weightedit.errors import ParamsError, SpecError
@@ -21,6 +22,23 @@ from weightedit.network.layer import NeuronGroup
 from weightedit.network.spec import NetworkSpec
 
 Kind = Literal["weight", "gain", "bias"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One index of neurons that are numbered by several: heads, or places within a head.
+
+    Attributes:
+        order: parts of the same order are permuted together.
+        size: how many values it takes.
+        permutable: False where nothing is known.
+        within: orders of outer parts; every value of those may have a permutation of its own.
+    """
+
+    order: int
+    size: int
+    permutable: bool
+    within: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,8 @@ class NeuronSet:
         group: the factors that a neuron may carry.
         permutable: False for inputs, outputs, and neurons of which nothing is known.
         order: sets of the same order are permuted together (a normalisation's outputs with its inputs).
+        parts: outermost first, for neurons that are permuted by parts alone (heads, and places within them); () where
+            any permutation is one of theirs.
     """
 
     name: str
@@ -40,6 +60,12 @@ class NeuronSet:
     group: NeuronGroup = NeuronGroup()
     permutable: bool = False
     order: int = -1
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def indices(self) -> tuple[Part, ...]:
+        """`parts`, or the one part that the set is."""
+        return self.parts or (Part(self.order, self.size, self.permutable),)
 
     def __str__(self) -> str:
         found = [word for word in ("scale", "flip", "shift") if getattr(self.group, word)]
@@ -54,12 +80,14 @@ class Wire:
 
     Attributes:
         name: of the parameter.
-        shape: of the parameter, targets first.
+        shape: of the parameter, targets first; see `arranged`.
         kind: "weight"; "gain" (the factor of a normalisation) or "bias", both one number per target.
         target: index of the set of neurons that axis 0 runs over.
         source: index of the set that axis 1 runs over, kernel positions or pixels within each channel; None for gains
             and biases.
         sources: how many neurons of the source axis 1 holds; 1 for gains and biases.
+        stored: the shape that the network has it in, where that is another; () where it is the same.
+        axes: the order of the network's axes that gives `shape`, once some are joined, or of size 1 and left out.
     """
 
     name: str
@@ -68,6 +96,25 @@ class Wire:
     target: int
     source: int | None = None
     sources: int = 1
+    stored: tuple[int, ...] = ()
+    axes: tuple[int, ...] = ()
+
+    def arranged(self, tensor: Tensor) -> Tensor:
+        """A tensor as the network has it, [..., *stored], as [..., *shape], which is what rules see."""
+        if not self.stored:
+            return tensor
+        lead = tensor.dim() - len(self.stored)
+        order = (*range(lead), *(lead + axis for axis in self.axes))
+        return tensor.permute(order).reshape(*tensor.shape[:lead], *self.shape)
+
+    def restored(self, tensor: Tensor) -> Tensor:
+        """The inverse of `arranged`."""
+        if not self.stored:
+            return tensor
+        lead = tensor.dim() - len(self.shape)
+        back = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        whole = tensor.reshape(*tensor.shape[:lead], *(self.stored[axis] for axis in self.axes))
+        return whole.permute(*range(lead), *(lead + axis for axis in back))
 
     @property
     def view(self) -> tuple[int, int, int]:
@@ -157,6 +204,22 @@ class Wiring:
             found[name] = matrix.reshape(tensor.shape)
         return found
 
+    def permutations(self, generator: torch.Generator) -> list[Tensor]:
+        """A random one of the permutations that are claimed: per set, the neuron that each one takes the place of."""
+        drawn: dict[int, Tensor] = {}
+        return [_permutation(neurons.indices, drawn, generator) for neurons in self.sets]
+
+    def permuted(self, params: Mapping[str, Tensor], places: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Parameters [*shape] with the neurons of every set in the order `places`."""
+        found = {}
+        for name, tensor in params.items():
+            wire = self.by_name[name]
+            matrix = wire.matrix(tensor)[..., places[wire.target], :, :]
+            if wire.source is not None:
+                matrix = matrix[..., places[wire.source], :]
+            found[name] = matrix.reshape(tensor.shape)
+        return found
+
     def report(self) -> str:
         """One line per parameter: its shape and the symmetry of the neurons it goes to; then what is outside."""
         width = max((len(wire.name) for wire in self.wires), default=0)
@@ -171,6 +234,25 @@ class Wiring:
     def of(cls, spec: NetworkSpec) -> Wiring:
         """The wiring of a chain of layers; one object per spec."""
         return _of_chain(spec)
+
+
+def _permutation(parts: Sequence[Part], drawn: dict[int, Tensor], generator: torch.Generator) -> Tensor:
+    """For neurons numbered by `parts`, the neuron that each takes the place of."""
+    sizes = [part.size for part in parts]
+    grid = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
+    new = {part.order: index.flatten() for part, index in zip(parts, grid, strict=True)}
+    whole = torch.zeros(math.prod(sizes), dtype=torch.long)
+    for part in parts:
+        outer = [other for other in parts if other.order in part.within]
+        if part.order not in drawn:
+            rows = math.prod(other.size for other in outer)
+            orders = [torch.randperm(part.size, generator=generator) for _ in range(rows)]
+            drawn[part.order] = torch.stack(orders if part.permutable else [torch.arange(part.size)] * rows)
+        row = torch.zeros_like(whole)
+        for other in outer:
+            row = row * other.size + new[other.order]
+        whole = whole * part.size + drawn[part.order][row, new[part.order]]
+    return whole
 
 
 @lru_cache(maxsize=256)

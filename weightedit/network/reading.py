@@ -1,0 +1,205 @@
+"""Reading the wiring of any module: which axis of which parameter runs over which neurons, and what those may carry.
+
+Three ways, the first that works: a Sequential of plain layers is followed layer by layer; any other module by the
+program that its forward runs on inputs of given, remembered or guessed shapes (program.py, examples.py); and where that
+cannot be had, every parameter is read alone, without symmetry. A wiring claims only what the program shows, and its
+notes say what is missing. Nothing of the module changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightedit.network.examples import Inputs, as_inputs, guesses
+from weightedit.network.flow import Flow, Value
+from weightedit.network.operations.table import apply
+from weightedit.network.program import Unreadable, follow
+from weightedit.network.wiring import Wiring
+
+_TABLES = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A wiring, and whether inputs would have made more of it."""
+
+    wiring: Wiring
+    waits: bool = False
+
+
+def wiring_of(net: nn.Module, inputs: Any = None) -> Wiring:
+    """The wiring of `net`.
+
+    Args:
+        net: any module.
+        inputs: one batch that its forward takes, of which only shapes matter: a tensor, a tuple of arguments, or a
+            dictionary of keywords. None: they are guessed from the first layer.
+    """
+    return read(net, inputs).wiring
+
+
+def read(net: nn.Module, inputs: Any = None) -> Reading:
+    """As `wiring_of`, with what else there is to say."""
+    shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if p.is_floating_point()}
+    rest = tuple(name for name, p in net.named_parameters() if not p.is_floating_point())
+    found = _in_turn(net, inputs, shapes) if shapes else Reading(Wiring((), ()))
+    wiring = replace(found.wiring, outside=found.wiring.outside + rest)
+    return replace(found, wiring=wiring)
+
+
+def _in_turn(net: nn.Module, inputs: Any, shapes: dict[str, tuple[int, ...]]) -> Reading:
+    if inputs is None and (direct := _direct(net, shapes)) is not None:
+        return Reading(direct)
+    fault = ""
+    for tried in guesses(net) if inputs is None else [[as_inputs(inputs)]]:
+        found = []
+        for one in tried:
+            try:
+                found.append(_followed(net, one, shapes))
+            except Unreadable as error:
+                fault = f"{error}"
+        if found:
+            if all(other == found[0] for other in found[1:]):
+                return Reading(found[0])
+            break
+    alone = _by_layer(net, shapes)
+    if inputs is None:
+        note = (
+            f"{type(net).__name__} is read layer by layer, without the symmetries that join its layers, since no "
+            "inputs are known; pass inputs=, one batch that its forward takes."
+        )
+    else:
+        note = (
+            f"{type(net).__name__} is read layer by layer, without the symmetries that join its layers, since its "
+            f"forward cannot be followed without data: it stops in {fault}. Mend that part, or go on: every layer is "
+            "optimized all the same."
+        )
+    return Reading(replace(alone, notes=(note,)), waits=inputs is None)
+
+
+def _followed(net: nn.Module, inputs: Inputs, shapes: dict[str, tuple[int, ...]]) -> Wiring:
+    flow = Flow()
+    follow(flow, net, *inputs)
+    return flow.finish(shapes, _targets(net))
+
+
+def _targets(net: nn.Module) -> dict[str, int]:
+    """The axis of targets of parameters whose first one is that of sources."""
+    found = {}
+    for name, part in net.named_modules():
+        if isinstance(part, _TABLES) or type(part).__name__ == "Conv1D":
+            found[f"{name}.weight".removeprefix(".")] = 1
+    return found
+
+
+def _by_layer(net: nn.Module, shapes: dict[str, tuple[int, ...]]) -> Wiring:
+    """Every layer between neurons of which nothing is known."""
+    flow, names = Flow(), {id(p): name for name, p in net.named_parameters()}
+    for part in net.modules():
+        kind = next((op for known, op in _ALONE.items() if isinstance(part, known)), None)
+        own = {key: p for key, p in part.named_parameters(recurse=False) if key in ("weight", "bias")}
+        weight = own.get("weight")
+        if kind is None or weight is None or any(id(p) not in names for p in own.values()):
+            continue
+        if any(names[id(p)] in flow.params for p in own.values()):  # tied
+            continue
+        given: dict[str, Any] = {key: flow.parameter(names[id(p)], p.shape) for key, p in own.items()}
+        outputs, groups = len(weight), getattr(part, "groups", 1)
+        inputs = outputs if weight.dim() == 1 else weight.shape[1] * groups
+        if kind == "embedding":
+            given |= {"indices": flow.inert((2,))}
+            flow.fix(apply(flow, kind, given, (2, weight.shape[1])))
+            continue
+        given |= {"input": flow.inert((2, inputs, *[1] * (weight.dim() - 2)))}
+        given |= {"normalized_shape": weight.shape, "num_groups": getattr(part, "num_groups", 1), "groups": groups}
+        flow.fix(apply(flow, kind, given, (2, outputs, *[1] * (weight.dim() - 2))))
+    return flow.finish(shapes, _targets(net))
+
+
+_ALONE: dict[Any, str] = {
+    nn.Linear: "linear",
+    nn.Embedding: "embedding",
+    (nn.Conv1d, nn.Conv2d, nn.Conv3d): "convolution",
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d): "batch_norm",
+    nn.LayerNorm: "layer_norm",
+    nn.GroupNorm: "group_norm",
+}
+
+# A Sequential of plain layers.
+
+_LEAVES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.Tanh: "tanh", nn.GELU: "gelu", nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid", nn.ELU: "elu", nn.ReLU6: "relu6", nn.Softplus: "softplus", nn.Identity: "clone",
+    nn.Dropout: "dropout", nn.Dropout1d: "dropout", nn.Dropout2d: "dropout", nn.Flatten: "flatten",
+    nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax",
+    nn.MaxPool1d: "max_pool1d", nn.MaxPool2d: "max_pool2d", nn.AvgPool1d: "avg_pool1d", nn.AvgPool2d: "avg_pool2d",
+    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d", nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+}  # fmt: skip
+_LAYERS: dict[type[nn.Module], str] = {
+    nn.Linear: "linear", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.BatchNorm1d: "batch_norm",
+    nn.BatchNorm2d: "batch_norm", nn.LayerNorm: "layer_norm", nn.GroupNorm: "group_norm",
+}  # fmt: skip
+
+
+def _leaves(net: nn.Module, name: str = "") -> list[tuple[str, nn.Module]] | None:
+    """The layers of a Sequential, also within others; None where it holds anything else, or hooks."""
+    hooked = any(value for key, value in vars(net).items() if key.endswith("_hooks") and isinstance(value, dict))
+    if hooked:
+        return None
+    if type(net) is nn.Sequential:
+        found: list[tuple[str, nn.Module]] = []
+        for key, part in net.named_children():
+            inner = _leaves(part, f"{name}{key}.")
+            if inner is None:
+                return None
+            found += inner
+        return found
+    return [(name, net)] if type(net) in _LEAVES or type(net) in _LAYERS else None
+
+
+def _direct(net: nn.Module, shapes: dict[str, tuple[int, ...]]) -> Wiring | None:
+    leaves = _leaves(net)
+    if not leaves or len(dict(net.named_parameters(remove_duplicate=False))) != len(shapes):
+        return None
+    for tried in guesses(leaves[0][1] if len(leaves) == 1 else net):
+        found = [flow.finish(shapes) for (x,), _ in tried if (flow := _walked(leaves, x)) is not None]
+        if found:
+            return found[0] if all(other == found[0] for other in found) else None
+    return None
+
+
+def _walked(leaves: list[tuple[str, nn.Module]], x: torch.Tensor) -> Flow | None:
+    """What a Sequential does to a batch like `x`; None where it does not take one."""
+    flow = Flow()
+    value, seen = flow.inert(x.shape), x.to("meta")
+    for name, part in leaves:
+        try:
+            seen = _meta(part, seen)
+        except (RuntimeError, ValueError, IndexError):
+            return None
+        own: dict[str, Any] = {
+            key: flow.parameter(f"{name}{key}", p.shape) for key, p in part.named_parameters(recurse=False)
+        }
+        places = {key: getattr(part, key) for key in ("groups", "normalized_shape", "num_groups") if hasattr(part, key)}
+        if type(part) in _LAYERS:
+            value = apply(flow, _LAYERS[type(part)], {"input": value, **own, **places}, tuple(seen.shape))
+        else:
+            kind = _LEAVES[type(part)]
+            value = apply(flow, kind, {"self": value}, tuple(seen.shape), pointwise=kind in _POINTWISE)
+    assert isinstance(value, Value)
+    flow.fix(value)
+    return flow
+
+
+_POINTWISE = {"gelu", "silu", "sigmoid", "elu", "relu6", "softplus"}
+
+
+def _meta(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What `part` makes of a tensor without data."""
+    state = {name: p.detach().to("meta") for name, p in (*part.named_parameters(), *part.named_buffers())}
+    with torch.no_grad():
+        return torch.func.functional_call(part, state, (x,))
