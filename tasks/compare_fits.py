@@ -94,7 +94,7 @@ class Start:
         """One INR per image, under the default convention."""
         convention, (count, channels, height, width) = Convention(), images.shape
         generator = torch.Generator().manual_seed(seed)
-        options: dict[str, Any] = {"init": "siren", "omega": convention.omega, "generator": generator}
+        options: dict[str, Any] = {"init": "siren", "omega": convention.frequency, "generator": generator}
         params = initial_params(count, (2, *hidden, channels), **options)
         return cls(INRStack(params, convention, height, width), images)
 

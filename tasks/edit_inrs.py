@@ -31,6 +31,7 @@ from weightedit.editing.editor import Editor, EditorOptions
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.guidance import check_guides
 from weightedit.editing.operations import operation
+from weightedit.inr.convention import network_of
 from weightedit.inr.fitting import fit_directly
 from weightedit.inr.siren import render_images
 from weightedit.inr.stack import INRStack
@@ -38,7 +39,7 @@ from weightedit.inr.widening import widen
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.registry import config_options, describe_metanet, entry, make_metanet
 from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
-from weightedit.network.spec import NetworkSpec, Params
+from weightedit.network.spec import Params
 from weightedit.network.symmetry import act, random_element
 from weightedit.training.loop import TrainOptions, TrainResult, train
 from weightedit.training.plan import derive_seed
@@ -140,7 +141,7 @@ def augmented_loss(editor: nn.Module, batch: dict[str, Any], generator: torch.Ge
     """`edit_loss` after a random element of the symmetry group has acted on every INR."""
     assert isinstance(editor, Editor)
     params = batch["params"]
-    spec, count = NetworkSpec.from_params(params, editor.convention.omega), len(batch["targets"])
+    spec, count = network_of(params, editor.convention), len(batch["targets"])
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     element = random_element(spec, torch.Generator().manual_seed(seed), count=count, dtype=torch.float32)
     return edit_loss(editor, {**batch, "params": act(element, spec, params)})

@@ -125,7 +125,7 @@ class Fits:
 
     def __getitem__(self, rows: Tensor) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(int(rows.sum()))
-        options: dict[str, Any] = {"init": "siren", "omega": self.convention.omega, "generator": generator}
+        options: dict[str, Any] = {"init": "siren", "omega": self.convention.frequency, "generator": generator}
         params = initial_params(len(rows), self.widths, **options)
         return {"params": params, "known": self.images[rows], "wanted": self.images[rows], "fit": torch.tensor(True)}
 
@@ -144,7 +144,7 @@ class Mixture:
     def __getitem__(self, rows: Tensor) -> dict[str, Any]:
         part, factor = self.kinds[int(rows[0]) % len(self.kinds)]
         batch = part[rows.div(len(self.kinds), rounding_mode="floor") % len(part)]
-        return {**batch, "params": widened(batch["params"], factor, part.convention.omega)}
+        return {**batch, "params": widened(batch["params"], factor, part.convention.frequency)}
 
 
 def main(config: Config) -> dict[str, dict[int, float]]:

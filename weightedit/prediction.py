@@ -19,12 +19,11 @@ from weightedit.files.checkpoint import CONFIG, built_from, load_checkpoint, loa
 from weightedit.files.schema import Facts, Width, Within, conform
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
-from weightedit.inr.convention import Convention, StatedConvention, convert
+from weightedit.inr.convention import Convention, StatedConvention, convert, network_of
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.registry import MetanetConfig, build_metanet, describe_metanet
 from weightedit.network.graph_spec import AnySpec, GraphSpec
-from weightedit.network.spec import NetworkSpec
 
 KIND = "predictor"
 _CONFIG_KEYS = ("metanet", "outputs", "hidden", "dropout", "convention")
@@ -57,6 +56,7 @@ class WeightSpacePredictor(nn.Module):
 
     >>> from weightedit.inr.siren import initial_params
     >>> from weightedit.metanet.registry import make_metanet
+    >>> from weightedit.network.spec import NetworkSpec
     >>> spec = NetworkSpec.siren((2, 16, 16, 1))
     >>> predictor = WeightSpacePredictor(make_metanet("scalegmn", [spec], layers=1, embedding=8), outputs=10)
     >>> predictor.predict(spec, initial_params(3, spec.widths)).shape
@@ -125,7 +125,7 @@ class WeightSpacePredictor(nn.Module):
         for start in tqdm(range(0, len(stack), batch_size), desc="reading", unit="batch", disable=not progress):
             part = {name: tensor[start : start + batch_size].to(device) for name, tensor in stack.params.items()}
             own = convert(part, stack.convention, self.convention)
-            found.append(self.predict(NetworkSpec.from_params(own, self.convention.omega), own).cpu())
+            found.append(self.predict(network_of(own, self.convention), own).cpu())
         return torch.cat(found)
 
     def _cast(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:

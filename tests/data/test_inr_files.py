@@ -174,7 +174,7 @@ HEADER_FAULTS = [
     ({"version": "2"}, "version '2'; version 1 is read here"),
     ({"extra": "1"}, "the header has the unknown key 'extra'; expected the keys activation"),
     ({"omega": None}, "the header lacks omega; expected the keys"),
-    ({"activation": "tanh"}, "activation is 'tanh'; expected 'sine'"),
+    ({"activation": "step"}, "activation='step': expected one of sine, relu"),
     ({"omega": "thirty"}, "omega 'thirty'; expected JSON"),
     ({"omega": "-1.0"}, "omega=-1.0: expected a positive frequency"),
     ({"omega": "NaN"}, "omega 'NaN'; expected JSON"),

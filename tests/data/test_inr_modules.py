@@ -50,7 +50,7 @@ def test_any_module_of_this_function_is_read(offset, pair):
 
 
 def test_modules_that_compute_something_else_are_refused():
-    with pytest.raises(ParamsError, match="does not compute.*omega 20.*pass the right omega"):
+    with pytest.raises(ParamsError, match="does not compute.*omega=20.*pass the right omega"):
         from_module(make_siren(), Convention(omega=20.0), 4, 4)
     with pytest.raises(ParamsError, match="Owned does not compute"):
         from_module(Owned(make_siren(), offset=0.5), NFN, 4, 4)

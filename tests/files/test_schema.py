@@ -1,12 +1,12 @@
 """Descriptions of what files hold: values that fit come out as described, every misfit is named at its place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import pytest
 
 from weightedit.errors import FileFormatError, SpecError
-from weightedit.files.schema import COMPLETE, Within, conform, conform_fields
+from weightedit.files.schema import COMPLETE, LATER, Within, conform, conform_fields
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,20 @@ class Whole(TypedDict):
 
 
 FITS = {"name": "n", "point": {"x": 1}, "sizes": [1, 9], "pairs": {"a": [1, True], "b": None}, "facts": {"any": [{}]}}
+
+
+@dataclass(frozen=True)
+class Grown:
+    x: int = 0
+    since: str = field(default="ever", metadata=LATER)
+
+
+def test_a_complete_description_may_lack_what_came_later():
+    complete = Annotated[Grown, COMPLETE]
+    assert conform(complete, {"x": 1}, "file") == Grown(1)
+    assert conform(complete, {"x": 1, "since": "now"}, "file") == Grown(1, "now")
+    with pytest.raises(FileFormatError, match="file lacks x"):
+        conform(complete, {"since": "now"}, "file")
 
 
 def test_values_come_out_as_they_are_described():

@@ -29,7 +29,7 @@ from weightedit.inr.stack import INRStack
 from weightedit.metanet.registry import describe_metanet
 from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 from weightedit.network.features import features_from_params, params_from_features
-from weightedit.network.spec import SYMMETRIES, NetworkSpec, Params
+from weightedit.network.spec import SYMMETRIES, Params
 from weightedit.network.symmetry import act
 from weightedit.testing import equivariance_error
 
@@ -92,7 +92,7 @@ def check_equivariance(stack: INRStack, editor: Editor | PredictiveEditor | None
         name, subject = describe_metanet(editor.metanet)[0], "the editor"
         subject, judged = f"{subject} ({name}, {editor.operation})", editor
         params = convert(params, stack.convention, editor.convention)
-        spec = NetworkSpec.siren(spec.widths, editor.convention.omega)
+        spec = editor.convention.spec(spec.widths)
     if judged.options.informed or judged.options.widen > 1:
         return _check_whole(stack.with_params(_double(stack.params)), judged)
     declared = judged.metanet.declared or SYMMETRIES

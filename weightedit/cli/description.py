@@ -16,11 +16,11 @@ from weightedit.editing.predictive_editor import KIND, PredictiveEditor
 from weightedit.errors import FileFormatError
 from weightedit.files.checkpoint import CONFIG, FILES, load_checkpoint
 from weightedit.files.schema import conform
-from weightedit.inr.convention import DWSNETS, NFN, Convention
+from weightedit.inr.convention import DWSNETS, NFN, SIREN_PYTORCH, Convention
 from weightedit.inr.stack import INRStack
 from weightedit.network.spec import NetworkSpec
 
-_NAMES = {DWSNETS: "DWSNets' and weightedit's default", NFN: "NFN's"}
+_NAMES = {DWSNETS: "DWSNets' and weightedit's default", NFN: "NFN's", SIREN_PYTORCH: "siren-pytorch's"}
 _SPLITS = {0: "train", 1: "validation", 2: "test"}
 
 Facts = list[tuple[str, str]]
@@ -102,7 +102,7 @@ def _weight_set(folder: Path) -> Facts:
     else:
         edges = histogram["dB"]
         facts.append(("PSNR", f"{edges[0]:g} to {edges[-1]:g} dB (in bins of 1 dB)"))
-    spec = NetworkSpec.siren(tuple(card["widths"]), convention.omega)
+    spec = convention.spec(tuple(card["widths"]))
     return [*facts, *_rows("provenance", card["provenance"]), *symmetry_lines(spec)]
 
 
@@ -159,7 +159,7 @@ def _rule(folder: Path) -> Facts:
 
 
 def _network(widths: tuple[int, ...], convention: Convention, size: str) -> Facts:
-    spec = NetworkSpec.siren(widths, convention.omega)
+    spec = convention.spec(widths)
     return [
         ("widths", f"{'-'.join(map(str, widths))} ({spec.parameter_count:,} parameters each)"),
         ("image", f"{size} pixels, {widths[-1]} channel{'s' if widths[-1] > 1 else ''}"),
@@ -170,10 +170,19 @@ def _network(widths: tuple[int, ...], convention: Convention, size: str) -> Fact
 def _convention(convention: Convention) -> str:
     first = "column" if convention.coordinates == "xy" else "row"
     name = f"; {_NAMES[convention]}" if convention in _NAMES else ""
-    return (
-        f"omega {convention.omega:g}, {first} first ({convention.coordinates}), image in [{convention.low:g}, "
-        f"{convention.high:g}], {convention.offset:g} added to the output{name}"
-    )
+    omega = convention.omega if isinstance(convention.omega, tuple) else (convention.omega,)
+    sines = "sine" in (convention.activation, convention.last)
+    words = ["omega " + ", then ".join(f"{number:g}" for number in omega)] if sines else []
+    words += [f"{first} first ({convention.coordinates})"]
+    words += [f"coordinates {_ranges(convention.ranges)}"] if convention.ranges else []
+    words += [f"image in [{convention.low:g}, {convention.high:g}]", f"{convention.offset:g} added to the output"]
+    words += [f"{convention.activation} between the layers"] if convention.activation != "sine" else []
+    words += [f"{convention.last} at the end"] if convention.last != "linear" else []
+    return f"{', '.join(words)}{name}"
+
+
+def _ranges(ranges: tuple[tuple[float, float], ...]) -> str:
+    return " and ".join(f"{first:g} to {last:g}" for first, last in ranges)
 
 
 def _rows(name: str, values: Mapping[str, object]) -> Facts:

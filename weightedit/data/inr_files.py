@@ -3,7 +3,8 @@
 Our format is one safetensors file per stack: tensors layers.{i}.weight [N, out, in] and layers.{i}.bias [N, out], and
 where known label, index, split (int64 [N]) and psnr (float [N], dB). Its header states all that is needed to render:
 `format`, `version`, `layers` (the widths), `activation`, `omega`, `coordinates`, `low`, `high`, `offset`, `height`,
-`width`, `provenance`; strings as they are, everything else as JSON. A file of another code carries no convention: it
+`width`, `provenance`, and `ranges` and `last` where they are not the usual ones; strings as they are, everything else
+as JSON. A file of another code carries no convention: it
 must be stated, and is never guessed. The foreign formats themselves are in foreign_inrs.py, INRs from tensors or a
 module in inr_modules.py, sets of INRs with their images in weight_sets.py.
 """
@@ -15,7 +16,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -41,7 +42,7 @@ VERSION = 1
 SUFFIX = ".safetensors"
 
 _CONVENTION = tuple(entry.name for entry in dataclasses.fields(Convention))
-_PLAIN = ("format", "activation", "coordinates")
+_PLAIN = ("format", "activation", "coordinates", "last")
 
 
 class Header(TypedDict):
@@ -50,12 +51,14 @@ class Header(TypedDict):
     format: str
     version: int
     layers: Widths
-    activation: Literal["sine"]
-    omega: float
+    activation: str
+    omega: float | list[float]
     coordinates: str
     low: float
     high: float
     offset: float
+    ranges: NotRequired[list[tuple[float, float]]]
+    last: NotRequired[str]
     height: Width
     width: Width
     provenance: dict[str, str]
@@ -224,7 +227,7 @@ def _stack_of(header: dict[str, str], tensors: Params) -> INRStack:
             )
     params = canonical_params(tensors)
     widths = list(widths_of(params))
-    convention = Convention.from_dict({name: values[name] for name in _CONVENTION})  # type: ignore[literal-required]
+    convention = Convention.from_dict({name: value for name, value in values.items() if name in _CONVENTION})
     stack = INRStack(params, convention, values["height"], values["width"], provenance=values["provenance"], **known)
     if widths != values["layers"]:
         raise FileFormatError(

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from weightedit.data.foreign_inrs import canonical_params, check_finite, stacked
 from weightedit.errors import ParamsError
 from weightedit.inr.convention import Convention
-from weightedit.inr.siren import render
+from weightedit.inr.siren import raw_outputs
 from weightedit.inr.stack import INRStack
 
 
 def from_tensors(tensors: Mapping[str, Tensor], convention: Convention, height: int, width: int) -> INRStack:
-    """INRs from named tensors, such as a state dict: a SIREN with sine layers and a linear last one.
+    """INRs from named tensors, such as a state dict.
 
     Args:
         tensors: <prefix><i>.weight [(N,) out, in] and <prefix><i>.bias [(N,) out], i = 0, 1, ..., in any order.
@@ -78,7 +78,7 @@ def _check_module(net: nn.Module, stack: INRStack) -> None:
     inputs = first.shape[-1]
     places = torch.linspace(-1.0, 1.0, 8 * inputs, dtype=first.dtype, device=first.device).reshape(8, inputs)
     with torch.no_grad():
-        expected = render(stack.params, places, omega=stack.convention.omega)[0]
+        expected = raw_outputs(stack.params, places, stack.convention)[0]
         output = net(places)
     output = output[0] if isinstance(output, tuple) and output else output
     if isinstance(output, Tensor) and output.shape == expected.shape:
@@ -86,7 +86,7 @@ def _check_module(net: nn.Module, stack: INRStack) -> None:
         if any((output - expected - offset).abs().max() <= bound for offset in (0.0, stack.convention.offset)):
             return
     raise ParamsError(
-        f"{type(net).__name__} does not compute what its layers of widths {stack.widths} give as a SIREN with omega "
-        f"{stack.convention.omega:g}: expected sin(omega * (W x + b)) in all but the last layer, registered in order; "
-        "pass the right omega in the convention, or use from_tensors if this is intended."
+        f"{type(net).__name__} does not compute what its layers of widths {stack.widths} give under {stack.convention}"
+        ": expected these functions after its layers, registered in order; pass the right omega, activation and last "
+        "in the convention, or use from_tensors if this is intended."
     )

@@ -20,7 +20,6 @@ from weightedit.files.reading import check_pixels, read_json, refusing, shortene
 from weightedit.files.schema import Count, Facts, Width, Widths, conform
 from weightedit.inr.convention import StatedConvention
 from weightedit.inr.stack import INRStack
-from weightedit.network.spec import NetworkSpec
 
 FORMAT = "weightedit-weight-set"
 VERSION = 1
@@ -83,7 +82,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         )
     with refusing(path, "a card: write the set again"):
         held: Card = conform(Card, card, str(path))
-        spec = NetworkSpec.siren(tuple(held["widths"]), held["convention"].omega)
+        spec = held["convention"].spec(tuple(held["widths"]))
         check_pixels(held["height"], held["width"])
     stated = {name: tuple(shape) for name, shape in held["parameters"]}
     if list(stated.items()) != list(spec.param_shapes().items()) or held["channels"] != spec.widths[-1]:

@@ -25,7 +25,6 @@ from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.files.saving import new_folder, read_settled
 from weightedit.inr.convention import Convention
 from weightedit.inr.stack import INRStack
-from weightedit.network.spec import NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -175,11 +174,11 @@ def _read(folder: Path, split: str, limit: int | None) -> WeightSet:
     path = _path_of(folder, card, split)
     table = read_table(path, card, card["splits"][split]["count"], limit)
     columns = {name: as_tensor(table[name]) for name in table.column_names}
-    spec = NetworkSpec.siren(tuple(card["widths"]), card["convention"]["omega"])
+    convention = Convention.from_dict(card["convention"])
     shape = (len(table), card["height"], card["width"], card["channels"])
     stack = INRStack(
-        unflatten(columns["weights"], spec),
-        Convention.from_dict(card["convention"]),
+        unflatten(columns["weights"], convention.spec(tuple(card["widths"]))),
+        convention,
         card["height"],
         card["width"],
         split=torch.full((len(table),), SPLITS.index(split)),

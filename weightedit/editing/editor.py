@@ -25,13 +25,13 @@ from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import ParamsError, SpecError, WeightEditError
 from weightedit.files.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.files.schema import Facts, conform
-from weightedit.inr.convention import Convention, StatedConvention, convert
+from weightedit.inr.convention import Convention, StatedConvention, convert, network_of
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widened
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.registry import MetanetConfig, build_metanet, describe_metanet
 from weightedit.network.features import PARAMETER, check_types
-from weightedit.network.spec import NetworkSpec, Params
+from weightedit.network.spec import Params
 
 _CONFIG_KEYS = ("metanet", "operation", "convention")
 
@@ -147,12 +147,12 @@ class Editor(nn.Module):
             own = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in own.items()}
         problem = None
         if size is not None and (refine or self.options.informed):
-            spec = NetworkSpec.from_params(own, self.convention.omega)
+            spec = network_of(own, self.convention)
             (spec.check_shapes if finite else spec.check_params)(own)
             problem = RenderingProblem(
                 self.convention, target_of(self.operation, INRStack(own, self.convention, *size))
             )
-        start = widened(own, self.options.widen, self.convention.omega)
+        start = widened(own, self.options.widen, self.convention.frequency)
         edited = apply_delta(start, self.propose(start, problem, finite=finite))
         if problem is not None and self.options.solve_last:
             edited = problem.params(problem.solve_last(problem.layers(edited), RIDGE))
@@ -181,7 +181,7 @@ class Editor(nn.Module):
             problem: what the guides are made from.
             finite: as in `forward`.
         """
-        spec, dtype = NetworkSpec.from_params(params, self.convention.omega), next(self.parameters()).dtype
+        spec, dtype = network_of(params, self.convention), next(self.parameters()).dtype
         extra = guides(self.options.guides, problem, dict(params)) if problem is not None else []
         cast = [(kind, {name: tensor.to(dtype) for name, tensor in guide.items()}) for kind, guide in extra]
         given = {name: tensor.to(dtype) for name, tensor in params.items()}

@@ -22,11 +22,11 @@ from weightedit.editing.refinement import choose_networks, take_steps
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.files.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
 from weightedit.files.schema import Facts, Within, conform
-from weightedit.inr.convention import Convention
+from weightedit.inr.convention import Convention, network_of
 from weightedit.inr.siren import render_images
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
-from weightedit.network.spec import NetworkSpec, Params
+from weightedit.network.spec import Params
 
 _CONFIG_KEYS = ("kind", "predictor", "rule", "steps")
 KIND = "predictive editor"
@@ -89,7 +89,7 @@ class PredictiveEditor(nn.Module):
         Returns those of `params` where the strength is 0 or the steps led to infinite or undefined weights.
         Raises ParamsError on parameters that are no canonical network or not finite.
         """
-        NetworkSpec.from_params(params, convention.omega).check_params(params)
+        network_of(params, convention).check_params(params)
         before, steps = dict(params), self.steps if steps is None else steps
         exact = {name: p.to(torch.promote_types(p.dtype, torch.float32)) for name, p in before.items()}
         wanted = self.predictor(render_images(exact, convention, *size).to(amounts), codes, amounts)

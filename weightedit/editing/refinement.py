@@ -21,9 +21,9 @@ from weightedit.editing.curvature import KFAC, RIDGE
 from weightedit.editing.operations import Operation, operation
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import ParamsError, WeightEditError
-from weightedit.inr.convention import Convention
+from weightedit.inr.convention import Convention, convert, network_of
 from weightedit.inr.stack import INRStack
-from weightedit.network.spec import NetworkSpec, Params
+from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
 from weightedit.optim.rule import UpdateRule
 
@@ -53,7 +53,7 @@ class GradientSteps:
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine."""
-        spec, ridge = NetworkSpec.from_params(params, problem.convention.omega), RIDGE if self.solve_last else None
+        spec, ridge = network_of(params, problem.convention), RIDGE if self.solve_last else None
         wiring = Wiring.of(spec)
         state = self.rule.init(wiring, params)
         for _ in range(steps):
@@ -146,8 +146,9 @@ def take_steps(rule: RefinementRule, convention: Convention, params: Params, tar
     """`rule` on stacked INRs, in float32 at least; those whose weights would not be finite stay as they were."""
     dtype = params["layers.0.weight"].dtype
     wide = torch.promote_types(dtype, torch.float32)
-    problem = RenderingProblem(convention, targets.to(params["layers.0.weight"].device, wide))
-    after = rule.refine(problem, {name: tensor.to(wide) for name, tensor in params.items()}, steps)
+    problem = RenderingProblem(convention.plain, targets.to(params["layers.0.weight"].device, wide))
+    given = convert({name: tensor.to(wide) for name, tensor in params.items()}, convention, convention.plain)
+    after = convert(rule.refine(problem, given, steps), convention.plain, convention)
     return finite_or({name: tensor.to(dtype) for name, tensor in after.items()}, params)
 
 

@@ -95,6 +95,7 @@ class RenderingProblem:
     """
 
     def __init__(self, convention: Convention, targets: Tensor) -> None:
+        convention.check_plain_siren()
         self.convention = convention
         self.size = targets.shape[2], targets.shape[3]
         self.targets = convention.to_raw(targets).flatten(2).mT.contiguous()  # [N, P, C]
@@ -117,7 +118,7 @@ class RenderingProblem:
             )
         found = []
         for i in range(len(widths) - 1):
-            scale = self.convention.omega if i < len(widths) - 2 else 1.0
+            scale = self.convention.frequency if i < len(widths) - 2 else 1.0
             found.append(Layer(params[f"layers.{i}.weight"] * scale, params[f"layers.{i}.bias"] * scale))
         return found
 
@@ -125,7 +126,7 @@ class RenderingProblem:
         """The parameters of `layers`; the inverse of `layers()`."""
         found: Params = {}
         for i, layer in enumerate(layers):
-            scale = self.convention.omega if i < len(layers) - 1 else 1.0
+            scale = self.convention.frequency if i < len(layers) - 1 else 1.0
             found[f"layers.{i}.weight"], found[f"layers.{i}.bias"] = layer.weight / scale, layer.bias / scale
         return found
 
@@ -204,7 +205,7 @@ class RenderingProblem:
         # V is omega theta in a sine layer.
         factor, named = 2 / (self.convention.span**2 * self.targets.shape[2]), {}
         for i, gradient in enumerate(found.gradients):
-            slope = gradient * (factor * (self.convention.omega if i < len(found.gradients) - 1 else 1.0))
+            slope = gradient * (factor * (self.convention.frequency if i < len(found.gradients) - 1 else 1.0))
             named[f"layers.{i}.weight"], named[f"layers.{i}.bias"] = slope[..., :-1], slope[..., -1]
         return named
 

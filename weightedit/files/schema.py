@@ -47,7 +47,9 @@ SIZE = Within(-(2**20), 2**20)
 LENGTH = Within(0, 2**14)
 """Of a str, list, tuple or dict that says nothing else."""
 COMPLETE = Within(0, 2**14)
-"""Of a dataclass that must state every field, also those with defaults."""
+"""Of a dataclass that must state every field, also those with defaults, but for those that are LATER."""
+LATER = {"later": True}
+"""Metadata of a dataclass's field that files older than the field do not have: it takes its default."""
 
 Count = Annotated[int, Within(0, 2**62)]
 Seed = Annotated[int, Within(-(2**63), 2**63 - 1)]
@@ -178,7 +180,8 @@ def _mapping(kind: Any, value: Any, path: str, within: Within) -> Any:
             for key, item in value.items()
         }
     hints, optional = _hints(kind)
-    optional = frozenset() if within is COMPLETE else optional
+    if within is COMPLETE and is_dataclass(kind):
+        optional = frozenset(field.name for field in fields(kind) if field.metadata == LATER)
     missing, unknown = sorted(hints.keys() - optional - value.keys()), sorted(value.keys() - hints.keys())
     if missing or unknown:
         fault = f"lacks {', '.join(missing)}" if missing else f"has the unknown key {shortened(unknown[0])}"

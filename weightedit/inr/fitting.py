@@ -20,7 +20,7 @@ from torch import Tensor
 
 from weightedit.capacity import check_capacity
 from weightedit.errors import ParamsError, WeightEditError
-from weightedit.inr.convention import Convention, Params, widths_of
+from weightedit.inr.convention import Convention, Params, convert, widths_of
 from weightedit.inr.fitting_kernel import ParameterLayout
 from weightedit.inr.fitting_loop import METHODS, FitLoop
 from weightedit.inr.siren import INITIALISATIONS, check_widths, initial_params
@@ -115,7 +115,8 @@ def fit(
     Args:
         images: [N, C, H, W] in [0, 1], floating point, or uint8 in 0..255. float64 images are fitted in float64.
         widths: (2, hidden, ..., C); None is (2, 32, 32, C).
-        convention: what inputs and outputs mean; None is Convention().
+        convention: what inputs and outputs mean; None is Convention(). One of several frequencies, or of other
+            coordinates than [-1, 1], is fitted as its `plain` and then converted.
         options: None is FitOptions().
         initial: stacked parameters to start from, N of them, under `convention`; then nothing is drawn and nothing
             retried. None draws an independent initialisation for every image.
@@ -128,14 +129,19 @@ def fit(
 
     Raises:
         ParamsError: images or `initial` of a wrong type, shape or range, or widths that do not fit the images.
-        WeightEditError: more than this machine can hold.
+        WeightEditError: more than this machine can hold, or a convention of other functions than sines and a linear
+            last layer.
     """
-    convention, options = convention or Convention(), options or FitOptions()
+    meant, options = convention or Convention(), options or FitOptions()
+    convention = meant.plain
+    convention.check_plain_siren()
+    if initial is not None and convention != meant:
+        initial = convert(initial, meant, convention)
     images = _checked_images(images, device)
     widths = _checked_widths(widths, images.shape[1])
     loop = FitLoop(
         METHODS[options.method],
-        ParameterLayout(widths, convention.omega),
+        ParameterLayout(widths, convention.frequency),
         convention,
         target_psnr=options.target_psnr,
         learning_rate=options.learning_rate or METHODS[options.method].learning_rate,
@@ -150,20 +156,25 @@ def fit(
     check_capacity(needed, what, "choose narrower ones, smaller images, or fewer at once", images.device)
     start = initial
     if start is None:
-        start = initial_params(len(images), widths, init=options.init, omega=convention.omega, generator=generator)
+        start = initial_params(len(images), widths, init=options.init, omega=convention.frequency, generator=generator)
     _check_initial(start, widths, len(images))
     params, steps, psnr = loop.attempt(images, start)
     for _ in range(options.retries if initial is None else 0):
         again = torch.nonzero(~(psnr >= options.target_psnr)).squeeze(1)
         if not len(again):
             break
-        fresh = initial_params(len(again), widths, init=options.init, omega=convention.omega, generator=generator)
+        fresh = initial_params(len(again), widths, init=options.init, omega=convention.frequency, generator=generator)
         new_params, new_steps, new_psnr = loop.attempt(images[again], fresh)
         better = new_psnr > psnr[again]
         for name, tensor in params.items():
             tensor[again[better]] = new_params[name][better]
         steps[again[better]], psnr[again[better]] = new_steps[better], new_psnr[better]
-    return _result(images, params, steps, psnr, options, loop, warm=initial is not None)
+    found = _result(images, params, steps, psnr, options, loop, warm=initial is not None)
+    if convention == meant:
+        return found
+    stack = found.stack
+    stack = dataclasses.replace(stack, params=convert(stack.params, convention, meant), convention=meant)
+    return dataclasses.replace(found, stack=stack)
 
 
 def fit_directly(stack: INRStack, targets: Tensor) -> INRStack:

@@ -9,6 +9,7 @@ Activation Functions" (2020), section 3.2 and the authors' published code.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from weightedit.capacity import check_capacity
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import COORDINATE_ORDERS, Convention, Params, widths_of
+from weightedit.network.layer import IDENTITY
 
 _CHUNK_CPU, _CHUNK = 2**20, 2**28
 """Activations of one layer at once, in numbers: what a CPU's cache holds, about a GB elsewhere."""
@@ -165,17 +167,49 @@ def coordinate_grid(
     """
     if order not in COORDINATE_ORDERS:
         raise WeightEditError(f"coordinate order {order!r}: expected one of {', '.join(COORDINATE_ORDERS)}.")
-    if height < 1 or width < 1:
-        raise WeightEditError(f"image size {height} x {width}: expected at least 1 x 1; give pixels.")
-    rows = torch.linspace(-1.0, 1.0, height, dtype=dtype, device=device)
-    columns = torch.linspace(-1.0, 1.0, width, dtype=dtype, device=device)
-    row_map = rows[:, None].expand(height, width).reshape(-1)
-    column_map = columns[None, :].expand(height, width).reshape(-1)
-    return torch.stack((column_map, row_map) if order == "xy" else (row_map, column_map), dim=-1)
+    return places((height, width), Convention(coordinates=order), dtype=dtype, device=device)
+
+
+def places(
+    shape: Sequence[int],
+    convention: Convention,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Coordinates of all places of an array of one to three axes, in the array's order, as an INR reads them.
+
+    Args:
+        shape: of the array: (samples,) of a sound, (height, width) of an image, (frames, height, width) of a video.
+        convention: its coordinate order and ranges; each axis is linspace over its range.
+
+    Returns:
+        [places, axes].
+
+    Raises:
+        WeightEditError: an axis below 1.
+        ParamsError: ranges for another number of axes.
+    """
+    if min(shape) < 1:
+        raise WeightEditError(f"image size {' x '.join(map(str, shape))}: expected at least 1 x 1; give pixels.")
+    reverse = convention.coordinates == "xy"
+    ranges = convention.ranges_of(len(shape))
+    pairs = zip(shape, reversed(ranges) if reverse else ranges, strict=True)
+    axes = [torch.linspace(first, last, size, dtype=dtype, device=device) for size, (first, last) in pairs]
+    maps = [
+        axis.view([-1 if i == k else 1 for k in range(len(shape))]).expand(*shape).reshape(-1)
+        for i, axis in enumerate(axes)
+    ]
+    return torch.stack(maps[::-1] if reverse else maps, dim=-1)
 
 
 def render(params: Params, coordinates: Tensor, *, omega: float) -> Tensor:
-    """Raw outputs of one SIREN or a stack; differentiable in the parameters and the coordinates.
+    """Raw outputs of SIRENs with one frequency and a linear last layer; arguments and result as `raw_outputs`."""
+    return raw_outputs(params, coordinates, Convention(omega=omega))
+
+
+def raw_outputs(params: Params, coordinates: Tensor, convention: Convention) -> Tensor:
+    """Raw outputs of one INR or a stack; differentiable in the parameters and the coordinates.
 
     Networks and points are taken in chunks, so that memory beyond the result is bounded; autograd, where it is asked
     to, keeps the activations of all of them.
@@ -183,7 +217,7 @@ def render(params: Params, coordinates: Tensor, *, omega: float) -> Tensor:
     Args:
         params: canonical names; `layers.{i}.weight` [(N,) out, in] and `layers.{i}.bias` [(N,) out].
         coordinates: [P, inputs], the same for all networks, or [N, P, inputs], each its own.
-        omega: frequency of the sine layers.
+        convention: what lies between the layers and after the last; its ranges and offset are not applied here.
 
     Returns:
         [N, P, outputs], or [P, outputs] for parameters without a leading axis.
@@ -194,7 +228,7 @@ def render(params: Params, coordinates: Tensor, *, omega: float) -> Tensor:
     widths = widths_of(params)
     if params["layers.0.weight"].dim() == 2:
         stacked = {name: tensor.unsqueeze(0) for name, tensor in params.items()}
-        return render(stacked, coordinates, omega=omega).squeeze(0)
+        return raw_outputs(stacked, coordinates, convention).squeeze(0)
     count, last = params["layers.0.weight"].shape[0], len(widths) - 2
     if (
         coordinates.dim() not in (2, 3)
@@ -210,14 +244,26 @@ def render(params: Params, coordinates: Tensor, *, omega: float) -> Tensor:
             "for these networks; see coordinate_grid."
         )
     # Scaling the few parameters is cheaper than scaling the many pre-activations.
-    scales = [omega] * last + [1.0]
-    layers = [(s * params[f"layers.{i}.weight"], s * params[f"layers.{i}.bias"]) for i, s in enumerate(scales)]
+    layers = []
+    for i, activation in enumerate(convention.activations(last + 1)):
+        weight, bias = params[f"layers.{i}.weight"], params[f"layers.{i}.bias"]
+        sine = activation.name == "sine"
+        scale = activation.parameter if sine else 1.0
+        layers.append(_Layer(scale * weight, scale * bias, torch.sin if sine else activation))
     values = coordinates.expand(count, *coordinates.shape[-2:])
     with torch.autocast(values.device.type, enabled=False):  # phases of tens of radians need float32
         return _in_chunks(layers, values, max(widths))
 
 
-def _in_chunks(layers: list[tuple[Tensor, Tensor]], values: Tensor, widest: int) -> Tensor:
+class _Layer(NamedTuple):
+    """Weight [N, out, in] and bias [N, out], times omega before a sine, and what follows."""
+
+    weight: Tensor
+    bias: Tensor
+    function: Callable[[Tensor], Tensor]
+
+
+def _in_chunks(layers: list[_Layer], values: Tensor, widest: int) -> Tensor:
     """`_outputs`, so many networks and points at a time that a layer's activations stay below a limit."""
     (count, points), most = values.shape[:2], _CHUNK_CPU if values.device.type == "cpu" else _CHUNK
     networks = max(1, most // (points * widest or 1))
@@ -226,7 +272,7 @@ def _in_chunks(layers: list[tuple[Tensor, Tensor]], values: Tensor, widest: int)
     places = [slice(i, i + length) for i in range(0, max(points, 1), length)]
 
     def part(row: slice, place: slice) -> Tensor:
-        return _outputs([(weight[row], bias[row]) for weight, bias in layers], values[row, place])
+        return _outputs([_Layer(w[row], b[row], function) for w, b, function in layers], values[row, place])
 
     if len(rows) == len(places) == 1:
         return part(rows[0], places[0])
@@ -241,12 +287,12 @@ def _in_chunks(layers: list[tuple[Tensor, Tensor]], values: Tensor, widest: int)
     return result
 
 
-def _outputs(layers: list[tuple[Tensor, Tensor]], values: Tensor) -> Tensor:
-    """What the layers, sines but the last, make of coordinates [N, P, inputs]."""
-    for weight, bias in layers[:-1]:
-        values = torch.sin(torch.baddbmm(bias.unsqueeze(1), values, weight.mT))
-    weight, bias = layers[-1]
-    return torch.baddbmm(bias.unsqueeze(1), values, weight.mT)
+def _outputs(layers: list[_Layer], values: Tensor) -> Tensor:
+    """What the layers make of coordinates [N, P, inputs]."""
+    for weight, bias, function in layers:
+        values = torch.baddbmm(bias.unsqueeze(1), values, weight.mT)
+        values = values if function is IDENTITY else function(values)
+    return values
 
 
 def render_images(params: Params, convention: Convention, height: int, width: int) -> Tensor:
@@ -271,7 +317,6 @@ def render_images(params: Params, convention: Convention, height: int, width: in
     what = f"{count:,} picture{'s' * (count != 1)} of {height} x {width}"
     check_capacity(needed, what, "choose a smaller size or fewer INRs", first.device)
     if widths[0] != 2:
-        raise ParamsError(f"a network of {widths[0]} inputs: expected 2 to render an image; use render instead.")
-    grid = coordinate_grid(height, width, convention.coordinates, dtype=first.dtype, device=first.device)
-    raw = render(params, grid, omega=convention.omega)
+        raise ParamsError(f"a network of {widths[0]} inputs: expected 2 to render an image; use raw_outputs instead.")
+    raw = raw_outputs(params, places((height, width), convention, dtype=first.dtype, device=first.device), convention)
     return convention.to_value(raw).mT.reshape(-1, widths[-1], height, width)

@@ -76,7 +76,7 @@ class INRStack:
     @property
     def spec(self) -> NetworkSpec:
         """The network as a NetworkSpec, from which its symmetry follows."""
-        return NetworkSpec.siren(self.widths, self.convention.omega)
+        return self.convention.spec(self.widths)
 
     def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "INRStack":
         """The chosen INRs as a stack, of length one for a single number.

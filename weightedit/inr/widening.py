@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from weightedit.capacity import check_capacity
 from weightedit.errors import WeightEditError
-from weightedit.inr.convention import widths_of
+from weightedit.inr.convention import convert, widths_of
 from weightedit.inr.siren import initial_params, parameter_count
 from weightedit.inr.stack import INRStack
 from weightedit.network.spec import Params
@@ -42,7 +42,9 @@ def widen(stack: INRStack, factor: int, *, seed: int = 0) -> INRStack:
         raise WeightEditError(f"factor {factor} came; expected at least 1: 2 doubles the hidden widths.")
     if factor == 1:
         return stack
-    return replace(stack, params=widened(stack.params, factor, stack.convention.omega, seed=seed))
+    plain = stack.convention.plain
+    wide = widened(convert(stack.params, stack.convention, plain), factor, plain.frequency, seed=seed)
+    return replace(stack, params=convert(wide, plain, stack.convention))
 
 
 def widened(params: Params, factor: int, omega: float, *, seed: int = 0) -> Params:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from weightedit.errors import SpecError, WeightEditError
 from weightedit.inr.convention import Convention
-from weightedit.inr.siren import coordinate_grid, initial_params, render
+from weightedit.inr.siren import initial_params, places, raw_outputs
 from weightedit.metatrain.draws import indices
 from weightedit.metatrain.optimizee import Batch, Task
 from weightedit.network.graph_spec import spec_of
@@ -339,7 +339,7 @@ class SirenOptimizee:
     @property
     def wiring(self) -> Wiring:
         """Of the chain."""
-        return Wiring.of(NetworkSpec.siren(self.widths, self.convention.omega))
+        return Wiring.of(self.convention.spec(self.widths))
 
     @property
     def cap(self) -> float:
@@ -350,13 +350,13 @@ class SirenOptimizee:
     def _grid(self) -> Tensor:
         height, width = self.images.shape[-2:]
         like: dict[str, Any] = {"dtype": self.images.dtype, "device": self.images.device}
-        return coordinate_grid(height, width, self.convention.coordinates, **like)
+        return places((height, width), self.convention, **like)
 
     def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """Fresh networks, and the "values" [N, P, C] that each is to render."""
         images = self.held_out if held_out and self.held_out is not None else self.images
         drawn = torch.randint(len(images), (count,), generator=generator, device=generator.device)
-        options: dict[str, Any] = {"init": self.init_name, "omega": self.convention.omega, "generator": generator}
+        options: dict[str, Any] = {"init": self.init_name, "omega": self.convention.frequency, "generator": generator}
         params = initial_params(count, self.widths, **options)
         values = images[drawn.to(images.device)].flatten(2).mT.contiguous().to(generator.device)
         return {name: tensor.to(self.images.dtype) for name, tensor in params.items()}, {"values": values}
@@ -367,7 +367,7 @@ class SirenOptimizee:
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """See Optimizee.loss."""
-        raw = render(params, self._grid.to(batch["values"].device), omega=self.convention.omega)
+        raw = raw_outputs(params, self._grid.to(batch["values"].device), self.convention)
         return (self.convention.to_value(raw) - batch["values"]).square().mean((-2, -1))
 
     def score(self, losses: Tensor) -> Tensor:
