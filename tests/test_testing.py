@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from tests.networks import SPECS, random_params
+from tests.networks import CNNS, SPECS, random_params
+from tests.residual_networks import RESIDUAL, Small, trained
 from weightedit.network.features import DELTA, GRADIENT, PARAMETER
+from weightedit.network.graph_spec import GraphSpec
 from weightedit.network.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error, invariance_error
 
@@ -191,3 +193,48 @@ def test_dependence_is_seen_where_parameters_are_zero():
     params = {name: torch.zeros_like(tensor) for name, tensor in random_params(SILU).items()}
     params["layers.0.weight"] = random_params(SILU)["layers.0.weight"]
     assert_equivariant(lambda p: {name: 0 * p[name] + p["layers.2.bias"].sum() for name in p}, SILU, params)
+
+
+def _drawn(name):
+    net, params = trained(RESIDUAL[name])
+    return GraphSpec.from_module(net), params
+
+
+KINDS = {
+    **{name: lambda name=name: (SPECS[name], random_params(SPECS[name])) for name in ("relu", "tanh", "sine")},
+    **{f"cnn {name}": lambda name=name: (CNNS[name], random_params(CNNS[name])) for name in ("relu", "tanh", "mixed")},
+    **{name: lambda name=name: _drawn(name) for name in RESIDUAL},
+}
+BROKEN = {"permutation": _by_position, "sign": _elementwise(torch.abs), "scale": _elementwise(torch.square)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_network_is_judged_and_what_breaks_a_factor_it_has_is_caught(kind):
+    spec, params = KINDS[kind]()
+    groups = spec.neuron_groups()
+    has = {"permutation": True, "sign": any(g.flip for g in groups), "scale": any(g.scale for g in groups)}
+    assert_equivariant(_each(lambda t: t.clone()), spec, params, kind=PARAMETER)
+    for symmetry, broken in BROKEN.items():
+        if has[symmetry]:
+            with pytest.raises(AssertionError, match=f"not equivariant under symmetry '{symmetry}'"):
+                assert_equivariant(broken, spec, params, symmetry=symmetry)
+
+
+def test_what_a_skip_ties_may_be_mixed_neuron_by_neuron_and_no_other_way():
+    """The bias of the stream in the delta of the branch: right where they are added, and only in the right order."""
+    (spec, params), (straight, _) = _drawn("small"), trained(lambda: Small(False))
+    mixed = lambda p, change=lambda t: t: {**p, "second.bias": p["second.bias"] + change(p["norm.bias"])}  # noqa: E731
+    assert_equivariant(mixed, spec, params)
+    for symmetry in ("permutation", "scale"):
+        with pytest.raises(AssertionError, match="second.bias"):
+            assert_equivariant(lambda p: mixed(p, lambda t: t.roll(1)), spec, params, symmetry=symmetry)
+        with pytest.raises(AssertionError, match="second.bias"):
+            assert_equivariant(mixed, GraphSpec.from_module(straight), params, symmetry=symmetry)
+
+
+def test_stacks_of_networks_that_are_no_chains_are_judged_with_an_element_each():
+    spec, params = _drawn("residual mlp")
+    stack = {name: torch.stack([p, 2 * p, p - 1]) for name, p in params.items()}
+    assert_equivariant(_each(lambda t: 0.1 * t), spec, stack)
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(_each(lambda t: t + t.mean(0)), spec, stack)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from weightedit.network.features import DELTA, ChannelType
-from weightedit.network.spec import NetworkSpec, Params, Symmetry
+from weightedit.network.graph_spec import AnySpec
+from weightedit.network.spec import Params, Symmetry, check_finite, check_shapes
 from weightedit.network.symmetry import GroupElement, act, random_element
 
 _ELEMENTS = 4
@@ -22,7 +23,7 @@ _ELEMENTS = 4
 
 def equivariance_error(
     function: Callable[[Params], Params],
-    spec: NetworkSpec,
+    spec: AnySpec,
     params: Mapping[str, Tensor],
     *,
     symmetry: Symmetry = "full",
@@ -54,7 +55,7 @@ def equivariance_error(
 
 def invariance_error(
     function: Callable[[Params], Tensor],
-    spec: NetworkSpec,
+    spec: AnySpec,
     params: Mapping[str, Tensor],
     *,
     symmetry: Symmetry = "full",
@@ -70,7 +71,7 @@ def invariance_error(
 
 def assert_equivariant(
     function: Callable[[Params], Params],
-    spec: NetworkSpec,
+    spec: AnySpec,
     params: Mapping[str, Tensor],
     *,
     symmetry: Symmetry = "full",
@@ -95,7 +96,7 @@ def assert_equivariant(
 
 def assert_invariant(
     function: Callable[[Params], Tensor],
-    spec: NetworkSpec,
+    spec: AnySpec,
     params: Mapping[str, Tensor],
     *,
     symmetry: Symmetry = "full",
@@ -115,10 +116,11 @@ def assert_invariant(
 
 
 def _elements(
-    spec: NetworkSpec, params: Mapping[str, Tensor], symmetry: Symmetry, seed: int
+    spec: AnySpec, params: Mapping[str, Tensor], symmetry: Symmetry, seed: int
 ) -> Iterator[tuple[GroupElement, Params]]:
     """Random elements that do change `params`, each with the parameters it makes of them."""
-    count, dtype = spec.check_params(params), params[spec.layers[0].weight].dtype
+    count, dtype = check_shapes(spec.param_shapes(), params), next(iter(params.values())).dtype
+    check_finite(params, count)
     generator, found = torch.Generator().manual_seed(seed), 0
     for _ in range(8 * _ELEMENTS):
         element = random_element(spec, generator, symmetry=symmetry, count=count, dtype=dtype)

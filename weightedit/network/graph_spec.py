@@ -2,24 +2,31 @@
 
 `NetworkSpec` (spec.py) describes a chain of layers; a `GraphSpec` also holds residual additions and normalisations, as
 Kofinas et al. 2024 draw them (link.py), and a chain is one of its cases. Reading one from an nn.Module is
-module_links.py's. Permutations are all that metanetworks may claim on it: which neurons move together is decided by
-the links alone, since every metanetwork treats neurons of one level alike. What a link does not show is not seen:
-strides, paddings, the kind of a pooling, and running statistics of a BatchNorm, which are no parameters.
+module_links.py's. What a link does not show is not seen: strides, paddings, and running statistics of a BatchNorm,
+which are no parameters.
+
+The symmetry follows from the links (ours; Godfrey et al. 2022 for the factors of activations). Levels that anything but
+a weight joins are permuted together. A skip also ties the factors of a neuron and its counterpart, so all branches that
+are added share them. A normalisation ends them: its gain takes the factors of the neurons it computes, and of those it
+reads it leaves what link.READ_BY says. Inputs, outputs, and what is tied to them, carry none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from weightedit.errors import ParamsError, SpecError
 from weightedit.files.schema import conform
-from weightedit.network.link import LINK_KINDS, Level, Link
+from weightedit.network.layer import NeuronGroup, Symmetry
+from weightedit.network.link import LINK_KINDS, READ_BY, Level, Link
 from weightedit.network.module_links import links_of
+from weightedit.network.module_wiring import wiring_of
 from weightedit.network.spec import NetworkSpec, Params, check_finite, check_shapes
 
 
@@ -69,9 +76,19 @@ class GraphSpec:
     def from_module(cls, net: nn.Module) -> GraphSpec:
         """Read `net`: convolutions, linear layers, normalisations and residual additions, as module_links.py says.
 
+        Factors that the wiring of `net` denies, which sees more than links (pooling by maximum), are none here either.
+
         Raises SpecError that names the submodule or operation which cannot be treated.
         """
-        return cls(*links_of(net))
+        spec, wiring = cls(*links_of(net)), wiring_of(net)
+        levels = list(spec.levels)
+        for number, group in enumerate(spec.neuron_groups(), start=1):
+            into = [link.parameter for link in spec.links if link.target == number]
+            wires = [wiring.by_name[name] for name in (levels[number].bias, *into) if name in wiring.by_name]
+            for allowed in (wiring.sets[wire.target].group for wire in wires):
+                if group & replace(allowed, shift=True) != group:
+                    levels[number] = replace(levels[number], passed=allowed)
+        return cls(tuple(levels), spec.links)
 
     @classmethod
     def of(cls, spec: NetworkSpec) -> GraphSpec:
@@ -106,6 +123,50 @@ class GraphSpec:
     def link_kinds(self) -> int:
         """How many entries of link.LINK_KINDS cover this network's links: 1 for a chain, else all."""
         return 1 if all(link.kind == "weight" for link in self.links) else len(LINK_KINDS)
+
+    @cached_property
+    def factors(self) -> tuple[int, ...]:
+        """Per level, the first one whose neurons carry the same factors: skips tie them."""
+        return self._tied(("skip",))
+
+    @cached_property
+    def orders(self) -> tuple[int, ...]:
+        """Per level, the first one that is permuted together with it: all links but weights tie them."""
+        return self._tied(LINK_KINDS[1:])
+
+    def _tied(self, kinds: Sequence[str]) -> tuple[int, ...]:
+        first = list(range(len(self.levels)))
+        for link in self.links:
+            if link.kind in kinds:
+                low, high = sorted((first[link.source], first[link.target]))
+                first = [low if own == high else own for own in first]
+        return tuple(first)
+
+    @property
+    def permutable(self) -> tuple[bool, ...]:
+        """Per hidden level, whether its neurons may be permuted: not with inputs or outputs."""
+        fixed = {self.orders[0], self.orders[-1]}
+        return tuple(own not in fixed for own in self.orders[1:-1])
+
+    def neuron_groups(self, symmetry: Symmetry = "full") -> tuple[NeuronGroup, ...]:
+        """Per hidden level, the factors inside `symmetry` that a neuron may carry, equal ones where levels are tied.
+
+        A shift needs a sine, a bias, and a flip; and no skip may read the neuron, which would see it.
+        """
+        own = [level.activation.group & level.passed for level in self.levels]
+        seen = {link.source for link in self.links if link.kind == "skip"}
+        for link in self.links:
+            if link.kind in READ_BY:
+                own[link.source] &= READ_BY[link.kind]
+                own[link.target] = own[link.target] if link.parameter else NeuronGroup()
+        ties, found = self.factors, []
+        for number, tie in enumerate(ties[1:-1], start=1):
+            groups = [group for group, other in zip(own, ties, strict=True) if other == tie]
+            scale = all(group.scale for group in groups) and tie not in (ties[0], ties[-1])
+            flip = all(group.flip for group in groups) and tie not in (ties[0], ties[-1])
+            shift = flip and own[number].shift and self.levels[number].bias is not None and number not in seen
+            found.append(NeuronGroup(scale, flip, shift).restricted(symmetry))
+        return tuple(found)
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of the network's parameters, level by level, what enters a level before its bias."""

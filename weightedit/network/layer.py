@@ -36,6 +36,10 @@ class NeuronGroup:
             return self
         return NeuronGroup(scale=self.scale and symmetry == "scale", flip=self.flip and symmetry == "sign")
 
+    def __and__(self, other: NeuronGroup) -> NeuronGroup:
+        """The factors that are in both."""
+        return NeuronGroup(self.scale and other.scale, self.flip and other.flip, self.shift and other.shift)
+
 
 _GROUPS = {
     "identity": NeuronGroup(scale=True, flip=True),

@@ -11,10 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weightedit.errors import SpecError
-from weightedit.network.layer import IDENTITY, Activation
+from weightedit.network.layer import IDENTITY, Activation, NeuronGroup
 
 # In a fixed order, which embeddings of links rely on: new ones go last.
 LINK_KINDS = ("weight", "skip", "batch_norm", "layer_norm", "group_norm", "instance_norm")
+# What a normalisation leaves of the factors of the neurons it reads: one that takes every channel by itself divides
+# positive scales out (up to its epsilon); one that takes them together knows each neuron's share.
+READ_BY = {
+    "batch_norm": NeuronGroup(scale=True),
+    "instance_norm": NeuronGroup(scale=True),
+    "layer_norm": NeuronGroup(),
+    "group_norm": NeuronGroup(),
+}
+ANY_FACTOR = NeuronGroup(scale=True, flip=True, shift=True)
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,14 @@ class Level:
         width: how many.
         bias: name of the parameter that is added to them, None without one.
         activation: what is applied to their sum.
+        passed: the factors that what follows the activation and is no link passes on: pooling by maximum, no flips.
     """
 
     name: str
     width: int
     bias: str | None = None
     activation: Activation = IDENTITY
+    passed: NeuronGroup = ANY_FACTOR
 
 
 @dataclass(frozen=True)

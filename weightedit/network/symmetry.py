@@ -8,6 +8,9 @@ incoming side a neuron's factor is q alpha, on the outgoing side q beta with bet
     sin(omega (alpha z + k pi / omega)) = alpha (-1)^k sin(omega z),
 
 so a shift adds k pi / omega to the raw bias and flips the outgoing column only.
+
+In a network that is no chain every level between inputs and outputs counts as a hidden layer, levels that are tied have
+equal permutations or factors (graph_spec.py), and a gain has the factor of its target alone.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from weightedit.network.features import (
     features_from_params,
     params_from_features,
 )
-from weightedit.network.spec import NetworkSpec, Params, Symmetry
+from weightedit.network.graph_spec import AnySpec, GraphSpec
+from weightedit.network.spec import NetworkSpec, Params, Symmetry, check_shapes
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class GroupElement:
         return GroupElement(back, ordered[0], ordered[1], tuple(-a * k for a, k in zip(*ordered[1:], strict=True)))
 
 
-def identity_element(spec: NetworkSpec, like: Tensor) -> GroupElement:
+def identity_element(spec: AnySpec, like: Tensor) -> GroupElement:
     """The element that changes nothing, on the device and in the dtype of `like`."""
     widths = spec.widths[1:-1]
     ones = tuple(like.new_ones(n) for n in widths)
@@ -76,7 +80,7 @@ def identity_element(spec: NetworkSpec, like: Tensor) -> GroupElement:
 
 
 def random_element(
-    spec: NetworkSpec,
+    spec: AnySpec,
     generator: torch.Generator,
     *,
     symmetry: Symmetry = "full",
@@ -103,13 +107,22 @@ def random_element(
         tensors[1].append((low + (high - low) * uniform[1]).exp() if group.scale else torch.ones(shape))
         tensors[2].append(1 - 2 * (uniform[2] < 0.5).double() if group.flip else torch.ones(shape))
         tensors[3].append((uniform[3] * 5).floor() - 2 if group.shift else torch.zeros(shape))
+    if isinstance(spec, GraphSpec):
+        _tie(spec, tensors)
     cast = [tuple(tensor.to(dtype) for tensor in part) for part in tensors[1:]]
     return GroupElement(tuple(tensors[0]), *cast)
 
 
-def act(
-    element: GroupElement, spec: NetworkSpec, params: Mapping[str, Tensor], kind: ChannelType = PARAMETER
-) -> Params:
+def _tie(spec: GraphSpec, tensors: list[list[Tensor]]) -> None:
+    """Give every level the permutation, scales and flips of the first one that it is tied to."""
+    for i, moves in enumerate(spec.permutable):
+        tensors[0][i] = tensors[0][spec.orders[i + 1] - 1] if moves else tensors[0][i].sort().values
+        if tie := spec.factors[i + 1]:  # else tied to the inputs, and without factors
+            for part in tensors[1:3]:
+                part[i] = part[tie - 1]
+
+
+def act(element: GroupElement, spec: AnySpec, params: Mapping[str, Tensor], kind: ChannelType = PARAMETER) -> Params:
     """The transformed parameters: another network that computes the same function.
 
     Args:
@@ -120,6 +133,8 @@ def act(
 
     Raises ParamsError if `params` does not fit `spec`, or the element does not fit it.
     """
+    if isinstance(spec, GraphSpec):
+        return _act_on_links(element, spec, params, kind)
     moved = act_on_features(element, spec, replace(features_from_params(spec, params), types=(kind,) * spec.channels))
     for layer, bias in zip(spec.layers, moved.biases, strict=True):
         if layer.bias is None and bool(bias.any()):
@@ -129,9 +144,7 @@ def act(
 
 def act_on_features(element: GroupElement, spec: NetworkSpec, features: WeightSpaceFeatures) -> WeightSpaceFeatures:
     """The transformed features: every channel moves as its type says."""
-    widths = tuple(q.shape[-1] for q in element.scale)
-    if widths != spec.widths[1:-1]:
-        raise ParamsError(f"a group element of widths {widths} came; expected {spec.widths[1:-1]}, the hidden widths.")
+    _check_element(element, spec)
     # A raw bias, which takes the shift itself, stands in the first of a quantity's channels.
     kinds = [k if c % spec.channels == 0 else replace(k, affine=False) for c, k in enumerate(features.types)]
     moved = [_act_on_channel(element, spec, features, c, kind) for c, kind in enumerate(kinds)]
@@ -162,15 +175,55 @@ def _act_on_channel(
     return weights, biases
 
 
+def _check_element(element: GroupElement, spec: AnySpec) -> None:
+    widths = tuple(q.shape[-1] for q in element.scale)
+    if widths != spec.widths[1:-1]:
+        raise ParamsError(f"a group element of widths {widths} came; expected {spec.widths[1:-1]}, the hidden widths.")
+
+
+def _act_on_links(element: GroupElement, spec: GraphSpec, params: Mapping[str, Tensor], kind: ChannelType) -> Params:
+    check_shapes(spec.param_shapes(), params)
+    _check_element(element, spec)
+
+    def moved(name: str, shape: tuple[int, ...], target: int, source: int | None = None) -> Tensor:
+        """A tensor as [..., targets, sources, positions] times its factors, reordered."""
+        sources = 1 if source is None else spec.widths[source]
+        tensor = params[name]
+        lead = tensor.shape[: tensor.dim() - len(shape)]
+        matrix = tensor.reshape(*lead, shape[0], sources, -1)
+        for level, signed, axis in ((target, element.incoming, -3), (source, element.outgoing, -2)):
+            if level is None or not 0 < level < len(spec.levels) - 1:
+                continue
+            factor = _factor(element.scale[level - 1], signed[level - 1], kind, inverse=axis == -2).to(matrix)
+            matrix = matrix * factor.unflatten(-1, (-1, 1, 1) if axis == -3 else (1, -1, 1))
+            activation = spec.levels[level].activation
+            if kind.affine and name == spec.levels[level].bias and activation.name == "sine":
+                shift = element.shift[level - 1].to(matrix) * (math.pi / activation.parameter)
+                matrix = matrix + shift.unflatten(-1, (-1, 1, 1))
+            matrix = _pick(matrix, element.permutation[level - 1], axis)
+        return matrix.reshape(*matrix.shape[:-3], *shape)
+
+    found: Params = {}
+    for link in spec.links:
+        if link.parameter is not None:
+            source = link.source if link.kind == "weight" else None
+            found[link.parameter] = moved(link.parameter, link.shape, link.target, source)
+    for number, level in enumerate(spec.levels):
+        if level.bias is not None:
+            found[level.bias] = moved(level.bias, (level.width,), number)
+    return {name: found[name] for name in params}
+
+
 def _factor(scale: Tensor, signed: Tensor, kind: ChannelType, inverse: bool = False) -> Tensor:
     factor = scale ** (-kind.scale if inverse else kind.scale)
     return factor * signed.sign() if kind.odd else factor
 
 
 def _pick(tensor: Tensor, permutation: Tensor, axis: int) -> Tensor:
-    """Reorder `tensor` along `axis` (-1 or -2) by a permutation [n] shared by all networks, or [N, n]."""
+    """Reorder `tensor` along `axis` (negative) by a permutation [n] shared by all networks, or [N, n]."""
     permutation = permutation.to(tensor.device)
     if permutation.dim() == 1:
         return tensor.index_select(axis, permutation)
-    index = permutation if tensor.dim() == 2 else permutation.unsqueeze(-2 if axis == -1 else -1)
-    return tensor.gather(axis, index.expand_as(tensor))
+    axes = tensor.dim() + axis - 1
+    index = permutation.reshape(len(permutation), *[1] * axes, -1, *[1] * (-axis - 1))
+    return tensor.take_along_dim(index, axis)
