@@ -144,26 +144,21 @@ def test_what_needs_a_chain_is_refused():
     graph = graph_from_params([network("small")])
     layout, nodes, edges = graph.layout, graph.nodes, graph.edges
     calls = [
-        lambda: layout.at_level(0, nodes),
-        lambda: layout.join_levels([nodes]),
         lambda: layout.transmit(1, edges, nodes),
         lambda: layout.transmit_back(1, edges, nodes),
-        lambda: layout.activations_at(1),
         lambda: layout.per_network(lambda spec: nodes),
         lambda: layout.networks(nodes, edges),
         graph.to_features,
     ]
     for call in calls:
-        with pytest.raises(SpecError, match=r"networks that are no chains came .* take ng-gnn or ng-t"):
+        with pytest.raises(SpecError, match=r"networks that are no chains came .* take scalegmn, ng-gnn or ng"):
             call()
-    with pytest.raises(SpecError, match="symmetry 'scale' came for networks that are no chains; expected permutation"):
-        layout.constants("scale", nodes)
 
 
 def test_what_cannot_share_a_graph_is_refused():
-    with pytest.raises(TypeMismatchError, match="graph_from_params: channels of type"):
-        graph_from_params([network("small"), network("scan")])
     spec, params = network("small")
+    with pytest.raises(TypeMismatchError, match="graph_from_params: channels of type"):
+        graph_from_params([(spec, params)] * 2, [[(GRADIENT, params)], []])
     with pytest.raises(ParamsError, match="missing tensors: norm.bias"):
         graph_from_params([(spec, {k: p for k, p in params.items() if k != "norm.bias"})])
     with pytest.raises(ParamsError, match="no network came; expected at least one pair"):

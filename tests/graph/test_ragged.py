@@ -122,5 +122,5 @@ def test_changed_graphs_are_refused():
     other = data.clone()
     other.types = "[[-1, true, false]]"
     (batch,) = DataLoader([data, other], batch_size=2)
-    with pytest.raises(ParamsError, match="different channel types"):
+    with pytest.raises(ParamsError, match="different channel types or frames"):
         from_pyg(batch)

@@ -1,4 +1,4 @@
-"""Neural Graphs on networks with residual additions and normalisations: equivariant as the wiring says, and not blind.
+"""Networks with residual additions and normalisations: treated equivariantly, as the wiring says, and not blindly.
 
 The judge of which neurons move together is Wiring, which is tested on the modules' own functions; the graph never sees
 it.
@@ -18,18 +18,24 @@ from tests.networks import CNNS, SPECS, generator, random_params, relative
 from tests.residual_networks import RESIDUAL, Small, each_channel, one_group, trained
 from weightedit.delta import apply_delta, propose_delta, propose_deltas
 from weightedit.errors import ParamsError, SpecError, TypeMismatchError
-from weightedit.graph.layout import graph_from_params
+from weightedit.graph import canonicalization, linked_gauge
+from weightedit.graph.layout import GraphLayout, graph_from_params
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
 from weightedit.metanet.neural_graphs.config import NGGNNConfig
 from weightedit.metanet.registry import METANETS, build_metanet, describe_metanet, make_metanet
-from weightedit.network.features import GRADIENT
+from weightedit.metanet.scalegmn.layers import OddLinear
+from weightedit.network.features import DELTA, GRADIENT, INVARIANT
 from weightedit.network.graph_spec import GraphSpec
 from weightedit.network.layer import NeuronGroup
+from weightedit.network.link import LINK_KINDS
 from weightedit.network.module_wiring import wiring_of
 from weightedit.prediction import WeightSpacePredictor
+from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 
 NAMES = ("ng-gnn", "ng-t")
+GRAPHS = (*NAMES, "scalegmn-b")
+OTHERS = [name for name in METANETS if name not in (*GRAPHS, "scalegmn")]
 SMALL = {"node_width": 16, "edge_width": 8, "layers": 2}
 
 
@@ -68,6 +74,105 @@ def test_equivariant_to_what_the_wiring_lets_move(name, network):
         found = propose_delta(edits, spec, moved)
         assert max(relative(found[key], expected[key]) for key in expected) < 1e-9
         assert relative(embedded(reads, spec, moved), vector) < 1e-9
+
+
+@pytest.mark.parametrize("network", RESIDUAL)
+@pytest.mark.parametrize("name", ["scalegmn", "scalegmn-b"])
+def test_scalegmn_keeps_the_factors_that_links_allow(name, network):
+    """With gradients beside the parameters, which scale the other way, and as a reader."""
+    net, params = trained(RESIDUAL[network])
+    spec = GraphSpec.from_module(net)
+    edits, reads = editor(name, spec, extra_types=((1, True), (0, False))), reader(name, spec)
+
+    def edit(p):
+        ones = {key: torch.ones_like(tensor) for key, tensor in p.items()}
+        return propose_delta(edits, spec, p, [(DELTA, p), (INVARIANT, ones)])
+
+    if not any(group.shift for group in spec.neuron_groups()):  # else a parameter is no delta
+        assert_equivariant(edit, spec, params)
+    assert_equivariant(lambda p: propose_delta(editor(name, spec), spec, p), spec, params)
+    assert_invariant(lambda p: embedded(reads, spec, p), spec, params)
+
+
+@pytest.mark.parametrize("symmetry", ["scale", "sign", "permutation"])
+def test_scalegmn_of_a_part_of_the_group_keeps_that_part(symmetry):
+    net, params = trained(RESIDUAL["residual mlp"])
+    spec = GraphSpec.from_module(net)
+    metanet = editor("scalegmn-b", spec, symmetry=symmetry)
+    for other in ("scale", "sign", "permutation"):
+        errors = equivariance_error(lambda p: propose_delta(metanet, spec, p), spec, params, symmetry=other)
+        kept = other in metanet.declared
+        assert (max(errors.values()) < 1e-10) if kept else (max(errors.values()) > 1e-4)
+
+
+def test_scalegmn_leaves_dead_neurons_of_a_stream_equivariant_and_finite():
+    """A stream whose first level says nothing of a neuron: its branch, what reads it, or nobody does."""
+    net, params = trained(RESIDUAL["resnet"])
+    spec = GraphSpec.from_module(net)
+    metanet = editor("scalegmn-b", spec)
+    for silent in (("bn.weight", "bn.bias"), ("bn.weight", "bn.bias", "blocks.0.bn2.weight", "blocks.0.bn2.bias")):
+        dead = {key: p.clone() for key, p in params.items()}
+        for key in silent:
+            dead[key][1] = 0.0
+        assert_equivariant(lambda p: propose_delta(metanet, spec, p), spec, dead)
+    nothing = {key: torch.zeros_like(p).requires_grad_() for key, p in params.items()}
+    found = propose_delta(metanet, spec, nothing)
+    sum(t.square().sum() for t in found.values()).backward()
+    assert all(bool(t.isfinite().all()) for t in (*found.values(), *(p.grad for p in nothing.values())))
+
+
+def _rolled_skips(monkeypatch):
+    """The stream's neurons are added to the wrong ones of the branch."""
+
+    def source(layout):
+        index = layout.edge_index[0].clone()
+        skips = layout.link_kind == LINK_KINDS.index("skip")
+        index[skips] = index[skips].roll(1)
+        return index
+
+    monkeypatch.setattr(GraphLayout, "source", property(source))
+
+
+def _gains_that_scale(monkeypatch):
+    """A gain is taken for a weight, which also has the scale of what it reads."""
+    monkeypatch.setattr(GraphLayout, "gauge_at_source", GraphLayout.to_source)
+
+
+def _untied(monkeypatch):
+    """Every level has a gauge by itself, but for one factor that it takes from its position."""
+    own = linked_gauge.linked_gauge
+
+    def gauge(layout, squares, *others):
+        found, anchored = own(layout, squares, *others)
+        return found.roll(1, 0), anchored
+
+    monkeypatch.setattr(canonicalization, "linked_gauge", gauge)
+
+
+def _signs_ignored(monkeypatch):
+    """Linear maps of odd channels get a bias, as if no sign acted."""
+    own = OddLinear.forward
+    monkeypatch.setattr(OddLinear, "forward", lambda self, x, free: own(self, x, torch.ones_like(free)))
+
+
+BROKEN = [
+    (_rolled_skips, "permutation", "residual mlp"),
+    (_rolled_skips, "scale", "small"),
+    (_gains_that_scale, "scale", "small"),
+    (_untied, "scale", "resnet"),
+    (_signs_ignored, "sign", "residual mlp"),
+]
+
+
+@pytest.mark.parametrize(("breaks", "symmetry", "network"), BROKEN)
+def test_the_judge_catches_a_scalegmn_that_is_broken(breaks, symmetry, network, monkeypatch):
+    net, params = trained(RESIDUAL[network])
+    spec = GraphSpec.from_module(net)
+    metanet = editor("scalegmn-b", spec)
+    assert_equivariant(lambda p: propose_delta(metanet, spec, p), spec, params, symmetry=symmetry)
+    breaks(monkeypatch)
+    with pytest.raises(AssertionError, match=f"not equivariant under symmetry '{symmetry}'"):
+        assert_equivariant(lambda p: propose_delta(metanet, spec, p), spec, params, symmetry=symmetry)
 
 
 class Residual(nn.Module):
@@ -117,7 +222,7 @@ NORMS = {"batch": nn.BatchNorm2d, "group": one_group, "each channel": each_chann
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_a_permutation_that_breaks_the_stream_is_seen(name, norm):
     """What may move freely without the skip may not with it: the same parameters, permuted the same way."""
     (net, params), (straight, _) = (trained(lambda skip=skip: Small(skip, NORMS[norm])) for skip in (True, False))
@@ -131,7 +236,7 @@ def test_a_permutation_that_breaks_the_stream_is_seen(name, norm):
 
 
 @pytest.mark.parametrize("network", RESIDUAL)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_one_side_of_a_permutation_is_seen(name, network):
     net, params = trained(RESIDUAL[network])
     spec = GraphSpec.from_module(net)
@@ -142,7 +247,7 @@ def test_one_side_of_a_permutation_is_seen(name, network):
         assert relative(embedded(metanet, spec, rows), vector) > 1e-7, parameter
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_skips_and_kinds_of_norms_are_seen(name):
     """The same parameters with and without the skip, the norm, its gain, and under every kind of norm."""
     net, params = trained(Small)
@@ -158,7 +263,7 @@ def test_skips_and_kinds_of_norms_are_seen(name):
         assert all(relative(other, one) > 1e-3 for other in vectors[:i]), i
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_a_chain_gives_the_same_as_a_graph(name):
     """Three layouts, one result, whether or not kinds of links are told apart."""
     for chain, kinds in ((SPECS["mixed"], 1), (CNNS["mixed"], 1), (CNNS["relu"], 6)):
@@ -172,7 +277,7 @@ def test_a_chain_gives_the_same_as_a_graph(name):
         assert relative(reads.embed(ragged_from_params([(chain, params)]))[0], vector) < 1e-11
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_a_batch_treats_each_as_if_alone(name):
     nets = [trained(lambda: Small(classes=3)), trained(RESIDUAL["resnet"]), trained(RESIDUAL["pre-activation"], 2)]
     networks = [(GraphSpec.from_module(net), params) for net, params in nets]
@@ -188,7 +293,7 @@ def test_a_batch_treats_each_as_if_alone(name):
 
 
 @pytest.mark.parametrize("embedding", [0, 6])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_gradients_reach_everything(name, embedding):
     net, params = trained(RESIDUAL["resnet"])
     spec = GraphSpec.from_module(net)
@@ -201,7 +306,7 @@ def test_gradients_reach_everything(name, embedding):
     assert all(tensor.grad is not None and bool(tensor.grad.any()) for tensor in leaves.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_deltas_are_applied_to_the_module(name):
     net, params = trained(RESIDUAL["resnet"], dtype=torch.float32)
     spec = GraphSpec.from_module(net)
@@ -252,7 +357,7 @@ def test_it_learns_sixteen_classes_by_heart(name):
     assert torch.equal(predictor.predict_each(given).argmax(-1), labels)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_a_predictor_is_saved_and_loaded_exactly(name, tmp_path):
     net, params = trained(Small, dtype=torch.float32)
     spec = GraphSpec.from_module(net)
@@ -278,13 +383,13 @@ def test_further_quantities_come_with_the_parameters():
         propose_delta(metanet, spec, params)
 
 
-@pytest.mark.parametrize("name", [name for name in METANETS if name not in NAMES])
+@pytest.mark.parametrize("name", OTHERS)
 def test_the_others_refuse_what_is_no_chain(name):
-    with pytest.raises(SpecError, match=f"{name} came for a network that is no chain; expected one of ng-gnn, ng-t"):
+    with pytest.raises(SpecError, match=f"{name} came for a network that is no chain; expected one of scalegmn"):
         make_metanet(name, [GraphSpec.from_module(Small())])
 
 
-ENDS_OF_OTHERS = [(name, width) for name in METANETS for width in (0, 4) if name not in NAMES]
+ENDS_OF_OTHERS = [(name, width) for name in OTHERS for width in (0, 4)]
 
 
 @pytest.mark.parametrize(("name", "embedding"), [end for end in ENDS_OF_OTHERS if end != ("statistics", 0)])
@@ -310,8 +415,10 @@ def test_what_does_not_fit_is_refused():
         propose_delta(editor("ng-gnn", spec, link_kinds=1), spec, params)
     with pytest.raises(SpecError, match="4 probes came with 6 kinds of links; expected probes=0"):
         NGGNNConfig(probes=4, link_kinds=6)
-    with pytest.raises(SpecError, match="at most 6 kinds of links"):
+    with pytest.raises(SpecError, match="link_kinds 7 came; expected at least 1 and at most 6 kinds of links"):
         NGGNNConfig(link_kinds=7)
+    with pytest.raises(SpecError, match="links of the kind batch_norm came to link_kinds 1"):
+        propose_delta(make_metanet("scalegmn", [CNNS["relu"]]), spec, params)
     with pytest.raises(SpecError, match="a network with 1 inputs and 3 outputs came; expected 1 and 2"):
         other, parameters = trained(lambda: Small(classes=3))
         propose_delta(editor("ng-t", spec), GraphSpec.from_module(other), parameters)

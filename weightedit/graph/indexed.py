@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import ParamsError, SpecError
+from weightedit.graph.frame import Frame
 from weightedit.graph.neural_graph import Layout
+from weightedit.network.layer import Activation
 
 
 @lru_cache(maxsize=256)
@@ -42,9 +44,9 @@ class IndexedLayout(Layout):
     edge_index: Tensor
 
     def __init__(self, specs: Sequence[Any], device: torch.device | str = "cpu") -> None:
-        super().__init__()
         if not specs:
             raise ParamsError(f"no network came; expected at least one spec for a {type(self).__name__}.")
+        super().__init__(Frame.of(*dict.fromkeys(specs)))
         self.specs = tuple(specs)
         self.sizes = [sum(spec.widths) for spec in self.specs]
         self.level = torch.cat([_node_level(spec.widths) for spec in self.specs]).to(device)
@@ -69,6 +71,51 @@ class IndexedLayout(Layout):
     @abstractmethod
     def layer_count(self) -> int:
         """Above all of these numbers."""
+
+    @cached_property
+    def nodes_of_level(self) -> list[Tensor]:
+        """Per level, its nodes, of all networks."""
+        return [(self.level == level).nonzero().squeeze(1) for level in range(self.levels)]
+
+    @cached_property
+    def place_in_level(self) -> Tensor:
+        """[n], the place of every node among those of its level."""
+        place = torch.empty_like(self.level)
+        for nodes in self.nodes_of_level:
+            place[nodes] = torch.arange(len(nodes), device=place.device)
+        return place
+
+    @cached_property
+    def edges_into_level(self) -> list[Tensor]:
+        """Per level, the edges whose target is there."""
+        return [(self.level[self.target] == level).nonzero().squeeze(1) for level in range(self.levels)]
+
+    def at_level(self, level: int, nodes: Tensor) -> Tensor:
+        return nodes.index_select(0, self.nodes_of_level[level])
+
+    def join_levels(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(values)).index_select(0, torch.cat(self.nodes_of_level).argsort())
+
+    @abstractmethod
+    def _activation(self, network: int, level: int) -> Activation | None:
+        """What a network applies at a level; None where it has no such level."""
+
+    @cached_property
+    def _activations(self) -> list[list[tuple[Activation, Tensor | None]]]:
+        found = []
+        for level, nodes in enumerate(self.nodes_of_level):
+            of_network = [self._activation(network, level) for network in range(len(self.specs))]
+            network = self.network[nodes]
+            kinds = sorted({a for a in of_network if a is not None}, key=lambda a: (a.name, a.parameter))
+            if len(kinds) == 1:
+                found.append([(kinds[0], None)])
+                continue
+            chosen = [torch.tensor([a == kind for a in of_network], device=network.device)[network] for kind in kinds]
+            found.append([(kind, mask.nonzero().squeeze(1)) for kind, mask in zip(kinds, chosen, strict=True)])
+        return found
+
+    def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
+        return self._activations[level]
 
     @property
     def source(self) -> Tensor:

@@ -5,14 +5,15 @@ link. Gains and the fixed numbers of skip edges are diagonal 1 x 1 kernels: they
 the K channels of a kernel (features.py); a linear layer that reads several positions of a channel has these in the
 first channels. Levels are counted along the longest path, from the inputs and from the outputs.
 
-Only what works on any graph is here: probing, gauges and layers that go level by level need a chain.
+Only what works on any graph is here: probing and what else goes from layer to layer needs a chain. The scale gauge of
+such networks is in linked_gauge.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NoReturn
 
 import torch
@@ -20,11 +21,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from weightedit.errors import ParamsError, SpecError
+from weightedit.graph.frame import Frame, reframed, reframed_nodes
 from weightedit.graph.indexed import IndexedLayout
-from weightedit.graph.neural_graph import DenseLayout, NeuralGraph, places_of_level
+from weightedit.graph.neural_graph import DenseLayout, NeuralGraph, group_table, places_of_level
 from weightedit.network.features import PARAMETER, ChannelType, channels_to_kernel, check_types, kernel_to_channels
 from weightedit.network.graph_spec import GraphSpec
-from weightedit.network.link import LINK_KINDS, Link
+from weightedit.network.link import LINK_KINDS, READ_BY, Link
 from weightedit.network.spec import Activation, NetworkSpec, Params, Symmetry
 
 
@@ -100,49 +102,63 @@ class GraphLayout(IndexedLayout):
     def layer_count(self) -> int:
         return max(len(self.specs) * self.levels, sum(len(spec.links) for spec in self.specs))
 
+    @cached_property
+    def leader(self) -> Tensor:
+        """[n], for every node the first one that carries the same factors; itself where no skip ties it."""
+        found = []
+        for spec, offset in zip(self.specs, self.offsets, strict=True):
+            firsts = torch.tensor([0, *spec.widths]).cumsum(0).tolist()
+            for tie, width in zip(spec.factors, spec.widths, strict=True):
+                found.append(offset + firsts[tie] + torch.arange(width))
+        return torch.cat(found).to(self.network.device)
+
+    @cached_property
+    def scales_with_source(self) -> Tensor:
+        """[e, 1], False where the edge is of a normalisation: a gain has the scale of its target alone."""
+        kinds = [LINK_KINDS.index(kind) for kind in READ_BY]
+        return ~torch.isin(self._edges[3], torch.tensor(kinds, device=self._edges.device)).unsqueeze(-1)
+
+    def gauge_at_source(self, gauge: Tensor) -> Tensor:
+        return torch.where(self.scales_with_source, self.to_source(gauge), 1.0)
+
+    def _activation(self, network: int, level: int) -> Activation | None:
+        levels = self.specs[network].levels
+        return levels[level].activation if level < len(levels) else None
+
     def node_tables(self, symmetry: Symmetry) -> tuple[Tensor, Tensor]:
-        if symmetry != "permutation":
-            raise SpecError(
-                f"symmetry {symmetry!r} came for networks that are no chains; expected permutation: what their neurons "
-                "may carry besides is not derived. Take ng-gnn or ng-t."
-            )
-        places = torch.cat([_places(spec) for spec in self.specs])
-        return torch.zeros(len(places), 3), places
+        tables = zip(*((group_table(spec, symmetry), _places(spec)) for spec in self.specs), strict=True)
+        groups, places = map(torch.cat, tables)
+        return groups, places
 
     def position_table(self) -> Tensor:
         found = []
         for spec in self.specs:
             ones = {name: torch.ones(shape) for name, shape in spec.param_shapes().items()}
-            found += [_link_channels(spec, link, ones, torch.ones(()), False) for link in spec.links]
+            table = torch.cat([_link_channels(spec, link, ones, torch.ones(()), False) for link in spec.links])
+            found.append(reframed(table, Frame.of(spec), self.frame))
         return torch.cat(found)
 
     def params(self, graph: NeuralGraph, quantity: int) -> list[Params]:
-        channels = self.specs[0].channels
-        part = slice(quantity * channels, (quantity + 1) * channels)
+        frame = self.frame
+        part = slice(quantity * frame.channels, (quantity + 1) * frame.channels)
         edge_sizes = [_link_edges(spec).shape[1] for spec in self.specs]
         nodes, edges = graph.nodes[:, part].split(self.sizes), graph.edges[:, part].split(edge_sizes)
-        parts = zip(self.specs, nodes, edges, strict=True)
-        return [_params(*part) for part in parts]
+        found = []
+        for spec, at_nodes, on_edges in zip(self.specs, nodes, edges, strict=True):
+            own = Frame.of(spec)
+            found.append(_params(spec, reframed_nodes(at_nodes, frame, own), reframed(on_edges, frame, own)))
+        return found
 
     def _chains_only(self) -> NoReturn:
         raise SpecError(
             "networks that are no chains came to what goes level by level; expected chains of layers (NetworkSpec): "
-            "take ng-gnn or ng-t, without probes, for networks with residual additions or normalisations."
+            "take scalegmn, ng-gnn or ng-t, without probes, for networks with residual additions or normalisations."
         )
-
-    def at_level(self, level: int, nodes: Tensor) -> Tensor:
-        self._chains_only()
-
-    def join_levels(self, values: Sequence[Tensor]) -> Tensor:
-        self._chains_only()
 
     def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
         self._chains_only()
 
     def transmit_back(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
-        self._chains_only()
-
-    def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
         self._chains_only()
 
     def per_network(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
@@ -162,7 +178,7 @@ def graph_from_params(
     """One graph of single networks given as (spec, params) pairs: nodes [n, C] and edges [e, C], C = K quantities.
 
     Args:
-        networks: at least one; all of them with as many channels K.
+        networks: at least one; K are the channels of a frame that holds all of their kernels.
         extra: per network, further quantities (gradients, moments), named and shaped as the parameters; none by
             default. On edges of a fixed number they are 0.
 
@@ -175,8 +191,10 @@ def graph_from_params(
     for _, _, types in found:
         check_types(types, found[0][2], "graph_from_params")
     layout = _layout(tuple(spec for spec, _ in networks), found[0][0].device)
-    nodes, edges = (torch.cat([each[i] for each in found]) for i in (0, 1))  # type: ignore[misc]
-    return NeuralGraph(nodes, edges, layout, found[0][2])
+    frame, own = layout.frame, [Frame.of(spec) for spec in layout.specs]
+    nodes = torch.cat([reframed_nodes(each[0], at, frame) for each, at in zip(found, own, strict=True)])
+    edges = torch.cat([reframed(each[1], at, frame) for each, at in zip(found, own, strict=True)])
+    return NeuralGraph(nodes, edges, layout, tuple(kind for kind in found[0][2] for _ in range(frame.channels)))
 
 
 @lru_cache(maxsize=64)
@@ -188,6 +206,7 @@ def _layout(specs: tuple[GraphSpec, ...], device: torch.device) -> GraphLayout:
 def _features(
     spec: GraphSpec, params: Mapping[str, Tensor], extra: Sequence[tuple[ChannelType, Params]]
 ) -> tuple[Tensor, Tensor, tuple[ChannelType, ...]]:
+    """Nodes and edges in the network's own frame, and the types of its quantities."""
     quantities = [(PARAMETER, params), *extra]
     for _, values in quantities:
         spec.check_shapes(values)
@@ -197,8 +216,7 @@ def _features(
         biases = [like.new_zeros(at.width) if at.bias is None else values[at.bias] for at in spec.levels]
         nodes.append(functional.pad(torch.cat(biases).unsqueeze(-1), (0, spec.channels - 1)))
         edges.append(torch.cat([_link_channels(spec, link, values, like, not number) for link in spec.links]))
-    types = tuple(kind for kind, _ in quantities for _ in range(spec.channels))
-    return torch.cat(nodes, -1), torch.cat(edges, -1), types
+    return torch.cat(nodes, -1), torch.cat(edges, -1), tuple(kind for kind, _ in quantities)
 
 
 def _link_channels(

@@ -12,19 +12,22 @@ The file is long because `Layout` states every operation once, and its plainest 
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from weightedit.errors import ParamsError
+from weightedit.graph.frame import Frame, reframed, reframed_nodes
 from weightedit.network.features import (
+    PARAMETER,
     ChannelType,
     WeightSpaceFeatures,
     features_from_params,
@@ -41,11 +44,14 @@ class Layout(ABC):
     Attributes:
         specs: the architecture of every network in the layout; one for DenseLayout, whatever the number N of networks.
         levels: number of node levels of the deepest network.
+        frame: of the channels of every quantity; that of the networks at first (see `in_frame`).
     """
 
     specs: tuple[NetworkSpec, ...]
 
-    def __init__(self) -> None:
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self._in_frames = {frame: self}
         # Made at first use, and kept. Plain dictionaries: torch.compile cannot enter the lock of a cached property.
         self._positions: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._constants: dict[tuple[Symmetry, torch.dtype, torch.device], NodeConstants] = {}
@@ -53,6 +59,14 @@ class Layout(ABC):
     @property
     def levels(self) -> int:
         return max(spec.depth for spec in self.specs) + 1
+
+    def in_frame(self, frame: Frame) -> Self:
+        """The same layout, for features in another frame."""
+        if frame not in self._in_frames:
+            other = copy.copy(self)
+            other.frame, other._positions = frame, {}
+            self._in_frames[frame] = other
+        return self._in_frames[frame]
 
     @abstractmethod
     def to_source(self, nodes: Tensor) -> Tensor:
@@ -77,6 +91,10 @@ class Layout(ABC):
     @abstractmethod
     def max_at_target(self, edges: Tensor) -> Tensor:
         """Maximum over the incoming edges of every node, -inf where there is none: [..., e, C] -> [..., n, C]."""
+
+    def gauge_at_source(self, gauge: Tensor) -> Tensor:
+        """How every edge's weight scales with its source: `to_source`, but 1 where it is a gain, which does not."""
+        return self.to_source(gauge)
 
     def modulate(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
         """edges[i, j] * target[i] * source[j]: [..., e, C] and twice [..., n, C] -> [..., e, C]."""
@@ -159,8 +177,17 @@ class Layout(ABC):
 
     def params(self, graph: NeuralGraph, quantity: int) -> list[Params]:
         """One quantity of a graph on this layout as named tensors, per entry of `specs`."""
-        found = zip(self.specs, graph.to_features(), strict=True)
-        return [params_from_features(spec, features, quantity) for spec, features in found]
+        types, part = (PARAMETER,), slice(quantity * self.frame.channels, (quantity + 1) * self.frame.channels)
+        found = []
+        for spec, (weights, biases) in zip(self.specs, self.features(graph.nodes, graph.edges), strict=True):
+            own = Frame.of(spec)
+            features = WeightSpaceFeatures(
+                tuple(reframed(weight[..., part], self.frame, own) for weight in weights),
+                tuple(reframed_nodes(bias[..., part], self.frame, own) for bias in biases),
+                types * own.channels,
+            )
+            found.append(params_from_features(spec, features))
+        return found
 
     @property
     def link_kind(self) -> Tensor | None:
@@ -179,7 +206,7 @@ class Layout(ABC):
 
     def node_tables(self, symmetry: Symmetry) -> tuple[Tensor, Tensor]:
         """Of every node: [n, 3] scale, flip and shift inside `symmetry`; [n, 4] level, height, position, activation."""
-        return self.per_network(lambda spec: _group_table(spec, symmetry)), self.per_network(_place_table)
+        return self.per_network(lambda spec: group_table(spec, symmetry)), self.per_network(_place_table)
 
     def join_networks(self, nodes: Sequence[Tensor], edges: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The inverse of `networks`, for the node and edge tensors of all parts."""
@@ -187,7 +214,7 @@ class Layout(ABC):
 
     def position_table(self) -> Tensor:
         """[e, K], see `kernel_positions`."""
-        return self.per_network(_position_table)
+        return self.per_network(lambda spec: reframed(_position_table(spec), Frame.of(spec), self.frame))
 
     def kernel_positions(self, like: Tensor) -> Tensor:
         """[e, K], on the device and in the dtype of `like`: 1.0 where a channel of an edge is a position of its own
@@ -243,7 +270,8 @@ class NodeConstants:
     scaled: bool  # whether any neuron has a scale factor
 
 
-def _group_table(spec: NetworkSpec, symmetry: Symmetry) -> Tensor:
+def group_table(spec: Any, symmetry: Symmetry) -> Tensor:
+    """[n, 3]: scale, flip and shift of every node of one network, described by a NetworkSpec or a GraphSpec."""
     rows = [torch.zeros(spec.widths[0], 3)]
     for width, group in zip(spec.widths[1:-1], spec.neuron_groups(symmetry), strict=True):
         rows.append(torch.tensor([[group.scale, group.flip, group.shift]]).float().expand(width, 3))
@@ -275,7 +303,7 @@ class DenseLayout(Layout):
     """N networks of one architecture; the axis N is the `...` of node and edge tensors, and may be absent."""
 
     def __init__(self, spec: NetworkSpec) -> None:
-        super().__init__()
+        super().__init__(Frame.of(spec))
         self.spec = spec
         self.specs = (spec,)
         self._node_slices = _slices(spec.widths)
@@ -459,6 +487,13 @@ class NeuralGraph:
     def with_features(self, nodes: Tensor, edges: Tensor, types: tuple[ChannelType, ...]) -> NeuralGraph:
         """Other features on the same layout."""
         return replace(self, nodes=nodes, edges=edges, types=types)
+
+    def in_frame(self, frame: Frame) -> NeuralGraph:
+        """The same features in another frame; what has no place there is dropped."""
+        old = self.layout.frame
+        types = tuple(kind for kind in self.types[:: old.channels] for _ in range(frame.channels))
+        nodes, edges = reframed_nodes(self.nodes, old, frame), reframed(self.edges, old, frame)
+        return NeuralGraph(nodes, edges, self.layout.in_frame(frame), types)
 
     def without_padding(self) -> NeuralGraph:
         """The same with zeros wherever one quantity's K channels belong to no parameter: beside the positions of a

@@ -1,23 +1,24 @@
 """Neural graphs of mixed architectures, and the way to PyTorch Geometric and back.
 
-`RaggedLayout` serves chains of different widths, depths and activations in one batch, by PyG's edge_index; with a
-network that is no chain among them, all go onto a GraphLayout (layout.py). `to_pyg`
-and `from_pyg` are lossless; a Data object carries its spec as JSON, so that a batch from a PyG DataLoader knows its
-architectures. Nodes are ordered network by network, level by level; edges network by network, layer by layer,
-target-major, as in neural_graph.py.
+`RaggedLayout` serves chains of different widths, depths, kernels and activations in one batch, by PyG's edge_index;
+with a network that is no chain among them, all go onto a GraphLayout (layout.py). `to_pyg` and `from_pyg` are lossless;
+a Data object carries its spec as JSON, so that a batch from a PyG DataLoader knows its architectures. Nodes are ordered
+network by network, level by level; edges network by network, layer by layer, target-major, as in neural_graph.py.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from dataclasses import astuple
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from weightedit.errors import ParamsError
+from weightedit.graph.frame import Frame, joined
 from weightedit.graph.indexed import IndexedLayout
 from weightedit.graph.layout import GraphLayout, graph_from_params
 from weightedit.graph.neural_graph import DenseLayout, NeuralGraph
@@ -58,54 +59,21 @@ class RaggedLayout(IndexedLayout):
     def layer_count(self) -> int:
         return len(self.specs) * self.levels
 
-    @cached_property
-    def _nodes_of_level(self) -> list[Tensor]:
-        return [(self.level == level).nonzero().squeeze(1) for level in range(self.levels)]
-
-    @cached_property
-    def _place_in_level(self) -> Tensor:
-        place = torch.empty_like(self.level)
-        for nodes in self._nodes_of_level:
-            place[nodes] = torch.arange(len(nodes), device=place.device)
-        return place
-
-    @cached_property
-    def _edges_into_level(self) -> list[Tensor]:
-        return [(self.level[self.target] == level).nonzero().squeeze(1) for level in range(self.levels)]
-
-    def at_level(self, level: int, nodes: Tensor) -> Tensor:
-        return nodes.index_select(0, self._nodes_of_level[level])
-
-    def join_levels(self, values: Sequence[Tensor]) -> Tensor:
-        return torch.cat(tuple(values)).index_select(0, torch.cat(self._nodes_of_level).argsort())
-
     def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
-        chosen = self._edges_into_level[level]
-        sources = self._place_in_level[self.source[chosen]]
+        chosen = self.edges_into_level[level]
+        sources = self.place_in_level[self.source[chosen]]
         messages = edges.index_select(0, chosen) * values.index_select(0, sources)
-        return self._scatter(messages, self._place_in_level[self.target[chosen]], len(self._nodes_of_level[level]))
+        return self._scatter(messages, self.place_in_level[self.target[chosen]], len(self.nodes_of_level[level]))
 
     def transmit_back(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
-        chosen = self._edges_into_level[level]
-        targets = self._place_in_level[self.target[chosen]]
+        chosen = self.edges_into_level[level]
+        targets = self.place_in_level[self.target[chosen]]
         messages = edges.index_select(0, chosen) * values.index_select(0, targets)
-        return self._scatter(messages, self._place_in_level[self.source[chosen]], len(self._nodes_of_level[level - 1]))
+        return self._scatter(messages, self.place_in_level[self.source[chosen]], len(self.nodes_of_level[level - 1]))
 
-    @cached_property
-    def _activation_of_network(self) -> list[list[Activation | None]]:
-        return [
-            [spec.layers[level - 1].activation if 0 < level <= spec.depth else None for level in range(self.levels)]
-            for spec in self.specs
-        ]
-
-    def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
-        of_network = [activations[level] for activations in self._activation_of_network]
-        network = self.at_level(level, self.network)
-        kinds = sorted({a for a in of_network if a is not None}, key=lambda a: (a.name, a.parameter))
-        if len(kinds) == 1:
-            return [(kinds[0], None)]
-        chosen = [torch.tensor([a == kind for a in of_network], device=network.device)[network] for kind in kinds]
-        return [(kind, mask.nonzero().squeeze(1)) for kind, mask in zip(kinds, chosen, strict=True)]
+    def _activation(self, network: int, level: int) -> Activation | None:
+        spec = self.specs[network]
+        return spec.layers[level - 1].activation if 0 < level <= spec.depth else None
 
     def per_network(self, of_network: Callable[[NetworkSpec], Tensor]) -> Tensor:
         made = {spec: of_network(spec) for spec in set(self.specs)}
@@ -116,12 +84,14 @@ class RaggedLayout(IndexedLayout):
 
     def networks(self, nodes: Tensor, edges: Tensor) -> list[tuple[DenseLayout, Tensor, Tensor]]:
         edge_sizes = [_edge_index(spec).shape[1] for spec in self.specs]
-        layouts = [DenseLayout(spec) for spec in self.specs]
+        layouts = [DenseLayout(spec).in_frame(self.frame) for spec in self.specs]
         return list(zip(layouts, nodes.split(self.sizes), edges.split(edge_sizes), strict=True))
 
 
 def ragged_graph(graphs: Sequence[NeuralGraph]) -> NeuralGraph:
-    """One ragged graph of single (not stacked) dense graphs, which may differ in architecture but not in types.
+    """One ragged graph of single (not stacked) dense graphs, which may differ in architecture but not in quantities.
+
+    Kernels of different sizes are centred in a frame that holds all of them.
 
     Raises ParamsError for stacked graphs (unstack them) and TypeMismatchError for different channel types.
     """
@@ -133,8 +103,11 @@ def ragged_graph(graphs: Sequence[NeuralGraph]) -> NeuralGraph:
                 f"a graph with nodes {tuple(graph.nodes.shape)} came; expected single dense networks, nodes (n, C). "
                 "Call unstack() on a stack first."
             )
+    frame = joined(graph.layout.frame for graph in graphs)
+    graphs = [graph.in_frame(frame) for graph in graphs]
+    for graph in graphs:
         check_types(graph.types, graphs[0].types, "ragged_graph")
-    layout = RaggedLayout([graph.layout.specs[0] for graph in graphs], graphs[0].nodes.device)
+    layout = RaggedLayout([graph.layout.specs[0] for graph in graphs], graphs[0].nodes.device).in_frame(frame)
     nodes, edges = torch.cat([graph.nodes for graph in graphs]), torch.cat([graph.edges for graph in graphs])
     return NeuralGraph(nodes, edges, layout, graphs[0].types)
 
@@ -154,10 +127,16 @@ def _as_graph(spec: AnySpec) -> GraphSpec:
     return spec if isinstance(spec, GraphSpec) else GraphSpec.of(spec)
 
 
-def to_pyg(spec: AnySpec, params: Params) -> Data:
+def to_pyg(spec: AnySpec, params: Params, *, frame: Frame | None = None) -> Data:
     """One network as a torch_geometric Data: x [n, K] biases, edge_attr [e, K] weights, edge_index [2, e], spec (JSON).
 
     A network that is no chain also has link_kind [e], the place of every edge's kind in link.LINK_KINDS.
+
+    Args:
+        spec: of the network.
+        params: of one network.
+        frame: where its kernels stand; None for one in which they fit. Networks with kernels of different sizes, or
+            with and without any, share a batch in one frame: Frame.of(spec, other).
 
     Raises ParamsError if `params` does not fit `spec` or is stacked (one Data holds one network).
     """
@@ -166,6 +145,13 @@ def to_pyg(spec: AnySpec, params: Params) -> Data:
     if spec.check_shapes(params) is not None:
         raise ParamsError("stacked networks came; expected one network per Data. Call to_pyg for each of them.")
     graph = ragged_from_params([(spec, params)])
+    frame = frame or graph.layout.frame
+    if not frame.holds(graph.layout.frame):
+        raise ParamsError(
+            f"kernels of {graph.layout.frame} came to a frame of {frame}; expected one that holds them: Frame.of all "
+            "specs of the batch."
+        )
+    graph = graph.in_frame(frame)
     layout = graph.layout
     assert isinstance(layout, IndexedLayout)
     kinds = {} if layout.link_kind is None else {"link_kind": layout.link_kind}
@@ -176,6 +162,7 @@ def to_pyg(spec: AnySpec, params: Params) -> Data:
         **kinds,
         spec=json.dumps(spec.to_dict()),
         types=json.dumps([[kind.scale, kind.odd, kind.affine] for kind in graph.types]),
+        frame=json.dumps(list(astuple(frame))),
     )
 
 
@@ -184,15 +171,17 @@ def from_pyg(data: Data) -> NeuralGraph:
 
     Raises ParamsError if the spec is missing or the graph was changed (edges dropped, added or reordered).
     """
-    specs, types = getattr(data, "spec", None), getattr(data, "types", None)
+    specs, types, frames = (getattr(data, key, None) for key in ("spec", "types", "frame"))
     if specs is None or types is None:
         raise ParamsError("a Data without `spec` and `types` came; expected one made by weightedit.to_pyg.")
     if isinstance(specs, str):
-        specs, types = [specs], [types]
+        specs, types, frames = [specs], [types], None if frames is None else [frames]
     x, values, index = data.x, data.edge_attr, data.edge_index
     if x is None or values is None or index is None:
         raise ParamsError("a Data without x, edge_attr or edge_index came; expected one made by weightedit.to_pyg.")
     layout = _layout([_parsed(text) for text in specs], x.device)
+    if frames is not None:  # which older ones do not have
+        layout = layout.in_frame(Frame(*json.loads(frames[0])))
     nodes, edges = sum(layout.sizes), layout.edge_index.shape[1]
     if (len(x), len(values)) != (nodes, edges) or not torch.equal(index, layout.edge_index):
         raise ParamsError(
@@ -200,8 +189,11 @@ def from_pyg(data: Data) -> NeuralGraph:
             f"{nodes} nodes and {edges} edges as to_pyg made them. Do not drop, add or reorder nodes or edges (a zero "
             "weight stays an edge)."
         )
-    if len(set(types)) != 1:
-        raise ParamsError("networks with different channel types came in one batch; expected the same types in all.")
+    if len(set(types)) != 1 or len(set(frames or [None])) != 1:
+        raise ParamsError(
+            "networks with different channel types or frames came in one batch; expected the same in all: "
+            "to_pyg(..., frame=Frame.of(spec, other))."
+        )
     return NeuralGraph(x, values, layout, tuple(ChannelType(*kind) for kind in json.loads(types[0])))
 
 

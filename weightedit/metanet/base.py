@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from weightedit.errors import SpecError
-from weightedit.graph.neural_graph import NeuralGraph
+from weightedit.graph.frame import Frame
+from weightedit.graph.neural_graph import Layout, NeuralGraph
 from weightedit.network.features import PARAMETER, ChannelType, check_types
+from weightedit.network.link import LINK_KINDS
 from weightedit.network.spec import SYMMETRIES, Symmetry
 
 
@@ -22,12 +26,14 @@ class Metanetwork(nn.Module):
         types_out: channel types of the graphs it returns, for one that edits all DELTA: one per position of a kernel.
         embedding: width of the vector that `embed` gives, 0 for a metanetwork that edits.
         declared: the symmetries to which it is equivariant (or, reading, invariant) on networks that have them.
+        frame: in which it takes the kernels of all networks; None where every network has to come with its channels.
     """
 
     types_in: tuple[ChannelType, ...]
     types_out: tuple[ChannelType, ...]
     embedding: int = 0
     declared: tuple[Symmetry, ...] = ()
+    frame: Frame | None = None
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
         """The map of one that edits; `forward` checks types around it."""
@@ -42,32 +48,46 @@ class Metanetwork(nn.Module):
 
         Raises:
             TypeMismatchError: the graph's channels are not `types_in`.
-            SpecError: this metanetwork reads, it does not edit.
+            SpecError: this metanetwork reads, it does not edit; or kernels are too large for it.
         """
         if self.embedding:
             raise SpecError(
                 f"{type(self).__name__} came with embedding {self.embedding}; expected 0 for deltas: call embed, or "
                 "build it with embedding=0."
             )
-        check_types(graph.types, self.types_in, type(self).__name__)
-        result = self.transform(graph)
+        framed = self._framed(graph)
+        check_types(framed.types, self.types_in, type(self).__name__)
+        result = self.transform(framed)
         check_types(result.types, self.types_out, f"{type(self).__name__} output")
-        return result.without_padding() if len(self.types_out) > 1 else result
+        result = result.without_padding() if len(self.types_out) > 1 else result
+        return result if framed is graph else result.in_frame(graph.layout.frame)
 
     def embed(self, graph: NeuralGraph) -> Tensor:
         """One vector per network: [N, embedding] for a stack, [embedding] for one, [networks, embedding] if ragged.
 
         Raises:
             TypeMismatchError: the graph's channels are not `types_in`.
-            SpecError: this metanetwork edits, it does not read.
+            SpecError: this metanetwork edits, it does not read; or kernels are too large for it.
         """
         if not self.embedding:
             raise SpecError(
                 f"{type(self).__name__} came with embedding 0; expected the width of a vector per network: build it "
                 "with embedding > 0."
             )
-        check_types(graph.types, self.types_in, type(self).__name__)
-        return self.read(graph)
+        framed = self._framed(graph)
+        check_types(framed.types, self.types_in, type(self).__name__)
+        return self.read(framed)
+
+    def _framed(self, graph: NeuralGraph) -> NeuralGraph:
+        frame, own = self.frame, graph.layout.frame
+        if frame is None or frame == own:
+            return graph
+        if not frame.holds(own):
+            raise SpecError(
+                f"networks with kernels of {own} came to {type(self).__name__} for kernels of {frame}; expected none "
+                "that is larger: build it with make_metanet for all of these networks."
+            )
+        return graph.in_frame(frame)
 
 
 def types_of(extra_types: Sequence[tuple[int, bool]], channels: int) -> tuple[ChannelType, ...]:
@@ -83,6 +103,20 @@ def declared(symmetry: Symmetry) -> tuple[Symmetry, ...]:
     return ("permutation",) if symmetry == "permutation" else ("permutation", symmetry)
 
 
+def frame_of(kernel: tuple[int, int] | None, channels: int) -> Frame | None:
+    """The frame of a metanetwork, None without a kernel.
+
+    Raises SpecError for a kernel with more positions than there are channels.
+    """
+    if kernel is None:
+        return None
+    if min(kernel) < 1 or math.prod(kernel) > channels:
+        raise SpecError(
+            f"a kernel of {kernel} came with {channels} channels; expected positive sizes, and a channel per position."
+        )
+    return Frame(*kernel, channels - math.prod(kernel))
+
+
 def check_dropout(dropout: float) -> None:
     """Raises SpecError unless it is a share that leaves something."""
     if not 0 <= dropout < 1:
@@ -93,9 +127,34 @@ def check_chains(graph: NeuralGraph, name: str) -> None:
     """Raises SpecError if networks that are no chains come to the metanetwork `name`, which goes layer by layer."""
     if graph.layout.link_kind is not None:
         raise SpecError(
-            f"networks that are no chains came to {name}; expected chains of layers (NetworkSpec): take ng-gnn or "
-            "ng-t for networks with residual additions or normalisations."
+            f"networks that are no chains came to {name}; expected chains of layers (NetworkSpec): take scalegmn, "
+            "ng-gnn or ng-t for networks with residual additions or normalisations."
         )
+
+
+def check_link_kinds(kinds: int, probes: int) -> None:
+    """Raises SpecError unless so many kinds of links can be told apart, beside so many probes."""
+    if not 1 <= kinds <= len(LINK_KINDS):
+        raise SpecError(f"link_kinds {kinds} came; expected at least 1 and at most {len(LINK_KINDS)} kinds of links.")
+    if probes and kinds > 1:
+        raise SpecError(f"{probes} probes came with {kinds} kinds of links; expected probes=0: probes are for chains.")
+
+
+def check_links(graph: NeuralGraph, kinds: int) -> None:
+    """Raises SpecError if a graph has other kinds of links than the first so many."""
+    if graph.layout.link_kinds > kinds:
+        raise SpecError(
+            f"networks with links of the kind {LINK_KINDS[graph.layout.link_kinds - 1]} came to link_kinds {kinds}; "
+            f"expected at most the first so many of {', '.join(LINK_KINDS)}. Build it with make_metanet for such "
+            "networks."
+        )
+
+
+def link_numbers(layout: Layout, edges: Tensor) -> Tensor:
+    """[e], the place of every edge's kind in link.LINK_KINDS; in a chain all edges [..., e, C] carry weights."""
+    if layout.link_kind is None:
+        return torch.zeros(edges.shape[-2], dtype=torch.long, device=edges.device)
+    return layout.link_kind
 
 
 def check_ends(graph: NeuralGraph, inputs: int, outputs: int) -> None:

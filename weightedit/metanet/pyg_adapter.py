@@ -29,7 +29,7 @@ from weightedit.errors import ParamsError, SpecError
 from weightedit.graph.indexed import IndexedLayout
 from weightedit.graph.neural_graph import DenseLayout, NeuralGraph, NodeConstants
 from weightedit.graph.ragged import RaggedLayout
-from weightedit.metanet.base import Metanetwork, types_of
+from weightedit.metanet.base import Metanetwork, frame_of, types_of
 from weightedit.metanet.levels import LayerTable, root_of_mean
 from weightedit.network.features import DELTA
 from weightedit.network.spec import NetworkSpec, Symmetry
@@ -47,6 +47,8 @@ class PyGAdapterConfig:
         width_out: node channels that it returns (its out_channels).
         edge_argument: keyword under which it takes edge features; "" for a model that takes none.
         channels: of each quantity: the kernel positions of networks with convolutions, else 1.
+        kernel: (height, width) in which the kernels of all networks are centered, so that they may differ in size; None
+            for networks that come with `channels` channels by themselves.
         extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         levels: how many levels, from either end, have codes and output scales of their own.
         initial_scale: size of a delta relative to the weights of its layer, at the start.
@@ -61,6 +63,7 @@ class PyGAdapterConfig:
     width_out: int = 64
     edge_argument: str = "edge_attr"
     channels: int = 1
+    kernel: tuple[int, int] | None = None
     extra_types: tuple[tuple[int, bool], ...] = ()
     levels: int = 8
     initial_scale: float = 0.01
@@ -103,6 +106,7 @@ class PyGAdapter(Metanetwork):
         self._told = [name for name in ("batch", "batch_size") if name in _arguments(model)]
         self.types_in = types_of(config.extra_types, config.channels)
         self.types_out = () if config.embedding else (DELTA,) * config.channels
+        self.frame = frame_of(config.kernel, config.channels)
         node, edge, out = config.node_width, config.edge_width, config.width_out
         quantities, entries = 1 + len(config.extra_types), len(self.types_in)
         with torch.random.fork_rng(devices=[]):
@@ -236,4 +240,4 @@ def _ragged(graph: NeuralGraph) -> NeuralGraph:
         return graph
     nodes, edges = graph.nodes.flatten(0, -2), graph.edges.flatten(0, -2)
     layout = _copies(graph.layout.spec, len(nodes) // graph.nodes.shape[-2], nodes.device)
-    return NeuralGraph(nodes, edges, layout, graph.types)
+    return NeuralGraph(nodes, edges, layout.in_frame(graph.layout.frame), graph.types)

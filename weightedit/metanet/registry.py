@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 from weightedit.errors import SpecError
 from weightedit.files.reading import shortened
+from weightedit.graph.frame import Frame
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.functionals.dws import DWS, DWSConfig
@@ -64,7 +65,8 @@ _FROM_NETWORKS: dict[str, Callable[[Sequence[Any]], object]] = {
     "outputs": lambda specs: specs[0].widths[-1],
     "widths": lambda specs: specs[0].widths,
     "depth": lambda specs: specs[0].depth,
-    "channels": lambda specs: max(spec.channels for spec in specs),
+    "channels": lambda specs: Frame.of(*specs).channels,
+    "kernel": lambda specs: (Frame.of(*specs).height, Frame.of(*specs).width),
     "link_kinds": lambda specs: max(spec.link_kinds if isinstance(spec, GraphSpec) else 1 for spec in specs),
     "activations": MonomialConfig.activations_of,
 }
@@ -93,7 +95,7 @@ def make_metanet(name: str, specs: Sequence[AnySpec], **options: object) -> Meta
 
     Args:
         name: see METANETS.
-        specs: architectures it must treat, at least one; GraphSpecs for ng-gnn and ng-t alone.
+        specs: architectures it must treat, at least one; GraphSpecs for those with link_kinds alone.
         options: fields of its config, e.g. layers=6, embedding=128.
 
     Raises SpecError on an unknown name or option, one that contradicts the name, or a GraphSpec with one for chains.

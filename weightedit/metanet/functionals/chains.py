@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from weightedit.errors import SpecError
 from weightedit.files.schema import Seed, conform_fields
 from weightedit.graph.neural_graph import DenseLayout, NeuralGraph, dense_layout
-from weightedit.metanet.base import Metanetwork, check_chains, check_dropout, types_of
+from weightedit.metanet.base import Metanetwork, check_chains, check_dropout, frame_of, types_of
 from weightedit.metanet.functionals.weight_space import FREE, EquivariantLinear, Pooling, WeightSpace
 from weightedit.network.features import DELTA, INVARIANT
 from weightedit.network.spec import NetworkSpec
@@ -47,6 +47,8 @@ class ChainConfig:
         inputs: input neurons of the networks it treats.
         outputs: output neurons of the networks it treats.
         channels: of each parameter: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1.
+        kernel: (height, width) in which the kernels of all networks are centered, so that they may differ in size; None
+            for networks that come with `channels` channels by themselves.
         width: channels of the hidden weight-space features.
         layers: equivariant linear layers before the ending.
         embedding: 0 to edit; else the width of the vector per network.
@@ -59,6 +61,7 @@ class ChainConfig:
     inputs: int = 2
     outputs: int = 1
     channels: int = 1
+    kernel: tuple[int, int] | None = None
     width: int = 64
     layers: int = 3
     embedding: int = 0
@@ -86,9 +89,9 @@ class ChainConfig:
     def from_dict(cls, data: Mapping[str, object]) -> Self:
         """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
 
-        `extra_types` and `dropout` may be missing: older configs have none.
+        `kernel`, `extra_types` and `dropout` may be missing: older configs have none.
         """
-        return conform_fields(cls, data, {"extra_types", "dropout"}, SpecError)
+        return conform_fields(cls, data, {"kernel", "extra_types", "dropout"}, SpecError)
 
 
 class ChainMetanet(Metanetwork):
@@ -104,6 +107,7 @@ class ChainMetanet(Metanetwork):
         self.space, self.embedding, self.dropout = space, config.embedding, nn.Dropout(config.dropout)
         self.types_in = types_of(config.extra_types, config.channels)
         self.types_out = () if config.embedding else (DELTA,) * config.channels
+        self.frame = frame_of(config.kernel, config.channels)
 
     @abstractmethod
     def edit(self, graph: NeuralGraph) -> NeuralGraph:
@@ -167,7 +171,8 @@ def _stacks(graph: NeuralGraph) -> list[tuple[NeuralGraph, list[int]]]:
     for spec, numbers in found.items():
         nodes = torch.stack([networks[number][1] for number in numbers])
         edges = torch.stack([networks[number][2] for number in numbers])
-        stacks.append((NeuralGraph(nodes, edges, dense_layout(spec, edges), graph.types), numbers))
+        layout = dense_layout(spec, edges).in_frame(graph.layout.frame)
+        stacks.append((NeuralGraph(nodes, edges, layout, graph.types), numbers))
     return stacks
 
 

@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from weightedit.errors import SpecError
 from weightedit.files.schema import Seed, conform_fields
-from weightedit.metanet.base import check_dropout
-from weightedit.network.link import LINK_KINDS
+from weightedit.metanet.base import check_dropout, check_link_kinds
 
 SCALERS = ("identity", "amplification", "attenuation")
 Config = TypeVar("Config", bound="NeuralGraphsConfig")
@@ -30,6 +29,8 @@ class NeuralGraphsConfig:
         initial_scale: size of a delta relative to the weights of its layer, at the start.
         embedding: 0 to edit; else the width of the vector that is read off every network.
         channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1.
+        kernel: (height, width) in which the kernels of all networks are centered, so that they may differ in size; None
+            for networks that come with `channels` channels by themselves.
         link_kinds: how many kinds of edges it tells apart, in the order of link.LINK_KINDS; 1 (weights) for chains.
         extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         dropout: share of the hidden features that is dropped in training, in [0, 1).
@@ -46,6 +47,7 @@ class NeuralGraphsConfig:
     initial_scale: float = 0.01
     embedding: int = 0
     channels: int = 1
+    kernel: tuple[int, int] | None = None
     link_kinds: int = 1
     extra_types: tuple[tuple[int, bool], ...] = ()
     dropout: float = 0.0
@@ -53,17 +55,10 @@ class NeuralGraphsConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels, self.channels)
-        if min(sizes) < 1 or min(self.probes, self.embedding) < 0 or not 1 <= self.link_kinds <= len(LINK_KINDS):
-            raise SpecError(
-                f"{self} came; expected positive sizes, probes and embedding of at least 0, and at most "
-                f"{len(LINK_KINDS)} kinds of links."
-            )
+        if min(sizes) < 1 or min(self.probes, self.embedding) < 0:
+            raise SpecError(f"{self} came; expected positive sizes, and probes and an embedding of at least 0.")
+        check_link_kinds(self.link_kinds, self.probes)
         check_dropout(self.dropout)
-        if self.probes and self.link_kinds > 1:
-            raise SpecError(
-                f"{self.probes} probes came with {self.link_kinds} kinds of links; expected probes=0: probes are for "
-                "chains."
-            )
         if self.probes and self.channels > 1:
             raise SpecError(
                 f"{self.probes} probes came with {self.channels} channels per quantity; expected probes=0: probes are "
@@ -78,9 +73,9 @@ class NeuralGraphsConfig:
     def from_dict(cls: type[Config], data: Mapping[str, object]) -> Config:
         """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
 
-        `link_kinds` and `dropout` may be missing: older configs have their defaults.
+        `kernel`, `link_kinds` and `dropout` may be missing: older configs have their defaults.
         """
-        return conform_fields(cls, data, {"link_kinds", "dropout"}, SpecError)
+        return conform_fields(cls, data, {"kernel", "link_kinds", "dropout"}, SpecError)
 
 
 @dataclass(frozen=True)

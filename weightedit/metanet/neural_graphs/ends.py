@@ -19,15 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from weightedit.errors import SpecError
 from weightedit.graph.neural_graph import Layout, NeuralGraph, NodeConstants
 from weightedit.graph.probing import probe
-from weightedit.metanet.base import check_ends
+from weightedit.metanet.base import check_ends, check_links, link_numbers
 from weightedit.metanet.levels import LayerTable
 from weightedit.metanet.neural_graphs.config import NeuralGraphsConfig
 from weightedit.metanet.neural_graphs.layers import Pairs, two_layers, unit_linear
 from weightedit.network.layer import ACTIVATION_NAMES
-from weightedit.network.link import LINK_KINDS
 
 
 @dataclass(frozen=True)
@@ -104,17 +102,10 @@ class InputStage(nn.Module):
         loops = bias.to(nodes).expand(*nodes.shape[:-1], -1) if self.loops else None
         forward = self.lift_forward(edges)
         if self.links is not None:
-            kinds = self.links(self._link_kinds(edges, layout))
+            kinds = self.links(link_numbers(layout, edges))
             forward, backward = forward + kinds, None if backward is None else backward + kinds
         degree = constants.in_degree + constants.out_degree if self.reverse else constants.in_degree
         return Pairs(layout, degree, forward, backward, loops)
-
-    @staticmethod
-    def _link_kinds(edges: Tensor, layout: Layout) -> Tensor:
-        """[e]; in a chain all edges carry weights."""
-        if layout.link_kind is None:
-            return torch.zeros(edges.shape[-2], dtype=torch.long, device=edges.device)
-        return layout.link_kind
 
     def _sizes(self, square: Tensor) -> Tensor:
         """Mean squares [..., C] -> root mean square per quantity, a kernel counted as a whole; 1 where zero."""
@@ -141,12 +132,7 @@ class InputStage(nn.Module):
         return self.codes(constants) + ends + self.activations(constants.activation)
 
     def _check(self, graph: NeuralGraph) -> None:
-        if graph.layout.link_kinds > self.config.link_kinds:
-            raise SpecError(
-                f"networks with links of the kind {LINK_KINDS[graph.layout.link_kinds - 1]} came to link_kinds "
-                f"{self.config.link_kinds}; expected at most the first so many of {', '.join(LINK_KINDS)}. Build it "
-                "with make_metanet for such networks."
-            )
+        check_links(graph, self.config.link_kinds)
         check_ends(graph, self.config.inputs, self.config.outputs)
 
 

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.graph.neural_graph import NeuralGraph
-from weightedit.metanet.base import Metanetwork
+from weightedit.metanet.base import Metanetwork, frame_of
 from weightedit.metanet.neural_graphs.config import NeuralGraphsConfig, NGGNNConfig, NGTConfig
 from weightedit.metanet.neural_graphs.ends import DeltaEnding, InputStage, Lifted, Pooling
 from weightedit.metanet.neural_graphs.layers import Pairs, PNALayer, RelationalLayer
@@ -66,6 +66,7 @@ class NeuralGraphs(Metanetwork):
         quantities = (PARAMETER, *(ChannelType(scale, odd) for scale, odd in config.extra_types))
         self.types_in = tuple(kind for kind in quantities for _ in range(config.channels))
         self.types_out = () if config.embedding else (DELTA,) * config.channels
+        self.frame = frame_of(config.kernel, config.channels)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             self.input = InputStage(config, reverse=reverse, loops=loops)

@@ -33,6 +33,10 @@ delta. Any function of them that is one of the layers' here keeps the symmetry, 
 positions alike; the gauge sums their squares. Probes, which are inputs of networks without convolutions, and what is
 made of them (forecast, refit) are left out there.
 
+In a network that is no chain (GraphSpec) the gauge is one number for all neurons that residual additions tie together,
+and the gain of a normalisation scales with its target alone (linked_gauge.py); invariants of an edge tell its kind, and
+edges of a fixed number, which tie their ends, take part as others do but get no delta. Without probes, too.
+
 >>> from weightedit.delta import propose_delta
 >>> from weightedit.metanet.registry import make_metanet
 >>> from weightedit.network.spec import NetworkSpec
@@ -57,7 +61,15 @@ from weightedit.files.schema import Seed, conform_fields
 from weightedit.graph.canonicalization import anchored_gauge
 from weightedit.graph.neural_graph import Layout, NeuralGraph, NodeConstants
 from weightedit.graph.probing import backpropagate, bias_reading, probe
-from weightedit.metanet.base import Metanetwork, check_dropout, declared
+from weightedit.metanet.base import (
+    Metanetwork,
+    check_dropout,
+    check_link_kinds,
+    check_links,
+    declared,
+    frame_of,
+    link_numbers,
+)
 from weightedit.metanet.levels import LayerTable, root_of_mean
 from weightedit.metanet.scalegmn.forecast import Forecast, GridForecast
 from weightedit.metanet.scalegmn.heads import DeltaHead, HeadSizes, InvariantReadout, LastLayerRefit, Readings
@@ -75,6 +87,8 @@ _SWITCHES = {
     "embedding",
     "channels",
     "dropout",
+    "link_kinds",
+    "kernel",
 }
 
 
@@ -106,6 +120,10 @@ class ScaleGMNConfig:
         extra_types: channels after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1;
             more than one needs probes=0 and forecast=0.
+        kernel: (height, width) in which the kernels of all networks are centered, so that they may differ in size; None
+            for networks that come with `channels` channels by themselves.
+        link_kinds: how many kinds of edges it tells apart, in the order of link.LINK_KINDS; 1 (weights) for chains;
+            more than one needs probes=0.
         embedding: 0 to edit, else the width of the vector per network that `embed` gives; then without a forecast.
         dropout: share of the hidden features that is dropped in training, in [0, 1).
         seed: of the initial weights.
@@ -131,6 +149,8 @@ class ScaleGMNConfig:
     neuron_codes: int = 0
     extra_types: tuple[tuple[int, bool], ...] = ()
     channels: int = 1
+    kernel: tuple[int, int] | None = None
+    link_kinds: int = 1
     embedding: int = 0
     dropout: float = 0.0
     seed: Seed = 0
@@ -143,6 +163,7 @@ class ScaleGMNConfig:
             raise SpecError(
                 f"{self} came; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
             )
+        check_link_kinds(self.link_kinds, self.probes)
         check_dropout(self.dropout)
         if self.channels > 1 and (self.probes or self.forecast):
             raise SpecError(
@@ -214,6 +235,7 @@ class ScaleGMN(Metanetwork):
         kinds = PARAMETER, *(ChannelType(scale, odd) for scale, odd in config.extra_types)
         self.types_in = tuple(kind for kind in kinds for _ in range(config.channels))
         self.types_out = (DELTA,) * config.channels
+        self.frame = frame_of(config.kernel, config.channels)
         # On the device from the start: an index made from a list in every forward would be copied there each time.
         odd = torch.tensor([kind.odd for kind in self.types_in])
         self.register_buffer("odd", odd.nonzero().squeeze(1), persistent=False)
@@ -226,6 +248,7 @@ class ScaleGMN(Metanetwork):
     def _build(self, config: ScaleGMNConfig) -> None:
         node, edge, read = config.node_width, config.edge_width, config.probes + 1
         odd, even = len(self.odd), len(self.even)
+        kinds = config.link_kinds if config.link_kinds > 1 else 0
         if config.grid:
             axis = torch.linspace(-1, 1, math.isqrt(config.probes))
             self.register_buffer("probes", torch.cartesian_prod(axis, axis).flip(-1), persistent=False)
@@ -252,7 +275,7 @@ class ScaleGMN(Metanetwork):
         switches = (config.rank_one, config.edge_skip, kept, config.bidirectional)
         self.encode = NodeUpdate(node, node, 0, 0, kept)
         self.edge_updates = nn.ModuleList(
-            EdgeUpdate(node, edge, 0 if i else even, *switches) for i in range(config.layers)
+            EdgeUpdate(node, edge, kinds + (0 if i else even), *switches) for i in range(config.layers)
         )
         self.node_updates = nn.ModuleList(
             NodeUpdate(node, node, edge, config.bidirectional * edge, kept) for _ in range(config.layers)
@@ -286,8 +309,8 @@ class ScaleGMN(Metanetwork):
         layout = graph.layout
         constants = layout.constants(self.config.symmetry, graph.edges)
         gauge, anchored = anchored_gauge(graph, constants)
-        ratio = layout.to_target(gauge) / layout.to_source(gauge)
-        both = layout.to_target(anchored) * layout.to_source(anchored)
+        ratio = layout.to_target(gauge) / layout.gauge_at_source(gauge)
+        both = layout.to_target(anchored) * layout.gauge_at_source(anchored)
         edges, nodes = graph.edges / ratio**self.powers * both, graph.nodes / gauge**self.powers * anchored
         odd, even = self._parities(edges)
         size = root_of_mean(layout.layer_mean_edges(odd.square()))
@@ -295,10 +318,19 @@ class ScaleGMN(Metanetwork):
         state = self.encode(state, (), ())
         normalised = state.edges
         state = replace(state, edges=self.lift_edges(state.edges))
-        for edge_update, node_update in zip(self.edge_updates, self.node_updates, strict=True):
+        told = self._told(layout, even)
+        for even, edge_update, node_update in zip(told, self.edge_updates, self.node_updates, strict=True):
             state, odd_messages, even_messages = edge_update(state, even)
             state = self._dropped(node_update(state, odd_messages, even_messages))
         return _Passed(state, normalised, readings, gauge, gauge * anchored, ratio * both, size)
+
+    def _told(self, layout: Layout, even: Tensor) -> list[Tensor | None]:
+        """Per layer, what has no sign of edges: their even channels at first, and always of which kind they are."""
+        if self.config.link_kinds == 1:
+            return [even, *[None] * (self.config.layers - 1)]
+        kinds = functional.one_hot(link_numbers(layout, even), self.config.link_kinds).to(even)
+        kinds = kinds.expand(*even.shape[:-1], -1)
+        return [torch.cat([even, kinds], -1), *[kinds] * (self.config.layers - 1)]
 
     def _dropped(self, state: Streams) -> Streams:
         """Channels dropped in training: a factor of a neuron multiplies what is left."""
@@ -316,7 +348,8 @@ class ScaleGMN(Metanetwork):
         if k == 1:
             return edges, sizes
         square = layout.layer_mean_edges((edges * sizes).square().sum(-1, keepdim=True))
-        size = root_of_mean(square / layout.kernel_positions(edges).sum(-1, keepdim=True))
+        # Edges of a fixed number have no position of their own, and no delta.
+        size = root_of_mean(square / layout.kernel_positions(edges).sum(-1, keepdim=True).clamp(min=1))
         return edges * sizes / size, size
 
     def _streams(
@@ -387,6 +420,7 @@ class ScaleGMN(Metanetwork):
         return torch.where(constants.in_degree > 0, mean, 1.0)
 
     def _check_widths(self, graph: NeuralGraph) -> None:
+        check_links(graph, self.config.link_kinds)
         for spec in graph.layout.specs:
             ends = (spec.widths[0], spec.widths[-1])
             if ends != (self.config.inputs, self.config.outputs):

@@ -49,7 +49,7 @@ from torch.nn import functional
 
 from weightedit.graph.canonicalization import scale_gauge
 from weightedit.graph.neural_graph import Layout, NeuralGraph, NodeConstants
-from weightedit.metanet.base import Metanetwork, check_chains, check_ends, declared, types_of
+from weightedit.metanet.base import Metanetwork, check_chains, check_ends, declared, frame_of, types_of
 from weightedit.metanet.levels import LayerTable, root_of_mean
 from weightedit.metanet.scalegmn.paper_config import PUBLISHED as PUBLISHED
 from weightedit.metanet.scalegmn.paper_config import PaperScaleGMNConfig
@@ -79,6 +79,7 @@ class PaperScaleGMN(Metanetwork):
         self.config, self.embedding, self.declared = config, config.embedding, declared(config.symmetry)
         self.types_in = types_of(config.extra_types, config.channels)
         self.types_out = () if config.embedding else (DELTA,) * config.channels
+        self.frame = frame_of(config.kernel, config.channels)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             self._build(config)

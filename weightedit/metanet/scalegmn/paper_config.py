@@ -42,6 +42,8 @@ class PaperScaleGMNConfig:
         readout: what a vector is read off: "full", the sum over hidden neurons and both ends, or "outputs" alone.
         extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1.
+        kernel: (height, width) in which the kernels of all networks are centered, so that they may differ in size; None
+            for networks that come with `channels` channels by themselves.
         embedding: 0 to edit, else the width of the vector per network that `embed` gives.
         seed: of the initial weights.
     """
@@ -64,6 +66,7 @@ class PaperScaleGMNConfig:
     readout: Literal["full", "outputs"] = "full"
     extra_types: tuple[tuple[int, bool], ...] = ()
     channels: int = 1
+    kernel: tuple[int, int] | None = None
     embedding: int = 0
     seed: int = 0
 
@@ -89,8 +92,11 @@ class PaperScaleGMNConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> PaperScaleGMNConfig:
-        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries."""
-        return conform_fields(cls, data, (), SpecError)
+        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
+
+        `kernel` may be missing: older configs have none.
+        """
+        return conform_fields(cls, data, ("kernel",), SpecError)
 
 
 _OF_128: dict[str, Any] = {"width": 128, "signs": "symmetrisation", "skip": False}
