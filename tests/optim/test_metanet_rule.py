@@ -152,7 +152,7 @@ def test_pieces_of_rows_make_no_difference(net, monkeypatch):
     grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
     with torch.no_grad():
         whole, state = rule(wiring, grads, rule.init(wiring, params), params)
-        monkeypatch.setattr("weightedit.optim.metanet_rule._PIECE", 50)
+        monkeypatch.setattr("weightedit.optim.metanet_step.PIECES", {"cpu": 50})
         parts, again = rule(wiring, grads, rule.init(wiring, params), params)
     assert_agree(parts, whole, LEVELLING)
     for k in params:
@@ -168,7 +168,7 @@ def test_unit_by_unit_as_for_a_compiler_is_the_same(net, options, monkeypatch):
     with torch.no_grad():
         plain, _ = rule(wiring, grads, rule.init(wiring, params), params)
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        monkeypatch.setattr("weightedit.optim.metanet_rule.FROM", 1)
+        monkeypatch.setattr("weightedit.optim.metanet_step.FROM", 1)
         unitwise, _ = rule(wiring, grads, rule.init(wiring, params), params)
     assert_agree(unitwise, plain, LEVELLING)
 
@@ -195,8 +195,8 @@ def test_large_tensors_pass_by_pass_are_the_same(name, options, monkeypatch):
     monkeypatch.setattr("weightedit.optim.unitwise._ALONE", 15)
     monkeypatch.setattr("weightedit.optim.metanet_passes._PIECE", 40)
     passes, state = Passes(rule._adam, signed=rule._signed, compiled=False), rule.init(wiring, params)
-    move, other, loss = passes.move, state, torch.tensor(1.3, dtype=torch.float64)
-    passes.move = lambda *given: seen.append(given) or move(*given)
+    look, other, loss = passes.look, state, torch.tensor(1.3, dtype=torch.float64)
+    passes.look = lambda *given: seen.append(given) or look(*given)
     with torch.no_grad():
         for _ in range(3):
             grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}

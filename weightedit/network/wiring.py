@@ -141,6 +141,7 @@ class Wiring:
         notes: what could not be read, for a person.
         spec: the NetworkSpec or GraphSpec of the same network, for rules that are metanetworks; None where none was
             read (graph_spec.spec_of).
+        plans: where optim/stacks.py keeps what it made of the wiring.
     """
 
     sets: tuple[NeuronSet, ...]
@@ -148,6 +149,7 @@ class Wiring:
     outside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     spec: Any = field(default=None, compare=False)
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for wire in self.wires:

@@ -25,14 +25,14 @@ from weightedit.network.wiring import Wire, Wiring
 
 def root(square: Tensor) -> Tensor:
     """The square root of what is not negative; 0 with derivative 0 at zero, where torch's derivative is infinite."""
-    alive = square > 0
-    return torch.where(alive, torch.where(alive, square, 1).sqrt(), 0)
+    dead = square <= 0
+    return square.masked_fill(dead, 1).sqrt().masked_fill(dead, 0)
 
 
 def inverse_root(square: Tensor) -> Tensor:
     """1 / `root`, and 0 with derivative 0 where the square is zero, or so small that its inverse would overflow."""
-    alive = square > torch.finfo(square.dtype).tiny
-    return torch.where(alive, torch.where(alive, square, 1).rsqrt(), 0)
+    dead = square <= torch.finfo(square.dtype).tiny
+    return square.masked_fill(dead, 1).rsqrt().masked_fill(dead, 0)
 
 
 def neuron_scales(wiring: Wiring, params: Mapping[str, Tensor], symmetry: Symmetry = "full") -> list[Tensor]:

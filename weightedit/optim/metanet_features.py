@@ -7,7 +7,6 @@ metanet_rule.py. Thresholds are relative to the mean over the tensor, never abso
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root, root
 from weightedit.optim.muon import COEFFICIENTS
-from weightedit.optim.rule import warmth
+from weightedit.optim.unitwise import some
 
 PLACES = 10
 DEPTH = 9  # among the places
@@ -26,36 +25,49 @@ DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
 
 
 class Seen(NamedTuple):
-    """What is known of one tensor in the gauge, each [.., quantities, rows, columns]; factors have one row or column.
+    """What is known of a stack of tensors (stacks.py), each [.., tensors, rows, columns], as it stands.
 
-    What is the same for many parameters stands as what features are multiplied by.
+    What is the same for many parameters has one row or one column, or is a number per tensor.
     """
 
     gradient: Tensor
-    momenta: Tensor  # not corrected
-    corrections: Tensor  # of the momenta, [.., momenta, 1, 1]
-    second: Tensor  # corrected and damped
-    inverse: Tensor  # of the mean of the second moment
-    rows: Tensor  # Adafactor's factor is this by `columns`
-    columns: Tensor
-    level: Tensor | None  # the averages with all singular values made alike; None where it is not taken
-    weight: Tensor | None  # None where its value is not to be looked at
+    weight: Tensor  # zero where its value is not to be looked at
+    level: Tensor | None  # the averages with all singular values made alike, in the gauge; None where it is not taken
+    momenta: Tensor  # [.., tensors, momenta, rows, columns], in the gauge, not corrected
+    second: Tensor  # in the gauge, not corrected
+    scales: tuple[Tensor, Tensor]  # per row and per column, whose product is the scale
+    factors: tuple[Tensor, Tensor]  # and Adafactor's factor
+    numbers: Tensor  # [.., tensors, 3 + momenta, 1, 1]: factor of the squares, what is added to them, inverse of their
+    # mean, corrections of the momenta
 
-    def part(self, start: int, end: int) -> Seen:
-        """Rows start to end."""
-        cut = (x if x is None or x.shape[-2] == 1 else x[..., start:end, :] for x in self)
-        return Seen(*cut)  # pyright: ignore[reportArgumentType]
+    def part(self, tensors: slice, rows: slice) -> Seen:
+        """Some rows of some of the tensors."""
+
+        def cut(x: Tensor) -> Tensor:
+            return some(some(x, -3, tensors), -2, rows)
+
+        def pair(both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return cut(both[0]), cut(both[1])
+
+        return Seen(
+            *(cut(self.gradient), cut(self.weight), None if self.level is None else cut(self.level)),
+            *(some(some(self.momenta, -4, tensors), -2, rows), cut(self.second), pair(self.scales), pair(self.factors)),
+            some(self.numbers, -4, tensors),
+        )
+
+    @property
+    def scale(self) -> Tensor:
+        """What a step in the gauge is multiplied by, [.., tensors, rows, columns]."""
+        return self.scales[0] * self.scales[1]
 
     def units(self) -> Units:
         """The same, unit by unit."""
-        momenta = zip(self.momenta.unbind(-3), self.corrections.unbind(-3), strict=True)
+        calm, damping, inverse, *corrections = self.numbers.unbind(-3)
+        scale, momenta = self.scale, zip(self.momenta.unbind(-3), corrections, strict=True)
+        taken = None if self.level is None else (torch.ones_like(self.level[..., :1, :1], dtype=torch.bool), self.level)
         return Units(
-            [self.gradient.squeeze(-3), *(momentum * correction for momentum, correction in momenta)],
-            *(self.second.squeeze(-3), self.inverse.squeeze(-3), (self.rows * self.columns).squeeze(-3)),
-            None
-            if self.level is None
-            else (torch.ones_like(self.level[..., :1, :1], dtype=torch.bool).squeeze(-3), self.level.squeeze(-3)),
-            None if self.weight is None else self.weight.squeeze(-3),
+            [self.gradient * scale, *(momentum * correction for momentum, correction in momenta)],
+            *(self.second * calm + damping, inverse, self.factors[0] * self.factors[1], taken, self.weight / scale),
         )
 
 
@@ -67,40 +79,7 @@ class Units(NamedTuple):
     inverse: Tensor
     factor: Tensor  # Adafactor's
     level: tuple[Tensor, Tensor] | None  # whether it is taken, and it
-    weight: Tensor | None
-
-
-def look(
-    wire: Wire,
-    gradient: Tensor,
-    weight: Tensor | None,
-    moments: Mapping[str, Tensor],
-    decays: tuple[Sequence[float], float],
-    mix: Tensor | None = None,
-) -> Seen:
-    """What is known of the tensor of `wire`; gradient and weight in the gauge, shaped as it; decays of both moments.
-
-    `mix` [1 + momenta]: of the gradient and its averages, what `level` is made of; None for no `level`.
-    """
-    steps, (averaged, fresh) = moments["step"].to(gradient.dtype), decays
-    corrections = torch.stack([warmth(decay, steps) for decay in averaged], -1)[..., None, None].reciprocal()
-    calm = warmth(fresh, steps)[..., None, None, None]
-    second = wire.matrix(moments["second"]).flatten(-2).unsqueeze(-3) / calm
-    rows, columns = (moments[key].unsqueeze(-2) / calm.squeeze(-1) for key in ("rows", "columns"))
-    flat, momenta = wire.matrix(gradient).flatten(-2), wire.matrix(moments["momenta"]).flatten(-2)
-    level = None
-    if mix is not None:
-        averages = torch.cat([flat.unsqueeze(-3), momenta * corrections], -3)
-        level = levelled((averages * mix.to(averages.dtype)[:, None, None]).sum(-3)).unsqueeze(-3)
-    return Seen(
-        flat.unsqueeze(-3),
-        momenta,
-        corrections,
-        second + DAMPING * rows.mean(-1, keepdim=True).unsqueeze(-1),
-        *factors(rows, columns),
-        level,
-        None if weight is None else wire.matrix(weight).flatten(-2).unsqueeze(-3),
-    )
+    weight: Tensor
 
 
 def factors(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,40 +91,46 @@ def factors(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return inverse.unsqueeze(-1), row.unsqueeze(-1), inverse_root(columns).unsqueeze(-2)
 
 
-def features(seen: Seen, adam: int, *, signed: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """Odd features and even ones, in groups [.., some, rows, columns].
+def features(seen: Seen, adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """Odd features and even ones, [.., tensors, features, rows, columns].
 
     Args:
-        seen: a tensor, or rows of it.
+        seen: of a stack, or a part of it.
         adam: place of the momentum that is Adam's among gradient and momenta; its direction also stands where a
             tensor is not levelled.
         signed: whether the even features are joined by the odd ones, which gives up sign equivariance.
     """
-    averages = torch.cat([seen.gradient, seen.momenta * seen.corrections], -3)
-    factor = seen.rows * seen.columns
-    direct = averages * inverse_root(seen.second)
-    weight = torch.zeros_like(seen.gradient) if seen.weight is None else seen.weight
-    level = direct[..., adam : adam + 1, :, :] if seen.level is None else seen.level
-    odd = [direct, averages[..., ::adam, :, :][..., :2, :, :] * factor, weight, level]
-    agreement = direct[..., 1:, :, :] * direct[..., :-1, :, :]
-    even = [*(squashed(part.square()) for part in odd), squashed(agreement), _logarithm(seen)]
-    return odd, [*even, *map(squashed, odd)] if signed else even
+    calm, damping, inverse, *rest = seen.numbers.unbind(-3)
+    corrections, scale = seen.numbers.narrow(-3, 3, len(rest)), seen.scale
+    second = torch.addcmul(damping, seen.second, calm)
+    averages = torch.cat([(seen.gradient * scale).unsqueeze(-3), seen.momenta * corrections], -3)
+    direct = averages * inverse_root(second).unsqueeze(-3)
+    both = averages.narrow(-3, 0, 2) if adam == 1 else averages[..., : adam + 1 : adam, :, :]
+    factored = both * (seen.factors[0] * seen.factors[1]).unsqueeze(-3)
+    level = direct.narrow(-3, adam, 1) if seen.level is None else seen.level.unsqueeze(-3)
+    odd = torch.cat([direct, factored, (seen.weight / scale).unsqueeze(-3), level], -3)
+    agreement = direct.narrow(-3, 1, len(rest)) * direct.narrow(-3, 0, len(rest))
+    parts = [squashed(torch.cat([odd.square(), agreement], -3)), _logarithm(second, inverse).unsqueeze(-3)]
+    return odd, torch.cat([*parts, squashed(odd)] if signed else parts, -3)
 
 
 def unit_features(units: Units, adam: int, *, signed: bool) -> tuple[list[Tensor], list[Tensor]]:
     """`features` unit by unit: nothing is laid side by side in memory."""
     inverse = inverse_root(units.second)
     direct = [average * inverse for average in units.averages]
-    weight = torch.zeros_like(direct[0]) if units.weight is None else units.weight
     level = direct[adam] if units.level is None else torch.where(*units.level, direct[adam])
-    odd = [*direct, *(average * units.factor for average in units.averages[::adam][:2]), weight, level]
+    odd = [*direct, *(average * units.factor for average in units.averages[::adam][:2]), units.weight, level]
     agreement = [after * before for after, before in zip(direct[1:], direct, strict=False)]
-    even = [*(squashed(unit.square()) for unit in odd), *map(squashed, agreement), _logarithm(units)]
+    even = [
+        *(squashed(unit.square()) for unit in odd),
+        *map(squashed, agreement),
+        _logarithm(units.second, units.inverse),
+    ]
     return odd, [*even, *map(squashed, odd)] if signed else even
 
 
-def _logarithm(seen: Seen | Units) -> Tensor:
-    return (seen.second * seen.inverse + 1e-6).log() / 4
+def _logarithm(second: Tensor, inverse: Tensor) -> Tensor:
+    return (second * inverse + 1e-6).log() / 4
 
 
 def squashed(x: Tensor) -> Tensor:
@@ -159,19 +144,19 @@ def levelled(matrix: Tensor) -> Tensor:
     By Muon's iteration (muon.py), which permutations and signs of rows and columns commute with.
     """
     a, b, c = COEFFICIENTS
-    rows, columns = matrix.shape[-2:]
-    gram = matrix.mT @ matrix if rows > columns else matrix @ matrix.mT
-    size = inverse_root(gram.diagonal(dim1=-2, dim2=-1).sum(-1))[..., None, None]
-    gram = gram * size * size
-    unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    total = a * unit + b * gram + c * gram @ gram
-    factor = total
+    *lead, rows, columns = matrix.shape
+    x = matrix.reshape(-1, rows, columns)
+    gram = torch.bmm(x.mT, x) if rows > columns else torch.bmm(x, x.mT)
+    size = inverse_root(gram.diagonal(dim1=-2, dim2=-1).sum(-1))[:, None, None]
+    gram = gram * size.square()
+    unit = a * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor = total = torch.baddbmm(unit + b * gram, gram, gram, alpha=c)
     for _ in range(_ITERATIONS - 1):  # all of these commute, and only the first product and the last see the matrix
-        gram = factor @ gram @ factor
-        factor = a * unit + b * gram + c * gram @ gram
-        total = factor @ total
+        gram = torch.bmm(torch.bmm(factor, gram), factor)
+        factor = torch.baddbmm(unit + b * gram, gram, gram, alpha=c)
+        total = torch.bmm(factor, total)
     total = math.sqrt(max(rows, columns)) * size * total
-    return matrix @ total if rows > columns else total @ matrix
+    return (torch.bmm(x, total) if rows > columns else torch.bmm(total, x)).view(*lead, rows, columns)
 
 
 def place(wiring: Wiring, wire: Wire) -> list[float]:

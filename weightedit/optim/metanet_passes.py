@@ -17,20 +17,33 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from weightedit.optim.metanet_features import Units, unit_features
-from weightedit.optim.unitwise import affine, compiled_for_all_shapes, line, numbers, pieces
+from weightedit.optim.metanet_features import Seen, Units, unit_features
+from weightedit.optim.unitwise import affine, compiled_for_all_shapes, line, numbers, pieces, steady
 from weightedit.optim.warrant import of_entries
 
 _PIECE = 2**16  # parameters of a line: what is read and written of it fits the cache, and calls cost little beside it
 
 
-class Moments(NamedTuple):
-    """Momenta [momenta, rows, columns], squares [rows, columns], and the means of these over columns and over rows."""
+class Gathered(NamedTuple):
+    """A stack's gradient and value as they are, [.., tensors, rows, columns]; its moments in the gauge, after the step.
 
+    `mixed`: what is to be levelled; `squares`: means of the squared gradient by row and by column.
+    """
+
+    gradient: Tensor
+    weight: Tensor
     momenta: Tensor
     second: Tensor
-    rows: Tensor
-    columns: Tensor
+    mixed: Tensor | None
+    squares: tuple[Tensor, Tensor]
+
+
+class Average(NamedTuple):
+    """How far z is ahead of x, [.., tensors, rows, columns]; what the newest z counts in x, per tensor; 1 - beta."""
+
+    ahead: Tensor
+    fresh: Tensor
+    slack: Tensor
 
 
 class Large(NamedTuple):
@@ -134,40 +147,95 @@ class Passes:
             (step, moving), (fresh, slack) = both(part, layers, ends), recent.unbind()
             return averaged(step, ahead, fresh * moving, slack)
 
-        self._hidden, self.gather = _compiled(hidden, compiled), _compiled(_gather, compiled)
-        self._move, self._move_on = _compiled(move, compiled), _compiled(move_on, compiled)
+        self.hidden, self._gather = _compiled(hidden, compiled), _compiled(_gather, compiled)
+        self.move, self.move_on = _compiled(move, compiled), _compiled(move_on, compiled)
 
-    def receive(self, large: Large, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of the hidden layer over columns, [hidden, rows], and over rows, [hidden, columns]."""
-        by_row, by_column = [], []
-        for start, end in _pieces(large):
-            hidden = self._hidden(large.part(start, end), weight, bias).unflatten(-1, (end - start, -1)).squeeze(1)
-            by_row.append(hidden.mean(-1))
-            by_column.append(hidden.sum(-2))
-        return torch.cat(by_row, -1), torch.stack(by_column).sum(0) / len(large.gradient)
-
-    def move(
-        self, large: Large, layers: Layers, ends: tuple[Tensor, Tensor], average: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The delta, and how far z is then ahead of x, [rows, columns]; without averaging the step alone.
+    def gathered(
+        self,
+        joined: Sequence[Tensor],
+        scales: tuple[Tensor, Tensor],
+        rates: tuple[Tensor, float],
+        mix: Tensor | None,
+    ) -> Gathered:
+        """What is gathered of a tensor. All are stacks of one.
 
         Args:
-            large: a tensor after `gather`.
-            layers: the rule's network.
-            ends: the second layer's bias, [hidden, rows, 1] plus [hidden, 1, columns].
-            average: how far z is ahead of x, and the last two arguments of `averaged`, [2], before the entries' part.
+            joined: gradient, value, momenta and squares.
+            scales: as in Seen.
+            rates: what a new gradient counts in each momentum, [momenta], and its square.
+            mix: what gradient and momenta count in what is to be levelled, [1, 1 + momenta].
         """
-        ahead, recent = average or (None, None)
+        gradient, weight, momenta, second = (_alone(tensor) for tensor in joined)
+        counts = rates[0].new_zeros(1 + len(rates[0])) if mix is None else _alone(mix)
+        fresh, counts = steady(rates[0], counts)
+        row, column = (_alone(scale) for scale in scales)
+        after, second, mixed, squares = self._gather(
+            gradient, (momenta, second), (row, column), (fresh, rates[1]), counts
+        )
+        return Gathered(
+            gradient[None], weight[None], after[None], second[None], None if mix is None else mixed[None], squares
+        )
+
+    def look(self, seen: Seen, layers: Layers) -> LargeLook:
+        """A tensor, a stack of one, as the rule's network looks at it."""
+        return LargeLook(self, seen, layers)
+
+
+class LargeLook:
+    """metanet_step.Look of one large tensor."""
+
+    def __init__(self, passes: Passes, seen: Seen, layers: Layers) -> None:
+        self._passes = passes
+        scales, factors = ((_alone(rows), _alone(columns)) for rows, columns in (seen.scales, seen.factors))
+        calm, damping, inverse, *corrections = seen.numbers.flatten().detach().unbind()
+        level = seen.gradient if seen.level is None else seen.level
+        levelled = torch.full_like(calm, float(seen.level is not None))
+        (known,) = steady(torch.stack([calm, damping, inverse, levelled, *corrections]))
+        gradient, weight, level, momenta, second = map(_alone, (seen.gradient, seen.weight, level, *seen[3:5]))
+        self._large = Large(gradient, weight, level, momenta, second, scales, factors, known)
+        own = (x if i in (0, 2) else _alone(x) for i, x in enumerate(layers))  # the weights are all tensors'
+        self._layers = Layers(*steady(*own))
+
+    def received(self, sources: int) -> tuple[Tensor, Tensor]:
+        """Means of the hidden layer: over columns, [1, hidden, rows], and over all but sources."""
+        by_row, by_column, (weight, bias, *_) = [], [], self._layers
+        for start, end in _pieces(self._large):
+            hidden = self._passes.hidden(self._large.part(start, end), weight, bias)
+            hidden = hidden.unflatten(-1, (end - start, -1)).squeeze(1)
+            by_row.append(hidden.mean(-1))
+            by_column.append(hidden.sum(-2))
+        of_columns = torch.stack(by_column).sum(0) / len(self._large.gradient)
+        return torch.cat(by_row, -1)[None], of_columns.unflatten(-1, (sources, -1)).mean(-1)[None]
+
+    def moved(self, ends: Sequence[Tensor], average: Average | None) -> tuple[Tensor, Tensor | None]:
+        """The delta, [1, rows, columns], and how far z is then ahead of x; without averaging the step alone.
+
+        Args:
+            ends: of the second layer's bias, per row [1, hidden, rows, 1] and per column, or the same for all.
+            average: before the step.
+        """
+        large, (targets, columns) = self._large, self._large.gradient.shape
+        row, *column = (_alone(end) for end in ends)
+        row, recent = row.expand(-1, targets, -1), None
+        ahead = None if average is None else _alone(average.ahead)
+        if average is not None:
+            (recent,) = steady(torch.stack([average.fresh.squeeze(), average.slack]))
         delta, after = torch.empty_like(large.gradient), None if ahead is None else torch.empty_like(ahead)
         for start, end in _pieces(large):
-            lines = line(ends[0][:, start:end] + ends[1])
-            given, shape = (large.part(start, end), layers, lines), delta[start:end].shape
+            own = row[:, start:end]
+            lines = line(own + column[0] if column else own.expand(-1, -1, columns))
+            given, shape = (large.part(start, end), self._layers, lines), delta[start:end].shape
             if ahead is None or after is None or recent is None:
-                delta[start:end] = self._move(*given).view(shape)
+                delta[start:end] = self._passes.move(*given).view(shape)
             else:
-                moved = self._move_on(*given, line(ahead[start:end]), recent)
+                moved = self._passes.move_on(*given, line(ahead[start:end]), recent)
                 delta[start:end], after[start:end] = (tensor.view(shape) for tensor in moved)
-        return delta, after
+        return delta[None], None if after is None else after[None]
+
+
+def _alone(stack: Tensor) -> Tensor:
+    """The one tensor of a stack, detached: a compiler sees no other shape of it."""
+    return stack.squeeze(0).detach()
 
 
 def _pieces(large: Large) -> list[tuple[int, int]]:
@@ -182,24 +250,27 @@ def averaged(step: Tensor, ahead: Tensor, fresh: Tensor, slack: Tensor) -> tuple
 
 
 def _gather(
-    gradient: Tensor, before: Moments, scale: tuple[Tensor, Tensor], fresh: tuple[Tensor, float], mix: Tensor
-) -> tuple[Moments, Tensor, Tensor]:
-    """Moments of which the gradient is a part, what may be levelled, and the gradient's mean square, in the gauge.
+    gradient: Tensor,
+    before: tuple[Tensor, Tensor],
+    scale: tuple[Tensor, Tensor],
+    fresh: tuple[Tensor, float],
+    mix: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Momenta and squares of which the gradient is a part, what may be levelled, means of squares by row and column.
 
     Args:
-        gradient: as it came.
-        before: the moments of the step before.
+        gradient: as it came, [rows, columns].
+        before: momenta and squares of the step before.
         scale: as in Large.
         fresh: what the new gradient counts in each momentum, [momenta], and its square.
         mix: what gradient and momenta count in what is to be levelled, [1 + momenta].
     """
     gradient, rates = gradient * (scale[0] * scale[1]), numbers(fresh[0])
-    momenta = [old + rate * (gradient - old) for old, rate in zip(before.momenta.unbind(), rates, strict=True)]
+    momenta = [old + rate * (gradient - old) for old, rate in zip(before[0].unbind(), rates, strict=True)]
     square = gradient.square()
-    squares = (square, square.mean(-1), square.mean(-2))
-    kept = [old + fresh[1] * (new - old) for old, new in zip(before[1:], squares, strict=True)]
+    second = before[1] + fresh[1] * (square - before[1])
     mixed = affine(mix[None], [torch.zeros_like(gradient)], [gradient, *momenta])[0]
-    return Moments(torch.stack(momenta), *kept), mixed, squares[1].mean()
+    return torch.stack(momenta), second, mixed, (square.mean(-1), square.mean(-2))
 
 
 def _compiled(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:

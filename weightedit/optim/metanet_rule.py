@@ -27,39 +27,26 @@ The file is long because one step is: what it sees is in metanet_features.py and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from weightedit.network.spec import Params
 from weightedit.network.wiring import Wire, Wiring
-from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
-from weightedit.optim.metanet_features import (
-    DAMPING,
-    DEPTH,
-    PLACES,
-    WEIGHT,
-    Seen,
-    factors,
-    features,
-    levelled,
-    look,
-    place,
-    unit_features,
-)
-from weightedit.optim.metanet_passes import Large, Layers, Moments, Passes, averaged, direct, hidden_units
+from weightedit.optim.gauge import growth, inverse_root, layers_before, neuron_scales, root
+from weightedit.optim.metanet_features import DAMPING, DEPTH, PLACES, WEIGHT, Seen, levelled, place
+from weightedit.optim.metanet_passes import Average, Gathered, Layers, Passes
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
-from weightedit.optim.rule import RuleState, beside, warmth
+from weightedit.optim.metanet_step import Look, piece
+from weightedit.optim.rule import warmth
 from weightedit.optim.rule_module import At, RuleModule, Stepped
-from weightedit.optim.unitwise import FROM, goes_alone, pooled, steady
-from weightedit.optim.warrant import of_entries, of_tensor
+from weightedit.optim.stacks import Plan, Stack, plan_of
+from weightedit.optim.warrant import of_tensor
 
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
 _SLOWER = -2 * math.log(2)  # by place()'s depth: steps fall with the root of the number of weight matrices
-_PIECE = 65536  # parameters at once, over all networks of a stack
 _WIDE = 16  # hidden units of a rule whose passes are quick to compile
 
 
@@ -158,313 +145,267 @@ class MetanetRule(RuleModule):
         grads, state, params = at
         if not grads:
             return {}, {}
-        dtype = next(iter(state.values()))["second"].dtype
-        values = {name: params[name].to(dtype) for name in grads}
+        first = next(iter(grads))
+        like = state[first]["second"]
+        lead, dtype = like.dim() - len(wiring.by_name[first].shape), like.dtype
+        plan = plan_of(wiring, grads, like, alone=passes is not None)
+        before = {key: [state[name][key] for name in plan.names] for key in state[first]}
+        values = {name: params[name].to(dtype) for name in plan.names}
         neurons = neuron_scales(wiring, values, self.config.symmetry)
-        reach = self._reach(wiring, neurons, {name: state[name] for name in grads})
         grown = growth(wiring, neurons).clamp(-_GROWTH, _GROWTH)
-        alone = {name for name, grad in grads.items() if passes and goes_alone(grad, wiring.by_name[name].shape)}
-        together = {name: value for name, value in values.items() if name not in alone}
-        scales = self._scales(wiring, together, reach, grown)
-        new: RuleState = {}
-        tensors: dict[str, _Tensor] = {}
-        for name, grad in grads.items():
-            wire, gradient = wiring.by_name[name], grad.to(dtype)
-            if passes is not None and name in alone:
-                seen, moments, square = self._gathered(passes, wire, (gradient, values[name], reach), state[name])
-            else:
-                seen, moments, square = self._looked(wiring, wire, (gradient, values[name], scales[name]), state[name])
-            new[name] = self._kept(state[name], reach[wire.target], loss) | moments
-            mean = moments["rows"].mean(-1) / warmth(self.config.second, new[name]["step"].to(dtype))
-            warranted, new[name]["peak"] = of_tensor(square, mean, state[name]["peak"])
-            facts = self._tensor_features(wiring, wire, new[name], grown, loss)
-            tensors[name] = _Tensor(wire, seen, self._layers(wire, facts, warranted), warranted)
-        firsts = {name: self._pieces(tensor) for name, tensor in tensors.items() if name not in alone}
-        nodes = self._mix(wiring, tensors, firsts, passes) if self.config.mixing else None
-        deltas: Params = {}
-        for name, grad in grads.items():
-            tensor, before, ahead = tensors[name], state[name], None
-            if passes is not None and name in alone:
-                delta, ahead = self._moved(passes, tensor, nodes, before)
-            else:
-                delta, moving = (x.view(grad.shape) for x in self._direction(tensor, nodes, firsts[name]()))
-                delta = delta * scales[name]
-                if self.config.averaging:
-                    delta, ahead = self._averaged(delta, before["ahead"], new[name]["step"], tensor.warranted, moving)
-            deltas[name] = delta.view(grad.shape).to(grad.dtype)
-            new[name] |= {} if ahead is None else {"ahead": ahead.view(grad.shape)}
-        return deltas, new
+        reach = self._reach(plan, torch.cat(neurons, -1), before)
+        clock = Clock(torch.stack(before["step"], -1) + 1, dtype, (self.config.momenta, self.config.second))
+        scales = self._scales(plan, reach, grown)
+        gathered = []
+        for stack, scale, corrections in zip(plan.stacks, scales, plan.per_stack(clock.corrections, -2), strict=True):
+            given = [[grads[name].to(dtype) for name in stack.names], [values[name] for name in stack.names]]
+            given += [before[key][stack.of] for key in ("momenta", "second")]
+            joined = [stack.join(tensors, lead) for tensors in given]
+            gathered.append(self._gathered(plan, stack, joined, (scale, corrections), passes))
+        after: dict[str, Sequence[Tensor]] = {"step": clock.counts.unbind(-1)}
+        if self.config.memory:
+            after["reach"] = plan.split_rows(reach.index_select(-1, plan.target_of_row))
+        numbers, factors, energies = self._squares(plan, gathered, clock, before, after)
+        warranted, peak = of_tensor(*energies, torch.stack(before["peak"], -1))
+        after["peak"] = peak.unbind(-1)
+        facts = self._facts(plan, clock, grown, self._losses(clock, loss, before, after))
+        layers = self._layers(plan, facts, warranted)
+        looks = self._looks(plan, gathered, (scales, numbers, factors), layers, passes)
+        ends = self._ends(plan, layers, self._mix(plan, looks) if self.config.mixing else None)
+        fresh, slack = self._recent(clock, warranted)
+        joined = []
+        for stack, look, end, newest in zip(plan.stacks, looks, ends, plan.per_stack(fresh), strict=True):
+            average = None
+            if self.config.averaging:
+                average = Average(stack.join(before["ahead"][stack.of], lead), newest[..., None, None], slack)
+            joined.append(look.moved(end, average))
+        for key, tensors in (
+            ("delta", [delta for delta, _ in joined]),
+            ("ahead", [ahead for _, ahead in joined]),
+            ("momenta", [one.momenta for one in gathered]),
+            ("second", [one.second for one in gathered]),
+        ):
+            pairs = zip(plan.stacks, tensors, strict=True)
+            after[key] = [part for stack, tensor in pairs if tensor is not None for part in stack.parts(tensor, lead)]
+        place = {name: i for i, name in enumerate(plan.names)}
+        deltas = {name: after["delta"][place[name]].to(grad.dtype) for name, grad in grads.items()}
+        return deltas, {name: {key: after[key][place[name]] for key in before} for name in grads}
 
-    def _reach(self, wiring: Wiring, neurons: Sequence[Tensor], state: RuleState) -> list[Tensor]:
-        """How large every neuron is, or was: the decayed maximum of its scale, per set of `wiring`.
+    def _reach(self, plan: Plan, neurons: Tensor, before: Mapping[str, list[Tensor]]) -> Tensor:
+        """How large every neuron is, or was: the decayed maximum of its scale, [.., neurons + 1].
 
         Where a neuron's incoming weights pass through zero, its scale does; steps of its outgoing weights, which are
         over that scale, would leave the network at once.
         """
-        found = list(neurons)
-        for name, kept in state.items():
-            if self.config.memory:
-                i = wiring.by_name[name].target
-                found[i] = torch.maximum(found[i], self.config.memory * kept["reach"])
-        return found
+        if self.config.memory:
+            kept = plan.rows_of_neuron.gathered(torch.cat(before["reach"], -1)).amax(-2)
+            neurons = torch.maximum(neurons, self.config.memory * kept)
+        return functional.pad(neurons, (0, 1), value=1.0)
 
-    def _scales(self, wiring: Wiring, values: Params, reach: Sequence[Tensor], grown: Tensor) -> dict[str, Tensor]:
-        """What a step is a multiple of: `spread`, for biases without what the layers have grown by.
+    def _scales(self, plan: Plan, reach: Tensor, grown: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What a step is a multiple of, per stack [.., tensors, rows, 1] by [.., tensors, 1, columns].
 
-        The neurons of the last layer are as large as the product of all layers' weights says, which inputs that are
-        correlated or small never make them: biases that moved by as much would leave the network at once. One layer's
-        growth is left to `pace`.
+        That is gauge.spread, for biases without what the layers have grown by. The neurons of the last layer are as
+        large as the product of all layers' weights says, which inputs that are correlated or small never make them:
+        biases that moved by as much would leave the network at once. One layer's growth is left to `pace`.
         """
-        scales, before = spread(wiring, values, reach), layers_before(wiring)
-        for name, scale in scales.items():
-            wire = wiring.by_name[name]
-            if wire.kind == "bias":
-                scales[name] = scale * beside((-grown * before[wire.target]).exp(), scale)
-        return scales
+        depths = layers_before(plan.wiring)
+        before = plan.constant("depth", lambda: [depths[w.target] if w.kind == "bias" else 0.0 for w in plan.wires])
+        fans = plan.constant("fan", lambda: [math.prod(wire.view[1:]) ** 0.5 for wire in plan.wires])
+        slower = (-grown.unsqueeze(-1) * before).exp()
+        rows = reach.index_select(-1, plan.target_of_row) * slower.index_select(-1, plan.tensor_of_row)
+        columns = reach.index_select(-1, plan.source_of_column) * fans.index_select(-1, plan.tensor_of_column)
+        return plan.pairs(rows, columns.reciprocal())
 
-    def _layers(self, wire: Wire, facts: Tensor, warranted: Tensor) -> Layers:
-        """The network as a tensor with these facts meets it: step size, what is warranted of it, f are in `last`."""
-        dtype = facts.dtype
-        pace = self.pace[int(wire.kind == "weight")].to(dtype)
-        size = -(facts @ pace + self.log_step_size.to(dtype)).exp() * warranted
-        decay = size * (facts @ self.decay.to(dtype)).exp()
-        odd = self.config.odd
-        sizes = torch.stack([decay if k == odd + WEIGHT else size for k in range(odd)], -1)
-        return Layers(
-            self.first.to(dtype),
-            facts @ self.tensor_first.to(dtype).mT + self.bias_first.to(dtype),
-            self.second.to(dtype),
-            facts @ self.tensor_second.to(dtype).mT + self.bias_second.to(dtype),
-            self.last.to(dtype) * sizes.unsqueeze(-1),
-            self.base.to(dtype) * sizes,
+    def _gathered(
+        self,
+        plan: Plan,
+        stack: Stack,
+        joined: Sequence[Tensor],
+        known: tuple[tuple[Tensor, Tensor], Tensor],
+        passes: Passes | None,
+    ) -> Gathered:
+        """`joined`: gradient, value, momenta and squares of the stack; `known`: scales, corrections of the momenta."""
+        (gradient, weight, momenta, second), (scales, corrections) = joined, known
+        rates = self.fresh.to(gradient.dtype), 1 - self.config.second
+        mix = None
+        if self._levels(stack):
+            mix = self.mix.to(gradient.dtype) * functional.pad(corrections, (1, 0), value=1.0)
+        if passes is not None and stack.alone:
+            return passes.gathered(joined, scales, rates, mix)
+        scaled = gradient * (scales[0] * scales[1])
+        square, momenta = scaled.square(), momenta.lerp(scaled.unsqueeze(-3), rates[0][:, None, None])
+        mixed = None
+        if mix is not None:
+            counts = mix[..., None, None]
+            mixed = counts[..., 0, :, :] * scaled + (counts[..., 1:, :, :] * momenta).sum(-3)
+        if any(_shifted(plan.wiring, wire) for wire in stack.wires):
+            shown = plan.constant("shown", lambda: [not _shifted(plan.wiring, wire) for wire in plan.wires])
+            weight = weight * shown[stack.of, None, None]
+        squares = stack.unpadded(square.mean(-1)), stack.column_means(square).flatten(-2)
+        return Gathered(gradient, weight, momenta, second.lerp(square, rates[1]), mixed, squares)
+
+    def _squares(
+        self,
+        plan: Plan,
+        gathered: Sequence[Gathered],
+        clock: Clock,
+        before: Mapping[str, list[Tensor]],
+        after: dict[str, Sequence[Tensor]],
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+        """Means of squares by row and column: new ones into `after`; what Seen says of them, and warrant.of_tensor."""
+        fresh = 1 - self.config.second
+        now = [torch.cat([one.squares[i] for one in gathered], -1) for i in (0, 1)]
+        rows, columns = (
+            torch.cat(before[key], -1).lerp(new, fresh) for key, new in zip(("rows", "columns"), now, strict=True)
         )
+        after["rows"], after["columns"] = plan.split_rows(rows), plan.split_columns(columns)
+        mean = plan.rows_of_tensor.mean(rows) * clock.calm
+        damping, inverse = DAMPING * mean, inverse_root(mean).square()
+        known = torch.stack([clock.calm, damping, root(mean + damping)], -2)
+        calm, added, size = known.index_select(-1, plan.tensor_of_row).unbind(-2)
+        row = inverse_root(rows * calm + added) * size
+        calm, added, _ = known.index_select(-1, plan.tensor_of_column).unbind(-2)
+        column = inverse_root(columns * calm + added)
+        numbers = torch.cat([torch.stack([clock.calm, damping, inverse], -1), clock.corrections], -1)
+        return numbers, plan.pairs(row, column), (plan.rows_of_tensor.mean(now[0]), mean)
+
+    def _losses(
+        self,
+        clock: Clock,
+        loss: Tensor | None,
+        before: Mapping[str, list[Tensor]],
+        after: dict[str, Sequence[Tensor]],
+    ) -> tuple[Tensor, Tensor] | None:
+        """The loss and the first one, as every tensor knows them; for rules that look at it."""
+        if not self.config.loss:
+            return None
+        first = torch.stack(before["first loss"], -1)
+        now = first if loss is None else loss.to(first.dtype).unsqueeze(-1).expand_as(first)
+        first = torch.where(clock.counts == 1, now, first)
+        after["first loss"] = first.unbind(-1)
+        return first if loss is None else now, first
+
+    def _facts(self, plan: Plan, clock: Clock, grown: Tensor, losses: tuple[Tensor, Tensor] | None) -> Tensor:
+        """[.., tensors, facts]: the clock, what the tensor is and where it lies, how large the network is, the loss."""
+        times = (clock.steps.unsqueeze(-1) * self.inverse_times.to(clock.steps.dtype) - 1).tanh()
+        places = plan.constant("place", lambda: [place(plan.wiring, wire) for wire in plan.wires])
+        lead = times.shape[:-1]
+        parts = [times, places.expand(*lead, PLACES), grown[..., None, None].expand(*lead, 1)]
+        if losses is not None:
+            now, first = map(_log, losses)
+            parts.append(torch.stack([now / 5, (now - first) / 3], -1))
+        return torch.cat(parts, -1)
+
+    def _layers(self, plan: Plan, facts: Tensor, warranted: Tensor) -> list[Layers]:
+        """The network as every stack meets it: step size, what is warranted of it, f are in `last`."""
+        dtype, odd = facts.dtype, self.config.odd
+        paces = (facts @ self.pace.to(dtype).mT).unbind(-1)
+        pace = torch.where(plan.is_weight, paces[1], paces[0])
+        size = -(pace + self.log_step_size.to(dtype)).exp() * warranted
+        decay = size * (facts @ self.decay.to(dtype)).exp()
+        sizes = torch.stack([decay if k == odd + WEIGHT else size for k in range(odd)], -1)
+        parts = [
+            *(plan.per_stack(facts @ w.to(dtype).mT + b.to(dtype), -2) for w, b in self._biases),
+            plan.per_stack(self.last.to(dtype) * sizes.unsqueeze(-1), -3),
+            plan.per_stack(self.base.to(dtype) * sizes, -2),
+        ]
+        first, second = self.first.to(dtype), self.second.to(dtype)
+        return [Layers(first, a, second, b, last, base) for a, b, last, base in zip(*parts, strict=True)]
+
+    @property
+    def _biases(self) -> list[tuple[Tensor, Tensor]]:
+        return [(self.tensor_first, self.bias_first), (self.tensor_second, self.bias_second)]
 
     @property
     def _signed(self) -> bool:
         return self.config.symmetry == "permutation"
 
-    def _levels(self, wire: Wire) -> bool:
-        targets, sources, rest = wire.view
-        return wire.kind == "weight" and min(targets, sources * rest) <= self.config.levelling
+    def _levels(self, stack: Stack) -> bool:
+        return stack.wires[0].kind == "weight" and min(stack.rows, stack.columns) <= self.config.levelling
 
-    def _averaged(
-        self, step: Tensor, ahead: Tensor, steps: Tensor, warranted: Tensor, moving: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The delta of the parameters y, and how far z is then ahead of x.
-
-        z moves by `step`, x is the average of all z so far with weights that grow as a power of the step, and
-        y = x + (1 - beta) (z - x) is where gradients are taken. Only z - x is kept. x follows z as far as the gradient
-        warrants a step, of the tensor and of every entry (`moving`).
-        """
-        fresh, slack = self._recent(steps, step.dtype, warranted)
-        return averaged(step, ahead, beside(fresh, step) * moving, slack)
-
-    def _recent(self, steps: Tensor, dtype: torch.dtype, warranted: Tensor) -> tuple[Tensor, Tensor]:
-        """What the newest z counts in x, and 1 - beta."""
-        recency = self.log_recency.exp().to(dtype)
-        return (1 + recency) / (steps.to(dtype) + recency) * warranted, (-self.lag).sigmoid().to(dtype)
-
-    def _pieces(self, tensor: _Tensor) -> Callable[[], Iterable[_Piece]]:
-        """Odd features and the first hidden layer: kept where they are one piece, else made anew at every call."""
-        first, bias = tensor.layers.first, tensor.layers.first_bias
-        rows, count = tensor.wire.view[0], tensor.seen.gradient.numel()
-        compiling = torch.compiler.is_compiling()
-        if compiling and count >= FROM:
-            odd, even = unit_features(tensor.seen.units(), self._adam, signed=self._signed)
-            hidden = hidden_units(even, first, bias)
-            return lambda: [(0, rows, odd, hidden)]
-        some = count <= _PIECE or torch.is_grad_enabled() or compiling
-        step = rows if some else max(1, _PIECE * rows // count)
-
-        def made() -> Iterator[_Piece]:
-            for start in range(0, rows, step):
-                seen = tensor.seen if step == rows else tensor.seen.part(start, start + step)
-                groups = features(seen, self._adam, signed=self._signed)
-                odd, even = (torch.cat(parts, -3).flatten(-2) for parts in groups)
-                hidden = (first @ even + bias.unsqueeze(-1)).relu()
-                yield start, min(start + step, rows), odd, hidden
-
-        kept = list(made()) if step == rows else None
-        return made if kept is None else lambda: kept
-
-    def _looked(
-        self, wiring: Wiring, wire: Wire, at: tuple[Tensor, Tensor, Tensor], before: Mapping[str, Tensor]
-    ) -> tuple[Seen, dict[str, Tensor], Tensor]:
-        """What is seen of a tensor, its new moments, its gradient's mean square. `at`: gradient, value and scale."""
-        gradient, value, scale = at
-        gradient, weight = gradient * scale, None if _shifted(wiring, wire) else value / scale
-        moments, square = self._accumulate(wire, gradient, before)
-        decays, mix = (self.config.momenta, self.config.second), self.mix if self._levels(wire) else None
-        seen = look(wire, gradient, weight, {**moments, "step": before["step"] + 1}, decays, mix)
-        return seen, moments, square
-
-    def _accumulate(
-        self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        axes, fresh = len(wire.shape), 1 - self.config.second
-        square = wire.matrix(gradient).flatten(-2).square()
-        weights = self.fresh.to(gradient.dtype).view(-1, *[1] * axes)
-        by_row = square.mean(-1)
-        return {
-            "momenta": before["momenta"].lerp(gradient.unsqueeze(-1 - axes), weights),
-            "second": before["second"].lerp(square.view(gradient.shape), fresh),
-            "rows": before["rows"].lerp(by_row, fresh),
-            "columns": before["columns"].lerp(square.mean(-2), fresh),
-        }, by_row.mean(-1)
-
-    def _kept(self, before: Mapping[str, Tensor], reach: Tensor, loss: Tensor | None) -> dict[str, Tensor]:
-        """What else the state holds, but "ahead"."""
-        new = {"step": before["step"] + 1}
-        if self.config.memory:
-            new["reach"] = reach.clone()  # weight and bias have the same
-        if self.config.loss:
-            now = before["first loss"] if loss is None else loss.to(before["second"].dtype)
-            new["first loss"] = torch.where(before["step"] == 0, now, before["first loss"])
-        return new
-
-    def _tensor_features(
-        self, wiring: Wiring, wire: Wire, moments: Mapping[str, Tensor], grown: Tensor, loss: Tensor | None
-    ) -> Tensor:
-        """[.., features]: the clock, what the tensor is and where it lies, how large the network is, the loss."""
-        steps, dtype = moments["step"], moments["second"].dtype
-        clock = (steps.to(dtype).unsqueeze(-1) * self.inverse_times.to(dtype) - 1).tanh()
-        where = clock.new_tensor(place(wiring, wire)).expand(*clock.shape[:-1], PLACES)
-        parts = [clock, where, grown.unsqueeze(-1)]
-        if self.config.loss:
-            first = moments["first loss"]
-            now = first if loss is None else loss.to(dtype)
-            parts.append(torch.stack([_log(now) / 5, (_log(now) - _log(first)) / 3], -1))
-        return torch.cat(parts, -1)
-
-    def _mix(
+    def _looks(
         self,
-        wiring: Wiring,
-        tensors: Mapping[str, _Tensor],
-        firsts: Mapping[str, Callable[[], Iterable[_Piece]]],
+        plan: Plan,
+        gathered: Sequence[Gathered],
+        known: tuple[Sequence[tuple[Tensor, Tensor]], Tensor, Sequence[tuple[Tensor, Tensor]]],
+        layers: Sequence[Layers],
         passes: Passes | None,
-    ) -> list[Tensor]:
-        """Per set of neurons, [.., hidden, size]: means over what touches a neuron, over its set and over all sets."""
-        received: list[list[Tensor]] = [[] for _ in wiring.sets]
-        for name, tensor in tensors.items():
-            wire, by_row, by_column = tensor.wire, [], []
-            targets, *shape = wire.view
-            if passes is not None and name not in firsts:
-                of_rows, of_columns = passes.receive(tensor.seen, *steady(*tensor.layers[:2]))
-                by_row.append(of_rows)
-                by_column.append(of_columns.unflatten(-1, (wire.view[1], -1)).mean(-1))
-            for start, end, _, hidden in firsts[name]() if name in firsts else ():
-                if isinstance(hidden, list):
-                    of_rows, of_columns = pooled(hidden, wire.view)
-                    by_row.append(of_rows)
-                    by_column.append(of_columns)
-                    continue
-                grid = hidden.unflatten(-1, (end - start, *shape))
-                by_row.append(grid.mean((-2, -1)))
-                by_column.append(grid.mean(-1).sum(-2) / targets)
-            received[wire.target].append(by_row[0] if len(by_row) == 1 else torch.cat(by_row, -1))
-            if wire.source is not None:
-                received[wire.source].append(sum(by_column[1:], by_column[0]))
-        like = next(part for parts in received for part in parts)
-        own = [
-            torch.stack(parts).mean(0) if parts else like.new_zeros(*like.shape[:-1], neurons.size)
-            for parts, neurons in zip(received, wiring.sets, strict=True)
-        ]
-        layers = [neurons.mean(-1, keepdim=True) for neurons in own]
-        network = torch.stack(layers).mean(0)
-        a, b, c = self.node.to(like.dtype).split(self.config.hidden, -1)
-        return [(a @ n + b @ layer + c @ network).relu() for n, layer in zip(own, layers, strict=True)]
-
-    def _ends(self, tensor: _Tensor, nodes: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The second layer's bias, [.., hidden, rows, 1] plus [.., hidden, 1, columns]."""
-        wire, bias = tensor.wire, tensor.layers.second_bias.unsqueeze(-1)
-        targets, sources, rest = wire.view
-        lead, dtype = bias.shape[:-1], bias.dtype
-        rows, columns = bias.expand(*lead, targets), bias.new_zeros(*lead, sources * rest)
-        if nodes is not None:
-            rows = rows + self.to_target.to(dtype) @ nodes[wire.target]
-        if nodes is not None and wire.source is not None:
-            columns = (self.to_source.to(dtype) @ nodes[wire.source]).repeat_interleave(rest, -1)
-        return rows.unsqueeze(-1), columns.unsqueeze(-2)
-
-    def _direction(
-        self, tensor: _Tensor, nodes: Sequence[Tensor] | None, pieces: Iterable[_Piece]
-    ) -> tuple[Tensor, Tensor]:
-        """The step in the gauge, and what part of it every entry's gradient warrants, [.., parameters]."""
-        layers, (rows, columns) = tensor.layers, self._ends(tensor, nodes)
-        found = []
-        for start, end, odd, hidden in pieces:
-            ends = rows[..., start:end, :] + columns
-            if isinstance(hidden, list):
-                step, moving = direct(odd, hidden, layers, ends.unbind(-3))
-                found.append((step.flatten(-2), moving.flatten(-2)))
+    ) -> list[Look]:
+        """What is seen of every stack. `known`: scales, numbers and factors, as Seen has them."""
+        (scales, numbers, factors), kept, looks = known, 0, []
+        for stack, one, scale, own, factor, network in zip(
+            plan.stacks, gathered, scales, plan.per_stack(numbers[..., None, None], -4), factors, layers, strict=True
+        ):
+            level = None if one.mixed is None else levelled(one.mixed)
+            seen = Seen(one.gradient, one.weight, level, one.momenta, one.second, scale, factor, own)
+            if passes is not None and stack.alone:
+                looks.append(passes.look(seen, network))
                 continue
-            second = (layers.second @ hidden + ends.flatten(-2)).relu()
-            moving = of_entries(odd[..., 0, :])
-            found.append(((odd * (layers.last @ second + layers.base.unsqueeze(-1))).sum(-2) * moving, moving))
-        if len(found) == 1:
-            return found[0]
-        steps, moving = zip(*found, strict=True)
-        return torch.cat(steps, -1), torch.cat(moving, -1)
+            kept += one.gradient.numel()
+            keep = kept <= piece(one.gradient.device)
+            looks.append(Look(seen, network, (self._adam, self._signed), keep=keep))
+        return looks
 
-    # Large tensors, pass by pass.
+    def _mix(self, plan: Plan, looks: Sequence[Look]) -> Tensor:
+        """Per neuron, [.., hidden, neurons]: means over what touches it, over its set and over all sets."""
+        of_rows, of_sources = [], []
+        for stack, look in zip(plan.stacks, looks, strict=True):
+            by_row, by_source = (means.movedim(-3, -2) for means in look.received(stack.sources))
+            of_rows.append(stack.unpadded(by_row))
+            of_sources += [by_source.flatten(-2)] if stack.wires[0].source is not None else []
+        own = plan.ends_of_neuron.mean(torch.cat([*of_rows, *of_sources], -1))
+        layers = plan.neurons_of_set.mean(own)
+        a, b, c = self.node.to(own.dtype).split(self.config.hidden, -1)
+        shared = b @ layers + c @ layers.mean(-1, keepdim=True)
+        return (a @ own + shared.index_select(-1, plan.set_of_neuron)).relu()
+
+    def _ends(self, plan: Plan, layers: Sequence[Layers], nodes: Tensor | None) -> list[tuple[Tensor, ...]]:
+        """The second layer's bias per stack, [.., tensors, hidden, rows, 1] plus [.., tensors, hidden, 1, columns]."""
+        biases = [own.second_bias[..., None, None] for own in layers]
+        if nodes is None:
+            return [(bias,) for bias in biases]
+        to_target = self.to_target.to(nodes.dtype) @ nodes
+        to_source = functional.pad(self.to_source.to(nodes.dtype) @ nodes, (0, 1))
+        rows = plan.rows_per_stack(to_target.index_select(-1, plan.target_of_row))
+        columns = plan.columns_per_stack(to_source.index_select(-1, plan.source_of_column))
+        return [
+            (row.movedim(-2, -3).unsqueeze(-1) + bias, column.movedim(-2, -3).unsqueeze(-2))
+            for row, column, bias in zip(rows, columns, biases, strict=True)
+        ]
+
+    def _recent(self, clock: Clock, warranted: Tensor) -> tuple[Tensor, Tensor]:
+        """What the newest z counts in x, per tensor, and 1 - beta.
+
+        The delta is that of the parameters y: z moves by the step, x is the average of all z so far with weights that
+        grow as a power of the step, and y = x + (1 - beta) (z - x) is where gradients are taken. Only z - x is kept. x
+        follows z as far as the gradient warrants a step, of the tensor and of every entry.
+        """
+        if not self.config.averaging:
+            return warranted, warranted
+        recency = self.log_recency.exp().to(warranted.dtype)
+        fresh = (1 + recency) / (clock.steps + recency) * warranted
+        return fresh, (-self.lag).sigmoid().to(warranted.dtype)
 
     def compiled_passes(self) -> Passes | None:
         """See RuleModule.compiled_passes."""
         return Passes(self._adam, signed=self._signed) if self.config.hidden <= _WIDE else None
 
-    def _gathered(
-        self,
-        passes: Passes,
-        wire: Wire,
-        at: tuple[Tensor, Tensor, Sequence[Tensor]],
-        before: Mapping[str, Tensor],
-    ) -> tuple[Large, dict[str, Tensor], Tensor]:
-        """What `_looked` gives, of a large tensor. `at`: gradient, value, and scales of all neurons."""
-        (gradient, weight, reach), (_, sources, rest) = at, wire.view
-        steps, dtype = (before["step"] + 1).to(gradient.dtype), gradient.dtype
-        source = gradient.new_ones(1) if wire.source is None else reach[wire.source]
-        target = reach[wire.target].unsqueeze(-1).detach()
-        source = (source * math.sqrt(sources * rest)).reciprocal().repeat_interleave(rest).unsqueeze(0).detach()
-        momenta, second = wire.flat(before["momenta"]), wire.flat(before["second"])
-        old = Moments(momenta, second, before["rows"], before["columns"])
-        corrections = torch.stack([warmth(decay, steps) for decay in self.config.momenta]).reciprocal()
-        calm = warmth(self.config.second, steps).reciprocal()
-        weights = self.mix.to(dtype) if self._levels(wire) else corrections.new_zeros(1 + len(corrections))
-        (mix,) = steady(weights * torch.cat([corrections.new_ones(1), corrections]))
-        fresh = (*steady(self.fresh.to(dtype)), 1 - self.config.second)
-        new, mixed, square = passes.gather(wire.flat(gradient), old, (target, source), fresh, mix)
-        inverse, row, column = factors(new.rows * calm, new.columns * calm)
-        facts = calm, DAMPING * calm * new.rows.mean(), inverse.squeeze(), calm.new_tensor(float(self._levels(wire)))
-        large = Large(
-            *(wire.flat(gradient), wire.flat(weight), levelled(mixed) if self._levels(wire) else mixed),
-            *(new.momenta, new.second, (target, source), (row, column)),
-            *steady(torch.cat([torch.stack(facts), corrections])),
-        )
-        return large, {key: moment.view(before[key].shape) for key, moment in new._asdict().items()}, square
 
-    def _moved(
-        self, passes: Passes, tensor: _Tensor, nodes: Sequence[Tensor] | None, before: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """A large tensor's delta and "ahead", from the state before."""
-        layers, average = Layers(*steady(*tensor.layers)), None
-        if self.config.averaging:
-            (recent,) = steady(torch.stack(self._recent(before["step"] + 1, layers.base.dtype, tensor.warranted)))
-            average = tensor.wire.flat(before["ahead"]), recent
-        return passes.move(tensor.seen, layers, self._ends(tensor, nodes), average)
+class Clock:
+    """How many steps are done with this one, per tensor, and the corrections that follow from it.
 
+    Attributes:
+        counts: [.., tensors], float32.
+        steps: the same in the state's dtype.
+        corrections: of the momenta for their start at zero, [.., tensors, momenta].
+        calm: of the squares, [.., tensors].
+    """
 
-_Piece = tuple[int, int, Any, Any]
-"""First row, the one after the last, odd features and first hidden layer: tensors [.., features, parameters], or lists
-of units (unitwise.py)."""
-
-
-class _Tensor(NamedTuple):
-    """A tensor of the optimizee: its wire, what is seen of its parameters, the network that looks at it, warrant.py."""
-
-    wire: Wire
-    seen: Any  # Seen; Large where it goes through passes of its own
-    layers: Layers
-    warranted: Tensor
+    def __init__(self, counts: Tensor, dtype: torch.dtype, decays: tuple[Sequence[float], float]) -> None:
+        self.counts, self.steps = counts, counts.to(dtype)
+        self.corrections = torch.stack([warmth(decay, self.steps) for decay in decays[0]], -1).reciprocal()
+        self.calm = warmth(decays[1], self.steps).reciprocal()
 
 
 def _shifted(wiring: Wiring, wire: Wire) -> bool:

@@ -340,9 +340,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         here = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, param in zip(saved, here, strict=True):
             for quantity, value in came["state"].get(key, {}).items():
-                now = self.state[param][quantity]
-                if (now.dtype, now.device) != (value.dtype, param.device):
-                    self.state[param][quantity] = value.to(param.device)
+                self.state[param][quantity] = value.detach().to(param.device, copy=True)  # steps write into it
 
     def _check_state(self, came: dict[str, Any]) -> None:
         """Raise ParamsError for a state that the rules would not keep for the parameters at its places."""

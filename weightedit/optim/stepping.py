@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, _foreach_add_, _foreach_copy_, _foreach_mul, _foreach_mul_  # pyright: ignore[reportPrivateImportUsage]
 
 from weightedit.errors import WeightEditError
 from weightedit.network.spec import Params
@@ -109,12 +109,15 @@ def stepped(param: Tensor, delta: Tensor, group: Mapping[str, Any]) -> Tensor:
     return param + lr * delta if isinstance(lr, Tensor) else torch.add(param, delta, alpha=lr)
 
 
-def step_in_place(param: Tensor, delta: Tensor, group: Mapping[str, Any]) -> None:
-    """`stepped` for a parameter in float32 or more, where it stands: nothing is allocated."""
+def steps_in_place(params: list[Tensor], deltas: list[Tensor], group: Mapping[str, Any]) -> None:
+    """`stepped` for parameters in float32 or more, where they stand, in one call each for decay and step."""
     lr, kept = _numbers(group)
     if kept is not None:
-        param.mul_(kept)
-    param.add_(lr * delta) if isinstance(lr, Tensor) else param.add_(delta, alpha=lr)
+        _foreach_mul_(params, kept)
+    if isinstance(lr, Tensor):
+        _foreach_add_(params, _foreach_mul(deltas, lr))
+    else:
+        _foreach_add_(params, deltas, alpha=lr)
 
 
 def _numbers(group: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -187,19 +190,38 @@ class Step(NamedTuple):
         return fault({**updates, **self.new}, self.state, {name: one.grad for name, one in self.ones.items()})
 
     def take(self, states: dict[Tensor, Any]) -> None:
-        """Write it. A state that is a parameter or a gradient itself is copied, since those change in place."""
-        seen = (t for one in self.ones.values() for t in (one.param, one.grad) if t is not None)
-        live = {t.untyped_storage().data_ptr() for t in seen}
+        """Write it: into the state's own tensors where it has them, and they are none of what the rule gave."""
+        own = {t.untyped_storage().data_ptr() for one in self.ones.values() for t in states.get(one.param, {}).values()}
+        here: list[Tensor] = []
+        there: list[Tensor] = []
         for name, one in self.ones.items():
-            states[one.param] = {
-                key: tensor.clone() if tensor.untyped_storage().data_ptr() in live else tensor
-                for key, tensor in self.state[name].items()
-            }
+            kept = states.get(one.param, {})
+            for key, tensor in self.state[name].items():
+                old = kept.get(key)
+                if tensor.untyped_storage().data_ptr() in own and tensor is not old:  # an old one, by another name
+                    tensor = tensor.clone()
+                if old is None or (old.shape, old.dtype, old.device) != (tensor.shape, tensor.dtype, tensor.device):
+                    kept[key] = tensor.clone()
+                else:
+                    here.append(old)
+                    there.append(tensor)
+            states[one.param] = {key: kept[key] for key in self.state[name]}
+        if here:
+            _foreach_copy_(here, there)
+        for name, new in self.new.items():
+            self.ones[name].param.copy_(new.view_as(self.ones[name].param))
+        for names in self._groups():
+            params = [self.ones[name].param for name in names]
+            deltas = [self.deltas[name].view_as(param) for name, param in zip(names, params, strict=True)]
+            steps_in_place(params, deltas, self.ones[names[0]].group)
+
+    def _groups(self) -> Iterable[list[str]]:
+        """Names of what is not in `new`, group by group."""
+        found: dict[int, list[str]] = {}
         for name, one in self.ones.items():
-            if name in self.new:
-                one.param.copy_(self.new[name].view_as(one.param))
-            else:
-                step_in_place(one.param, self.deltas[name].view_as(one.param), one.group)
+            if name not in self.new:
+                found.setdefault(id(one.group), []).append(name)
+        return found.values()
 
 
 def read_options(given: dict[str, Any]) -> StepOptions:

@@ -62,6 +62,24 @@ def steady(*tensors: Tensor) -> tuple[Tensor, ...]:
     return found
 
 
+def some(x: Tensor, axis: int, which: slice) -> Tensor:
+    """A slice of an axis; all of it, and the one entry of an axis that stands for all, without a call."""
+    if which == slice(None) or x.shape[axis] == 1:
+        return x
+    return x.narrow(axis, which.start, min(which.stop, x.shape[axis]) - which.start)
+
+
+def dense(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """weight x + bias for x [.., in, n]; weight [out, in] or one per network and tensor; bias [.., out, 1] or n."""
+    if x.dim() == 2:
+        return torch.addmm(bias, weight, x)
+    lead = x.shape[:-2]
+    weight, bias = weight.expand(*lead, *weight.shape[-2:]), bias.expand(*lead, *bias.shape[-2:])
+    if len(lead) == 1:
+        return torch.baddbmm(bias, weight, x)
+    return torch.baddbmm(bias.flatten(0, -3), weight.flatten(0, -3), x.flatten(0, -3)).unflatten(0, lead)
+
+
 def affine(weight: Tensor, bias: Sequence[Tensor], units: Sequence[Tensor]) -> list[Tensor]:
     """weight [.., out, in] of `units`, plus one `bias` per output that broadcasts with a unit."""
     return [

@@ -1,0 +1,102 @@
+"""A step over stacks of tensors is the step over one tensor after another; stacks and lines hold what went in."""
+
+import pytest
+import torch
+
+from tests.modules import CNN, GPT, ResNet, ViT
+from tests.networks import SPECS, generator, random_params
+from tests.optim.test_metanet_rule import LEVELLING, random_rule
+from tests.per_tensor_twin import twin_step
+from tests.rounding import assert_agree
+from weightedit.delta import apply_delta
+from weightedit.network.module_wiring import wiring_of
+from weightedit.network.wiring import Wiring
+from weightedit.optim.stacks import plan_of
+
+NETS = {"CNN": lambda: CNN((3, 4, 5, 6)), "ResNet": ResNet, "ViT": ViT, "GPT": GPT}
+
+
+def network(name):
+    """A wiring and float64 parameters."""
+    if name in SPECS:
+        return Wiring.of(SPECS[name]), random_params(SPECS[name])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = NETS[name]().double()
+    wiring = wiring_of(net)
+    return wiring, {k: p.detach() for k, p in net.named_parameters() if k in wiring.by_name}
+
+
+def random_like(params, source):
+    return {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mixing": False, "momenta": (0.5, 0.8, 0.95)},
+        {"levelling": 5, "loss": True},
+        {"symmetry": "permutation", "averaging": False, "memory": 0.0},
+    ],
+    ids=["default", "momenta", "loss", "permutation"],
+)
+@pytest.mark.parametrize("name", [*NETS, "relu", "sine", "mixed"])
+def test_agrees_with_one_tensor_after_another(name, options):
+    """Deltas and all of the state over three steps, to rounding as levelling and the roots amplify it."""
+    (wiring, params), rule, source = network(name), random_rule(**options), generator(2)
+    state = other = rule.init(wiring, params)
+    with torch.no_grad():
+        for loss in (1.3, 0.4, None):
+            grads, loss = random_like(params, source), None if loss is None else torch.tensor(loss).double()
+            expected, other = twin_step(rule, wiring, grads, other, params, loss)
+            delta, state = rule(wiring, grads, state, params, loss=loss)
+            assert_agree(delta, expected, LEVELLING)
+            for k in params:
+                assert_agree(
+                    {x: t.double() for x, t in state[k].items()},
+                    {x: t.double() for x, t in other[k].items()},
+                    LEVELLING,
+                )
+            params = apply_delta(params, expected)
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+@pytest.mark.parametrize("name", [*NETS, "mixed"])
+def test_stacks_give_back_what_they_join(name, lead):
+    wiring, params = network(name)
+    plan, source = plan_of(wiring, params, next(iter(params.values()))), generator(0)
+    assert sorted(plan.names) == sorted(params)
+    for stack in plan.stacks:
+        for inner in ((), (3,)):
+            tensors = [torch.randn(*lead, *inner, *wire.shape, generator=source) for wire in stack.wires]
+            joined = stack.join(tensors, len(lead))
+            assert joined.shape == (*lead, len(stack), *inner, stack.rows, stack.columns)
+            back = stack.parts(joined, len(lead))
+            assert all(torch.equal(a, b) for a, b in zip(back, tensors, strict=True))
+
+
+@pytest.mark.parametrize("name", [*NETS, "mixed"])
+def test_lines_lead_to_rows_columns_and_neurons(name):
+    """Each against a loop over the wires, on numbers that tell every row and neuron apart."""
+    wiring, params = network(name)
+    plan = plan_of(wiring, params, next(iter(params.values())))
+    sizes = [neurons.size for neurons in wiring.sets]
+    neurons = torch.arange(sum(sizes) + 1.0)
+    of_set = neurons[:-1].split(sizes)
+    rows = torch.cat([of_set[wire.target] for wire in plan.wires])
+    assert torch.equal(neurons[plan.target_of_row], rows)
+    columns = [
+        of_set[wire.source].repeat_interleave(wire.view[2]) if wire.source is not None else neurons[-1:]
+        for wire in plan.wires
+    ]
+    assert torch.equal(neurons[plan.source_of_column], torch.cat(columns))
+    means = torch.stack([of_set[wire.target].mean() for wire in plan.wires])
+    torch.testing.assert_close(plan.rows_of_tensor.mean(rows), means)
+    expected = torch.zeros(len(wiring.sets), len(plan.wires))
+    for i, wire in enumerate(plan.wires):
+        expected[wire.target, i] = 1
+    arrived = plan.rows_of_neuron.of(torch.eye(len(plan.wires))[:, plan.tensor_of_row])
+    assert torch.equal(arrived, expected[plan.set_of_neuron].T)
+    again = plan_of(wiring, params, next(iter(params.values())))
+    assert again is plan

@@ -1,0 +1,257 @@
+"""Tensors of one shape side by side, and lines of all their rows, columns and neurons: a step goes once over a network.
+
+A step that treats one tensor after another is mostly the calling of small operations. Here a network's wiring becomes
+a plan, made once: which tensors stand in one stack [.., tensors, rows, columns], and for everything that is one number
+per row, column or neuron, where it stands in one line over the whole network. Biases and gains of all lengths make one
+stack, padded with zeros. Sums over lines go through indices that were made with the plan, in one order always, so that
+two runs agree bit by bit on every device. What is computed with these is each rule's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from weightedit.network.wiring import Wire, Wiring
+from weightedit.optim.unitwise import goes_alone
+
+
+class Stack:
+    """Tensors that are one in all operations: weights of one shape, or all biases and gains.
+
+    Attributes:
+        names, wires: of the tensors, in order.
+        rows, columns: of the matrix that each one is; of biases and gains, the longest's rows.
+        alone: one large tensor that a compiled rule takes by itself.
+        first: place of the first tensor among those of all stacks.
+    """
+
+    def __init__(self, wires: Sequence[Wire], first: int, device: torch.device, *, alone: bool = False) -> None:
+        self.wires, self.names = tuple(wires), tuple(wire.name for wire in wires)
+        self.rows = max(wire.view[0] for wire in wires)
+        self.sources, self.rest = wires[0].view[1:]
+        self.columns, self.alone, self.first = self.sources * self.rest, alone, first
+        self.lengths = [wire.view[0] for wire in wires]
+        self._shape = wires[0].shape
+        self._padding = self._places = self._counts = None
+        if min(self.lengths) < self.rows:
+            ends, total = _starts(self.lengths), sum(self.lengths)
+            rows = [
+                torch.cat([_range(start, n, device), torch.full((self.rows - n,), total, device=device)])
+                for start, n in zip(ends, self.lengths, strict=True)
+            ]
+            self._padding = torch.cat(rows)
+            self._places = torch.cat([_range(i * self.rows, n, device) for i, n in enumerate(self.lengths)])
+            self._counts = torch.tensor(self.lengths, device=device).unsqueeze(-1)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def of(self) -> slice:
+        """The places of its tensors among those of all stacks."""
+        return slice(self.first, self.first + len(self))
+
+    def join(self, tensors: Sequence[Tensor], lead: int) -> Tensor:
+        """Tensors [.., *inner, *shape], `lead` axes of networks first, as [.., tensors, *inner, rows, columns]."""
+        if self._padding is not None:
+            line = self.padded(torch.cat(list(tensors), -1))
+            return line.movedim(-2, lead).unsqueeze(-1)
+        joined = torch.stack(list(tensors), lead) if len(tensors) > 1 else tensors[0].unsqueeze(lead)
+        shape = (*joined.shape[: joined.dim() - len(self._shape)], self.rows, self.columns)
+        return joined if joined.shape == shape else joined.reshape(shape)
+
+    def parts(self, joined: Tensor, lead: int) -> Sequence[Tensor]:
+        """The tensors that make up [.., tensors, *inner, rows, columns]; `join` backwards."""
+        if self._padding is not None:
+            return self.unpadded(joined.squeeze(-1).movedim(lead, -2)).split(self.lengths, -1)
+        shape = (*joined.shape[:-2], *self._shape)
+        return (joined if joined.shape == shape else joined.reshape(shape)).unbind(lead)
+
+    def column_means(self, joined: Tensor) -> Tensor:
+        """Means over the rows that there are, [.., tensors, rows, columns] -> [.., tensors, columns]."""
+        return joined.mean(-2) if self._counts is None else joined.sum(-2) / self._counts
+
+    def padded(self, line: Tensor, value: float = 0.0) -> Tensor:
+        """Numbers per row of every tensor, one tensor after another, [.., line] as [.., tensors, rows]."""
+        if self._padding is not None:
+            line = functional.pad(line, (0, 1), value=value).index_select(-1, self._padding)
+        return line.unflatten(-1, (len(self), self.rows))
+
+    def unpadded(self, rows: Tensor) -> Tensor:
+        """`padded` backwards."""
+        line = rows.flatten(-2)
+        return line if self._places is None else line.index_select(-1, self._places)
+
+
+class Sums:
+    """Sums over the numbers of a line that belong to one number of another.
+
+    Args:
+        places: in the line, of the first, second, .. number that belongs to each of the others; `length` for none.
+        length: of the line.
+    """
+
+    def __init__(self, places: Sequence[Tensor], length: int) -> None:
+        self._many = len(places)
+        self._index = torch.cat(list(places))
+        self._counts = torch.stack([place < length for place in places]).sum(0).clamp(min=1)
+
+    def gathered(self, line: Tensor) -> Tensor:
+        """What is summed, zeros where there is less of it: [.., most, made]."""
+        return functional.pad(line, (0, 1)).index_select(-1, self._index).unflatten(-1, (self._many, -1))
+
+    def of(self, line: Tensor) -> Tensor:
+        """[.., line] -> [.., made]."""
+        return self.gathered(line).sum(-2)
+
+    def mean(self, line: Tensor) -> Tensor:
+        """The same, of means; 0 where nothing belongs to a number."""
+        return self.of(line) / self._counts
+
+
+class Plan:
+    """Where everything stands that a step over some tensors of a network needs.
+
+    Lines: `rows` of all tensors, one after another in the order of the stacks; `columns` (sources by positions);
+    `neurons`, those of all sets of the wiring in order, and one more, of size 1, for what is none.
+
+    Args:
+        wiring: of the network.
+        names: of the tensors, all in the wiring.
+        alone: those that are stacks of their own.
+        like: dtype and device of constants.
+    """
+
+    def __init__(
+        self, wiring: Wiring, names: Sequence[str], alone: Sequence[str], like: tuple[torch.dtype, torch.device]
+    ) -> None:
+        (self.dtype, self.device), self.wiring = like, wiring
+        groups: dict[tuple[object, ...], list[Wire]] = {}
+        for name in names:
+            wire = wiring.by_name[name]
+            one_axis = wire.source is None and len(wire.shape) == 1
+            key = (name,) if name in alone else ("",) if one_axis else ("", wire.view, wire.shape, wire.source is None)
+            groups.setdefault(key, []).append(wire)
+        self.stacks: list[Stack] = []
+        for key, wires in groups.items():
+            first = sum(len(stack) for stack in self.stacks)
+            self.stacks.append(Stack(wires, first, self.device, alone=key[0] != ""))
+        self.wires = [wire for stack in self.stacks for wire in stack.wires]
+        self.names = [wire.name for wire in self.wires]
+        self.is_weight = torch.tensor([wire.kind == "weight" for wire in self.wires], device=self.device)
+        self._rows = [wire.view[0] for wire in self.wires]
+        self._columns = [math.prod(wire.view[1:]) for wire in self.wires]
+        sizes = [neurons.size for neurons in wiring.sets]
+        self._starts, self.neurons = _starts(sizes), sum(sizes)
+        self._constants: dict[str, Tensor] = {}
+        self.tensor_of_row, self.tensor_of_column = self._repeated(self._rows), self._repeated(self._columns)
+        self.target_of_row = torch.cat([self._range(self._starts[wire.target], wire.view[0]) for wire in self.wires])
+        self.source_of_column = torch.cat([self._sources(wire).repeat_interleave(wire.view[2]) for wire in self.wires])
+        self.rows_of_tensor, self.neurons_of_set = self._runs(self._rows), self._runs(sizes)
+        self.set_of_neuron = self._repeated(sizes)
+        at = [(wire.target, start) for wire, start in zip(self.wires, _starts(self._rows), strict=True)]
+        self.rows_of_neuron = self._arriving(at, sum(self._rows))
+        count = sum(self._rows)
+        for wire in self.wires:
+            if wire.source is not None:
+                at.append((wire.source, count))
+                count += wire.view[1]
+        self.ends_of_neuron = self._arriving(at, count)
+
+    def split_rows(self, line: Tensor) -> Sequence[Tensor]:
+        """A line of rows as one tensor per parameter, by `names`."""
+        return line.split(self._rows, -1)
+
+    def split_columns(self, line: Tensor) -> Sequence[Tensor]:
+        """A line of columns as one tensor per parameter, by `names`."""
+        return line.split(self._columns, -1)
+
+    def per_stack(self, numbers: Tensor, axis: int = -1) -> Sequence[Tensor]:
+        """Numbers per tensor along `axis`, cut into the stacks' parts."""
+        return numbers.split([len(stack) for stack in self.stacks], axis)
+
+    def rows_per_stack(self, line: Tensor, padding: float = 0.0) -> list[Tensor]:
+        """A line [.., rows] as [.., tensors, rows] of every stack."""
+        parts = line.split([sum(self._rows[stack.of]) for stack in self.stacks], -1)
+        return [stack.padded(part, padding) for stack, part in zip(self.stacks, parts, strict=True)]
+
+    def columns_per_stack(self, line: Tensor) -> list[Tensor]:
+        """A line [.., columns] as [.., tensors, columns] of every stack."""
+        parts = line.split([sum(self._columns[stack.of]) for stack in self.stacks], -1)
+        return [part.unflatten(-1, (len(stack), -1)) for stack, part in zip(self.stacks, parts, strict=True)]
+
+    def pairs(self, rows: Tensor, columns: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Lines of rows and columns as [.., tensors, rows, 1] and [.., tensors, 1, columns] of every stack."""
+        by_stack = zip(self.rows_per_stack(rows, 1.0), self.columns_per_stack(columns), strict=True)
+        return [(row.unsqueeze(-1), column.unsqueeze(-2)) for row, column in by_stack]
+
+    def constant(self, name: str, made: Callable[[], Any]) -> Tensor:
+        """A tensor of numbers that a rule knows of this plan by a name of its own, in the plan's dtype; made once."""
+        if name not in self._constants:
+            with torch.inference_mode(False):
+                self._constants[name] = torch.tensor(made(), dtype=self.dtype, device=self.device)
+        return self._constants[name]
+
+    def _sources(self, wire: Wire) -> Tensor:
+        source = wire.source
+        return self._range(self.neurons, 1) if source is None else self._range(self._starts[source], wire.view[1])
+
+    def _range(self, start: int, count: int) -> Tensor:
+        return _range(start, count, self.device)
+
+    def _repeated(self, lengths: Sequence[int]) -> Tensor:
+        return torch.cat([torch.full((n,), i, device=self.device) for i, n in enumerate(lengths)])
+
+    def _runs(self, lengths: Sequence[int]) -> Sums:
+        most, total = max(lengths), sum(lengths)
+        rows = [
+            functional.pad(self._range(start, n), (0, most - n), value=total)
+            for start, n in zip(_starts(lengths), lengths, strict=True)
+        ]
+        return Sums(torch.stack(rows, 1).unbind(), total)
+
+    def _arriving(self, at: Sequence[tuple[int, int]], total: int) -> Sums:
+        """Per neuron of every set, the places in a line of `total` that begin where `at` says, by set."""
+        by_set = [[start for i, start in at if i == number] for number in range(len(self.wiring.sets))]
+        most = max(map(len, by_set))
+        places = []
+        for k in range(most):
+            parts = [
+                self._range(starts[k], neurons.size)
+                if k < len(starts)
+                else torch.full((neurons.size,), total, device=self.device)
+                for starts, neurons in zip(by_set, self.wiring.sets, strict=True)
+            ]
+            places.append(torch.cat(parts))
+        return Sums(places, total)
+
+
+def plan_of(wiring: Wiring, tensors: Mapping[str, Tensor], like: Tensor, *, alone: bool = False) -> Plan:
+    """The plan of a network's tensors, made when first asked for and kept with the wiring.
+
+    Args:
+        wiring: of the network, which keeps it.
+        tensors: with the names of the parameters; of their numbers nothing is looked at.
+        like: of the dtype and on the device of a plan's constants.
+        alone: whether large tensors of one network are stacks of their own (unitwise.goes_alone).
+    """
+    apart = [name for name, tensor in tensors.items() if alone and goes_alone(tensor, wiring.by_name[name].shape)]
+    key = (tuple(tensors), tuple(apart), like.device, like.dtype)
+    if key not in wiring.plans:
+        with torch.inference_mode(False), torch.no_grad():  # what is kept must serve a training, too
+            wiring.plans[key] = Plan(wiring, tuple(tensors), apart, (like.dtype, like.device))
+    return wiring.plans[key]
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return [sum(lengths[:i]) for i in range(len(lengths))]
+
+
+def _range(start: int, count: int, device: torch.device) -> Tensor:
+    return torch.arange(start, start + count, device=device)
