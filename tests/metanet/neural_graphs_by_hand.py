@@ -55,6 +55,14 @@ def _entry(table, level, height):
     return table.from_input[min(level, last)] + table.from_output[min(height, last)]
 
 
+def waves(features, value):
+    """[root 2 cos(2 pi f x) for every frequency f, then root 2 sin(2 pi f x)], or x itself without frequencies."""
+    if features is None:
+        return value.reshape(1)
+    phases = [2 * math.pi * f * value for f in features.frequencies[:, 0]]
+    return math.sqrt(2) * torch.stack([*(phase.cos() for phase in phases), *(phase.sin() for phase in phases)])
+
+
 def lift(stage, network, *, loops):
     """Node features v[i] and pair features e[i, j]."""
     spec, v, e = network.spec, {}, {}
@@ -62,7 +70,7 @@ def lift(stage, network, *, loops):
     for i in network.neurons:
         level, position = i
         bias, bias_size = network.bias.get(i, torch.zeros(()).double()), network.bias_size(level)
-        entries = [bias / bias_size, network.weight_size(level).log(), bias_size.log()]
+        entries = [*waves(stage.waves_of_nodes, bias / bias_size), network.weight_size(level).log(), bias_size.log()]
         if probed:
             seen = [at[k] for at in probed for k in network.neurons if k[0] == level]
             entries += [at[i] / network.size(seen) for at in probed] + [network.size(seen).log()]
@@ -74,12 +82,13 @@ def lift(stage, network, *, loops):
         kind = 0 if level == 0 else 1 + ACTIVATION_NAMES.index(network.activation(level).name)
         v[i] = stage.lift_nodes(torch.stack(entries)) + code + stage.activations.weight[kind]
     for (i, j), weight in network.weight.items():
-        scaled = (weight / network.weight_size(i[0])).reshape(1)
+        scaled = waves(stage.waves_of_pairs, weight / network.weight_size(i[0]))
         e[i, j] = stage.lift_forward(scaled)
         if stage.lift_backward is not None:
             e[j, i] = stage.lift_backward(scaled) + stage.lift_forward.bias
     if loops:
-        e.update({(i, i): stage.lift_forward.bias for i in network.neurons})
+        nothing = waves(stage.waves_of_pairs, torch.zeros((), dtype=torch.float64))
+        e.update({(i, i): stage.lift_forward(nothing) for i in network.neurons})
     return v, e
 
 

@@ -17,6 +17,7 @@ from weightedit.graph.neural_graph import NeuralGraph, dense_layout
 from weightedit.metanet.neural_graphs.config import NGGNNConfig, NGTConfig
 from weightedit.metanet.neural_graphs.layers import degree_scalers
 from weightedit.metanet.neural_graphs.network import NGGNN, NGT
+from weightedit.metanet.registry import build_metanet, describe_metanet
 from weightedit.network.features import DELTA, GRADIENT, PARAMETER
 from weightedit.network.spec import NetworkSpec
 from weightedit.testing import assert_equivariant
@@ -67,6 +68,27 @@ def test_the_vector_that_is_read_is_the_formula(name, layer):
     expected = pooled(metanet, network, v)
     assert relative(metanet.embed(NeuralGraph.from_params(MIXED, params)), expected) < 1e-10
     assert relative(reading_in_a_batch(metanet, MIXED, OTHER)(params), expected) < 1e-10
+
+
+@pytest.mark.parametrize(("name", "layer"), [("ng-gnn", pna_layer), ("ng-t", relational_layer)])
+def test_fourier_features_of_parameters_are_the_formula(name, layer):
+    metanet, params = _metanet(name, fourier=3, fourier_scale=0.5), random_params(MIXED)
+    network, v, e = features(metanet, MIXED, params, layer, loops=name == "ng-t")
+    _agree(editing(metanet, MIXED)(params), deltas(metanet, network, v, e))
+    assert_equivariant(editing(metanet, MIXED), MIXED, params, symmetry="permutation")
+    again = build_metanet(*describe_metanet(metanet)).double()
+    again.load_state_dict(metanet.state_dict())
+    _agree(editing(again, MIXED)(params), editing(metanet, MIXED)(params))
+
+
+def test_fourier_features_have_unit_size_and_lift_whole_kernels():
+    """Frequencies run over all channels of an entry; without them nothing is there that was not before."""
+    metanet = NGGNN(NGGNNConfig(inputs=1, outputs=4, channels=9, fourier=16, node_width=8, edge_width=6))
+    assert metanet.input.waves_of_pairs.frequencies.shape == (16, 9)
+    assert float(metanet.input.waves_of_pairs(torch.randn(500, 9)).square().mean()) == pytest.approx(1, abs=1e-5)
+    assert not any("frequencies" in key for key in NGGNN(NGGNNConfig()).state_dict())
+    with pytest.raises(SpecError, match="expected positive sizes and fourier_scale; fourier, probes and"):
+        NGGNNConfig(fourier=-1)
 
 
 def test_attention_is_a_masked_softmax_over_all_neurons():

@@ -11,6 +11,7 @@ from weightedit.files.schema import Seed, conform_fields
 from weightedit.metanet.base import check_dropout, check_link_kinds
 
 SCALERS = ("identity", "amplification", "attenuation")
+_LATER = {"kernel", "link_kinds", "dropout", "fourier", "fourier_scale"}
 Config = TypeVar("Config", bound="NeuralGraphsConfig")
 
 
@@ -32,6 +33,8 @@ class NeuralGraphsConfig:
         kernel: (height, width) in which the kernels of all networks are centered, so that they may differ in size; None
             for networks that come with `channels` channels by themselves.
         link_kinds: how many kinds of edges it tells apart, in the order of link.LINK_KINDS; 1 (weights) for chains.
+        fourier: random frequencies that lift the parameters of a neuron or of a pair, 0 for these themselves.
+        fourier_scale: their standard deviation, for parameters of unit size.
         extra_types: quantities after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
         dropout: share of the hidden features that is dropped in training, in [0, 1).
         seed: of the initial weights.
@@ -49,14 +52,18 @@ class NeuralGraphsConfig:
     channels: int = 1
     kernel: tuple[int, int] | None = None
     link_kinds: int = 1
+    fourier: int = 0
+    fourier_scale: float = 3.0
     extra_types: tuple[tuple[int, bool], ...] = ()
     dropout: float = 0.0
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels, self.channels)
-        if min(sizes) < 1 or min(self.probes, self.embedding) < 0:
-            raise SpecError(f"{self} came; expected positive sizes, and probes and an embedding of at least 0.")
+        if min(sizes) < 1 or min(self.probes, self.fourier, self.embedding) < 0 or not self.fourier_scale > 0:
+            raise SpecError(
+                f"{self} came; expected positive sizes and fourier_scale; fourier, probes and embedding of at least 0."
+            )
         check_link_kinds(self.link_kinds, self.probes)
         check_dropout(self.dropout)
         if self.probes and self.channels > 1:
@@ -73,9 +80,9 @@ class NeuralGraphsConfig:
     def from_dict(cls: type[Config], data: Mapping[str, object]) -> Config:
         """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
 
-        `kernel`, `link_kinds` and `dropout` may be missing: older configs have their defaults.
+        What came later may be missing: older configs have the defaults.
         """
-        return conform_fields(cls, data, {"kernel", "link_kinds", "dropout"}, SpecError)
+        return conform_fields(cls, data, _LATER, SpecError)
 
 
 @dataclass(frozen=True)

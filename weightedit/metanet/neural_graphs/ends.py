@@ -5,7 +5,8 @@ embedding of their activation function, and what learned probes read at them; pa
 the edge and in another against it, and an embedding of the link's kind where networks are no chains. The paper
 standardises parameters by statistics of the data set; here every layer of every network is divided by its own root mean
 square, whose logarithm goes to the nodes, so that nothing is lost and no statistics have to be kept. Probed activations
-are normalised likewise, level by level.
+are normalised likewise, level by level. With `fourier`, biases and weights enter as random Fourier features of these
+normalised values, as the paper lifts them.
 
 Out: deltas, an MLP on the pairs along edges and one on nodes, times a learned small scale per layer, in units of the
 layer's weights. Biases are read off the nodes they belong to: the published NG-GNN slices node features from the
@@ -14,10 +15,12 @@ inputs on, so that its bias deltas stand at wrong neurons. Or a vector per netwo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from weightedit.graph.neural_graph import Layout, NeuralGraph, NodeConstants
 from weightedit.graph.probing import probe
@@ -47,6 +50,23 @@ class Lifted:
     node_size: Tensor
 
 
+class FourierFeatures(nn.Module):
+    """Values [..., C] -> sqrt(2) cos and sin of 2 pi B values, [..., 2 K], with random, fixed frequencies B [K, C].
+
+    Tancik et al. 2020, "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains".
+    """
+
+    def __init__(self, entries: int, count: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", scale * torch.randn(count, entries))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The root of 2 keeps the mean square at 1; never in bf16, phases need more."""
+        with torch.autocast(values.device.type, enabled=False):
+            phases = 2 * math.pi * functional.linear(values, self.get_buffer("frequencies"))
+        return math.sqrt(2) * torch.cat([phases.cos(), phases.sin()], -1)
+
+
 class InputStage(nn.Module):
     """A neural graph -> node and pair features of unit size.
 
@@ -67,6 +87,12 @@ class InputStage(nn.Module):
         else:
             self.register_parameter("probes", None)
         probed = config.probes + 1 if config.probes else 0
+        self.waves_of_nodes = self.waves_of_pairs = None
+        if config.fourier:
+            self.waves_of_nodes, self.waves_of_pairs = (
+                FourierFeatures(entries, config.fourier, config.fourier_scale) for _ in range(2)
+            )
+            entries = 2 * config.fourier
         self.lift_nodes = unit_linear(entries + 2 * quantities + probed, node)
         self.lift_forward = unit_linear(entries, config.edge_width)
         self.lift_backward = nn.Linear(entries, config.edge_width, bias=False) if reverse else None
@@ -89,7 +115,9 @@ class InputStage(nn.Module):
         bias_size = self._sizes(layout.layer_mean_nodes(graph.nodes.square()))
         mean = layout.sum_at_target(edge_size) / constants.in_degree.clamp(min=1)
         node_size = torch.where(constants.in_degree > 0, mean, 1.0)
-        seen = [graph.nodes / self._spread(bias_size), node_size.log(), bias_size.log(), *self._probed(graph)]
+        biases = graph.nodes / self._spread(bias_size)
+        biases = biases if self.waves_of_nodes is None else self.waves_of_nodes(biases)
+        seen = [biases, node_size.log(), bias_size.log(), *self._probed(graph)]
         nodes = self.lift_nodes(torch.cat(seen, -1)) + self._codes(constants)
         pairs = self._pairs(layout, graph.edges / self._spread(edge_size), nodes, constants)
         return Lifted(nodes, pairs, constants, edge_size[..., :1], node_size[..., :1])
@@ -97,9 +125,13 @@ class InputStage(nn.Module):
     def _pairs(self, layout: Layout, edges: Tensor, nodes: Tensor, constants: NodeConstants) -> Pairs:
         """The published third input, forward + backward, is a linear map of these two: left out."""
         bias = self.lift_forward.bias
-        backward = None if self.lift_backward is None else self.lift_backward(edges) + bias
         # A pair of a neuron with itself has no weight: zeros are lifted.
-        loops = bias.to(nodes).expand(*nodes.shape[:-1], -1) if self.loops else None
+        of_zeros = bias
+        if self.waves_of_pairs is not None:
+            of_zeros = self.lift_forward(self.waves_of_pairs(edges.new_zeros(edges.shape[-1])))
+            edges = self.waves_of_pairs(edges)
+        loops = of_zeros.to(nodes).expand(*nodes.shape[:-1], -1) if self.loops else None
+        backward = None if self.lift_backward is None else self.lift_backward(edges) + bias
         forward = self.lift_forward(edges)
         if self.links is not None:
             kinds = self.links(link_numbers(layout, edges))

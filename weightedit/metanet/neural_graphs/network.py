@@ -17,8 +17,10 @@ Networks with residual additions and normalisations are described by a GraphSpec
 1 and its nodes and edges of normalisations are links (link.py); a learned vector per kind of link, which goes onto the
 pairs, tells a skip from a weight of 1 and one normalisation from another. Without probes: these go level by level. The
 published code for CNNs has residual edges, of weight 1 in the middle of the kernel as here, and no nodes of
-normalisations; it repeats nodes where a map is flattened, here the positions of a channel are channels of one edge. The
-paper's random Fourier features of parameters are not part of this.
+normalisations; it repeats nodes where a map is flattened, here the positions of a channel are channels of one edge.
+
+The paper lifts parameters by random Fourier features: `fourier` frequencies, 0 by default. Theirs are of standardised
+parameters, and of the reverse edges apart; here both directions of an edge share them.
 
 >>> from weightedit.delta import propose_delta
 >>> from weightedit.network.graph_spec import GraphSpec
