@@ -156,6 +156,14 @@ def shared_lists(depth: int = 60) -> list[Any]:
     return value
 
 
+def shared_mappings(depth: int = 60) -> dict[str, Any]:
+    """As shared_lists, of mappings."""
+    value: dict[str, Any] = {"a": 1}
+    for _ in range(depth):
+        value = {"a": value, "b": value}
+    return value
+
+
 def _deep() -> list[Any]:
     value: list[Any] = []
     for _ in range(100):

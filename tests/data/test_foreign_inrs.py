@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.mutations import shared_lists
+from tests.mutations import shared_lists, shared_mappings
 from weightedit.data.foreign_inrs import canonical_params
 from weightedit.data.inr_files import load_inrs
 from weightedit.errors import FileFormatError, ParamsError
@@ -183,10 +183,13 @@ def test_truncated_files_are_refused(tmp_path):
 
 CONTENT_FAULTS = {
     "list": ([torch.ones(2)], "holds a list; expected a state dict"),
-    "nested": ({"state_dict": make_params(0)}, "a tensor named 'state_dict'"),
-    "empty": ({}, "expected layers.i.weight"),
+    "no network": ({"state_dict": {"step": 3}}, "a tensor named 'state_dict.step': expected the weight and bias of"),
+    "empty": ({}, "no layers came; expected the weight and bias of at least one"),
     "missing": ({k: v for k, v in as_dwsnets(make_params(0)).items() if k != "seq.1.bias"}, "add what is missing"),
-    "gap": ({k: v for k, v in as_dwsnets(make_params(0)).items() if "1" not in k}, "add what is missing"),
+    "gap": (
+        {f"seq.{i}.{k}": torch.ones(2, 2) for i in (0, 1, 3) for k in ("weight", "bias")},
+        "and without a gap; add",
+    ),
     "strange": ({**as_dwsnets(make_params(0)), "norm.scale": torch.ones(1)}, "a tensor named 'norm.scale'"),
     "number": ({**as_dwsnets(make_params(0)), "seq.0.bias": 3.0}, "'seq.0.bias' is a float: expected a dense"),
     "integer": ({**as_dwsnets(make_params(0)), "seq.0.bias": torch.ones(8, dtype=torch.int64)}, "dense floating-point"),
@@ -198,12 +201,16 @@ CONTENT_FAULTS = {
     "meta": ({**as_dwsnets(make_params(0)), "seq.0.bias": torch.ones(8, device="meta")}, "on meta: expected a dense"),
     "float8": ({**as_dwsnets(make_params(0)), "seq.0.bias": torch.ones(8).to(torch.float8_e5m2)}, "of 16 to 64 bits"),
     "empty layers": ({"seq.0.weight": torch.ones(0, 2), "seq.0.bias": torch.ones(0)}, "a network of the widths (2, 0)"),
-    "far layer": ({f"seq.{10**9}.weight": torch.ones(1, 2)}, "a tensor named 'seq.1000000000.weight': expected names"),
+    "far layer": ({f"seq.{10**9}.weight": torch.ones(1, 2)}, "'seq.1000000000' has no bias among"),
     "stride 0": (
         {"seq.0.weight": torch.ones(1).expand(10**9)},
         "and declares 4,000,000,000; expected at most 16 times",
     ),
-    "shared lists": ({"seq.0.weight": shared_lists()}, "seq.0.weight' is a list: expected a dense"),
+    "shared lists": (
+        {"seq.0.weight": shared_lists(), "seq.0.bias": torch.ones(1)},
+        "seq.0.weight' is a list: expected a dense",
+    ),
+    "shared mappings": (shared_mappings(), "expected a state dict: save net.state_dict()"),
 }
 
 
@@ -234,7 +241,12 @@ def test_contradictions_are_refused(tmp_path):
 
 
 def test_two_networks_in_one_dict_are_refused():
-    with pytest.raises(ParamsError, match="expected one network"):
-        canonical_params({"a.0.weight": torch.ones(1, 2), "b.0.bias": torch.ones(1)})
-    with pytest.raises(ParamsError, match="expected one network"):
-        canonical_params({"net.0.weight": torch.ones(1, 2), "net.0.linear.weight": torch.ones(1, 2)})
+    two = {f"{net}.{name}": tensor for net in ("model", "ema") for name, tensor in make_params(0).items()}
+    with pytest.raises(ParamsError, match="more than one network, or one in parts: expected one network; say which"):
+        canonical_params(two)
+    both = {f"net.0{more}.{kind}": torch.ones(2, 2) for more in ("", ".linear") for kind in ("weight", "bias")}
+    with pytest.raises(ParamsError, match="more than one order in which their widths fit"):
+        canonical_params(both)
+    numbers = {f"{stem}.{kind}": torch.ones(2, 2) for stem in ("net.0.a", "net.0.b.1") for kind in ("weight", "bias")}
+    with pytest.raises(ParamsError, match="more than one order in which their widths fit"):
+        canonical_params(numbers)

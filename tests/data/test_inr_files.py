@@ -206,7 +206,7 @@ def test_wrong_headers_are_refused(tmp_path, change, message):
 
 TENSOR_FAULTS = {
     "missing": (lambda t: t.pop("layers.1.weight"), "without a gap"),
-    "unknown": (lambda t: t.update(extra=torch.ones(3)), "a tensor named 'extra'"),
+    "unknown": (lambda t: t.update(extra=torch.ones(3)), "without 'extra'"),
     "transposed": (lambda t: t.update({"layers.0.weight": torch.ones(3, 2, 8)}), "layer 0 has weight"),
     "count": (lambda t: t.update({"layers.2.bias": torch.ones(2, 3)}), "layer 2 has weight"),
     "single": (lambda t: t.update({k: v[0].clone() for k, v in t.items()}), r"expected \(N, out, in\) in a stack"),

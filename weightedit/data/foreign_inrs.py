@@ -1,8 +1,8 @@
 """INR files of other codes: DWSNets and NFN (.pth), Implicit-Zoo (.ckpt), and plain safetensors without our header.
 
-Here: reading one such file without ever executing it, renaming its tensors to the canonical names, what the file's path
-says about label and source image, and which published convention the names suggest. Not here: our own format and the
-door load_inrs (inr_files.py), networks in memory (inr_modules.py).
+Here: reading one such file without ever executing it, naming its tensors canonically, what the file's path says about
+label and source image, and which published convention the names suggest. Not here: which tensor is which layer
+(layer_names.py), our own format and the door load_inrs (inr_files.py), networks in memory (inr_modules.py).
 
 Formats, read from the codes that write them: DWSNets saves a state dict `seq.{i}.weight/bias` (its Fashion-MNIST files
 also an int `label`) below a folder `mnist_png_{training,testing}_<label>_<index>`; NFN a state dict `net.{i}.linear.*`
@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weightedit.data.layer_names import Rename, entries, layer_stems
 from weightedit.errors import FileFormatError, ParamsError
 from weightedit.files.reading import check_declared, refusing, shortened
 from weightedit.inr.convention import Convention, Params, widths_of
@@ -29,8 +30,13 @@ from weightedit.inr.stack import INRStack
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 
-_NAME = re.compile(r"(?P<prefix>.*?)(?P<layer>0|[1-9][0-9]*)(?:\.linear)?\.(?P<kind>weight|bias)")
-_FIRST_NAMES = {"seq.0.weight": "dwsnets", "net.0.linear.weight": "nfn"}
+_FAMILIES = {  # the first whose names are all there, whatever stands before them
+    "siren": ("net.net.0.0.weight",),
+    "coin": ("net.0.linear.weight", "last_layer.linear.weight"),
+    "siren-pytorch": ("0.weight", "last_layer.weight"),
+    "dwsnets": ("seq.0.weight",),
+    "nfn": ("net.0.linear.weight",),
+}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SPLITS = {"training": 0, "testing": 2}
 _NORMALISED = (
@@ -41,6 +47,11 @@ _SUGGESTIONS = {
     "implicit-zoo": _NORMALISED,
     "dwsnets": "DWSNets: if so, pass convention=DWSNETS (weightedit.inr.convention)",
     "nfn": "NFN: if so, pass convention=NFN (weightedit.inr.convention)",
+    "siren": "SIREN's authors: if so, pass convention=NFN (weightedit.inr.convention), which is theirs",
+    "coin": "COIN: if so, pass convention=coin_convention(height, width) (weightedit.inr.convention)",
+    "siren-pytorch": (
+        "siren-pytorch: if so, pass convention=SIREN_PYTORCH (weightedit.inr.convention), with last= what ends it"
+    ),
     "unknown": "no published set: pass convention=Convention(...) (weightedit.inr.convention) as the INRs were fitted",
 }
 
@@ -51,7 +62,7 @@ class ForeignINRs:
 
     Args:
         params: canonical names, stacked [N, ...]; N is 1 for all but stacked safetensors.
-        family: "dwsnets", "nfn", "implicit-zoo" or "unknown", after the names in the file.
+        family: a key of _SUGGESTIONS, after the names in the file.
         facts: what file and path say about each INR, a part of {"label", "index", "split"}.
     """
 
@@ -65,52 +76,42 @@ def suggestion(family: str) -> str:
     return _SUGGESTIONS[family]
 
 
-def canonical_params(tensors: Mapping[str, Tensor]) -> Params:
-    """The tensors under the names layers.{i}.weight / .bias, ordered by layer number; the mapping's order is not used.
+def canonical_params(tensors: Mapping[str, Tensor], rename: Rename | None = None) -> Params:
+    """The tensors under the names layers.{i}.weight / .bias, in the order of layer_names.layer_stems.
 
     Args:
-        tensors: names `<prefix><i>.weight`, `<prefix><i>.bias`, with or without `.linear` after the number, i = 0, 1,
-            ... and one prefix for all; weights [(N,) out, in], biases [(N,) out], one floating-point type.
+        tensors: names ending in .weight and .bias; weights [(N,) out, in], biases [(N,) out], one floating-point type.
+        rename: which of them are which layers, where their names leave it open.
 
     Returns:
         Params, detached, stacked or not as they came.
 
     Raises:
-        ParamsError: other names, two tensors for one place, a gap, no tensors, mixed types, or shapes that do not fit.
+        ParamsError: names that are no network, mixed types, or shapes that do not fit.
     """
-    found: dict[tuple[int, str], Tensor] = {}
-    prefixes: set[str] = set()
-    for name, tensor in tensors.items():
-        match = _NAME.fullmatch(str(name))
-        if match is None or len(match["layer"]) > 6:
-            raise ParamsError(
-                f"a tensor named {shortened(name)}: expected names such as seq.0.weight, net.0.linear.bias or "
-                "layers.2.weight; take out what is no layer, or rename it."
-            )
-        if not isinstance(tensor, Tensor) or not _is_dense(tensor) or tensor.dtype not in _DTYPES:
-            kind = type(tensor).__name__
-            if isinstance(tensor, Tensor):
-                kind = f"{tensor.layout} tensor of {tensor.dtype} on {tensor.device}"
-            raise ParamsError(
-                f"{shortened(name)} is a {kind}: expected a dense floating-point tensor of 16 to 64 bits, with values; "
-                "convert it."
-            )
-        place = (int(match["layer"]), match["kind"])
-        prefixes.add(match["prefix"])
-        if place in found or len(prefixes) > 1:
-            raise ParamsError(
-                f"tensors named {shortened(sorted(map(str, tensors)))}: expected one network with one weight and one "
-                "bias per number; pass the tensors of one network only."
-            )
-        found[place] = tensor.detach()
-    if len({tensor.dtype for tensor in found.values()}) > 1:
-        types = sorted({str(tensor.dtype) for tensor in found.values()})
+    named = {str(name): tensor for name, tensor in tensors.items()}
+    params: Params = {}
+    for layer, stem in enumerate(layer_stems(named, rename)):
+        for kind in ("weight", "bias"):
+            params[f"layers.{layer}.{kind}"] = _checked(f"{stem}.{kind}", named[f"{stem}.{kind}"]).detach()
+    if len({tensor.dtype for tensor in params.values()}) > 1:
+        types = sorted({str(tensor.dtype) for tensor in params.values()})
         raise ParamsError(f"tensors of the types {types}: expected one type; cast them to one.")
-    order = sorted(found, key=lambda place: (place[0], place[1] == "bias"))
-    params = {f"layers.{layer}.{kind}": found[layer, kind] for layer, kind in order}
     if min(widths_of(params)) < 1:
         raise ParamsError(f"a network of the widths {shortened(widths_of(params))}: expected at least 1; fit it again.")
     return params
+
+
+def _checked(name: str, tensor: object) -> Tensor:
+    if isinstance(tensor, Tensor) and _is_dense(tensor) and tensor.dtype in _DTYPES:
+        return tensor
+    kind = type(tensor).__name__
+    if isinstance(tensor, Tensor):
+        kind = f"{tensor.layout} tensor of {tensor.dtype} on {tensor.device}"
+    raise ParamsError(
+        f"{shortened(name)} is a {kind}: expected a dense floating-point tensor of 16 to 64 bits, with values; convert "
+        "it."
+    )
 
 
 def stacked(params: Params) -> Params:
@@ -136,7 +137,7 @@ def check_finite(params: Params) -> None:
             )
 
 
-def read_torch_file(path: Path) -> ForeignINRs:
+def read_torch_file(path: Path, rename: Rename | None = None) -> ForeignINRs:
     """One INR from a file that torch.save wrote; only tensors and plain values are read, nothing is executed.
 
     Raises:
@@ -156,27 +157,36 @@ def read_torch_file(path: Path) -> ForeignINRs:
                 f"{path} holds a {type(content).__name__}; expected a state dict, names to tensors: save "
                 "net.state_dict()."
             )
-        tensors = dict(content)
-        if "label" in tensors:
-            _add_fact(facts, "label", tensors.pop("label"), path)
+        content = dict(content)
+        if "label" in content:
+            _add_fact(facts, "label", content.pop("label"), path)
+        tensors = {name: holder[key] for name, (holder, key) in entries(content).items()}
         dense = [tensor for tensor in tensors.values() if isinstance(tensor, Tensor) and _is_dense(tensor)]
         check_declared(path, sum(tensor.numel() * tensor.element_size() for tensor in dense))
-        return from_names(tensors, path, facts, family)
+        return from_names(tensors, path, facts, family, rename)
 
 
-def from_names(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, int], family: str | None) -> ForeignINRs:
+def from_names(
+    tensors: Mapping[str, Tensor], path: Path, facts: dict[str, int], family: str | None, rename: Rename | None
+) -> ForeignINRs:
     """Tensors read from `path` as ForeignINRs; the family is read from the names unless it is known.
 
     Raises:
         FileFormatError: tensors that are no network, naming the file.
     """
     try:
-        params = stacked(canonical_params(tensors))
+        params = stacked(canonical_params(tensors, rename))
         check_finite(params)
     except ParamsError as error:
         raise FileFormatError(f"{path}: {error}") from error
-    guesses = [name for first, name in _FIRST_NAMES.items() if first in tensors]
-    return ForeignINRs(params, family or (guesses[0] if guesses else "unknown"), facts)
+    return ForeignINRs(params, family or _family(tensors), facts)
+
+
+def _family(tensors: Mapping[str, Tensor]) -> str:
+    def there(end: str) -> bool:
+        return any(name == end or name.endswith(f".{end}") for name in tensors)
+
+    return next((family for family, names in _FAMILIES.items() if all(map(there, names))), "unknown")
 
 
 def join(

@@ -30,6 +30,7 @@ from weightedit.data.foreign_inrs import (
     read_torch_file,
     suggestion,
 )
+from weightedit.data.layer_names import Rename
 from weightedit.errors import FileFormatError, ParamsError
 from weightedit.files.reading import check_pixels, parse_json, refusing, shortened, size_of
 from weightedit.files.saving import new_file
@@ -100,6 +101,7 @@ def load_inrs(
     *,
     size: tuple[int, int] | None = None,
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    rename: Rename | None = None,
 ) -> INRStack:
     """INRs from a file, a list of files in the given order, or a folder (all INR files in it, in natural order).
 
@@ -109,6 +111,8 @@ def load_inrs(
         size: (height, width) in pixels of the fitted images; required for foreign files likewise.
         normalisation: (mean, std) per channel, where the INRs output (value - mean) / std, as Implicit-Zoo's do: the
             last layer is rescaled so that the output is the value itself, read under `convention`. Foreign files only.
+        rename: which tensors are which layers, where their names leave it open: name without .weight and .bias (*
+            matches anything) -> number from 0, None for what is no layer. Foreign files only.
 
     Returns:
         One INRStack on the CPU. Foreign files give label, index and split as far as file and path state them, -1
@@ -119,7 +123,7 @@ def load_inrs(
             or size, files of different architectures.
     """
     paths = _list(source)
-    parts = [_read(path) for path in paths]
+    parts = [_read(path, rename) for path in paths]
     ours = [part for part in parts if isinstance(part, INRStack)]
     foreign = [part for part in parts if isinstance(part, ForeignINRs)]
     if ours and foreign:
@@ -132,7 +136,7 @@ def load_inrs(
             stack = INRStack.concatenate(ours)
         except ParamsError as error:
             raise FileFormatError(f"the {len(paths)} files of {source} (numbered from 0): {error}") from error
-        _compare(stack, convention, size, normalisation, paths[0])
+        _compare(stack, convention, size, normalisation or rename, paths[0])
         return stack
     if convention is None or size is None:
         missing = " and ".join(
@@ -183,21 +187,21 @@ def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.as_posix())]
 
 
-def _read(path: Path) -> INRStack | ForeignINRs:
+def _read(path: Path, rename: Rename | None) -> INRStack | ForeignINRs:
     if not path.exists():
         raise FileFormatError(f"there is no file or folder {str(path)!r}; expected INRs there: check the path.")
     size_of(path)
     if path.suffix in TORCH_SUFFIXES:
-        return read_torch_file(path)
+        return read_torch_file(path, rename)
     if path.suffix != SUFFIX:
         raise FileFormatError(
             f"{path} ends in {path.suffix!r}; INRs are read from {', '.join((SUFFIX, *TORCH_SUFFIXES))}: rename it if "
             "it is one of these."
         )
-    return _read_safetensors(path)
+    return _read_safetensors(path, rename)
 
 
-def _read_safetensors(path: Path) -> INRStack | ForeignINRs:
+def _read_safetensors(path: Path, rename: Rename | None) -> INRStack | ForeignINRs:
     import safetensors
 
     with refusing(path, "a complete safetensors file: copy or write it again"):
@@ -205,7 +209,7 @@ def _read_safetensors(path: Path) -> INRStack | ForeignINRs:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         if header.get("format") != FORMAT:
-            return from_names(tensors, path, {}, None)
+            return from_names(tensors, path, {}, None, rename)
         return _stack_of(header, tensors)
 
 
@@ -225,8 +229,8 @@ def _stack_of(header: dict[str, str], tensors: Params) -> INRStack:
             raise FileFormatError(
                 f"{name} is of {tensor.dtype}; expected float for psnr, int for the others: correct it."
             )
+    widths = list(widths_of(tensors))  # in our format the names are these
     params = canonical_params(tensors)
-    widths = list(widths_of(params))
     convention = Convention.from_dict({name: value for name, value in values.items() if name in _CONVENTION})
     stack = INRStack(params, convention, values["height"], values["width"], provenance=values["provenance"], **known)
     if widths != values["layers"]:
@@ -255,7 +259,7 @@ def _compare(
     stack: INRStack,
     convention: Convention | None,
     size: tuple[int, int] | None,
-    normalisation: object,
+    foreign_only: object,
     path: Path,
 ) -> None:
     if convention is not None and convention != stack.convention:
@@ -268,5 +272,8 @@ def _compare(
             f"{path} states the size {(stack.height, stack.width)}, but {tuple(size)} was given; expected the same: "
             "leave it out, and give stack.render the size you want."
         )
-    if normalisation is not None:
-        raise FileFormatError(f"{path} is of weightedit, whose outputs are never normalised: leave normalisation out.")
+    if foreign_only:
+        raise FileFormatError(
+            f"{path} is of weightedit, whose outputs are never normalised and whose names are known; expected no "
+            "normalisation or rename: leave them out."
+        )

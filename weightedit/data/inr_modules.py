@@ -1,6 +1,6 @@
 """INRs from networks in memory: named tensors such as a state dict, or a module.
 
-Files are in inr_files.py; which names are understood is written in foreign_inrs.canonical_params.
+Files are in inr_files.py; which names are understood is written in layer_names.py.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.data.foreign_inrs import canonical_params, check_finite, stacked
+from weightedit.data.layer_names import Rename
 from weightedit.errors import ParamsError
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import raw_outputs
 from weightedit.inr.stack import INRStack
 
 
-def from_tensors(tensors: Mapping[str, Tensor], convention: Convention, height: int, width: int) -> INRStack:
+def from_tensors(
+    tensors: Mapping[str, Tensor], convention: Convention, height: int, width: int, *, rename: Rename | None = None
+) -> INRStack:
     """INRs from named tensors, such as a state dict.
 
     Args:
-        tensors: <prefix><i>.weight [(N,) out, in] and <prefix><i>.bias [(N,) out], i = 0, 1, ..., in any order.
+        tensors: weights [(N,) out, in] and biases [(N,) out], named as net.state_dict() names them, in any order.
         convention: what inputs and outputs mean.
         height, width: of the fitted image in pixels.
+        rename: which of them are which layers, see inr_files.load_inrs.
 
     Returns:
         An INRStack of N INRs, 1 without a leading axis; the tensors are detached, not copied.
@@ -31,7 +35,7 @@ def from_tensors(tensors: Mapping[str, Tensor], convention: Convention, height: 
     Raises:
         ParamsError: names or shapes that are no network, or values that are NaN or infinite.
     """
-    params = stacked(canonical_params(tensors))
+    params = stacked(canonical_params(tensors, rename))
     check_finite(params)
     return INRStack(params, convention, height, width)
 
