@@ -157,11 +157,24 @@ def link_numbers(layout: Layout, edges: Tensor) -> Tensor:
     return layout.link_kind
 
 
+def check_any_ends(inputs: int, outputs: int, probes: int, embedding: int) -> None:
+    """Raises SpecError for any number of inputs or outputs, 0, in a config whose probes or vectors need to know it."""
+    if min(inputs, outputs) < 0 or (not (inputs and outputs) and (probes or embedding)):
+        raise SpecError(
+            f"{inputs} inputs and {outputs} outputs came with probes {probes} and embedding {embedding}; expected "
+            "numbers of at least 1, or 0 for any number with probes=0 and embedding=0: probes are inputs, and vectors "
+            "are read off every end."
+        )
+
+
 def check_ends(graph: NeuralGraph, inputs: int, outputs: int) -> None:
-    """Raises SpecError if a network has other numbers of inputs or outputs than the metanetwork, which knows each."""
+    """Raises SpecError if a network has other numbers of inputs or outputs than the metanetwork, which knows each.
+
+    0 stands for any number: of neurons that the metanetwork does not tell apart.
+    """
     for spec in graph.layout.specs:
         ends = (spec.widths[0], spec.widths[-1])
-        if ends != (inputs, outputs):
+        if any(known not in (0, end) for known, end in zip((inputs, outputs), ends, strict=True)):
             raise SpecError(
                 f"a network with {ends[0]} inputs and {ends[1]} outputs came; expected {inputs} and {outputs}. Hidden "
                 "widths and depth are free; the two ends are fixed by the config."

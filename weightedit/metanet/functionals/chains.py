@@ -73,12 +73,18 @@ class ChainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra_types", tuple((int(k), bool(odd)) for k, odd in self.extra_types))  # from JSON
         check_dropout(self.dropout)
-        if min(self.inputs, self.outputs, self.channels, self.width, self.layers) < 1 or self.embedding < 0:
+        sizes, ends = (self.channels, self.width, self.layers), (self.inputs, self.outputs)
+        if min(sizes) < 1 or min(ends) < self.fewest_ends or self.embedding < 0:
             raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)
+
+    @property
+    def fewest_ends(self) -> int:
+        """Inputs and outputs that it takes: 0 stands for any number, where none is told from another."""
+        return 1
 
     @property
     def quantities(self) -> int:
@@ -144,7 +150,8 @@ class ChainMetanet(Metanetwork):
         check_chains(graph, type(self).__name__)
         space = self.space
         for spec in graph.layout.specs:
-            if (spec.depth, spec.widths[0], spec.widths[-1]) != (space.depth, space.inputs, space.outputs):
+            ends = zip((space.inputs, space.outputs), (spec.widths[0], spec.widths[-1]), strict=True)
+            if spec.depth != space.depth or any(known not in (0, end) for known, end in ends):
                 raise SpecError(
                     f"a network with {spec.depth} layers, {spec.widths[0]} inputs and {spec.widths[-1]} outputs came; "
                     f"expected {space.depth} layers, {space.inputs} inputs and {space.outputs} outputs: "
@@ -155,7 +162,9 @@ class ChainMetanet(Metanetwork):
     def delta_graph(self, graph: NeuralGraph, parts: Sequence[Tensor]) -> NeuralGraph:
         """The graph of folded delta parts."""
         weights, biases = self.space.unfold(parts)
-        inputs = graph.nodes[..., : self.space.inputs, :1].expand(*graph.nodes.shape[:-2], -1, biases[0].shape[-1])
+        inputs = graph.nodes[..., : graph.layout.specs[0].widths[0], :1].expand(
+            *graph.nodes.shape[:-2], -1, biases[0].shape[-1]
+        )
         nodes = torch.cat([torch.zeros_like(inputs), *biases], -2)
         edges = torch.cat([weight.flatten(-3, -2) for weight in weights], -2)
         return graph.with_features(nodes, edges, self.types_out)

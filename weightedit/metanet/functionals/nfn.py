@@ -36,7 +36,8 @@ class NFNConfig(ChainConfig):
     Attributes:
         depth: layers of the networks it treats.
         variant: "hnp" or "np", the kind of its layers.
-        codes: channels of the learned codes of input and output neurons ("np" only).
+        codes: channels of the learned codes of input and output neurons ("np" only, which also treats any number of
+            them, all with one code, as inputs=0 and outputs=0).
         fourier: random frequencies per entry, 0 for the entries themselves.
         fourier_scale: their standard deviation, for entries of unit size.
     """
@@ -46,6 +47,11 @@ class NFNConfig(ChainConfig):
     codes: int = 8
     fourier: int = 0
     fourier_scale: float = 3.0
+
+    @property
+    def fewest_ends(self) -> int:
+        """See ChainConfig."""
+        return 0 if self.variant == "np" else 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,8 +77,8 @@ class NFN(ChainMetanet):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             codes = config.codes if permuted else 0
-            self.input_codes = nn.Parameter(torch.randn(config.inputs, codes)) if codes else None
-            self.output_codes = nn.Parameter(torch.randn(config.outputs, codes)) if codes else None
+            self.input_codes = nn.Parameter(torch.randn(max(1, config.inputs), codes)) if codes else None
+            self.output_codes = nn.Parameter(torch.randn(max(1, config.outputs), codes)) if codes else None
             self.register_buffer("frequencies", config.fourier_scale * torch.randn(config.fourier))
             entry = 2 * config.fourier if config.fourier else 1
             known = config.quantities * (config.channels * entry + 1) + codes

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from weightedit.errors import SpecError
 from weightedit.files.schema import Seed, conform_fields
-from weightedit.metanet.base import check_dropout, check_link_kinds
+from weightedit.metanet.base import check_any_ends, check_dropout, check_link_kinds
 
 SCALERS = ("identity", "amplification", "attenuation")
 _LATER = {"kernel", "link_kinds", "dropout", "fourier", "fourier_scale"}
@@ -20,7 +20,7 @@ class NeuralGraphsConfig:
     """What the configs of NG-GNN and NG-T have in common.
 
     Attributes:
-        inputs: input neurons of the networks it treats (their identity matters, so their number is fixed).
+        inputs: input neurons of the networks it treats, each with a code of its own; 0: any number, all alike.
         outputs: output neurons of the networks it treats, likewise.
         node_width: channels of the nodes.
         edge_width: channels of the pairs.
@@ -59,7 +59,8 @@ class NeuralGraphsConfig:
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels, self.channels)
+        check_any_ends(self.inputs, self.outputs, self.probes, self.embedding)
+        sizes = (self.node_width, self.edge_width, self.layers, self.levels, self.channels)
         if min(sizes) < 1 or min(self.probes, self.fourier, self.embedding) < 0 or not self.fourier_scale > 0:
             raise SpecError(
                 f"{self} came; expected positive sizes and fourier_scale; fourier, probes and embedding of at least 0."

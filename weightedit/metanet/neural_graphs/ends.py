@@ -97,8 +97,8 @@ class InputStage(nn.Module):
         self.lift_forward = unit_linear(entries, config.edge_width)
         self.lift_backward = nn.Linear(entries, config.edge_width, bias=False) if reverse else None
         self.codes = LayerTable(config.levels, node, spread=0.5)
-        self.input_codes = nn.Parameter(torch.randn(config.inputs, node))
-        self.output_codes = nn.Parameter(torch.randn(config.outputs, node))
+        self.input_codes = nn.Parameter(torch.randn(max(1, config.inputs), node))
+        self.output_codes = nn.Parameter(torch.randn(max(1, config.outputs), node))
         self.activations = nn.Embedding(1 + len(ACTIVATION_NAMES), node)
         # Small: what all neurons share would drown what tells them apart, and with it the first steps of training.
         nn.init.normal_(self.activations.weight, std=0.1)
@@ -159,8 +159,8 @@ class InputStage(nn.Module):
     def _codes(self, constants: NodeConstants) -> Tensor:
         """[n, node_width]: of the level, of the input or output neuron, and of the activation."""
         is_input, is_output = (constants.level == 0).unsqueeze(-1), (constants.height == 0).unsqueeze(-1)
-        ends = is_input * self.input_codes[constants.position.clamp(max=self.config.inputs - 1)]
-        ends = ends + is_output * self.output_codes[constants.position.clamp(max=self.config.outputs - 1)]
+        ends = is_input * self.input_codes[constants.position.clamp(max=len(self.input_codes) - 1)]
+        ends = ends + is_output * self.output_codes[constants.position.clamp(max=len(self.output_codes) - 1)]
         return self.codes(constants) + ends + self.activations(constants.activation)
 
     def _check(self, graph: NeuralGraph) -> None:

@@ -63,7 +63,9 @@ from weightedit.graph.neural_graph import Layout, NeuralGraph, NodeConstants
 from weightedit.graph.probing import backpropagate, bias_reading, probe
 from weightedit.metanet.base import (
     Metanetwork,
+    check_any_ends,
     check_dropout,
+    check_ends,
     check_link_kinds,
     check_links,
     declared,
@@ -97,7 +99,7 @@ class ScaleGMNConfig:
     """Everything that defines a ScaleGMN.
 
     Attributes:
-        inputs: input neurons of the networks it treats (their identity matters, so their number is fixed).
+        inputs: input neurons of the networks it treats, each with a code of its own; 0: any number, all alike.
         outputs: output neurons of the networks it treats, likewise.
         node_width: channels of each of the three node streams.
         edge_width: channels of the edges, and of the messages along them.
@@ -158,7 +160,8 @@ class ScaleGMNConfig:
     def __post_init__(self) -> None:
         if self.symmetry not in SYMMETRIES:
             raise SpecError(f"symmetry {self.symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
-        sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.layers, self.levels, self.channels)
+        check_any_ends(self.inputs, self.outputs, self.probes, self.embedding)
+        sizes = (self.node_width, self.edge_width, self.layers, self.levels, self.channels)
         if min(sizes) < 1 or min(self.probes, self.neuron_codes, self.embedding) < 0:
             raise SpecError(
                 f"{self} came; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
@@ -258,8 +261,8 @@ class ScaleGMN(Metanetwork):
         else:
             self.register_parameter("probes", None)
         self.codes = LayerTable(config.levels, node, spread=0.5)
-        self.input_codes = nn.Parameter(torch.randn(config.inputs, node))
-        self.output_codes = nn.Parameter(torch.randn(config.outputs, node))
+        self.input_codes = nn.Parameter(torch.randn(max(1, config.inputs), node))
+        self.output_codes = nn.Parameter(torch.randn(max(1, config.outputs), node))
         if config.neuron_codes:
             self.neuron_codes = nn.Embedding(config.neuron_codes * config.levels, node)
         self.forecast = Forecast(read, config.forecast) if config.forecast and not config.grid else None
@@ -305,7 +308,8 @@ class ScaleGMN(Metanetwork):
         return self.readout(self._through(graph).state)
 
     def _through(self, graph: NeuralGraph) -> _Passed:
-        self._check_widths(graph)
+        check_links(graph, self.config.link_kinds)
+        check_ends(graph, self.config.inputs, self.config.outputs)
         layout = graph.layout
         constants = layout.constants(self.config.symmetry, graph.edges)
         gauge, anchored = anchored_gauge(graph, constants)
@@ -404,8 +408,8 @@ class ScaleGMN(Metanetwork):
     def _node_codes(self, constants: NodeConstants) -> Tensor:
         """[n, node_width]: one code per level, and one per input and output neuron."""
         is_input, is_output = (constants.level == 0).unsqueeze(-1), (constants.height == 0).unsqueeze(-1)
-        position_in = constants.position.clamp(max=self.config.inputs - 1)
-        position_out = constants.position.clamp(max=self.config.outputs - 1)
+        position_in = constants.position.clamp(max=len(self.input_codes) - 1)
+        position_out = constants.position.clamp(max=len(self.output_codes) - 1)
         ends = is_input * self.input_codes[position_in] + is_output * self.output_codes[position_out]
         if self.config.neuron_codes:
             place = constants.level.clamp(max=self.config.levels - 1) * self.config.neuron_codes
@@ -418,13 +422,3 @@ class ScaleGMN(Metanetwork):
         """The size of the layer that enters a node, [..., n, C]; 1 at the inputs."""
         mean = layout.sum_at_target(size) / constants.in_degree.clamp(min=1)
         return torch.where(constants.in_degree > 0, mean, 1.0)
-
-    def _check_widths(self, graph: NeuralGraph) -> None:
-        check_links(graph, self.config.link_kinds)
-        for spec in graph.layout.specs:
-            ends = (spec.widths[0], spec.widths[-1])
-            if ends != (self.config.inputs, self.config.outputs):
-                raise SpecError(
-                    f"a network with {ends[0]} inputs and {ends[1]} outputs came; expected {self.config.inputs} and "
-                    f"{self.config.outputs}. Hidden widths and depth are free; the two ends are fixed by the config."
-                )
