@@ -258,6 +258,20 @@ def test_the_rule_in_higher_is_the_rule_in_the_optimizer():
     assert float(gradient["metanet.head.read_edges.weight"].abs().max()) > 0
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name in learned_rule.ANY_ENDS])
+def test_a_rule_steps_networks_with_other_numbers_of_inputs_and_outputs(name):
+    rule, net = make_rule(name, [spec_of(cnn())]), conv_net(3, 7, widths=(4, 5))
+    x = torch.randn(32, 3, 8, 8, generator=generator())
+    optimizer, losses = LearnedOptimizer(net, rule), []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(net(x), Y[:32] % 7)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
 def test_what_is_refused():
     spec = spec_of(mlp())
     with pytest.raises(SpecError, match="ScaleGMN came with embedding 3 as a rule; expected one that edits"):

@@ -52,9 +52,11 @@ from weightedit.optim.warrant import of_entries, of_tensor
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
 _ODD_ONLY = ("monomial",)
-_SHARE = 0.1  # b over what the metanetwork's own scales say, at the start
+_SHARE = 1.0  # b over what the metanetwork's own scales say, at the start: less, and meta-training has to find it first
 CLOCK = (100.0, 1000.0)
 """Times of the clock's channels, for metanetworks that take even quantities."""
+ANY_ENDS = ("scalegmn", "scalegmn-b", "ng-gnn", "ng-t", "nfn-np")
+"""Metanetworks whose rules step networks of any number of inputs and outputs, whatever they were trained on."""
 SMALL = {"node_width": 8, "edge_width": 8, "width": 8, "hidden": 32, "layers": 2, "probes": 0}
 """Fields of a metanetwork's config for a rule, where it has them: it is run at every step."""
 
@@ -277,6 +279,7 @@ def make_rule(
     if "extra_types" not in known:
         raise SpecError(f"{name} came as a rule; expected a metanetwork that edits, which takes gradients.")
     small = {key: value for key, value in SMALL.items() if key in known}
+    small |= {"inputs": 0, "outputs": 0} if name in ANY_ENDS else {}
     return LearnedRule(make_metanet(name, specs, **{**small, **options, "extra_types": config.extra_types}), config)
 
 
