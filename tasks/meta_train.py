@@ -20,6 +20,7 @@ import json
 import math
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -78,7 +79,7 @@ class Config:
         shortest, longest: lengths of inner runs, log-uniform.
         sigma: of the perturbations.
         compile: compile inner steps: a minute or more at the start per problem, then several times as fast.
-        validation_steps: of the runs that choose the best outer step.
+        validation_steps, validation_runs: of the runs that choose the best outer step.
         training: the outer loop.
         out: folder of what is written.
         smoke: seconds instead of minutes, on scikit-learn's digits, to see that everything runs.
@@ -101,6 +102,7 @@ class Config:
     sigma: float = 0.01
     compile: bool = True
     validation_steps: int = 500
+    validation_runs: int = 8
     training: TrainOptions = field(
         default_factory=lambda: TrainOptions(
             steps=1500,
@@ -238,6 +240,7 @@ def main(config: Config) -> TrainResult:
             f"estimator {config.estimator!r} and problems {config.problems} came; expected one of "
             f"{', '.join(ESTIMATORS)} and at least one problem: choose."
         )
+    begun = time.process_time()
     out, problems = Path(config.out), inner_problems(config)
     rule = new_rule(config, problems)
     extra: dict[str, Any] = {} if config.estimator == "backprop" else {"sigma": config.sigma}
@@ -254,7 +257,8 @@ def main(config: Config) -> TrainResult:
     tell_memory(config, estimators)
 
     def validate(module: nn.Module) -> float:
-        value = statistics.fmean(score_of(module, problem, config.validation_steps) for problem in problems[::stride])
+        steps, runs = config.validation_steps, config.validation_runs
+        value = statistics.fmean(score_of(module, problem, steps, runs) for problem in problems[::stride])
         if math.isfinite(value):
             draw(out, len(problems), {"step": carried.turn // config.training.accumulate, "validation": value})
         return value
@@ -280,6 +284,7 @@ def main(config: Config) -> TrainResult:
         "best_validation": result.best_validation,
         "steps": result.steps,
         "seconds": result.seconds,
+        "core_seconds": time.process_time() - begun,
         "finished": result.finished,
     }
     (out / "result.json").write_text(json.dumps(facts, indent=2))

@@ -1,9 +1,9 @@
 """The inner problems by name, on images read through data/images.py: what the tasks choose from.
 
 The small classifiers are the protocol of learned_optimizers.md section 1: images at 8 x 8, one hidden layer of 32,
-batches of 128, 80 % of the training images. The small CNNs are for training rules on; those of full size are what such
-rules are then tried on. Every name has the family that a rule is trained on: other widths, depths, activations and
-initial scales around it.
+batches of 128, 80 % of the training images. The small CNNs, and the one of full size on images at 14 x 14, are for
+training rules on; those of full size on whole images are what such rules are then tried on. Every name has the family
+that a rule is trained on: other widths, depths, activations and initial scales around it.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ PROBLEMS: dict[str, Problem] = {
     "cifar-mlp-gelu": Problem("cifar10", 8, "mlp", (32,), activation="gelu"),
     "mnist-cnn": Problem("mnist", None, "cnn", (16, 32, 32), (2, 1, 1)),
     "fashion-cnn": Problem("fashion_mnist", None, "cnn", (16, 32, 32), (2, 1, 1)),
+    "fashion-cnn-14": Problem("fashion_mnist", 14, "cnn", (16, 32, 32), (2, 1, 1)),
     "cifar-cnn": Problem("cifar10", None, "cnn", (32, 64, 64), (2, 1, 1)),
     "fashion-cnn-small": Problem("fashion_mnist", 8, "cnn", (8, 16, 16), (2, 1, 1)),
     "cifar-cnn-small": Problem("cifar10", 8, "cnn", (8, 16, 16), (2, 1, 1)),
