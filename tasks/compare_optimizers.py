@@ -8,7 +8,9 @@ the way. The learning rate of a hand-designed rule is the one of `rates` (logari
 learned rule has none to tune, and takes `lr`, as LearnedOptimizer does. The score is the steps in which tuned Adam
 reaches its lowest mean test loss, over those in which a rule gets there; steps times what a step of one network takes
 in a plain loop are the seconds. With `rescale` U, the same runs are repeated with every hidden unit of the initial
-network rescaled by e^U[-U, U], which changes no function; the learning rates stay as they were tuned. Written:
+network rescaled by e^U[-U, U], which changes no function; the learning rates stay as they were tuned, as they do on
+`unseen`, a second problem. Steps of a hand-designed rule given as NAME+cosine fall to zero along a cosine; a
+metanetwork's rule given as FOLDER+base takes its base steps alone, to tell what the metanetwork adds. Written:
 out/comparison.json, .md and .png. Every finished run is kept in out/runs.json: started again, with more rules, rates or
 rescaled runs if you like, a comparison goes on.
 """
@@ -41,6 +43,7 @@ from weightedit.metatrain.unroll import InnerState, Unroll, start
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import SGD, Adam, AdamW, GeometricAdam, RMSprop
+from weightedit.optim.learned_rule import LearnedRule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.muon import Muon
 from weightedit.optim.optimizer import LearnedOptimizer
@@ -65,7 +68,7 @@ class Config:
     Attributes:
         problem: one of metatrain.problems.PROBLEMS that classifies.
         rules: names of hand-designed rules (adam, adamw, sgd, rmsprop, muon, geometric-adam) and folders of learned
-            ones. Adam is always among them.
+            ones; NAME+cosine and FOLDER+base as above. Adam is always among them.
         images: folder that holds the data sets.
         lr: factor of what a learned rule proposes.
         steps: of every run.
@@ -74,6 +77,8 @@ class Config:
         tuning_seeds: runs per rate.
         lowest_rate, highest_rate: the ends of the grid.
         rescale: U of the rescaled runs; 0 for none.
+        unseen: the second problem, one of PROBLEMS; empty for none.
+        control_seeds: runs per rule from rescaled networks and on `unseen`; 0 for `seeds`.
         cosine: multiply every rule's delta by a cosine from 1 to 0 over the run; rates are tuned with it.
         evaluate_every: steps between test losses; `steps` are a multiple of it.
         timed_steps: steps of one network that each rule is timed on; 0 for no times.
@@ -92,6 +97,8 @@ class Config:
     lowest_rate: float = 1e-4
     highest_rate: float = 1.0
     rescale: float = 0.0
+    unseen: str = ""
+    control_seeds: int = 0
     cosine: bool = False
     evaluate_every: int = 20
     timed_steps: int = 100
@@ -181,27 +188,52 @@ class Contest:
 
     def lowest(self, name: str, rate: float) -> float:
         """The lowest loss on held-out images that some networks have on average."""
-        return float(self.run(by_hand(name, rate), self.config.tuning_seeds, 1000, self.held_out)[0].mean(1).min())
+        rule = by_hand(name, rate, self.config.steps)
+        return float(self.run(rule, self.config.tuning_seeds, 1000, self.held_out)[0].mean(1).min())
 
     def figures(self, rule: UpdateRule, key: str, rescale: float = 0.0) -> dict[str, list[Any]]:
         """Test losses [seeds, points] and accuracies at the end [seeds]; `key` names the rule."""
 
         def measure() -> dict[str, list[Any]]:
-            losses, params = self.run(rule, self.config.seeds, 0, self.test, rescale)
+            losses, params = self.run(rule, count, 0, self.test, rescale)
             return {"losses": losses.T.tolist(), "accuracy": self.accuracy_on(self.test, params)}
 
-        return self.measured(f"{key} rescaled {rescale:g}", measure)
+        count = self.config.control_seeds if rescale and self.config.control_seeds else self.config.seeds
+        fewer = f", {count} seeds" if count != self.config.seeds else ""
+        return self.measured(f"{key} rescaled {rescale:g}{fewer}", measure)
 
 
-def by_hand(name: str, rate: float) -> UpdateRule:
-    """A rule of BY_HAND at a rate of the grid."""
-    unit, make = BY_HAND[name]
-    return make(unit * rate)
+def by_hand(name: str, rate: float, steps: int) -> UpdateRule:
+    """A rule of BY_HAND at a rate of the grid; with +cosine, over so many steps."""
+    plain, _, schedule = name.partition("+")
+    unit, make = BY_HAND[plain]
+    return Scaled(make(unit * rate), horizon=steps) if schedule else make(unit * rate)
+
+
+def is_by_hand(name: str) -> bool:
+    """Whether a rule is named, and not the folder of one."""
+    return name.removesuffix("+cosine") in BY_HAND
+
+
+def learned_rule(name: str) -> UpdateRule:
+    """The rule of a folder; of FOLDER+base, without what its metanetwork proposes."""
+    folder = name.removesuffix("+base")
+    rule = load_rule(folder)
+    if folder == name:
+        return rule
+    if not isinstance(rule, LearnedRule):
+        raise WeightEditError(
+            f"{name} came, of kind {rule.kind}; expected the rule of a metanetwork, which has base steps beside what "
+            f"it proposes: take {folder}."
+        )
+    with torch.no_grad():
+        rule.log_share.fill_(-math.inf)
+    return rule
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
     """Short names: of a folder as many of its last parts as no other name ends with, the whole of it if need be."""
-    tails = {name: name if name in BY_HAND else "/".join(Path(name).parts) for name in names}
+    tails = {name: name if is_by_hand(name) else "/".join(Path(name).parts) for name in names}
 
     def last(name: str, count: int) -> str:
         return "/".join(tails[name].split("/")[-count:])
@@ -268,16 +300,20 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         timed = min(config.timed_steps, 2)
         config = replace(config, problem="digits-mlp", steps=20, seeds=2, rates=2, evaluate_every=10, timed_steps=timed)
+        config = replace(config, unseen=config.unseen and "digits-mlp")
     problems = [name for name, problem in PROBLEMS.items() if problem.kind != "siren"]
     if (
-        config.problem not in problems
+        not {config.problem, config.unseen} <= {*problems, ""}
+        or not config.problem
         or config.steps < config.evaluate_every
         or min(config.seeds, config.evaluate_every) < 1
+        or config.control_seeds < 0
     ):
         raise WeightEditError(
-            f"problem {config.problem!r}, {config.steps} steps evaluated every {config.evaluate_every}, {config.seeds} "
-            f"seeds came; expected a problem among {', '.join(problems)} (fits are compare_fits.py's), and steps and "
-            "seeds, of each at least one: correct them."
+            f"problem {config.problem!r}, unseen {config.unseen!r}, {config.steps} steps evaluated every "
+            f"{config.evaluate_every}, {config.seeds} seeds (controls: {config.control_seeds}) came; expected problems "
+            f"among {', '.join(problems)} (fits are compare_fits.py's), and steps and seeds, of each at least one: "
+            "correct them."
         )
     if config.steps % config.evaluate_every:
         raise WeightEditError(
@@ -291,26 +327,26 @@ def main(config: Config) -> dict[str, Any]:
             "came; expected at least one of each, from a positive rate to one no lower: correct them."
         )
     names = list(dict.fromkeys(["adam", *config.rules]))
-    learned = {name: load_rule(name) for name in names if name not in BY_HAND}
-    data, held_out = images_of(config.problem, config.images).split(TRAINED)
-    test = images_of(config.problem, config.images, split="test")
+    learned = {name: learned_rule(name) for name in names if not is_by_hand(name)}
     out = Path(config.out)
-    same = ("problem", "steps", "seeds", "tuning_seeds", "evaluate_every", "cosine")
-    about = {key: getattr(config, key) for key in same}
-    contest = Contest(config, optimizee(config.problem, data), held_out, test, Measured(out / "runs.json", about))
+    contest = contest_of(config, out / "runs.json")
+    other = replace(config, problem=config.unseen, seeds=config.control_seeds or config.seeds)
+    unseen = contest_of(other, out / f"runs-{config.unseen}.json") if config.unseen else None
     facts: dict[str, Any] = {}
     for name in tqdm(names, desc="rules"):
         rate = None if name in learned else contest.tuned(name)
-        rule = learned[name] if rate is None else by_hand(name, rate)
+        rule = learned[name] if rate is None else by_hand(name, rate, config.steps)
         run = Scaled(rule, config.lr) if name in learned and config.lr != 1 else rule
         key = named(name, rule, config.lr) if rate is None else f"{name} {rate:.6g}"
         runs = {"standard": contest.figures(run, key)}
         if config.rescale:
             runs["rescaled"] = contest.figures(run, key, config.rescale)
+        if unseen:
+            runs[config.unseen] = unseen.figures(run, key)
         facts[name] = {
-            "rate": None if rate is None else BY_HAND[name][0] * rate,
+            "rate": None if rate is None else BY_HAND[name.removesuffix("+cosine")][0] * rate,
             "losses": {kind: found["losses"] for kind, found in runs.items()},
-            "accuracy": runs["standard"]["accuracy"],
+            "accuracy": {kind: found["accuracy"] for kind, found in runs.items()},
         }
         if config.timed_steps:
             facts[name]["milliseconds"] = milliseconds(
@@ -326,37 +362,52 @@ def main(config: Config) -> dict[str, Any]:
     return result
 
 
+def contest_of(config: Config, path: Path) -> Contest:
+    """The contest of a config's problem, with what was measured of it in the file `path`."""
+    data, held_out = images_of(config.problem, config.images).split(TRAINED)
+    test = images_of(config.problem, config.images, split="test")
+    same = ("problem", "steps", "seeds", "tuning_seeds", "evaluate_every", "cosine")
+    measured = Measured(path, {key: getattr(config, key) for key in same})
+    return Contest(config, optimizee(config.problem, data), held_out, test, measured)
+
+
 def report(config: Config, facts: dict[str, Any]) -> str:
     """A Markdown table, a row per rule."""
-    kinds = list(facts["adam"]["losses"])
-    lowest = min(torch.tensor(facts["adam"]["losses"]["standard"]).mean(0).tolist())
-    first = steps_to(torch.tensor(facts["adam"]["losses"]["standard"]).T, lowest, config.evaluate_every)
-    columns = [f"{kind}: lowest test loss | steps to {lowest:.3f} | score" for kind in kinds]
-    heads = ["rule", "tuned rate", *columns, "accuracy at the end, %"] + (
-        ["ms per step", "times fused Adam's", f"seconds to {lowest:.3f}", "times Adam's"] if config.timed_steps else []
-    )
+    adam = {kind: torch.tensor(losses).T for kind, losses in facts["adam"]["losses"].items()}
+    kinds, adam["rescaled"] = list(adam), adam["standard"]  # what Adam has from standard networks is the mark there too
+    lowest = {kind: float(adam[kind].mean(1).min()) for kind in kinds}
+    first = {kind: steps_to(adam[kind], lowest[kind], config.evaluate_every) for kind in kinds}
+    columns = [
+        f"{kind}: lowest test loss | steps to {lowest[kind]:.3f} | score | accuracy at the end, %" for kind in kinds
+    ]
+    timed = ["ms per step", "times fused Adam's", f"seconds to {lowest['standard']:.3f}", "times Adam's"]
+    heads = ["rule", "tuned rate", *columns, *(timed if config.timed_steps else ())]
     rows = [
-        f"{config.problem}, {config.steps} steps, {config.seeds} seeds{', cosine' if config.cosine else ''}",
+        f"{config.problem}, {config.steps} steps, {config.seeds} seeds{', cosine' if config.cosine else ''}"
+        + (f"; controls: {config.control_seeds} seeds" if config.control_seeds else ""),
         "",
         f"| {' | '.join(heads)} |",
-        "|---" * (3 + 3 * len(kinds) + 4 * bool(config.timed_steps)) + "|",
+        "|---" * (2 + 4 * len(kinds) + 4 * bool(config.timed_steps)) + "|",
     ]
     for name, found in facts.items():
         cells = [name, "-" if found["rate"] is None else f"{found['rate']:.2g}"]
         reached: dict[str, int | None] = {}
         for kind in kinds:
             losses = torch.tensor(found["losses"][kind]).T
-            steps = reached[kind] = steps_to(losses, lowest, config.evaluate_every)
-            score = "-" if not steps or not first else f"{first / steps:.2f}x"
+            steps = reached[kind] = steps_to(losses, lowest[kind], config.evaluate_every)
+            mark = first[kind]
+            score = "-" if not steps or not mark else f"{mark / steps:.2f}x"
             cells += [f"{float(losses.mean(1).min()):.4f}", "never" if steps is None else str(steps), score]
-        spread = statistics.stdev(found["accuracy"]) if config.seeds > 1 else 0.0
-        cells.append(f"{100 * statistics.fmean(found['accuracy']):.2f} +- {100 * spread:.2f}")
+            right = found["accuracy"][kind]
+            spread = f" +- {100 * statistics.stdev(right):.2f}" if len(right) > 1 else ""
+            cells.append(f"{100 * statistics.fmean(right):.2f}{spread}")
         if config.timed_steps:
             ratio = found["milliseconds"] / facts["adam"]["milliseconds"]
             cells += [f"{found['milliseconds']:.2f}", f"{ratio:.2f}"]
             steps = reached["standard"]
             cells.append("never" if steps is None else f"{steps * found['milliseconds'] / 1e3:.2f}")
-            cells.append("-" if steps is None or not first else f"{ratio * steps / first:.2f}")
+            mark = first["standard"]
+            cells.append("-" if steps is None or not mark else f"{ratio * steps / mark:.2f}")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -370,7 +421,7 @@ def draw(config: Config, facts: dict[str, Any], learned: Mapping[str, UpdateRule
     for name, found in facts.items():
         for kind, losses in found["losses"].items():
             steps = [config.evaluate_every * i for i in range(len(losses[0]))]
-            label = short[name] + (", rescaled" if kind == "rescaled" else "")
+            label = short[name] + ("" if kind == "standard" else f", {kind}")
             finite = [[min(value, 10.0) for value in run] for run in losses]
             panels["steps"].append(Band(label, steps, finite, name in learned))
             if config.timed_steps:

@@ -1,6 +1,7 @@
 """What meta_train.py and compare_optimizers.py say and do, in this process: no training of more than a few steps."""
 
 import importlib
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from weightedit.metatrain.image_optimizees import LabelledImages
 from weightedit.metatrain.optimizee import Quadratic
 from weightedit.metatrain.problems import TRAINED, images_of, optimizee
 from weightedit.metatrain.unroll import Unroll
-from weightedit.optim.learned_rule import LearnedRule
+from weightedit.optim.learned_rule import LearnedRule, make_rule
 from weightedit.optim.loading import load_rule
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.plots import Band
@@ -46,6 +47,29 @@ def test_the_rate_told_is_the_rules_own(
     assert "| adam | 0.003 |" in (tmp_path / "comparison.md").read_text()
 
 
+def test_controls_beside_the_rules(comparison: ModuleType, tmp_path: Path) -> None:
+    """A second problem, here the first again; rescaled networks; a cosine; a metanetwork's rule without it."""
+    data = images_of("digits-mlp", "nowhere")
+    rule = make_rule("ng-gnn", [optimizee("digits-mlp", data).wiring.spec])
+    folder = str(tmp_path / "rule")
+    rule.save_pretrained(folder, "A card.")
+    words = {"rescale": 3.0, "unseen": "digits-mlp", "control_seeds": 1, "timed_steps": 0, "images": "nowhere"}
+    rules = ("sgd+cosine", folder, f"{folder}+base")
+    facts = comparison.main(comparison.Config(rules=rules, smoke=True, out=str(tmp_path / "out"), **words))["rules"]
+    ends = {name: found["losses"]["standard"][0][-1] for name, found in facts.items()}
+    assert len({round(end, 4) for end in ends.values()}) == 4
+    for found in facts.values():
+        assert [len(found["losses"][kind]) for kind in ("standard", "rescaled", "digits-mlp")] == [2, 1, 1]
+    rescaled, again = (facts[f"{folder}+base"]["losses"][kind] for kind in ("rescaled", "digits-mlp"))
+    assert rescaled[0] == pytest.approx(again[0], rel=1e-3)  # the same network, and base steps keep its symmetry
+    base = comparison.learned_rule(f"{folder}+base")
+    rule.load_state_dict({**rule.state_dict(), "log_share": torch.full((2,), -math.inf)})
+    assert comparison.named("rule", base, 1.0) == comparison.named("rule", rule, 1.0)
+    lean = str(ROOT / "checkpoints/small-classifier")
+    with pytest.raises(WeightEditError, match="of kind metanet-rule; expected the rule of a metanetwork"):
+        comparison.main(comparison.Config(rules=(f"{lean}+base",)))
+
+
 def test_rules_of_folders_of_one_name_are_told_apart(comparison: ModuleType) -> None:
     names = ["adam", "a/x/rule", "a/y/rule", "b/y/rule/", "c/small", "runs/adam", "./d/rule", "d/rule"]
     found = ["adam", "x/rule", "a/y/rule", "b/y/rule", "small", "runs/adam", "./d/rule", "d/rule"]
@@ -64,7 +88,12 @@ def test_seconds_to_adams_lowest_loss(comparison: ModuleType) -> None:
     losses = {"adam": [3.0, 2.0, 1.0], "quick": [3.0, 1.0, 1.0], "slow": [3.0, 2.0, 1.5]}
     times = {"adam": 10.0, "quick": 50.0, "slow": 20.0}
     facts = {
-        name: {"rate": None, "losses": {"standard": [run]}, "accuracy": [0.5], "milliseconds": times[name]}
+        name: {
+            "rate": None,
+            "losses": {"standard": [run]},
+            "accuracy": {"standard": [0.5]},
+            "milliseconds": times[name],
+        }
         for name, run in losses.items()
     }
     config = comparison.Config(steps=400, evaluate_every=200, seeds=1)
