@@ -212,8 +212,35 @@ def test_large_tensors_pass_by_pass_are_the_same(name, options, monkeypatch):
 def test_levelled_matrices_are_those_of_muon(shape):
     x = torch.randn(2, *shape, generator=generator(), dtype=torch.float64)
     expected = Muon(precision="parameters")._orthogonal(x) * max(shape) ** 0.5
-    assert_agree(levelled(x), expected, LEVELLING)
-    assert not levelled(torch.zeros(shape)).any()
+    assert_agree(levelled([x])[0], expected, LEVELLING)
+    assert_agree(levelled([x, x[0].mT, x[:1]])[1], expected[0].mT, LEVELLING)
+    assert not levelled([torch.zeros(shape)])[0].any()
+
+
+@pytest.mark.parametrize("shape", [(300, 320), (320, 300)])
+def test_matrices_of_every_size_are_levelled(shape, monkeypatch):
+    """In bfloat16, as on a GPU: along what float64 says, singular values in the band that the iteration leads to."""
+    x = torch.randn(2, *shape, generator=generator(), dtype=torch.float64)
+    (exact,) = levelled([x])
+    monkeypatch.setattr("weightedit.optim.metanet_features._is_coarse", lambda _: True)
+    (coarse,) = levelled([x.float()])
+    assert coarse.dtype == torch.float32
+    along = (exact * coarse).sum() / exact.norm() / coarse.norm()
+    assert along > 1 - LEVELLING**0.5 * torch.finfo(torch.bfloat16).eps
+    assert coarse.square().mean().sqrt() == pytest.approx(1, abs=0.3)
+
+
+def test_by_default_no_matrix_is_too_large_to_be_levelled():
+    """Beside a rule that levels up to the smaller side, and one that stops below it."""
+    spec = NetworkSpec.mlp((260, 258, 3), ("relu",))
+    wiring, params, grads = Wiring.of(spec), random_params(spec), random_params(spec, seed=1)
+    found = []
+    for levelling in (None, 258, 257):
+        rule = MetanetRule(MetanetRuleConfig(levelling=levelling)).double()
+        with torch.no_grad():
+            found.append(rule.update(wiring, grads, rule.init(wiring, params), params)[0]["layers.0.weight"])
+    assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], rtol=0.01)
+    assert MetanetRuleConfig().levelling is None
 
 
 def test_averaging_is_schedule_free():

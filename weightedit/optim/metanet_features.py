@@ -7,6 +7,7 @@ metanet_rule.py. Thresholds are relative to the mean over the tensor, never abso
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root, root
-from weightedit.optim.muon import COEFFICIENTS
+from weightedit.optim.muon import COEFFICIENTS, orthogonal
 from weightedit.optim.unitwise import some
 
 PLACES = 10
 DEPTH = 9  # among the places
 WEIGHT = -2  # w^ among the odd features
 _ITERATIONS = 5
+EXACT = 256
+"""The longest smaller side of matrices that are levelled in their own precision on every device."""
 DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
 
 
@@ -138,15 +141,31 @@ def squashed(x: Tensor) -> Tensor:
     return x / (1 + x.abs())
 
 
-def levelled(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T [.., rows, columns], nearly, in units of root mean square 1; zero stays zero.
+def levelled(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """U V^T of matrices U S V^T [.., rows, columns], nearly, in units of root mean square 1; zero stays zero.
 
-    By Muon's iteration (muon.py), which permutations and signs of rows and columns commute with.
+    By Muon's iteration (muon.py), which permutations and signs of rows and columns commute with. All whose smaller
+    sides are alike go through it together. On a GPU float32 matrices with both sides above EXACT go through it in
+    bfloat16, as Muon does.
     """
+    found = [_coarsely_levelled(x) if _is_coarse(x) else x for x in matrices]
+    sides: dict[int, list[int]] = {}
+    for i, x in enumerate(matrices):
+        if found[i] is x:
+            sides.setdefault(min(x.shape[-2:]), []).append(i)
+    for places in sides.values():
+        flat = [matrices[i].flatten(0, -3) if matrices[i].dim() > 2 else matrices[i].unsqueeze(0) for i in places]
+        grams = [torch.bmm(x.mT, x) if _is_tall(x) else torch.bmm(x, x.mT) for x in flat]
+        totals = _polynomial(torch.cat(grams) if len(grams) > 1 else grams[0]).split([len(x) for x in flat])
+        for i, x, total in zip(places, flat, totals, strict=True):
+            total = math.sqrt(max(x.shape[-2:])) * total
+            found[i] = (torch.bmm(x, total) if _is_tall(x) else torch.bmm(total, x)).view_as(matrices[i])
+    return found
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """What Muon's iteration multiplies a matrix by, from the matrix by its transpose, [n, side, side]."""
     a, b, c = COEFFICIENTS
-    *lead, rows, columns = matrix.shape
-    x = matrix.reshape(-1, rows, columns)
-    gram = torch.bmm(x.mT, x) if rows > columns else torch.bmm(x, x.mT)
     size = inverse_root(gram.diagonal(dim1=-2, dim2=-1).sum(-1))[:, None, None]
     gram = gram * size.square()
     unit = a * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -155,8 +174,22 @@ def levelled(matrix: Tensor) -> Tensor:
         gram = torch.bmm(torch.bmm(factor, gram), factor)
         factor = torch.baddbmm(unit + b * gram, gram, gram, alpha=c)
         total = torch.bmm(factor, total)
-    total = math.sqrt(max(rows, columns)) * size * total
-    return (torch.bmm(x, total) if rows > columns else torch.bmm(total, x)).view(*lead, rows, columns)
+    return size * total
+
+
+def _coarsely_levelled(matrix: Tensor) -> Tensor:
+    """`levelled` in bfloat16; on the matrix itself, since its square has too few digits there."""
+    flat = matrix.flatten(0, -3) if matrix.dim() > 2 else matrix
+    found = orthogonal(flat.bfloat16(), COEFFICIENTS, _ITERATIONS).to(matrix.dtype)
+    return math.sqrt(max(matrix.shape[-2:])) * found.view_as(matrix)
+
+
+def _is_coarse(matrix: Tensor) -> bool:
+    return matrix.is_cuda and matrix.dtype == torch.float32 and min(matrix.shape[-2:]) > EXACT
+
+
+def _is_tall(matrix: Tensor) -> bool:
+    return matrix.shape[-2] > matrix.shape[-1]
 
 
 def place(wiring: Wiring, wire: Wire) -> list[float]:

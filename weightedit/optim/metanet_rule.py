@@ -97,7 +97,7 @@ class MetanetRule(RuleModule):
         base[-1] = 1.0
         # The place of Adam's direction among the odd features.
         self._adam = 1 + min(range(len(config.momenta)), key=lambda k: abs(config.momenta[k] - 0.9))
-        if config.levelling:
+        if config.levelling != 0:
             mix = torch.zeros(1 + len(config.momenta))
             mix[0] = mix[self._adam] = 0.5
             self.mix = nn.Parameter(mix)
@@ -322,7 +322,8 @@ class MetanetRule(RuleModule):
         return self.config.symmetry == "permutation"
 
     def _levels(self, stack: Stack) -> bool:
-        return stack.wires[0].kind == "weight" and min(stack.rows, stack.columns) <= self.config.levelling
+        most = self.config.levelling
+        return stack.wires[0].kind == "weight" and (most is None or min(stack.rows, stack.columns) <= most)
 
     def _looks(
         self,
@@ -334,10 +335,11 @@ class MetanetRule(RuleModule):
     ) -> list[Look]:
         """What is seen of every stack. `known`: scales, numbers and factors, as Seen has them."""
         (scales, numbers, factors), kept, looks = known, 0, []
+        levels = iter(levelled([one.mixed for one in gathered if one.mixed is not None]))
         for stack, one, scale, own, factor, network in zip(
             plan.stacks, gathered, scales, plan.per_stack(numbers[..., None, None], -4), factors, layers, strict=True
         ):
-            level = None if one.mixed is None else levelled(one.mixed)
+            level = None if one.mixed is None else next(levels)
             seen = Seen(one.gradient, one.weight, level, one.momenta, one.second, scale, factor, own)
             if passes is not None and stack.alone:
                 looks.append(passes.look(seen, network))

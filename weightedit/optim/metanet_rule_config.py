@@ -20,7 +20,7 @@ class MetanetRuleConfig:
         second: decay of the averaged squares, also of Adafactor's rows and columns.
         mixing: exchange over neurons, layers and the network; without it the rule is a per-parameter one.
         levelling: matrices whose smaller side is at most this long are also seen with all singular values made alike,
-            as Muon does, and move along that at the start; 0 for none.
+            as Muon does, and move along that at the start; None for all matrices, 0 for none.
         averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
         memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale; 0: what it
             has now counts.
@@ -36,7 +36,7 @@ class MetanetRuleConfig:
     momenta: tuple[float, ...] = (0.9, 0.99)
     second: float = 0.99
     mixing: bool = True
-    levelling: Count = 256
+    levelling: Count | None = None
     averaging: bool = True
     memory: float = 0.999
     step_size: float = 0.05
@@ -49,10 +49,10 @@ class MetanetRuleConfig:
                 f"{self} came; expected a symmetry among {', '.join(SYMMETRIES)} and a whole width of at least 1: "
                 "correct them."
             )
-        if not isinstance(self.levelling, int) or self.levelling < 0:
+        if self.levelling is not None and (not isinstance(self.levelling, int) or self.levelling < 0):
             raise WeightEditError(
-                f"{self} came; expected levelling to be a whole number, the longest smaller side that is levelled, or "
-                "0 for none: correct it."
+                f"{self} came; expected levelling to be a whole number, the longest smaller side that is levelled, "
+                "None for all or 0 for none: correct it."
             )
         decays = all(0 < decay < 1 for decay in (*self.momenta, self.second)) and 0 <= self.memory < 1
         if not self.momenta or not decays or self.step_size <= 0:

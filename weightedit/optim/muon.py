@@ -88,16 +88,21 @@ class Muon:
 
     def _orthogonal(self, matrix: Tensor) -> Tensor:
         """`matrix` [..., rows, columns] with singular values near 1; zero stays zero."""
-        a, b, c = self.coefficients
-        tall = matrix.shape[-2] > matrix.shape[-1]
         x = matrix.bfloat16() if self.precision == "bfloat16" else matrix
-        x = x.mT if tall else x
-        x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-        multiply = torch.addmm if x.dim() == 2 else torch.baddbmm
-        for _ in range(self.iterations):
-            gram = x @ x.mT
-            x = multiply(x, multiply(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        return x.mT if tall else x
+        return orthogonal(x, self.coefficients, self.iterations)
+
+
+def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
+    """`matrix` [rows, columns] or [n, rows, columns] with singular values near 1, in its precision; zero stays zero."""
+    a, b, c = coefficients
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    multiply = torch.addmm if x.dim() == 2 else torch.baddbmm
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = multiply(x, multiply(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def _split(wiring: Wiring, tensors: Params) -> tuple[Params, Params]:
