@@ -169,6 +169,12 @@ def load_weight_set(folder: str | Path, split: str, limit: int | None = None) ->
     return read_settled(folder, lambda: _read(Path(folder), split, limit))
 
 
+def load_splits(folder: str | Path, *, train: int = 0, validation: int = 0, test: int = 0) -> dict[str, WeightSet]:
+    """All three splits of a weight set by name, of each the first so many INRs, 0 for all; see load_weight_set."""
+    limits = zip(SPLITS, (train, validation, test), strict=True)
+    return {split: load_weight_set(folder, split, limit or None) for split, limit in limits}
+
+
 def _read(folder: Path, split: str, limit: int | None) -> WeightSet:
     card = read_card(folder)
     path = _path_of(folder, card, split)

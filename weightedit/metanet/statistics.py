@@ -134,7 +134,7 @@ def _statistics(values: Tensor) -> Tensor:
     mean = unit.mean(-1, keepdim=True)
     variance = (unit - mean).square().mean(-1, keepdim=True)
     ordered = functional.pad(unit.sort(-1).values, (0, 1))  # torch.quantile refuses large tensors
-    places = torch.tensor(QUANTILES, dtype=values.dtype, device=values.device) * (values.shape[-1] - 1)
-    low = places.long()
-    between = ordered[..., low] + (places - low) * (ordered[..., low + 1] - ordered[..., low])
+    places = [divmod(quantile * (values.shape[-1] - 1), 1) for quantile in QUANTILES]
+    pairs = [(ordered[..., int(low)], ordered[..., int(low) + 1], part) for low, part in places]
+    between = torch.stack([one + part * (other - one) for one, other, part in pairs], -1)
     return torch.cat([mean, variance, between, size.log()], -1)

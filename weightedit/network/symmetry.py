@@ -92,21 +92,22 @@ def random_element(
 
     Args:
         spec: of the networks to act on.
-        generator: source of randomness (CPU).
+        generator: source of randomness; the element is on its device, and drawing it does not wait for that device.
         symmetry: part of the group to draw from.
         count: N for a different element per stacked network, None for one element.
         scale_range: q is log-uniform in it.
         dtype: of the factors.
     """
     low, high = map(math.log, scale_range)
+    on = generator.device
     tensors: list[list[Tensor]] = [[], [], [], []]
     for width, group in zip(spec.widths[1:-1], spec.neuron_groups(symmetry), strict=True):
         shape = (width,) if count is None else (count, width)
-        uniform = torch.rand(4, *shape, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(4, *shape, generator=generator, dtype=torch.float64, device=on)
         tensors[0].append(uniform[0].argsort(-1))
-        tensors[1].append((low + (high - low) * uniform[1]).exp() if group.scale else torch.ones(shape))
-        tensors[2].append(1 - 2 * (uniform[2] < 0.5).double() if group.flip else torch.ones(shape))
-        tensors[3].append((uniform[3] * 5).floor() - 2 if group.shift else torch.zeros(shape))
+        tensors[1].append((low + (high - low) * uniform[1]).exp() if group.scale else torch.ones(shape, device=on))
+        tensors[2].append(1 - 2 * (uniform[2] < 0.5).double() if group.flip else torch.ones(shape, device=on))
+        tensors[3].append((uniform[3] * 5).floor() - 2 if group.shift else torch.zeros(shape, device=on))
     if isinstance(spec, GraphSpec):
         _tie(spec, tensors)
     cast = [tuple(tensor.to(dtype) for tensor in part) for part in tensors[1:]]
@@ -140,6 +141,12 @@ def act(element: GroupElement, spec: AnySpec, params: Mapping[str, Tensor], kind
         if layer.bias is None and bool(bias.any()):
             raise ParamsError(f"{layer.weight} has no bias, but a phase shift needs one; expected shift = 0 there.")
     return params_from_features(spec, moved)
+
+
+def randomly_moved(spec: AnySpec, params: Mapping[str, Tensor], generator: torch.Generator) -> Params:
+    """N stacked networks, each acted on by a random element of its own: augmentation by the symmetry group."""
+    first = next(iter(params.values()))
+    return act(random_element(spec, generator, count=len(first), dtype=first.dtype), spec, params)
 
 
 def act_on_features(element: GroupElement, spec: NetworkSpec, features: WeightSpaceFeatures) -> WeightSpaceFeatures:

@@ -5,9 +5,11 @@ processes share a batch without talking. Not here: the loop itself (loop.py). Th
 Loshchilov & Hutter, "SGDR", eq. 5, without restarts and down to zero; the batches are ours.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,6 +85,13 @@ class TrainOptions:
         )
         require_option(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
         require_option(self.precision in ("no", "bf16"), "precision", self.precision, "'no' or 'bf16'")
+
+    def brief(self, steps: int = 4, batch_size: int = 4) -> TrainOptions:
+        """The same training in a few small steps, validated and saved half way, to see that everything runs."""
+        half = max(1, steps // 2)
+        return replace(
+            self, steps=steps, batch_size=batch_size, warmup_steps=1, validate_every=half, checkpoint_every=half
+        )
 
 
 def learning_rate(options: TrainOptions, step: int) -> float:

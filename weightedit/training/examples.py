@@ -1,0 +1,53 @@
+"""What `train` draws its batches from when everything fits in memory: rows of tensors, moved to the device once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightedit.errors import WeightEditError
+
+Part = Tensor | Mapping[str, Tensor]
+
+
+class Examples:
+    """Rows of tensors by name; a batch is a dict of the same names.
+
+    Args:
+        parts: each a tensor [N, ...] or a dict of such, as stacked parameters are.
+
+    Raises WeightEditError when they differ in N, or there are none.
+
+    >>> examples = Examples(params={"weight": torch.zeros(5, 3, 2)}, labels=torch.arange(5))
+    >>> examples[torch.tensor([4, 0])]["labels"]
+    tensor([4, 0])
+    """
+
+    def __init__(self, **parts: Part) -> None:
+        self.parts = parts
+        tensors = [t for part in parts.values() for t in (part.values() if isinstance(part, Mapping) else [part])]
+        lengths = sorted({len(tensor) for tensor in tensors})
+        if len(lengths) != 1:
+            raise WeightEditError(
+                f"got examples of lengths {lengths}; expected one length: choose the same rows of all."
+            )
+        self._length = lengths[0]
+
+    def to(self, device: torch.device | str) -> Examples:
+        """The same examples on `device`."""
+        return Examples(**self._each(lambda tensor: tensor.to(device)))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, rows: Tensor) -> dict[str, Any]:
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        return {
+            name: {key: change(tensor) for key, tensor in part.items()} if isinstance(part, Mapping) else change(part)
+            for name, part in self.parts.items()
+        }
