@@ -49,7 +49,7 @@ class Steering(NamedTuple):
 
 @dataclass(frozen=True)
 class KFAC:
-    """K-FAC with numbers set by hand; the defaults are a first guess that tasks/edit_frontier.py betters.
+    """K-FAC with numbers set by hand; the defaults are a first guess, which `compare_editors.py frontier` tunes.
 
     Args:
         rate: of the step, 1 being Newton's for every layer by itself.

@@ -2,7 +2,7 @@
 
 One shot: parameters in, edited parameters out; then, if wanted, the steps of refinement.py. An editor may be informed:
 guided by the target that the operation makes of the INR's own rendering (guidance.py), with its last layer solved
-towards it. Training it is tasks/edit_inrs.py; what an operation means on images is operations.py.
+towards it. Training it is training.py's; what an operation means on images is operations.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Predicting something of a whole network from its weights: a metanetwork that reads, and a small MLP after it.
 
-Classification of INRs (tasks/classify_inrs.py), generalization prediction (tasks/predict_generalization.py), or any
-other regression; losses are the tasks' own. Saved and loaded as editors are (editing/editor.py, checkpoint.py).
+Here: the predictor, saved and loaded as editors are (editing/editor.py). Not here: its training for classes of INRs
+(classes.py) and for the test accuracy of CNNs (generalization.py); any other regression is a loss of yours.
 """
 
 from __future__ import annotations
@@ -95,14 +95,19 @@ class WeightSpacePredictor(nn.Module):
         """[N, outputs] for a stack, [outputs] for a single network, [networks, outputs] for a ragged graph."""
         return self.head(self.metanet.embed(graph))
 
-    def predict(self, spec: AnySpec, params: Mapping[str, Tensor]) -> Tensor:
+    def predict(self, spec: AnySpec, params: Mapping[str, Tensor], *, finite: bool = False) -> Tensor:
         """`forward` of one network or a stack of chains, checked, in the predictor's floating-point type.
+
+        Args:
+            spec: of the networks.
+            params: of one, or stacked; of a GraphSpec, of one.
+            finite: the values of a chain's `params` are known to be finite; then none is read.
 
         Raises ParamsError on parameters that do not fit or are not finite, SpecError on networks of another kind.
         """
         if isinstance(spec, GraphSpec):
             return self.predict_each([(spec, params)])[0]
-        spec.check_params(params)
+        (spec.check_shapes if finite else spec.check_params)(params)
         return self(NeuralGraph.from_params(spec, self._cast(params)))
 
     def predict_each(self, networks: Sequence[tuple[AnySpec, Mapping[str, Tensor]]]) -> Tensor:

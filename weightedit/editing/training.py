@@ -1,0 +1,131 @@
+"""Training a one-shot editor: the rendering of theta + delta against the operation of the source image.
+
+Here: building an editor by name, its loss, its training and its test figures. Not here: the loop (training/loop.py),
+and the trainings of predictors (predictor_training.py) and refinement rules (rule_training.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.data.weight_sets import WeightSet
+from weightedit.editing.editor import Editor, EditorOptions
+from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.guidance import check_guides
+from weightedit.editing.operations import operation
+from weightedit.inr.convention import network_of
+from weightedit.inr.fitting import fit_directly
+from weightedit.inr.siren import render_images
+from weightedit.inr.stack import INRStack
+from weightedit.inr.widening import widen
+from weightedit.metanet.registry import config_options, describe_metanet, entry, make_metanet
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.network.symmetry import randomly_moved
+from weightedit.training.examples import Examples
+from weightedit.training.loop import TrainOptions, TrainResult, train
+
+
+def make_editor(
+    operation: str,
+    stack: INRStack,
+    *,
+    name: str = "",
+    scalegmn: ScaleGMNConfig | None = None,
+    options: Sequence[str] = (),
+    around: EditorOptions | None = None,
+) -> Editor:
+    """An untrained editor for INRs like those of `stack`.
+
+    Args:
+        operation: what it is to learn, by name.
+        stack: at least one INR.
+        name: of the metanetwork, see metanet.registry; "" for the ScaleGMN of `scalegmn`.
+        scalegmn: of that ScaleGMN; it also holds for the names scalegmn and scalegmn-b, except for the direction.
+        options: config fields of a metanetwork that is named, as layers=6.
+        around: what surrounds the metanetwork; it reads one more channel per guide.
+
+    Raises SpecError on an unknown name or option, or a metanetwork that does not edit.
+    """
+    around, config = around or EditorOptions(), scalegmn or ScaleGMNConfig()
+    extra = tuple((kind.scale, kind.odd) for kind in check_guides(around.guides))
+    config = replace(config, extra_types=extra)
+    if not name:
+        return Editor(ScaleGMN(config), operation, stack.convention, around)
+    fields: dict[str, Any] = {"seed": config.seed} | ({"extra_types": extra} if extra else {})
+    if entry(name).kind is ScaleGMN:
+        fields = {k: v for k, v in asdict(config).items() if k not in ("inputs", "outputs", "bidirectional")}
+    metanet = make_metanet(name, [widen(stack[:1], around.widen).spec], **{**fields, **config_options(options)})
+    return Editor(metanet, operation, stack.convention, around)
+
+
+def edit_examples(weights: WeightSet, name: str) -> Examples:
+    """INRs and the images that operation `name` makes of their source images; the parameters are checked here, once."""
+    weights.stack.spec.check_params(weights.stack.params)
+    return Examples(params=weights.stack.params, targets=operation(name)(weights.floats()))
+
+
+def edit_loss(editor: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Mean squared error of the edited INRs' renderings, over images and pixels; no value is read."""
+    assert isinstance(editor, Editor)
+    height, width = batch["targets"].shape[-2:]
+    edited = editor(batch["params"], size=(height, width), finite=True)  # `train` refuses a loss that is not
+    return (render_images(edited, editor.convention, height, width) - batch["targets"]).square().mean()
+
+
+def augmented_loss(editor: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
+    """`edit_loss` after a random element of the symmetry group has acted on every INR."""
+    assert isinstance(editor, Editor)
+    spec = network_of(batch["params"], editor.convention)
+    return edit_loss(editor, {**batch, "params": randomly_moved(spec, batch["params"], generator)})
+
+
+def train_editor(
+    editor: Editor,
+    splits: Mapping[str, WeightSet],
+    folder: str | Path,
+    options: TrainOptions,
+    *,
+    augment: bool = False,
+    about: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Train `editor` in place; it ends up holding the weights of its best validation step.
+
+    Args:
+        editor: knows what it is trained for.
+        splits: "train" and "validation".
+        folder: of the run, see training.loop.train.
+        options: how.
+        augment: act on every training INR with a random element of its symmetry group; an equivariant metanetwork
+            cannot gain by it.
+        about: where the INRs come from, JSON values.
+    """
+    validation = splits["validation"]
+    targets = operation(editor.operation)(validation.floats())
+
+    def validate(model: nn.Module) -> float:
+        assert isinstance(model, Editor)
+        return float(mean_squared_errors(model.edit(validation.stack), targets).mean())
+
+    kind, config = describe_metanet(editor.metanet)
+    told = {"operation": editor.operation, "augment": augment, "editor": asdict(editor.options)}
+    told |= {"metanet": kind, "config": config, **(about or {})}
+    loss = augmented_loss if augment else edit_loss
+    return train(editor, loss, edit_examples(splits["train"], editor.operation), validate, folder, options, about=told)
+
+
+def edit_error(weights: WeightSet, name: str, editor: Editor | None = None, *, progress: bool = False) -> float:
+    """Mean squared error against operation `name` of the source images; without an editor, of doing nothing."""
+    stack = weights.stack if editor is None else editor.edit(weights.stack, progress=progress)
+    return float(mean_squared_errors(stack, operation(name)(weights.floats())).mean())
+
+
+def floor_error(weights: WeightSet, name: str, count: int) -> float:
+    """What the first `count` SIRENs reach when they are fitted to the target itself."""
+    targets, stack = operation(name)(weights.floats()[:count]), weights.stack[:count]
+    return float(mean_squared_errors(fit_directly(stack, targets), targets).mean())
