@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 import tyro
-from measured import Measured
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -49,6 +48,7 @@ from weightedit.optim.muon import Muon
 from weightedit.optim.optimizer import LearnedOptimizer
 from weightedit.optim.rule import RuleState, UpdateRule, beside
 from weightedit.plots import Band, bands
+from weightedit.training.measured import Measured
 
 BY_HAND: dict[str, tuple[float, Callable[[float], UpdateRule]]] = {
     "adam": (1, Adam),
@@ -312,7 +312,7 @@ def main(config: Config) -> dict[str, Any]:
         raise WeightEditError(
             f"problem {config.problem!r}, unseen {config.unseen!r}, {config.steps} steps evaluated every "
             f"{config.evaluate_every}, {config.seeds} seeds (controls: {config.control_seeds}) came; expected problems "
-            f"among {', '.join(problems)} (fits are compare_fits.py's), and steps and seeds, of each at least one: "
+            f"among {', '.join(problems)} (fits: compare_editors.py), and steps and seeds, of each at least one: "
             "correct them."
         )
     if config.steps % config.evaluate_every:

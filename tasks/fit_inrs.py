@@ -1,6 +1,6 @@
 """Make a weight set: one SIREN (or several) per image, from independent random initialisations.
 
-    python tasks/fit_inrs.py --images ../shared/data/mnist --out runs/mnist-inrs
+    python tasks/fit_inrs.py --images ylecun/mnist --out runs/mnist-inrs
 
 Images come through `datasets` (a hub name, a folder of parquet files or of pictures). The training split is divided
 into train and validation by source image with a recorded seed; the test split stays the test split. Work is done in
@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -41,40 +41,26 @@ class Config:
     """What to fit.
 
     Attributes:
-        images: a hub name, or a local folder with train and test splits (../shared/data/mnist).
+        source: the images; its seed is that of the initialisations, too.
         out: folder of the weight set; its parent is made if needed.
-        train_split: name of the split divided into train and validation.
-        test_split: name of the test split; "" for none.
-        validation: images kept for validation, at most half of the training split.
-        limit: use the first so many images of each split; 0 for all.
-        test_limit: of the test split, where it should differ; 0 for as many as `limit` says.
-        size: resize the images to size x size; 0 keeps theirs.
         repeats: INRs per image, each from its own initialisation (in all three splits).
         hidden: hidden widths of the SIREN.
         init: "siren" or "dwsnets".
         method: "fast" or "adam", see weightedit/inr/fitting.py.
         target_psnr: dB.
-        seed: of initialisations and of the split.
         shard: images per shard.
         workers: processes, each on one thread; 0 for one per core on a CPU, one elsewhere.
         device: where to fit, as PyTorch names it: cpu, cuda, cuda:1.
         smoke: a few dozen images, to see that everything runs.
     """
 
-    images: str = "../shared/data/mnist"
+    source: tyro.conf.OmitArgPrefixes[ImageSource] = field(default_factory=ImageSource)
     out: str = "runs/mnist-inrs"
-    train_split: str = "train"
-    test_split: str = "test"
-    validation: int = 5000
-    limit: int = 0
-    test_limit: int = 0
-    size: int = 0
     repeats: int = 1
     hidden: tuple[int, ...] = (32, 32)
     init: str = "siren"
     method: str = "fast"
     target_psnr: float = 40.0
-    seed: int = 0
     shard: int = 1000
     workers: int = 0
     device: str = "cpu"
@@ -84,22 +70,21 @@ class Config:
 def main(config: Config) -> Path:
     """Fit, save, and print a summary; returns the folder of the weight set."""
     if config.smoke:
-        config = replace(config, limit=48, validation=16, shard=32, workers=1)
+        config = replace(config, source=replace(config.source, limit=48, validation=16), shard=32, workers=1)
     if config.repeats < 1 or config.shard < 1:
         raise WeightEditError(f"repeats {config.repeats}, shard {config.shard}: expected at least 1 each; change them.")
-    source = _source(config)
     out, started = Path(config.out), time.perf_counter()
     parts = out.with_name(f"{out.name}.parts-{derive_seed(*_identity(config)):016x}")
     parts.mkdir(parents=True, exist_ok=True)
     with claimed(parts):
-        make_set(config, source, out, parts)
+        make_set(config, out, parts)
     print(f"{time.perf_counter() - started:.0f} s")
     return out
 
 
-def make_set(config: Config, source: ImageSource, out: Path, parts: Path) -> None:
+def make_set(config: Config, out: Path, parts: Path) -> None:
     """Fit in the folder `parts`, save in `out`, and print a summary."""
-    images, split = source.read()
+    images, split = config.source.read()
     shards = list(torch.arange(len(images)).split(config.shard))
     run_shards(config, images, split, shards, parts)
     stacks = [load_inrs(parts / f"{number:05d}.safetensors") for number in range(len(shards))]
@@ -108,7 +93,7 @@ def make_set(config: Config, source: ImageSource, out: Path, parts: Path) -> Non
     position = {int(index): row for row, index in enumerate(images.index.tolist())}
     rows = torch.tensor([position[int(index)] for index in stack.index.tolist()])
     missing = sorted(set(images.index.tolist()) - set(stack.index.tolist()))
-    facts = {"config": asdict(config), "split_seed": config.seed, "images_missed": missing}
+    facts = {"config": asdict(config), "split_seed": config.source.seed, "images_missed": missing}
     save_weight_set(out, stack, images.images[rows], facts, overwrite=True)
     shutil.rmtree(parts)
     counts = {name: int((stack.split == number).sum()) for number, name in enumerate(("train", "validation", "test"))}
@@ -121,10 +106,6 @@ def _identity(config: Config) -> tuple[str, ...]:
     return tuple(
         f"{name}={value}" for name, value in asdict(config).items() if name not in ("out", "workers", "device")
     )
-
-
-def _source(config: Config) -> ImageSource:
-    return ImageSource(**{field.name: getattr(config, field.name) for field in fields(ImageSource)})
 
 
 def run_shards(config: Config, images: ImageSet, split: Tensor, shards: list[Tensor], parts: Path) -> None:
@@ -153,7 +134,7 @@ def _completed(jobs: list[tuple], workers: int) -> Iterator[None]:
 def fit_shard(job: tuple[Config, int, ImageSet, Tensor, Path]) -> None:
     """Fit one shard and write it; the INRs that missed the target are left out."""
     config, number, images, split, path = job
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "fit", number))
+    generator = torch.Generator().manual_seed(derive_seed(config.source.seed, "fit", number))
     options = FitOptions(method=config.method, init=config.init, target_psnr=config.target_psnr)
     made = fit_set(
         images,
@@ -168,5 +149,4 @@ def fit_shard(job: tuple[Config, int, ImageSet, Tensor, Path]) -> None:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    sys.exit(told_in_one_line("fit_inrs", lambda: main(config)))
+    sys.exit(told_in_one_line("fit_inrs", lambda: main(tyro.cli(Config, description=__doc__))))

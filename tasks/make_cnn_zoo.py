@@ -1,6 +1,6 @@
 """Make a CNN zoo: many small CNNs, each trained by a recipe of its own, with several checkpoints and their accuracies.
 
-    python tasks/make_cnn_zoo.py --images ../shared/data/fashion_mnist --activation relu --out runs/zoo-relu
+    python tasks/make_cnn_zoo.py --images zalando-datasets/fashion_mnist --activation relu --out runs/zoo-relu
 
 The networks are those of the Small CNN Zoo (Unterthiner et al. 2020): three convolutions of 16 filters, 3x3, stride 2,
 global average pooling, a linear layer; 4,970 parameters. Learning rate, weight decay, dropout, initialisation,
@@ -64,7 +64,7 @@ class Config:
         smoke: seconds, to see that everything runs.
     """
 
-    images: str = "../shared/data/fashion_mnist"
+    images: str = "zalando-datasets/fashion_mnist"
     out: str = "runs/zoo-relu"
     activation: str = "relu"
     networks: int = 1000
@@ -177,5 +177,4 @@ def train_stack(
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    sys.exit(told_in_one_line("make_cnn_zoo", lambda: main(config)))
+    sys.exit(told_in_one_line("make_cnn_zoo", lambda: main(tyro.cli(Config, description=__doc__))))

@@ -31,18 +31,21 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_task(name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python tasks/NAME ARGUMENTS`, in this process, which has torch loaded: that takes most of a short run's time."""
-    command, words, place = [str(ROOT / "tasks" / name), *arguments], sys.argv, sys.path.copy()
+    """`python tasks/NAME.py ARGUMENTS`, in this process, which has torch loaded: most of a short run's time.
+
+    `name` may hold the subcommand: "train_editor one-shot".
+    """
+    task, *kind = name.split()
+    command, words = [str(ROOT / "tasks" / f"{task}.py"), *kind, *arguments], sys.argv
     out, errors = io.StringIO(), io.StringIO()
     sys.argv, code = command, 0
-    sys.path.insert(0, str(ROOT / "tasks"))
     try:
         with redirect_stdout(out), redirect_stderr(errors):
             runpy.run_path(command[0], run_name="__main__")
     except SystemExit as ended:
         code = ended.code
     finally:
-        sys.argv, sys.path = words, place
+        sys.argv = words
         forget_accelerator()
     assert not check or code == 0, errors.getvalue()
     return subprocess.CompletedProcess(command, code, out.getvalue(), errors.getvalue())
@@ -73,7 +76,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def weights(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fitted") / "inrs"
-    run_task("fit_inrs.py", "--smoke", "--images", str(pictures), "--out", str(out))
+    run_task("fit_inrs", "--smoke", "--images", str(pictures), "--out", str(out))
     return out
 
 
@@ -96,67 +99,70 @@ def test_fit_inrs_does_not_depend_on_workers(pictures: Path, weights: Path, tmp_
         assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
-def test_edit_inrs(weights: Path, tmp_path: Path) -> None:
-    result = run_task("edit_inrs.py", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"))
+def test_train_an_editor(weights: Path, tmp_path: Path) -> None:
+    result = run_task("train_editor one-shot", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"))
     for row in ("edited", "do nothing", "flat MLP", "floor"):
         assert f"| {row} |" in result.stdout
     editor = Editor.from_pretrained(tmp_path / "run" / "editor")
     assert editor.operation == "dilate"
-    again = run_task("edit_inrs.py", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"))
+    again = run_task("train_editor one-shot", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"))
     assert again.stdout.splitlines()[-6:] == result.stdout.splitlines()[-6:], "a finished run ends as it ended"
 
 
 @pytest.mark.parametrize("name", [name for name in METANETS if name != "statistics"])
-def test_edit_inrs_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
+def test_train_an_editor_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path), "--metanet", name)
-    run_task("edit_inrs.py", *words, "--metanet-options", "layers=1", "--control-steps", "0")
+    run_task("train_editor one-shot", *words, "--metanet-options", "layers=1", "--control-steps", "0")
     assert Editor.from_pretrained(tmp_path / "editor").kind == name
 
 
 @pytest.mark.parametrize("name", list(METANETS))
-def test_classify_inrs_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
+def test_train_a_classifier_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"), "--metanet", name, "--augment")
-    found = run_task("classify_inrs.py", *words, "--noise", "0.01", "--metanet-options", "layers=1")
+    found = run_task("train_predictor classes", *words, "--noise", "0.01", "--metanet-options", "layers=1")
     assert "| one INR |" in found.stdout and (tmp_path / "run" / "curve.png").stat().st_size > 5000
     predictor = WeightSpacePredictor.from_pretrained(tmp_path / "run" / "predictor")
     test = load_weight_set(weights, "test").stack
     assert predictor.predict_stack(test).shape == (24, predictor.outputs)
 
 
-def test_classify_inrs_with_several_inrs_of_an_image(pictures: Path, tmp_path: Path) -> None:
+def test_train_a_classifier_with_several_inrs_of_an_image(pictures: Path, tmp_path: Path) -> None:
     fitted = ("--smoke", "--images", str(pictures), "--out", str(tmp_path / "inrs"), "--repeats", "3")
-    run_task("fit_inrs.py", *fitted)
+    run_task("fit_inrs", *fitted)
     words = ("--smoke", "--weights", str(tmp_path / "inrs"), "--out", str(tmp_path / "run"), "--per-image", "2")
-    first = run_task("classify_inrs.py", *words, "--metanet", "mlp")
+    first = run_task("train_predictor classes", *words, "--metanet", "mlp")
     for row in ("one INR", "all INRs of an image, majority", "all INRs of an image, mean logits"):
         assert f"| {row} |" in first.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["counts"]["train"] < 16
-    again = run_task("classify_inrs.py", *words, "--metanet", "mlp")
+    again = run_task("train_predictor classes", *words, "--metanet", "mlp")
     assert again.stdout == first.stdout, "a finished run ends as it ended"
 
 
 def test_metanetworks_that_a_task_cannot_take_are_refused(weights: Path, tmp_path: Path) -> None:
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path), "--metanet")
     for task, more, message in (
-        ("edit_inrs.py", ("statistics",), "an editor needs one that edits"),
-        ("classify_inrs.py", ("mlp", "--metanet-options", "heads=2"), "mlp has no option heads"),
+        ("train_editor one-shot", ("statistics",), "an editor needs one that edits"),
+        ("train_predictor classes", ("mlp", "--metanet-options", "heads=2"), "mlp has no option heads"),
     ):
         refused = run_task(task, *words, *more, check=False)
         assert refused.returncode == 2 and message in refused.stderr.splitlines()[-1]
 
 
 def test_wrong_input_is_refused(weights: Path, pictures: Path, tmp_path: Path) -> None:
-    missing = run_task("edit_inrs.py", "--smoke", "--weights", str(tmp_path / "nothing"), check=False)
+    missing = run_task("train_editor one-shot", "--smoke", "--weights", str(tmp_path / "nothing"), check=False)
     assert missing.returncode != 0 and "nothing" in missing.stderr
-    unknown = run_task("edit_inrs.py", "--smoke", "--weights", str(weights), "--operation", "embolden", check=False)
+    unknown = run_task(
+        "train_editor one-shot", "--smoke", "--weights", str(weights), "--operation", "embolden", check=False
+    )
     assert unknown.returncode != 0 and "embolden" in unknown.stderr
     greedy = ["--images", str(pictures), "--validation", "47", "--out", str(tmp_path / "greedy")]
-    refused = run_task("fit_inrs.py", *greedy, check=False)
+    refused = run_task("fit_inrs", *greedy, check=False)
     assert refused.returncode != 0 and "validation 47" in refused.stderr
 
 
 @pytest.mark.parametrize(
-    ("task", "flag"), [("fit_inrs.py", "--images"), ("edit_inrs.py", "--weights"), ("classify_inrs.py", "--weights")]
+    ("task", "flag"),
+    [("fit_inrs", "--images"), ("train_editor one-shot", "--weights"), ("train_predictor classes", "--weights")],
 )
 def test_wrong_input_is_told_in_one_line(task: str, flag: str, tmp_path: Path) -> None:
     ended = run_task(task, flag, str(tmp_path / "absent"), "--out", str(tmp_path / "out"), check=False)
@@ -167,12 +173,10 @@ def test_wrong_input_is_told_in_one_line(task: str, flag: str, tmp_path: Path) -
 
 def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
     words = ("--smoke", "--weights", str(weights), str(weights), "--widen", "1", "2", "--out", str(tmp_path / "refine"))
-    result = run_task("train_refinement.py", *words)
+    result = run_task("train_editor rule", *words)
     assert "| steps | K-FAC, numbers by hand | learned |" in result.stdout
     assert LearnedKFAC.from_pretrained(tmp_path / "refine" / "rule").config.width == 32
-    found = run_task(
-        "edit_inrs.py", "--frontier", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "plot")
-    )
+    found = run_task("compare_editors frontier", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "plot"))
     for name in ("Adam", "K-FAC", "Levenberg-Marquardt", "one-shot editor", "learned steps"):
         assert f"| {name} |" in found.stdout
     assert (tmp_path / "plot" / "frontier.png").stat().st_size > 10_000
@@ -181,39 +185,39 @@ def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
 def test_train_predictive_editor_then_evaluate(weights: Path, tmp_path: Path) -> None:
     rule = LearnedKFAC().save_pretrained(tmp_path / "rule", "")
     words = ("--smoke", "--weights", str(weights), "--rule", str(rule), "--out", str(tmp_path / "run"))
-    result = run_task("train_predictive_editor.py", *words, "--operations", "dilate", "rotate", "--predictor.warp")
+    result = run_task("train_editor predictive", *words, "--operations", "dilate", "rotate", "--predictor.warp")
     assert "| dilate 0.5 |" in result.stdout and "| rotate 1 |" in result.stdout
     editor = tmp_path / "run" / "editor"
     assert PredictiveEditor.from_pretrained(editor).operations == ("dilate", "rotate")
     assert (tmp_path / "run" / "strengths.png").stat().st_size > 10_000
-    again = run_task("train_predictive_editor.py", *words, "--operations", "dilate", "rotate", "--predictor.warp")
+    again = run_task("train_editor predictive", *words, "--operations", "dilate", "rotate", "--predictor.warp")
     assert again.stdout == result.stdout
     words = ("--editor", str(editor), "--weights", str(weights), "--out", str(tmp_path / "transfer"))
-    found = run_task("evaluate_editor.py", "--smoke", *words, "--factors", "2", "--steps", "0", "2")
+    found = run_task("compare_editors transfer", "--smoke", *words, "--factors", "2", "--steps", "0", "2")
     assert found.stdout.count("| 2-32-32-1 | 28 x 28 | 2-64-64-1 |") == 2
-    refused = run_task("evaluate_editor.py", *words, "--operation", "embolden", check=False)
+    refused = run_task("compare_editors transfer", *words, "--operation", "embolden", check=False)
     assert refused.returncode == 2 and "this editor knows dilate, rotate" in refused.stderr.splitlines()[-1]
 
 
 def test_the_study_resumes(weights: Path, tmp_path: Path) -> None:
     rows = ("base: permutation + sign + phase, 16 probes", "output 2 times as wide")
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "study"), "--only", *rows)
-    first = run_task("edit_study.py", *words)
+    first = run_task("compare_editors study", *words)
     assert all(f"| {row} |" in first.stdout for row in rows)
-    again = run_task("edit_study.py", *words)
+    again = run_task("compare_editors study", *words)
     assert again.stdout == first.stdout and "it/s" not in again.stderr
-    refused = run_task("edit_study.py", "--smoke", "--weights", str(weights), "--only", "magic", check=False)
+    refused = run_task("compare_editors study", "--smoke", "--weights", str(weights), "--only", "magic", check=False)
     assert refused.returncode == 2 and "magic" in refused.stderr.splitlines()[-1]
 
 
 def test_meta_train_goes_on(tmp_path: Path) -> None:
     """A rule is meta-trained and loads; stopped and taken up, it ends bit for bit as at once."""
     out = tmp_path / "meta"
-    run_task("meta_train.py", "--smoke", "--out", str(out))
+    run_task("meta_train", "--smoke", "--out", str(out))
     assert (out / "curve.png").stat().st_size > 5000
     trained, untrained = load_rule(out / "rule").state_dict(), MetanetRule().state_dict()
     assert set(trained) == set(untrained) and any(not torch.equal(trained[name], untrained[name]) for name in trained)
-    parts = ["meta_train.py", "--smoke", "--out", str(tmp_path / "parts"), "--training.max-seconds"]
+    parts = ["meta_train", "--smoke", "--out", str(tmp_path / "parts"), "--training.max-seconds"]
     assert "stopped after outer step 1, before" in run_task(*parts, "1e-9").stdout
     run_task(*parts, "0")
     resumed = load_rule(tmp_path / "parts/rule").state_dict()
@@ -222,15 +226,15 @@ def test_meta_train_goes_on(tmp_path: Path) -> None:
     numbers = [[(r["loss"], r["grad_norm"], r.get("validation")) for r in log] for log in logs]
     assert len(numbers[0]) == 4 and numbers[0] == numbers[1]
     single = ["--rule", "per-parameter", "--estimator", "backprop", "--reparametrise", "tensor", "--vary", "hidden"]
-    run_task("meta_train.py", "--smoke", *single, "--out", str(tmp_path / "single"))
-    wrong = run_task("meta_train.py", "--smoke", "--estimator", "guess", "--out", str(tmp_path / "no"), check=False)
+    run_task("meta_train", "--smoke", *single, "--out", str(tmp_path / "single"))
+    wrong = run_task("meta_train", "--smoke", "--estimator", "guess", "--out", str(tmp_path / "no"), check=False)
     assert wrong.returncode != 0 and "guess" in wrong.stderr
 
 
 def test_compare_optimizers(tmp_path: Path) -> None:
     """A learned rule beside tuned ones, from rescaled networks too; what is measured once stays."""
     rule = str(ROOT / "checkpoints/small-classifier")
-    untimed = ("compare_optimizers.py", "--smoke", "--timed-steps", "0", "--out", str(tmp_path / "compared"))
+    untimed = ("compare_optimizers", "--smoke", "--timed-steps", "0", "--out", str(tmp_path / "compared"))
     words = (*untimed, "--cosine", "--rescale", "3")
     run_task(*words, "--rules", "sgd")
     runs = json.loads((tmp_path / "compared/runs.json").read_text())
@@ -244,7 +248,7 @@ def test_compare_optimizers(tmp_path: Path) -> None:
     assert compared.stdout.count("50.00 +- ") == 2  # what was measured before is not measured again
     wrong = run_task(*untimed, check=False)
     assert wrong.returncode != 0 and "another folder" in wrong.stderr
-    wrong = run_task("compare_optimizers.py", "--problem", "imagenet", check=False)
+    wrong = run_task("compare_optimizers", "--problem", "imagenet", check=False)
     assert wrong.returncode != 0 and "imagenet" in wrong.stderr
 
 
@@ -265,12 +269,12 @@ def test_costs(tmp_path: Path) -> None:
     assert wrong.returncode != 0 and "one round" in wrong.stderr
 
 
-def test_make_cnn_zoo_then_predict_generalization(pictures: Path, tmp_path: Path) -> None:
+def test_make_cnn_zoo_then_predict_accuracy(pictures: Path, tmp_path: Path) -> None:
     zoo, out = str(tmp_path / "zoo"), str(tmp_path / "tau")
-    made = run_task("make_cnn_zoo.py", "--smoke", "--images", str(pictures), "--out", zoo)
+    made = run_task("make_cnn_zoo", "--smoke", "--images", str(pictures), "--out", zoo)
     assert "48 checkpoints of 24 networks, 0 were not finite" in made.stdout and len(load_zoo(zoo, "train")) == 28
     words = ("--smoke", "--zoo", zoo, "--metanet", "statistics", "scalegmn", "--options", "scalegmn.layers=1")
-    result = run_task("predict_generalization.py", *words, "--out", out)
+    result = run_task("train_predictor accuracy", *words, "--out", out)
     for word in ("| scalegmn |", "| statistics |", "| rescaled 1 to 1000 |", "6 test networks"):
         assert word in result.stdout
     predictor = WeightSpacePredictor.from_pretrained(f"{out}/scalegmn-seed0/predictor")
@@ -278,14 +282,14 @@ def test_make_cnn_zoo_then_predict_generalization(pictures: Path, tmp_path: Path
     moved = reparametrised(test.spec, test.params, "rescaled 1 to 1000", torch.Generator().manual_seed(0))
     before, after = (predictor.predict(test.spec, params).detach() for params in (test.params, moved))
     assert torch.allclose(before, after, rtol=1e-3, atol=1e-4) and float(before.std()) > 1e-5
-    wrong = run_task("predict_generalization.py", *words, "--options", "nobody.layers=2", check=False)
+    wrong = run_task("train_predictor accuracy", *words, "--options", "nobody.layers=2", check=False)
     assert wrong.returncode == 2 and "nobody" in wrong.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_generalization_of_tanh_networks_with_augmentation_and_resuming(pictures: Path, tmp_path: Path) -> None:
     zoo = str(tmp_path / "zoo")
-    run_task("make_cnn_zoo.py", "--smoke", "--images", str(pictures), "--activation", "tanh", "--out", zoo)
+    run_task("make_cnn_zoo", "--smoke", "--images", str(pictures), "--activation", "tanh", "--out", zoo)
     words = (
         "--smoke",
         "--zoo",
@@ -299,23 +303,23 @@ def test_generalization_of_tanh_networks_with_augmentation_and_resuming(pictures
         "--out",
         str(tmp_path / "t"),
     )
-    result = run_task("predict_generalization.py", *words)
+    result = run_task("train_predictor accuracy", *words)
     assert "| sign-flipped |" in result.stdout and "rescaled" not in result.stdout and "±" in result.stdout
-    assert run_task("predict_generalization.py", *words).stdout == result.stdout, "a finished run ends as it ended"
+    assert run_task("train_predictor accuracy", *words).stdout == result.stdout, "a finished run ends as it ended"
     for task, flag, value in (
-        ("predict_generalization.py", "--loss", "huber"),
-        ("predict_generalization.py", "--metanet", "oracle"),
-        ("make_cnn_zoo.py", "--activation", "selu"),
-        ("make_cnn_zoo.py", "--out", zoo),
+        ("train_predictor accuracy", "--loss", "huber"),
+        ("train_predictor accuracy", "--metanet", "oracle"),
+        ("make_cnn_zoo", "--activation", "selu"),
+        ("make_cnn_zoo", "--out", zoo),
     ):
-        wrong = run_task(task, *(words if task.startswith("predict") else ()), flag, value, check=False)
+        wrong = run_task(task, *(words if task.startswith("train") else ()), flag, value, check=False)
         assert wrong.returncode == 2 and value in wrong.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_compare_metanets(pictures: Path, weights: Path, tmp_path: Path) -> None:
     zoo = str(tmp_path / "zoo")
-    run_task("make_cnn_zoo.py", "--smoke", "--images", str(pictures), "--out", zoo)
+    run_task("make_cnn_zoo", "--smoke", "--images", str(pictures), "--out", zoo)
     data = ("--smoke", "--weights", str(weights), "--zoo", zoo, "--out", str(tmp_path / "metanets"))
     words = (*data, "--metanet", "mlp", "statistics", "--options", "mlp.hidden=16")
     first = launch("tasks/compare_metanets.py", *words)
@@ -337,11 +341,11 @@ def test_compare_metanets(pictures: Path, weights: Path, tmp_path: Path) -> None
 def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "fits")]
     rule = ["--update-rules", str(ROOT / "checkpoints/small-classifier")]
-    result = run_task("compare_fits.py", "--smoke", "--images", str(pictures), "--split", "train", *rule, *out)
+    result = run_task("compare_editors fits", "--smoke", "--images", str(pictures), "--split", "train", *rule, *out)
     for row in ("Adam", "K-FAC", "learned", "small-classifier"):
         assert f"| {row} |" in result.stdout
     few = run_task(
-        "compare_fits.py", "--images", str(pictures), "--split", "train", "--count", "100", *out, check=False
+        "compare_editors fits", "--images", str(pictures), "--split", "train", "--count", "100", *out, check=False
     )
     assert few.returncode != 0 and "lower count" in few.stderr
 

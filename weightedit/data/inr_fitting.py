@@ -1,7 +1,7 @@
 """From the images of a data set to weight sets: which image is in which split, and the INRs fitted to them.
 
 Fitting itself is inr/fitting.py's; tasks/fit_inrs.py writes what is made here to disk, shard by shard, and
-tasks/edit_inrs.py may use it as it comes: a GPU fits in seconds what takes minutes to write and read.
+tasks/train_editor.py may use it as it comes: a GPU fits in seconds what takes minutes to write and read.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class ImageSource:
         limit: use the first so many images of each split; 0 for all.
         test_limit: of the test split, where it should differ; 0 for as many as `limit` says.
         size: resize the images to size x size; 0 keeps theirs.
-        seed: of the division.
+        seed: of the division, and of what is drawn for these images.
 
     Raises:
         WeightEditError: a limit or a size below 0.
     """
 
-    images: str
+    images: str = "ylecun/mnist"
     train_split: str = "train"
     test_split: str = "test"
     validation: int = 5000

@@ -1,0 +1,703 @@
+"""Compare ways of editing INRs, and of fitting them by the same steps.
+
+    python tasks/compare_editors.py frontier --weights runs/mnist-inrs --out runs/frontier
+    python tasks/compare_editors.py study --weights runs/mnist-inrs --repeated runs/mnist-inrs-x4 --out runs/study
+    python tasks/compare_editors.py transfer --editor checkpoints/mnist-dilate-predictive \
+        --weights runs/mnist-inrs runs/mnist-48 runs/mnist-32x3 --factors 1 2 4 8 --out runs/transfer
+    python tasks/compare_editors.py fits --rule checkpoints/refine-rule --out runs/fits
+
+frontier: error against time of every way of editing that is here, side by side in one run.
+study: what each ingredient of a one-shot editor buys, at equal training compute.
+transfer: an editor on weight sets and output widths that it may never have seen.
+fits: how many steps, and how much time, a SIREN needs from its random initialisation to an image.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from weightedit.cli.arguments import SHIPPED_PREDICTIVE, SHIPPED_RULE, find_editor, find_rule
+from weightedit.cli.main import told_in_one_line
+from weightedit.data.images import load_images
+from weightedit.data.weight_sets import load_splits, load_weight_set
+from weightedit.editing.curvature import KFAC, LearnedKFAC, LevenbergMarquardt
+from weightedit.editing.editor import Editor, EditorOptions
+from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.loading import load_editor
+from weightedit.editing.operations import operation
+from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.editing.refinement import GradientSteps, RefinementRule, refine, target_of
+from weightedit.editing.training import augmented_loss, edit_error, edit_examples, edit_loss, make_editor, train_editor
+from weightedit.errors import WeightEditError
+from weightedit.inr.convention import Convention
+from weightedit.inr.fitting import fit_directly
+from weightedit.inr.siren import initial_params
+from weightedit.inr.stack import INRStack
+from weightedit.inr.widening import widen
+from weightedit.metanet.scalegmn.network import ScaleGMNConfig
+from weightedit.optim.hand_designed import Adam
+from weightedit.optim.loading import load_rule
+from weightedit.plots import Curve, frontier
+from weightedit.training.loop import TrainOptions
+from weightedit.training.measured import Measured
+from weightedit.training.report import table, write_result
+from weightedit.training.timing import gigaflop, take_turns
+
+BUDGETS = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
+"""Milliseconds per INR."""
+MANY = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 40)
+STEPS: dict[str, tuple[int, ...]] = {
+    "Adam": (1, 3, 10, 30, 100),
+    "Adam, last layer solved": (0, 1, 3, 10, 30, 100),
+    "K-FAC": (1, 2, 3, 5, 8, 12, 20, 40),
+    "Levenberg-Marquardt": (1, 2, 3, 5),
+    "one-shot editor": (0,),
+    "learned steps": MANY,
+    "one-shot, then learned steps": (0, 1, 2, 3, 5, 8, 12),
+    "predictive editor": MANY,
+}
+"""Contenders of the frontier, and the numbers of steps that each is measured at."""
+OWN = ("one-shot editor", "learned steps", "one-shot, then learned steps", "predictive editor")
+Key = tuple[str, int]
+Edit = Callable[[INRStack], INRStack]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One contender at one number of steps: how it was tuned, its test error, and milliseconds per INR by batch."""
+
+    name: str
+    steps: int
+    tuned: str
+    error: float
+    milliseconds: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Error against time of every way of editing.
+
+    All see the INR's weights only. Rules that refine make their target from the INR's own rendering, and that is part
+    of their time; a predictive editor is never told the operation. The error is taken against operation(source image).
+    Numbers of hand-made rules are tuned for every number of steps on validation INRs. Contenders take turns at every
+    batch (A B C A B C ...), and the median counts. Written are frontier.json, frontier.md and frontier.png.
+
+    Attributes:
+        weights: folder of a weight set (tasks/fit_inrs.py).
+        out: folder for table, figures and plot.
+        operation: what the edit is; the editor is asked only if it is its own.
+        editor: a one-shot editor; empty is the shipped one, "none" is none.
+        predictive: a predictive editor that knows the operation; empty is the shipped one, "none" is none.
+        rule: a learned refinement rule; empty is the shipped one.
+        without: contenders to leave out, such as Levenberg-Marquardt, whose cost grows with the cube of the pixels.
+        test_count: test INRs, in batches of 64.
+        single_count: of these, how many are timed one by one.
+        tune_count: validation INRs on which the hand-made rules are tuned.
+        rounds: turns that every contender takes at every batch.
+        threads: of torch; 0 as torch chooses.
+        smoke: seconds instead of minutes.
+    """
+
+    weights: str = "runs/mnist-inrs"
+    out: str = "runs/frontier"
+    operation: str = "dilate"
+    editor: str = ""
+    predictive: str = ""
+    rule: str = ""
+    without: tuple[str, ...] = ()
+    test_count: int = 256
+    single_count: int = 8
+    tune_count: int = 64
+    rounds: int = 2
+    threads: int = 0
+    smoke: bool = False
+
+    def run(self) -> list[Point]:
+        """Tune, measure, print the table, and write it with the plot."""
+        if self.smoke and self.test_count > 4:
+            return replace(self, test_count=4, single_count=2, tune_count=2, rounds=1).run()
+        if unknown := set(self.without) - set(STEPS):
+            raise WeightEditError(
+                f"--without {sorted(unknown)} came; expected names among {', '.join(STEPS)}: correct it."
+            )
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        test = load_weight_set(self.weights, "test", self.test_count)
+        wanted = operation(self.operation)(test.floats())
+        tuned, jobs = self.by_hand()
+        jobs |= self.own()
+        jobs = {(name, steps): jobs[name, steps] for name in STEPS for steps in STEPS[name] if (name, steps) in jobs}
+        results = {key: job(test.stack) for key, job in tqdm(jobs.items(), desc="errors")}
+        errors = {key: float(mean_squared_errors(edited, wanted).mean()) for key, edited in results.items()}
+        times = {size: self.times(jobs, test.stack, size) for size in (64, 1)}
+        points = [
+            Point(*key, tuned.get(key, ""), errors[key], {size: of[key] for size, of in times.items()}) for key in jobs
+        ]
+        nothing = edit_error(test, self.operation)
+        floor = float(mean_squared_errors(fit_directly(test.stack, wanted), wanted).mean())
+        text = self.report(points, nothing, floor)
+        print(text)
+        facts = {"config": asdict(self), "points": [asdict(p) for p in points], "do nothing": nothing, "floor": floor}
+        write_result(self.out, "frontier", facts, text)
+        panels = {f"batch of {size}": curves(points, size) for size in times}
+        heading = f"{self.operation} by weights alone, {len(test)} INRs, {torch.get_num_threads()} threads"
+        print(f"drew {frontier(panels, Path(self.out) / 'frontier.png', heading=heading, floor=floor)}")
+        return points
+
+    def wanted(self, name: str) -> tuple[int, ...]:
+        """Numbers of steps of a contender."""
+        return () if name in self.without else STEPS[name][: 2 if self.smoke else None]
+
+    def by_hand(self) -> tuple[dict[Key, str], dict[Key, Edit]]:
+        """Contenders that are made by hand: how each was tuned for its number of steps, and its edit of a stack."""
+        tune = load_weight_set(self.weights, "validation", self.tune_count)
+        known, wanted = target_of(self.operation, tune.stack), operation(self.operation)(tune.floats())
+
+        def error(rule: RefinementRule, steps: int) -> float:
+            return float(mean_squared_errors(refine(tune.stack, known, steps, rule=rule), wanted).mean())
+
+        keys = [(name, steps) for name in STEPS if name not in OWN for steps in self.wanted(name)]
+        best = {
+            (name, steps): min(candidates(name, steps), key=lambda rule, steps=steps: error(rule, steps))
+            for name, steps in tqdm(keys, desc="tuning")
+        }
+        return {key: str(rule) for key, rule in best.items()}, {
+            key: self.refining(rule, key[1]) for key, rule in best.items()
+        }
+
+    def own(self) -> dict[Key, Edit]:
+        """Contenders that are learned."""
+        learned = LearnedKFAC.from_pretrained(find_rule(self.rule or None))
+        editor = None if self.editor == "none" else Editor.from_pretrained(find_editor(self.editor or None))
+        if editor is not None and editor.operation != self.operation:
+            editor = None
+        jobs: dict[Key, Edit] = {}
+        jobs |= {("learned steps", n): self.refining(learned, n) for n in self.wanted("learned steps")}
+        for name in ("one-shot editor", "one-shot, then learned steps") if editor is not None else ():
+            jobs |= {(name, n): self.refining(learned, n, editor) for n in self.wanted(name)}
+        if (foreseeing := self.predictive_editor()) is not None:
+            edit = foreseeing.edit
+            for n in self.wanted("predictive editor"):
+                jobs["predictive editor", n] = lambda stack, n=n: edit(stack, self.operation, steps=n)
+        return jobs
+
+    def refining(self, rule: RefinementRule, steps: int, first: Editor | None = None) -> Edit:
+        """Steps of a rule, after an editor if there is one."""
+
+        def edit(stack: INRStack) -> INRStack:
+            start = stack if first is None else first.edit(stack)
+            # A batch of one stays a call of one INR; larger ones are chunked as users' are.
+            return start if first and not steps else refine(start, target_of(self.operation, stack), steps, rule=rule)
+
+        return edit
+
+    def predictive_editor(self) -> PredictiveEditor | None:
+        """The one that was asked for, if it knows the operation."""
+        if self.predictive == "none":
+            return None
+        editor = PredictiveEditor.from_pretrained(find_editor(self.predictive or SHIPPED_PREDICTIVE))
+        if self.operation not in editor.operations and self.predictive:
+            raise WeightEditError(
+                f"--predictive {self.predictive} came, which knows {', '.join(editor.operations)} and not "
+                f'{self.operation}; expected one that does: name it, or "none".'
+            )
+        return editor if self.operation in editor.operations else None
+
+    def times(self, jobs: Mapping[Key, Edit], stack: INRStack, size: int) -> dict[Key, float]:
+        """Median milliseconds per INR over batches of `size` and rounds; contenders take turns at every batch."""
+        stack = stack if size > 1 else stack[: self.single_count]
+        taken: dict[Key, list[float]] = {key: [] for key in jobs}
+        for _ in tqdm(range(self.rounds), desc=f"times, batch of {size}"):
+            for start in range(0, len(stack), size):
+                part = stack[start : start + size]
+                for key, job in jobs.items():
+                    job(part[:1])
+                    before = time.perf_counter()
+                    job(part)
+                    taken[key].append((time.perf_counter() - before) / len(part))
+        return {key: 1e3 * statistics.median(found) for key, found in taken.items()}
+
+    def report(self, points: list[Point], nothing: float, floor: float) -> str:
+        """Markdown: the lowest error within every budget, then every point."""
+        names = list(dict.fromkeys(point.name for point in points))
+        lines = [
+            f"{self.operation}, {self.test_count} test INRs, mean squared error x 1e-2 against the operation of the "
+            f"source image; {torch.get_num_threads()} threads. Do nothing {100 * nothing:.3f}, floor {100 * floor:.3f}."
+        ]
+        for size in (64, 1):
+            rows = []
+            for budget in BUDGETS:
+                found = [best_within(points, name, size, budget) for name in names]
+                best = min((e for e in found if e is not None), default=None)
+                cells = ["-" if e is None else f"{'**' * (e == best)}{100 * e:.3f}{'**' * (e == best)}" for e in found]
+                rows.append([f"{budget:g}", *cells])
+            lines += ["", f"Lowest error within a budget, batch of {size}:", "", table(["ms per INR", *names], rows)]
+        heads = ["contender", "steps", "error", "ms, batch of 64", "ms, batch of 1", "tuned"]
+        rows = [
+            [p.name, p.steps, f"{100 * p.error:.3f}", *(f"{p.milliseconds[size]:.2f}" for size in (64, 1)), p.tuned]
+            for p in points
+        ]
+        return "\n".join([*lines, "", "Every point:", "", table(heads, rows)])
+
+
+def candidates(name: str, steps: int) -> list[RefinementRule]:
+    """What a hand-made rule is tuned among, for this number of steps."""
+    if name == "Levenberg-Marquardt":
+        return [LevenbergMarquardt(damping) for damping in (1e-3, 1e-2, 1e-1)]
+    if name == "K-FAC":
+        return [KFAC(*numbers) for numbers in product((0.2, 0.3, 0.5), (0.0, 0.3, 0.5), (0.03, 0.1, 0.3))]
+    grid = product((1e-3, 2e-3, 4e-3, 8e-3, 16e-3), ((0.9, 0.999), (0.7, 0.98)))
+    return [GradientSteps(Adam(rate, pair, horizon=max(steps, 1)), name != "Adam") for rate, pair in grid]
+
+
+def curves(points: list[Point], size: int) -> list[Curve]:
+    """One per contender."""
+    names = list(dict.fromkeys(point.name for point in points))
+    chosen = {name: [point for point in points if point.name == name] for name in names}
+    return [
+        Curve(name, [p.milliseconds[size] for p in of], [p.error for p in of], own=name in OWN)
+        for name, of in chosen.items()
+    ]
+
+
+def best_within(points: list[Point], name: str, size: int, budget: float) -> float | None:
+    """The lowest error of a contender that keeps the budget, None if none does."""
+    return min((p.error for p in points if p.name == name and p.milliseconds[size] <= budget), default=None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One small editor of the study: what differs from the base."""
+
+    metanet: ScaleGMNConfig
+    around: EditorOptions = field(default_factory=EditorOptions)
+    augment: bool = False
+    weights: str = ""
+    train_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What each ingredient of a one-shot editor buys: one small training per ingredient and seed.
+
+    Every row changes one thing of the base (the options of train_editor.py one-shot) and trains for as many steps as
+    the base's matrix products, counted forwards and backwards, pay for. Finished runs are kept: started again, it goes
+    on. The table is written to study.md, the figures to study.json.
+
+    Attributes:
+        weights: folder of a weight set (tasks/fit_inrs.py).
+        repeated: folder of one with several INRs per image (--repeats 4); empty leaves the two rows about it out.
+        out: folder for the runs, study.md and study.json.
+        operation: what is learned.
+        only: rows to run; empty for all.
+        seeds: runs per row.
+        steps: training steps of the base.
+        train_limit, validation_limit, test_limit: INRs of each split.
+        workers: processes, each on one thread.
+        smoke: seconds instead of an hour.
+    """
+
+    weights: str = "runs/mnist-inrs"
+    repeated: str = ""
+    out: str = "runs/study"
+    operation: str = "dilate"
+    only: tuple[str, ...] = ()
+    seeds: int = 3
+    steps: int = 600
+    train_limit: int = 20_000
+    validation_limit: int = 200
+    test_limit: int = 1000
+    workers: int = 2
+    smoke: bool = False
+
+    def run(self) -> dict[str, list[dict[str, float]]]:
+        """Train what is not there yet; print and write the table."""
+        if self.smoke:
+            few = {"train_limit": 8, "validation_limit": 4, "test_limit": 4}
+            return replace(self, seeds=1, steps=2, workers=1, smoke=False, **few).run()
+        known = self.rows()
+        unknown = set(self.only) - set(known)
+        if unknown or self.seeds < 1 or self.workers < 1:
+            raise WeightEditError(
+                f"--only {sorted(unknown)}, seeds {self.seeds}, workers {self.workers} came; expected rows among "
+                f"{list(known)} and at least 1 of each: correct them."
+            )
+        chosen = [name for name in known if not self.only or name in self.only]
+        jobs = [(self, name, seed) for seed in range(self.seeds) for name in chosen]
+        if self.workers > 1:
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.imap_unordered(study_run, jobs, chunksize=1))
+        results = {name: [study_run((self, name, seed)) for seed in range(self.seeds)] for name in chosen}
+        text = self.report(results)
+        print(text)
+        write_result(self.out, "study", results, text)
+        return results
+
+    def rows(self) -> dict[str, Row]:
+        """Every row by its name; the first is the base."""
+        start = ScaleGMNConfig(node_width=24, edge_width=8, layers=2, probes=16, forecast=64, initial_scale=0.03)
+
+        def net(**changes: Any) -> Row:
+            return Row(replace(start, **changes))
+
+        def around(**changes: Any) -> Row:
+            return Row(start, EditorOptions(**changes))
+
+        blind = {"symmetry": "permutation", "neuron_codes": 64}
+        found = {
+            "base: permutation + sign + phase, 16 probes": Row(start),
+            "no symmetry": net(**blind),
+            "no symmetry, augmented by random group elements": replace(net(**blind), augment=True),
+            "permutation only": net(symmetry="permutation"),
+            "permutation + sign": net(symmetry="sign"),
+            "no probes": net(probes=0),
+            "64 probes": net(probes=64),
+            "no forecast": net(forecast=0),
+            "closed-form last layer towards the forecast": net(refit=True),
+            "64 probes, closed-form last layer towards the forecast": net(probes=64, refit=True),
+            "gradient features": around(guides=("gradient",)),
+            "K-FAC features": around(guides=("kfac",)),
+            "closed-form last layer towards the known target": around(solve_last=True),
+            "gradient features, closed-form last layer": around(guides=("gradient",), solve_last=True),
+            "K-FAC features, closed-form last layer": around(guides=("kfac",), solve_last=True),
+            "no rank-one term": net(rank_one=False),
+            "relative signs dropped": net(relative_signs=False),
+            "messages one way only": net(bidirectional=False),
+            "no edge skip": net(edge_skip=False),
+            "output 2 times as wide": around(widen=2),
+            "output 4 times as wide": around(widen=4),
+        }
+        if self.repeated:
+            found["2,000 images, 4 INRs each"] = Row(start, weights=self.repeated, train_limit=0)
+            found["2,000 images, 1 INR each"] = Row(start, train_limit=2000)
+        return found
+
+    def facts(self, name: str, seed: int, folder: Path) -> dict[str, float]:
+        """Train an editor, and look at it on the test INRs."""
+        row, base = self.rows()[name], next(iter(self.rows().values()))
+        splits = load_splits(self.weights, train=1, validation=self.validation_limit, test=self.test_limit)
+        limit = self.train_limit if row.train_limit is None else row.train_limit
+        splits["train"] = load_weight_set(row.weights or self.weights, "train", limit or None)
+        options = TrainOptions(
+            steps=max(2, round(self.cost(base) / self.cost(row) * self.steps)),
+            batch_size=32,
+            learning_rate=3e-3,
+            weight_decay=1e-2,
+            betas=(0.9, 0.98),
+            warmup_steps=30,
+            schedule="cosine",
+            clip_norm=1.0,
+            ema_decay=0.99,
+            seed=seed,
+            validate_every=100,
+            checkpoint_every=1000,
+        )
+        editor = self.editor(replace(row, metanet=replace(row.metanet, seed=seed)), splits["test"].stack)
+        about = {"weights": row.weights or self.weights}
+        result = train_editor(editor, splits, folder, options, augment=row.augment, about=about)
+        return {
+            "error": edit_error(splits["test"], self.operation, editor, progress=True),
+            "validation": result.best_validation,
+            "steps": result.steps,
+            "best_step": result.best_step,
+            "seconds": result.seconds,
+            "parameters": sum(p.numel() for p in editor.parameters()),
+            "train_inrs": len(splits["train"]),
+            "tested": len(splits["test"]),
+        }
+
+    def editor(self, row: Row, stack: INRStack) -> Editor:
+        """An untrained editor of a row."""
+        return make_editor(self.operation, stack, scalegmn=row.metanet, around=row.around)
+
+    def cost(self, row: Row) -> float:
+        """GFLOP of the matrix products of one training step, of two INRs."""
+        few = load_weight_set(row.weights or self.weights, "validation", 2)
+        editor, batch = self.editor(row, few.stack), edit_examples(few, self.operation)[torch.arange(2)]
+        if row.augment:
+            return gigaflop(lambda: augmented_loss(editor, batch, torch.Generator().manual_seed(0)).backward())
+        return gigaflop(lambda: edit_loss(editor, batch).backward())
+
+    def report(self, results: Mapping[str, list[dict[str, float]]]) -> str:
+        """Markdown: a row per ingredient, mean and range over the seeds."""
+        tested, rows = next(iter(results.values()))[0]["tested"], []
+        for name, found in results.items():
+            errors = [100 * one["error"] for one in found]
+            spread = f"{statistics.mean(errors):.2f} ({min(errors):.2f} to {max(errors):.2f})"
+            rows.append([name, spread, f"{found[0]['parameters']:,.0f}", f"{found[0]['steps']:,.0f}"])
+        return (
+            f"{self.operation}, one shot, {tested:,} test INRs, mean squared error x 1e-2, mean over "
+            f"{self.seeds} seeds (lowest to highest); equal training compute, {self.steps} steps of 32 for the base\n\n"
+            + table(["editor", "MSE x 1e-2", "parameters", "steps"], rows)
+        )
+
+
+def study_run(job: tuple[Study, str, int]) -> dict[str, float]:
+    """One row with one seed, or its facts where it has been done."""
+    study, name, seed = job
+    short = "".join(letter if letter.isalnum() else "-" for letter in name.split(":")[0])
+    folder = Path(study.out) / f"{short}-{seed}"
+    about = {**asdict(study.rows()[name]), "steps": study.steps, "weights": study.weights, "operation": study.operation}
+    about |= {"limits": [study.train_limit, study.validation_limit, study.test_limit]}
+    return Measured(folder.with_suffix(".json"), about)("facts", lambda: study.facts(name, seed, folder))
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Test an editor on weight sets and output widths that it may never have seen.
+
+    For every weight set (tasks/fit_inrs.py, of any widths, depths and image sizes) and every factor by which the edited
+    INRs are wider: mean squared errors against the operation of the source image, of doing nothing, of the edit, and of
+    the same SIREN fitted to the target itself. Written are transfer.md and transfer.json.
+
+    Attributes:
+        weights: folders of weight sets.
+        editor: folder of an editor, one-shot or predictive.
+        operation: one of the editor's; empty for its first.
+        strength: of the operation, for an editor that has strengths.
+        factors: output widths, as multiples of the given ones; 1 for a one-shot editor.
+        steps: numbers of learned steps of a predictive editor; empty for its own.
+        test_limit: test INRs of each set; 0 for all.
+        floor_count: of these, how many are fitted directly.
+        out: folder for table and figures.
+        smoke: seconds instead of minutes.
+    """
+
+    weights: tuple[str, ...] = ("runs/mnist-inrs",)
+    editor: str = SHIPPED_PREDICTIVE
+    operation: str = ""
+    strength: float = 1.0
+    factors: tuple[int, ...] = (1,)
+    steps: tuple[int, ...] = ()
+    test_limit: int = 256
+    floor_count: int = 32
+    out: str = "runs/transfer"
+    smoke: bool = False
+
+    def run(self) -> list[dict[str, Any]]:
+        """Evaluate, print and write the table; returns its rows."""
+        if self.smoke:
+            return replace(self, test_limit=4, floor_count=2, factors=self.factors[:1], smoke=False).run()
+        editor = load_editor(find_editor(self.editor))
+        name = self.operation or editor.operations[0]
+        if name not in editor.operations:
+            known = ", ".join(editor.operations)
+            raise WeightEditError(f"--operation {name} came; this editor knows {known}: choose one of them.")
+        if isinstance(editor, Editor) and (self.factors != (1,) or self.steps or self.strength != 1.0):
+            raise WeightEditError(
+                f"--factors {self.factors}, --steps {self.steps}, --strength {self.strength} came with a one-shot "
+                "editor; expected them with a predictive one: leave them out."
+            )
+        found: list[dict[str, Any]] = []
+        for folder in self.weights:
+            test = load_weight_set(folder, "test", self.test_limit or None)
+            wanted = operation(name).at(test.floats(), self.strength)
+            nothing, few = float(mean_squared_errors(test.stack, wanted).mean()), slice(self.floor_count)
+            for factor in self.factors:
+                given = widen(test.stack[few], factor * (editor.options.widen if isinstance(editor, Editor) else 1))
+                floor = float(mean_squared_errors(fit_directly(given, wanted[few]), wanted[few]).mean())
+                for steps in self.steps or (None,):
+                    started = time.perf_counter()
+                    if isinstance(editor, Editor):
+                        edited = editor.edit(test.stack)
+                    else:
+                        edited = editor.edit(test.stack, name, self.strength, steps=steps, factor=factor)
+                    seconds = time.perf_counter() - started
+                    found.append(
+                        {
+                            "weights": Path(folder).name,
+                            "given": "-".join(map(str, test.stack.widths)),
+                            "image": f"{test.stack.height} x {test.stack.width}",
+                            "edited": "-".join(map(str, edited.widths)),
+                            "steps": steps if steps is not None else getattr(editor, "steps", 0),
+                            "INRs": len(test),
+                            "do nothing": nothing,
+                            "error": float(mean_squared_errors(edited, wanted).mean()),
+                            "floor": floor,
+                            "ms per INR": 1e3 * seconds / len(test),
+                        }
+                    )
+        kinds, errors = ("given", "image", "edited", "steps", "INRs"), ("do nothing", "error", "floor")
+        rows = [[*(row[k] for k in kinds), *(f"{100 * row[k]:.3f}" for k in errors)] for row in found]
+        text = (
+            f"{name}, strength {self.strength:g}, {Path(self.editor).name}: mean squared error x 1e-2 on test INRs\n\n"
+        )
+        text += table([*kinds, "do nothing", "edited, error", "floor"], rows)
+        print(text)
+        write_result(self.out, "transfer", found, text)
+        return found
+
+
+ADAM = [Adam(rate, betas) for rate, betas in product((1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), ((0.9, 0.999), (0.7, 0.98)))]
+GRIDS: dict[str, list[RefinementRule]] = {
+    "Adam": [GradientSteps(rule) for rule in ADAM],
+    "Adam, last layer solved": [GradientSteps(rule, solve_last=True) for rule in ADAM],
+    "K-FAC": [KFAC(*numbers) for numbers in product((0.2, 0.3, 0.5), (0.3, 0.5, 0.7), (0.03, 0.1, 0.3))],
+}
+COUNTS = (*range(1, 41), *range(42, 101, 2))
+"""Steps that a fit may take."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Fresh INRs and the images that they are to become."""
+
+    stack: INRStack
+    targets: torch.Tensor
+
+    @classmethod
+    def of(cls, images: torch.Tensor, hidden: Sequence[int], seed: int) -> Start:
+        """One INR per image, under the default convention."""
+        convention, (count, channels, height, width) = Convention(), images.shape
+        generator = torch.Generator().manual_seed(seed)
+        params = initial_params(count, (2, *hidden, channels), omega=convention.frequency, generator=generator)
+        return cls(INRStack(params, convention, height, width), images)
+
+    def psnr(self, rule: RefinementRule, steps: int) -> torch.Tensor:
+        """In dB, one per image, after so many steps."""
+        return -10 * mean_squared_errors(refine(self.stack, self.targets, steps, rule=rule), self.targets).log10()
+
+
+@dataclass(frozen=True)
+class Fits:
+    """How many steps, and how much time, a SIREN needs from its random initialisation to an image.
+
+    Contenders: Adam, Adam with the last layer solved, K-FAC (each tuned on a grid over other images for the fewest
+    steps to the higher level), and a learned rule as it is. Counted is the least number of steps after which the share
+    `share` of all images has reached a level of PSNR; a rule that is told its number of steps is run anew for every
+    number. Times are medians per INR in batches of 64, contenders taking turns. Written: fits.json, fits.md.
+
+    Attributes:
+        images: a hub name, or a data set that load_images reads.
+        split: of it; its first images are the test, the following ones the tuning images.
+        rule: folder of a refinement rule.
+        update_rules: folders of update rules (meta_train.py --problems mnist-siren), which see gradients only.
+        hidden: widths of the sine layers.
+        count: test images per seed.
+        tune_count: images that hand-designed rules are tuned on.
+        seeds: sets of initial weights.
+        levels: PSNR in dB to be reached.
+        share: of all images.
+        rounds: turns of the timing.
+        out: folder of what is written.
+        smoke: seconds instead of minutes, to see that everything runs.
+    """
+
+    images: str = "ylecun/mnist"
+    split: str = "test"
+    rule: str = SHIPPED_RULE
+    update_rules: tuple[str, ...] = ()
+    hidden: tuple[int, ...] = (32, 32)
+    count: int = 128
+    tune_count: int = 32
+    seeds: int = 3
+    levels: tuple[float, float] = (30.0, 40.0)
+    share: float = 0.95
+    rounds: int = 5
+    out: str = "runs/fits"
+    smoke: bool = False
+
+    def run(self) -> dict[str, Any]:
+        """Tune, count, time; write fits.{json,md}; returns what is in the first."""
+        budgets: Sequence[int] = (1, 2) if self.smoke else COUNTS
+        if self.smoke and self.count > 2:
+            return replace(self, count=2, tune_count=2, seeds=1, rounds=1, levels=(5.0, 6.0)).run()
+        total = self.count * self.seeds + self.tune_count
+        images = load_images(self.images, self.split, limit=total).floats()
+        if len(images) < total or not 0 < self.share <= 1:
+            raise WeightEditError(
+                f"got {len(images)} images and a share of {self.share}; expected {total} images and a share in (0, 1]: "
+                "lower count, seeds or tune_count."
+            )
+        *tests, tuning = images.split([self.count] * self.seeds + [self.tune_count])
+        starts = [Start.of(part, self.hidden, seed) for seed, part in enumerate(tests)]
+        rules = {name: self.tuned(name, Start.of(tuning, self.hidden, 1000), budgets) for name in GRIDS}
+        rules["learned"] = LearnedKFAC.from_pretrained(find_rule(self.rule))
+        rules |= {Path(folder).name: GradientSteps(load_rule(folder)) for folder in self.update_rules}
+        counts = {name: self.least_steps(starts, rule, budgets) for name, rule in tqdm(rules.items(), desc="counting")}
+        batch = Start(starts[0].stack[:64], starts[0].targets[:64])
+        times = [
+            self.milliseconds({name: (rules[name], of[i] or 0) for name, of in counts.items() if of[i]}, batch)
+            for i in range(len(self.levels))
+        ]
+        found = {
+            name: {"steps": counts[name], "ms": [of.get(name) for of in times], "rule": str(rules[name])}
+            for name in rules
+        }
+        result = {"config": asdict(self), "threads": torch.get_num_threads(), "rules": found}
+        heads = [text for level in self.levels for text in (f"steps to {level:g} dB", "ms per INR")]
+        rows = [
+            [
+                name,
+                *(
+                    cell
+                    for steps, ms in zip(row["steps"], row["ms"], strict=True)
+                    for cell in (steps or f"over {COUNTS[-1]}", "-" if ms is None else f"{ms:.2f}")
+                ),
+            ]
+            for name, row in found.items()
+        ]
+        text = f"{self.share:.0%} of {self.count * self.seeds} images, {self.seeds} seeds\n\n"
+        text += table(["rule", *heads], rows)
+        write_result(self.out, "fits", result, text)
+        print(text)
+        return result
+
+    def least_steps(self, starts: Sequence[Start], rule: RefinementRule, budgets: Sequence[int]) -> list[int | None]:
+        """Per level, the least of `budgets` after which the share of the images is there."""
+        found: list[int | None] = []
+        for level in self.levels:
+            first = None
+            for steps in budgets[budgets.index(found[-1]) if found and found[-1] else 0 :]:
+                if found and found[-1] is None:
+                    break
+                reached = torch.cat([start.psnr(rule, steps) for start in starts]) >= level
+                if float(reached.double().mean()) >= self.share:
+                    first = steps
+                    break
+            found.append(first)
+        return found
+
+    def tuned(self, name: str, start: Start, budgets: Sequence[int]) -> RefinementRule:
+        """The member of the grid that needs the fewest steps to the higher level; by PSNR where none gets there."""
+
+        def merit(rule: RefinementRule) -> tuple[float, float]:
+            low, high = 1, len(budgets)  # by bisection: PSNR rises with steps, near enough for tuning
+            while low < high:
+                middle = (low + high) // 2
+                reached = (start.psnr(rule, budgets[middle - 1]) >= self.levels[-1]).double().mean()
+                low, high = (low, middle) if float(reached) >= self.share else (middle + 1, high)
+            last = start.psnr(rule, budgets[low - 1]).quantile(1 - self.share)
+            return (budgets[low - 1] if last >= self.levels[-1] else math.inf), -float(last)
+
+        return min(tqdm(GRIDS[name], desc=f"tuning {name}", leave=False), key=merit)
+
+    def milliseconds(self, contenders: Mapping[str, tuple[RefinementRule, int]], start: Start) -> dict[str, float]:
+        """Median time per INR of so many steps, contenders taking turns."""
+
+        def steps(rule: RefinementRule, count: int) -> Callable[[], INRStack]:
+            return lambda: refine(start.stack, start.targets, count, rule=rule)
+
+        timed = take_turns({name: steps(*chosen) for name, chosen in contenders.items()}, self.rounds)
+        return {name: 1e3 * timing.wall / len(start.stack) for name, timing in timed.items()}
+
+
+Config = Frontier | Study | Transfer | Fits
+
+
+if __name__ == "__main__":
+    sys.exit(told_in_one_line("compare_editors", lambda: tyro.cli(Config, description=__doc__).run()))

@@ -1,0 +1,338 @@
+"""Train a predictor: a metanetwork reads the weights of networks and says something of each.
+
+    python tasks/fit_inrs.py --out runs/mnist-inrs
+    python tasks/train_predictor.py classes --weights runs/mnist-inrs --metanet scalegmn-b --out runs/mnist-classes
+    python tasks/make_cnn_zoo.py --out runs/zoo-relu
+    python tasks/train_predictor.py accuracy --zoo runs/zoo-relu --metanet statistics scalegmn --out runs/tau-relu
+
+classes: the class of an INR's image, which is never rendered.
+accuracy: a CNN's test accuracy, from its weights alone; networks are ranked by it.
+
+The best step is chosen on validation data, the test data are measured once. Started again with the same arguments, a
+run goes on where it was stopped; several processes: `torchrun --nproc_per_node 2 tasks/train_predictor.py classes ...`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from weightedit.cli.main import told_in_one_line
+from weightedit.data.cnn_zoo import CNNZoo, load_zoo, split_by_network
+from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
+from weightedit.data.weight_sets import load_splits
+from weightedit.errors import WeightEditError
+from weightedit.inr.stack import INRStack
+from weightedit.metanet.registry import config_options, make_metanet
+from weightedit.network.spec import NetworkSpec
+from weightedit.plots import Band, bands
+from weightedit.prediction.classes import accuracies, first_of_each, images_of, labels_of, train_classifier
+from weightedit.prediction.generalization import (
+    LOSSES,
+    UNCHANGED,
+    predicted,
+    reparametrised_tests,
+    taus,
+    train_accuracy_predictor,
+)
+from weightedit.prediction.predictor import WeightSpacePredictor
+from weightedit.training.loop import TrainOptions
+from weightedit.training.report import hardware, run_facts, spread, table, write_result
+from weightedit.training.state import read_log
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Train a classifier of INRs.
+
+    Cross-entropy on the training INRs. Where the weight set has several INRs of an image (fit_inrs.py --repeats), the
+    table also has the accuracy per image, by the majority of its INRs and by the mean of their logits.
+
+    Attributes:
+        weights: folder of a weight set with labels (tasks/fit_inrs.py).
+        out: folder of the run; the finished predictor is written to out/predictor.
+        metanet: name of the registry (weightedit.metanet.registry).
+        metanet_options: fields of its config, as layers=6 node_width=128; values are JSON.
+        embedding: width of the vector that the metanetwork reads from an INR.
+        hidden: width of the hidden layer after it.
+        dropout: share of that layer that is dropped in training.
+        per_image: train on the first so many INRs of every image; 0 for all. Validation and test take all.
+        train_limit: use the first so many training INRs; 0 for all.
+        validation_limit: INRs to choose the best step on; 0 for all.
+        test_limit: INRs of the test figure; 0 for all.
+        augment: act on every training INR with a random element of its symmetry group; an invariant metanetwork cannot
+            gain by it.
+        noise: standard deviation of noise on the training weights, in units of each tensor's root mean square.
+        smoothing: of the labels, in [0, 1).
+        evaluation_batch: INRs at once where nothing is trained.
+        training: the run; its seed is that of the initial weights, too.
+        smoke: seconds instead of hours, to see that everything runs.
+    """
+
+    weights: str = "runs/mnist-inrs"
+    out: str = "runs/mnist-classes"
+    metanet: str = "scalegmn-b"
+    metanet_options: tuple[str, ...] = ()
+    embedding: int = 128
+    hidden: int = 128
+    dropout: float = 0.0
+    per_image: int = 0
+    train_limit: int = 0
+    validation_limit: int = 0
+    test_limit: int = 0
+    augment: bool = False
+    noise: float = 0.0
+    smoothing: float = 0.0
+    evaluation_batch: int = 128
+    training: TrainOptions = field(
+        default_factory=lambda: TrainOptions(
+            steps=20_000,
+            batch_size=64,
+            learning_rate=1e-3,
+            weight_decay=1e-2,
+            betas=(0.9, 0.98),
+            warmup_steps=500,
+            schedule="cosine",
+            clip_norm=1.0,
+            ema_decay=0.999,
+            validate_every=500,
+            checkpoint_every=250,
+        )
+    )
+    smoke: bool = False
+
+    def run(self) -> dict[str, float]:
+        """Train, test, write out/predictor, out/curve.png and out/result.json; returns the accuracies."""
+        if self.smoke:
+            few = {"train_limit": 16, "validation_limit": 8, "test_limit": 8, "evaluation_batch": 4, "smoke": False}
+            return replace(self, training=self.training.brief(), embedding=8, hidden=8, **few).run()
+        splits, out, seed = self.splits(), Path(self.out), self.training.seed
+        predictor = WeightSpacePredictor(
+            make_metanet(
+                self.metanet,
+                [splits["train"].spec],
+                **{"embedding": self.embedding, "seed": seed, **config_options(self.metanet_options)},
+            ),
+            1 + max(int(labels_of(part).max()) for part in splits.values()),
+            hidden=self.hidden,
+            dropout=self.dropout,
+            convention=splits["train"].convention,
+            seed=seed,
+        )
+        how = {"augment": self.augment, "noise": self.noise, "smoothing": self.smoothing}
+        about = {
+            key: value for key, value in asdict(self).items() if key not in ("out", "training", "test_limit", "smoke")
+        }
+        more: dict[str, Any] = {"evaluation_batch": self.evaluation_batch, "about": about}
+        result = train_classifier(predictor, splits, out / "run", self.training, **how, **more)
+        logits = predictor.eval().predict_stack(splits["test"], batch_size=self.evaluation_batch, progress=True)
+        figures, counts = accuracies(logits, splits["test"]), {name: len(stack) for name, stack in splits.items()}
+        if result.main:
+            facts = run_facts(self, predictor, result, figures=figures, counts=counts)
+            write_result(out, "result", facts)
+            draw_curve(out)
+            lines = table(["test accuracy", "value"], [(name, f"{100 * v:.2f} %") for name, v in figures.items()])
+            print(f"\n{self.metanet}, {counts['test']} test INRs\n{lines}")
+            predictor.save_pretrained(out / "predictor", self.card(facts, lines), training=facts)
+            print(f"predictor written to {out / 'predictor'}")
+        return figures
+
+    def splits(self) -> dict[str, INRStack]:
+        """The three splits; of training images, only the wanted INRs."""
+        limits = {"train": self.train_limit, "validation": self.validation_limit, "test": self.test_limit}
+        splits = {name: part.stack for name, part in load_splits(self.weights, **limits).items()}
+        if self.per_image:
+            splits["train"] = splits["train"][first_of_each(images_of(splits["train"]), self.per_image)]
+        return splits
+
+    def card(self, facts: dict[str, Any], lines: str) -> str:
+        """The README.md beside a predictor's weights."""
+        counts, training, minutes = facts["counts"], self.training, facts["seconds"] / 60
+        batch = training.batch_size * training.accumulate * facts["processes"]
+        changes = "acted on by random elements of their symmetry group" if self.augment else "as they were fitted"
+        return f"""# weightedit predictor: classes of INRs
+
+Reads the weights of a SIREN and names the class of its image; the image is never rendered. Metanetwork
+`{self.metanet}`, {facts["parameters"]:,} parameters.
+
+{lines}
+
+{counts["train"]:,} training INRs, {changes}, {counts["validation"]:,} validation INRs (choice of the best step) and
+{counts["test"]:,} test INRs of {self.weights}.
+
+Trained for {facts["steps"]:,} steps of {batch} INRs (best step {facts["best_step"]:,}, validation accuracy
+{100 * (1 - facts["best_validation"]):.2f} %) in {minutes:.0f} minutes on {facts["hardware"]},
+{facts["processes"]} process(es), seed {training.seed}. config.json holds the whole configuration.
+"""
+
+
+def draw_curve(out: Path) -> None:
+    """Training cross-entropy, in a hundred means, and validation error of out/run's log, as out/curve.png."""
+    log = read_log(out / "run")
+    losses = [record for record in log if record["loss"] is not None]
+    size = max(1, len(losses) // 100)
+    parts = [losses[i : i + size] for i in range(0, len(losses), size)]
+    means = [statistics.fmean(float(record["loss"]) for record in part) for part in parts]
+    drawn = [Band("training cross-entropy", [float(part[-1]["step"]) for part in parts], [means])]
+    checked = [record for record in log if record.get("validation")]
+    if checked:
+        errors = [[record["validation"] for record in checked]]
+        drawn.append(Band("validation error", [record["step"] for record in checked], errors, own=True))
+    bands({"step": drawn}, out / "curve.png", ylabel="error")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Predict test accuracy from weights, with any registered metanetwork.
+
+    The score is Kendall's tau-b (scipy.stats.kendalltau) between predicted and measured accuracy on the last
+    checkpoints of test networks, also when these networks are permuted, rescaled or sign-flipped, which does not change
+    what they compute: what is invariant loses nothing. `--small-cnn-zoo cifar10 --activation tanh` reads the public
+    zoo's files instead, and splits its networks in the published shares, but by a draw of our own: published figures
+    are of other test networks.
+
+    Attributes:
+        zoo: folder of a zoo (tasks/make_cnn_zoo.py).
+        small_cnn_zoo: folder of the public Small CNN Zoo to read instead; "" for `zoo`.
+        activation: which of the public zoo's two halves.
+        out: folder of the runs; each predictor is written to out/<metanet>-seed<seed>/predictor.
+        metanet: names of the registry, one row of the table each.
+        options: fields of their configs, as name.field=value: scalegmn.layers=3. Values are JSON.
+        embedding: width of the vector that a metanetwork reads from a network.
+        hidden: width of the predictor's hidden layer.
+        checkpoints: train on the "last" checkpoint of every network, or on "all"; tests are on the last.
+        loss: "mse" of the sigmoid, or "bce".
+        augment: act on every training network with a random element of its symmetry group.
+        seeds: one run each; the table has their mean and, from two on, standard deviation.
+        training: of every run; its seed is overwritten.
+        smoke: seconds, to see that everything runs.
+    """
+
+    zoo: str = "runs/zoo-relu"
+    small_cnn_zoo: str = ""
+    activation: str = "relu"
+    out: str = "runs/tau-relu"
+    metanet: tuple[str, ...] = ("statistics", "scalegmn")
+    options: tuple[str, ...] = ()
+    embedding: int = 64
+    hidden: int = 128
+    checkpoints: str = "all"
+    loss: str = "mse"
+    augment: bool = False
+    seeds: tuple[int, ...] = (0,)
+    training: TrainOptions = field(
+        default_factory=lambda: TrainOptions(
+            steps=1500,
+            batch_size=32,
+            learning_rate=1e-3,
+            weight_decay=1e-2,
+            warmup_steps=50,
+            schedule="cosine",
+            clip_norm=1.0,
+            ema_decay=0.99,
+            validate_every=100,
+            checkpoint_every=250,
+        )
+    )
+    smoke: bool = False
+
+    def run(self) -> dict[str, list[dict[str, Any]]]:
+        """Train and test every metanetwork with every seed; write out/result.json; returns every run's facts."""
+        if self.smoke:
+            return replace(self, training=self.training.brief(), embedding=8, hidden=8, smoke=False).run()
+        if self.loss not in LOSSES or self.checkpoints not in ("last", "all") or not self.seeds:
+            raise WeightEditError(
+                f"loss {self.loss!r}, checkpoints {self.checkpoints!r} and seeds {self.seeds} came; expected one of "
+                f"{', '.join(LOSSES)}, last or all, and a seed: correct them."
+            )
+        splits = self.splits()
+        tests, wanted = reparametrised_tests(splits["test"]), splits["test"].numbers("test_accuracy")
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in self.metanet}
+        main = True
+        for name in self.metanet:
+            for seed in self.seeds:
+                predictor, folder = (
+                    self.predictor(name, splits["train"].spec, seed),
+                    Path(self.out) / f"{name}-seed{seed}",
+                )
+                about = {"zoo": self.small_cnn_zoo or self.zoo, "metanet": name, "options": list(self.options)}
+                about |= {key: getattr(self, key) for key in ("embedding", "hidden", "checkpoints")}
+                how: dict[str, Any] = {"loss": self.loss, "augment": self.augment, "about": about}
+                training = replace(self.training, seed=seed)
+                result = train_accuracy_predictor(predictor, splits, folder / "run", training, **how)
+                figures: dict[str, Any] = {"tau": taus(predictor, tests)}
+                figures["mse"] = float((predicted(predictor, tests[UNCHANGED]) - wanted).square().mean())
+                runs[name].append(run_facts(self, predictor, result, **figures))
+                main = result.main
+                if main:
+                    card = self.card(runs[name][-1])
+                    predictor.save_pretrained(folder / "predictor", card, training=runs[name][-1])
+        if main:
+            self.report(runs, {split: len(zoo) for split, zoo in splits.items()})
+        return runs
+
+    def splits(self) -> dict[str, CNNZoo]:
+        """Training checkpoints, and the last ones of validation and test networks."""
+        if self.small_cnn_zoo:
+            steps = (86,) if self.checkpoints == "last" else None
+            zoo = load_small_cnn_zoo(self.small_cnn_zoo, self.activation, steps=steps)
+            splits = split_by_network(zoo, (0.1, 0.5))  # 40, 10 and 50 %: the published split's sizes
+        else:
+            splits = {split: load_zoo(self.zoo, split) for split in ("train", "validation", "test")}
+        every = splits["train"] if self.checkpoints == "all" else splits["train"].last()
+        return {"train": every, "validation": splits["validation"].last(), "test": splits["test"].last()}
+
+    def predictor(self, name: str, spec: NetworkSpec, seed: int) -> WeightSpacePredictor:
+        """An untrained predictor of one number."""
+        options: dict[str, Any] = {"embedding": self.embedding, "seed": seed}
+        for option in self.options:
+            owner, _, word = option.partition(".")
+            if owner not in self.metanet or word.find("=") < 1:
+                raise WeightEditError(
+                    f"the option {option!r} came; expected name.field=value of one of {', '.join(self.metanet)}."
+                )
+            if owner == name:
+                options |= config_options((word,))
+        return WeightSpacePredictor(make_metanet(name, [spec], **options), 1, hidden=self.hidden, seed=seed)
+
+    def report(self, runs: dict[str, list[dict[str, Any]]], counts: dict[str, int]) -> None:
+        """Print the table; write result.json."""
+        machine = hardware(cpu=self.training.cpu)
+        write_result(self.out, "result", {"runs": runs, "config": asdict(self), "counts": counts, "hardware": machine})
+        print(f"\nKendall's tau-b on {counts['test']} test networks, {self.training.steps:,} steps of ", end="")
+        print(f"{self.training.batch_size}, seeds {list(self.seeds)}, {machine}\n{tau_table(runs)}")
+
+    def card(self, run: dict[str, Any]) -> str:
+        """The README.md beside a predictor's weights."""
+        return f"""# weightedit predictor: test accuracy of small CNNs
+
+Reads the weights of a CNN and predicts its test accuracy, the sigmoid of its one output. {run["parameters"]:,}
+parameters.
+
+{table(["test networks", "Kendall's tau-b"], [(kind, spread([tau], 3)) for kind, tau in run["tau"].items()])}
+
+Trained for {run["steps"]:,} steps of {self.training.batch_size} (best step {run["best_step"]:,}), loss
+{self.loss}, on {self.small_cnn_zoo or self.zoo}. config.json holds the whole configuration.
+"""
+
+
+def tau_table(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """The comparison as Markdown, a row per metanetwork; one of whose runs ranks nothing has "nan" for its tau."""
+    kinds, rows = list(next(iter(runs.values()))[0]["tau"]), []
+    for name, every in runs.items():
+        found = [spread([run["tau"][kind] for run in every], 3) for kind in kinds]
+        pace = 1000 * statistics.fmean(run["seconds"] / run["steps"] for run in every)
+        rows.append([name, f"{every[0]['parameters']:,}", f"{pace:.0f}", *found])
+    return table(["metanetwork", "parameters", "ms/step", *kinds], rows)
+
+
+Config = Classes | Accuracy
+
+
+if __name__ == "__main__":
+    sys.exit(told_in_one_line("train_predictor", lambda: tyro.cli(Config, description=__doc__).run()))
