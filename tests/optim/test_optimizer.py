@@ -693,7 +693,7 @@ def test_a_residual_network_with_batch_norm_trains():
 # Refusals.
 
 
-@pytest.mark.parametrize("flag", ["foreach", "fused", "capturable", "maximize", "differentiable"])
+@pytest.mark.parametrize("flag", ["foreach", "fused", "maximize", "differentiable"])
 def test_flags_are_refused_by_name(flag):
     with pytest.raises(WeightEditError, match=f"{flag}=True came; LearnedOptimizer does not take it"):
         LearnedOptimizer(network(), Adam(), **{flag: True})

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from numbers import Real
@@ -38,6 +38,7 @@ from weightedit.optim.stepping import (
     Step,
     check_numbers,
     compiled,
+    first_state,
     is_half,
     proposed,
     read_options,
@@ -79,7 +80,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     Attributes:
         rule, wiring, options: as given or read.
-        skipped_steps: how many steps were refused under nonfinite="skip".
+        skipped_steps: how many steps were refused under nonfinite="skip"; with capturable=True, reading it waits for
+            the device.
 
     Raises:
         WeightEditError: flags of torch optimizers that have no meaning here; numbers out of range; shards.
@@ -100,7 +102,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.options = read_options(options)
         self.rule: UpdateRule = load_rule(rule) if isinstance(rule, str | Path) else rule
         self._outside: UpdateRule = self.options.outside or Adam(1.0)
-        self.skipped_steps = 0
+        self._skipped, self._refused = 0, None
         self._observed: Any = None
         self._seen: Params = {}
         self._updates: dict[bool, Callable[..., tuple[Params, RuleState]]] = {}
@@ -130,6 +132,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 rule_name(self.rule),
                 self._outside_name(),
             )
+
+    @property
+    def skipped_steps(self) -> int:  # noqa: D102, described with the class
+        return self._skipped + (0 if self._refused is None else int(self._refused))
 
     # Parameters.
 
@@ -233,12 +239,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for outside, ones in concerned
             if any(o.grad is not None for o in ones.values())
         ]
+        if self.options.capturable and steps:
+            self._take_if_sound(steps)
+            return result
         for message in filter(None, (step.fault() for step in steps)):
             self.refuse(message)
             return result
         for step in steps:
             step.take(self.state)
         return result
+
+    def _take_if_sound(self, steps: Sequence[Step]) -> None:
+        sound = torch.stack([step.sound() for step in steps]).all()
+        for step in steps:
+            step.take_if(sound, self.state)
+        if self._refused is None:
+            self._refused = torch.zeros((), dtype=torch.long, device=sound.device)
+        self._refused += ~sound
 
     def _concerned(self, outside: bool) -> dict[str, One]:
         """The parameters with gradients, by name; with the others for a rule that needs all of them."""
@@ -272,6 +289,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             _bring(rule, next(iter(params.values())).device)
         if outside not in self._updates:
             self._updates[outside] = compiled(rule) if self.options.compile else rule.update
+        fresh = {name: params[name] for name, one in ones.items() if not self.state.get(one.param)}
+        if self.options.capturable and fresh:
+            for name, first in first_state(rule, wiring, fresh).items():
+                self.state[ones[name].param] = first
         state = {name: self.state[one.param] for name, one in ones.items() if self.state.get(one.param)}
         deltas, state = proposed(rule, wiring, (grads, state, params), loss=loss, update=self._updates[outside])
         taken = {name: one for name, one in ones.items() if one.grad is not None}
@@ -299,7 +320,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Raise NonFiniteError for a step that is not taken; or warn and count it, where `nonfinite` is "skip"."""
         if self.options.nonfinite == "raise":
             raise NonFiniteError(message)
-        self.skipped_steps += 1
+        self._skipped += 1
         _LOG.warning("%s (%d steps refused so far)", message, self.skipped_steps)
 
     # Copies and checkpoints.
@@ -377,11 +398,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: all but the reference to the network, and what is compiled."""
-        own = ("rule", "wiring", "options", "skipped_steps", "_seen", "_isolates", "_outside", "_outside_wiring")
+        own = ("rule", "wiring", "options", "_skipped", "_refused", "_seen", "_isolates", "_outside", "_outside_wiring")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_net": None, "_observed": None, "_seen": {}, "_updates": {}, **self.__dict__, **state})
+        super().__setstate__(
+            {
+                "_net": None,
+                "_observed": None,
+                "_seen": {},
+                "_skipped": 0,
+                "_refused": None,
+                "_updates": {},
+                **self.__dict__,
+                **state,
+            }
+        )
 
 
 def optimizer_factory() -> type[LearnedOptimizer]:

@@ -26,7 +26,7 @@ from weightedit.optim.rule_module import RuleModule
 _REFUSED = {
     "foreach": "a rule sees all parameters at once anyway: leave it out",
     "fused": "use compile=True",
-    "capturable": "a step is checked on the host before it is taken: train without graph capture",
+    "capturable": "a group cannot choose; pass it to LearnedOptimizer, which does this for all",
     "maximize": "negate the loss",
     "differentiable": "use rule.update, which is a function, or weightedit.optim.higher_bridge",
 }
@@ -44,6 +44,9 @@ class StepOptions:
         nonfinite: a step with infinite or NaN numbers is never taken; "raise" a NonFiniteError, or "skip" it with a
             warning (counted in the attribute `skipped_steps`, which a state_dict does not hold).
         compile: torch.compile the rule's update.
+        capturable: read nothing on the host in a step, so that it can be captured as a CUDA graph and a GPU never waits
+            for it. Needs nonfinite="skip": a step that is not finite is refused on the device, without a warning, and
+            counted. In a captured step, lr is what it was unless it is a tensor.
         average_loss: average the loss that the rule sees over the processes of torch.distributed, all of which must
             then know one, or none; else their parameters would drift apart.
     """
@@ -52,11 +55,17 @@ class StepOptions:
     outside_lr: float | None = None
     nonfinite: Literal["raise", "skip"] = "raise"
     compile: bool = False
+    capturable: bool = False
     average_loss: bool = True
 
     def __post_init__(self) -> None:
         if self.nonfinite not in ("raise", "skip"):
             raise WeightEditError(f"nonfinite={self.nonfinite!r} came; expected 'raise' or 'skip': pass one of these.")
+        if self.capturable and self.nonfinite == "raise":
+            raise WeightEditError(
+                "capturable=True came with nonfinite='raise', for which the host reads every step; expected 'skip': "
+                "pass it, and look at skipped_steps now and then."
+            )
 
 
 def proposed(
@@ -87,6 +96,14 @@ def proposed(
         deltas, new = (update or rule.update)(wiring, grads, state, params, loss=loss)
     assert deltas.keys() == new.keys() == params.keys(), f"{rule_name(rule)} has deltas or states for other names"
     return deltas, new
+
+
+def first_state(rule: UpdateRule, wiring: Wiring, params: Params) -> RuleState:
+    """The rule's first state of these parameters, in the dtype that `proposed` steps in."""
+    params = {name: wide(tensor) for name, tensor in params.items()}
+    if getattr(rule, "whole", False):
+        params = _in_one_dtype({}, {}, params)[2]
+    return rule.init(wiring, params)
 
 
 def _in_one_dtype(grads: Params, state: RuleState, params: Params) -> tuple[Params, RuleState, Params]:
@@ -178,16 +195,27 @@ class Step(NamedTuple):
     @torch.no_grad()
     def fault(self) -> str | None:
         """What is not finite, in words. Looks at the device once, and again only if something is wrong."""
-        if not self.ones:
-            return None
-        rates = {id(one.group): one.group["lr"] for one in self.ones.values()}.values()
-        rate = sum(float(lr.detach() if isinstance(lr, Tensor) else lr) for lr in rates)
-        quantities = chain.from_iterable(quantities.values() for quantities in self.state.values())
-        total = size(self.deltas.values()) * rate + size(chain(self.new.values(), quantities))
-        if bool(total.isfinite()):
+        if not self.ones or bool(self.sound()):
             return None
         updates = {name: delta * self.ones[name].group["lr"] for name, delta in self.deltas.items()}
         return fault({**updates, **self.new}, self.state, {name: one.grad for name, one in self.ones.items()})
+
+    @torch.no_grad()
+    def sound(self) -> Tensor:
+        """Whether all of it is finite, a truth value on the device."""
+        rates = {id(one.group): one.group["lr"] for one in self.ones.values()}.values()
+        rate = sum(lr.detach().reshape(()) if isinstance(lr, Tensor) else lr for lr in rates)
+        quantities = chain.from_iterable(quantities.values() for quantities in self.state.values())
+        return (size(self.deltas.values()) * rate + size(chain(self.new.values(), quantities))).isfinite()
+
+    def take_if(self, sound: Tensor, states: dict[Tensor, Any]) -> None:
+        """Write it, where the truth value on the device says so. All parameters have a state of these quantities."""
+        for name, one in self.ones.items():
+            for key, kept in states[one.param].items():
+                kept.copy_(torch.where(sound, self.state[name][key], kept))
+            new = self.new.get(name)
+            new = stepped(one.param, self.deltas[name].view_as(one.param), one.group) if new is None else new
+            one.param.copy_(torch.where(sound, new.view_as(one.param), one.param))
 
     def take(self, states: dict[Tensor, Any]) -> None:
         """Write it: into the state's own tensors where it has them, and they are none of what the rule gave."""
@@ -227,8 +255,8 @@ class Step(NamedTuple):
 def read_options(given: dict[str, Any]) -> StepOptions:
     """StepOptions from keywords; WeightEditError for flags of torch optimizers, TypeError for unknown ones."""
     known = {field.name for field in fields(StepOptions)}
-    check_numbers(given)
-    given = {key: value for key, value in given.items() if key not in _REFUSED}
+    check_numbers({key: value for key, value in given.items() if key != "capturable"})
+    given = {key: value for key, value in given.items() if key not in _REFUSED or key == "capturable"}
     unknown = sorted(given.keys() - known)
     if unknown:
         raise TypeError(
