@@ -95,7 +95,8 @@ def test_factors_are_those_of_the_exact_jacobian(case):
         outer, inner = problem.factors(found, i)
         expected = torch.einsum("npco,npcq->noq", bias, bias) / len(grid)
         assert_agree(outer, expected, sines)
-        values = problem.grid if i == 0 else torch.cat([found.inputs[i - 1], torch.ones(2, len(grid), 1)], -1)
+        read = problem.grid[None, :, :2].expand(2, -1, -1) if i == 0 else found.inputs[i - 1]
+        values = torch.cat([read, torch.ones(2, len(grid), 1)], -1)
         assert_agree(inner, values.mT @ values / len(grid), sines)
 
 
@@ -258,13 +259,15 @@ def test_a_rule_is_told_the_loss_that_its_gradients_are_of(case):
     """The images' mean squared error, on the scale of the images, at every step."""
     stack, targets = _networks(case)
     rule = Recorder()
-    refine(stack, targets, 2, rule=GradientSteps(rule))
-    found = stack.params
-    for loss, grads in zip(rule.losses, rule.grads, strict=True):
-        assert loss.shape == (len(stack),)
-        at = stack.with_params(found)
-        torch.testing.assert_close(loss, mean_squared_errors(at, targets).to(loss), rtol=1e-9, atol=0)
-        found = {name: tensor - grads[name] for name, tensor in found.items()}
+    refine(stack, targets, 4, rule=GradientSteps(rule))
+    assert [loss.shape for loss in rule.losses] == [(len(stack),)] * 4
+    at = torch.stack(rule.losses)
+    torch.testing.assert_close(at[0], mean_squared_errors(stack, targets).to(at), rtol=1e-9, atol=0)
+    assert bool((at[1:] <= at[:-1]).all()) and bool((at[-1] < at[0]).all())
+    after = {name: tensor - rule.grads[0][name] for name, tensor in stack.params.items()}
+    found = mean_squared_errors(stack.with_params(after), targets).to(at)
+    kept = found < at[0]
+    torch.testing.assert_close(at[1], torch.where(kept, found, at[0]), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -430,26 +433,53 @@ def test_what_diverges_stays_as_it_was():
 def test_one_number_that_is_not_finite_takes_back_its_network_alone(fault):
     """Wherever it stands: the other networks keep their step, and this one keeps none of it."""
     stack, targets = _networks("grey", dtype=torch.float32)
+    better = refine(stack, targets, 3, rule=KFAC()).params
     for spoiled in stack.params:
 
         class Spoils:
             def refine(self, problem, params, steps, spoiled=spoiled):
-                after = {name: 2 * tensor for name, tensor in params.items()}
+                after = {name: tensor.clone() for name, tensor in better.items()}
                 after[spoiled][1].flatten()[-1] = fault
                 return after
 
         for name, tensor in refine(stack, targets, 1, rule=Spoils()).params.items():
-            factors = torch.tensor([2.0, 1.0, 2.0]).view(-1, *[1] * (tensor.dim() - 1))
-            assert torch.equal(tensor, factors * stack.params[name])
+            assert torch.equal(tensor[1], stack.params[name][1])
+            assert torch.equal(tensor[::2], better[name][::2])
+
+
+def test_a_rule_that_raises_the_error_of_some_networks_changes_the_others_alone():
+    stack, targets = _networks("grey", dtype=torch.float32)
+    better = refine(stack, targets, 3, rule=KFAC()).params
+
+    class Gambles:
+        def refine(self, problem, params, steps):
+            return {name: torch.cat([tensor[:2], 2 * params[name][2:]]) for name, tensor in better.items()}
+
+    found = refine(stack, targets, 1, rule=Gambles()).params
+    for name, tensor in found.items():
+        assert torch.equal(tensor[:2], better[name][:2]) and torch.equal(tensor[2:], stack.params[name][2:])
+
+
+class Untouched:
+    """A rule that must not be asked."""
+
+    def refine(self, problem, params, steps):
+        raise AssertionError("steps were taken")
 
 
 def test_wrong_input(tmp_path):
     stack, targets = _networks("grey", dtype=torch.float32)
     with pytest.raises(WeightEditError, match="steps of at least 0"):
         refine(stack, targets, -1)
-    for wrong in (targets[:2], targets[0], targets / 0):
-        with pytest.raises(ParamsError, match="one per INR"):
-            refine(stack, wrong, 1)
+    for wrong, message in (
+        (targets[:2], "one image per INR"),
+        (targets[0], "one image per INR"),
+        (targets / 0, "not all in"),
+        (targets + 0.1, "not all in"),
+        ((255 * targets).to(torch.uint8), "divide bytes by 255"),
+    ):
+        with pytest.raises(ParamsError, match=message):
+            refine(stack, wrong, 1, rule=Untouched())
     for strength in (-1.0, float("nan"), float("inf")):
         with pytest.raises(WeightEditError, match="expected finite numbers"):
             target_of("invert", stack, strength=strength)

@@ -13,7 +13,7 @@ One K-FAC step of sine layer l, mean(M) being that of M's diagonal (Martens and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.capacity import check_capacity
+from weightedit.editing.descent import Standing, choose_networks, descend
 from weightedit.editing.rendering_problem import Layer, Pass, RenderingProblem, Summary
 from weightedit.errors import WeightEditError
 from weightedit.files.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
@@ -35,7 +36,7 @@ RIDGE = 1e-4
 
 
 class Steering(NamedTuple):
-    """The numbers of one K-FAC step, each [N, L] for N networks with L sine layers, or a number for all of them."""
+    """The numbers of one K-FAC step, each [N, L] or [N, 1] for N networks with L sine layers, or a number for all."""
 
     rate: Tensor | float
     momentum: Tensor | float
@@ -44,7 +45,14 @@ class Steering(NamedTuple):
 
     def at(self, i: int) -> Steering:
         """Of layer i: [N, 1, 1], or the number."""
-        return Steering(*(x[:, i, None, None] if isinstance(x, Tensor) else x for x in self))
+        return Steering(*(x[:, i % x.shape[1], None, None] if isinstance(x, Tensor) else x for x in self))
+
+    def careful(self, care: Tensor) -> Steering:
+        """Shorter, more damped steps for networks whose care [N] is above 1, and no momentum for them."""
+        care = care.unsqueeze(1)
+        root = care.sqrt()
+        calm = self.momentum * (care <= 1).to(care.dtype)
+        return Steering(self.rate / root, calm, self.damping_in * root, self.damping_out * root)
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,19 @@ class KFAC:
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine."""
         steering = Steering(self.rate, self.momentum, self.damping, self.damping)
-        layers = problem.layers(params)
-        momenta: list[Tensor] = []
-        for _ in range(steps):
-            found = problem.summarize(layers, ridge=RIDGE, factors=True)
-            layers, momenta = kfac_step(layers, found, steering, momenta)
-        return problem.params(problem.solve_last(layers, RIDGE))
+        return _descend(problem, params, steps, lambda losses: steering)
+
+
+def _descend(
+    problem: RenderingProblem, params: Params, steps: int, steer: Callable[[list[Tensor]], Steering]
+) -> Params:
+    """K-FAC; `steer` says the numbers of a step from the mean squared errors [N] so far."""
+
+    def step(here: Standing, losses: list[Tensor], care: Tensor) -> tuple[list[Layer], list[Tensor]]:
+        return kfac_step(here.layers, here.found, steer(losses).careful(care), here.state)
+
+    still = [layer.weight.new_zeros(*layer.bias.shape, layer.weight.shape[2] + 1) for layer in problem.layers(params)]
+    return descend(problem, params, steps, step, still[:-1], ridge=RIDGE)
 
 
 def kfac_step(
@@ -155,13 +170,8 @@ class LearnedKFAC(nn.Module):
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine; differentiable in the rule's own weights."""
-        layers, momenta, losses = problem.layers(params), [], []
-        span, clocks = problem.convention.span, self._clocks(steps, layers[:-1], problem.targets)
-        for step in range(steps):
-            found = problem.summarize(layers, ridge=RIDGE, factors=True)
-            losses.append(found.loss / span**2)
-            layers, momenta = kfac_step(layers, found, self._steer(losses, clocks[step]), momenta)
-        return problem.params(problem.solve_last(layers, RIDGE))
+        clocks = self._clocks(steps, problem.layers(params)[:-1], problem.targets)
+        return _descend(problem, params, steps, lambda losses: self._steer(losses, clocks[len(losses) - 1]))
 
     def _clocks(self, steps: int, sines: list[Layer], like: Tensor) -> Tensor:
         """[steps, L, width]: what the first linear map makes of the clocks and of the layers, for all steps."""
@@ -234,17 +244,10 @@ class LevenbergMarquardt:
             tried = _exact_step(problem, layers, found, damping)
             at_trial = problem.evaluate(tried)
             better = at_trial.loss() < found.loss()  # false for NaN
-            layers = [Layer(*_choose(better, new, old)) for new, old in zip(tried, layers, strict=True)]
-            (residual,) = _choose(better, [at_trial.residual], [found.residual])
-            inputs = _choose(better, at_trial.inputs, found.inputs)
-            found = Pass(inputs, _choose(better, at_trial.jacobians, found.jacobians), residual, layers[-1])
+            layers, found = choose_networks(better, [tried, at_trial], [layers, found])
             damping = torch.where(better, damping * self.shrink, damping * self.grow)
-        return problem.params(problem.solve_last(layers, RIDGE))
-
-
-def _choose(mask: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
-    """Row by row of [N, ...], new where the mask [N] is true."""
-    return [torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, old, strict=True)]
+        solved, loss = problem.solved(layers, RIDGE)
+        return problem.params(choose_networks(loss < found.loss(), solved, layers))
 
 
 def _exact_step(problem: RenderingProblem, layers: list[Layer], found: Pass, damping: Tensor) -> list[Layer]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from weightedit.delta import apply_delta, propose_delta
 from weightedit.editing.curvature import KFAC, RIDGE
 from weightedit.editing.guidance import check_guides, guides
-from weightedit.editing.refinement import RefinementRule, finite_or, target_of
+from weightedit.editing.refinement import RefinementRule, take_steps, target_of
 from weightedit.editing.refinement import refine as refine_stack
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import ParamsError, SpecError, WeightEditError
@@ -145,19 +145,18 @@ class Editor(nn.Module):
         home = {name: tensor.dtype for name, tensor in own.items()}
         if refine or self.options.informed:  # curvature needs float32 at least
             own = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in own.items()}
-        problem = None
+        problem = wanted = None
         if size is not None and (refine or self.options.informed):
             spec = network_of(own, self.convention)
             (spec.check_shapes if finite else spec.check_params)(own)
-            problem = RenderingProblem(
-                self.convention, target_of(self.operation, INRStack(own, self.convention, *size))
-            )
+            wanted = target_of(self.operation, INRStack(own, self.convention, *size))
+            problem = RenderingProblem(self.convention, wanted)
         start = widened(own, self.options.widen, self.convention.frequency)
         edited = apply_delta(start, self.propose(start, problem, finite=finite))
         if problem is not None and self.options.solve_last:
             edited = problem.params(problem.solve_last(problem.layers(edited), RIDGE))
-        if problem is not None and refine:
-            edited = finite_or((rule or KFAC()).refine(problem, edited, refine), edited)
+        if wanted is not None and refine:
+            edited = take_steps(rule or KFAC(), self.convention, edited, wanted, refine)
         edited = convert({name: p.to(home[name]) for name, p in edited.items()}, self.convention, convention)
         return {name: tensor[0] for name, tensor in edited.items()} if single else edited
 

@@ -28,6 +28,19 @@ def mean_squared_errors(stack: INRStack, targets: Tensor) -> Tensor:
     Raises:
         ParamsError: targets that are not floating point in [0, 1], or not one per INR with the INRs' channels.
     """
+    check_targets(stack, targets)
+    height, width = targets.shape[2:]
+    weight = stack.params["layers.0.weight"]
+    errors = weight.new_zeros(len(stack))
+    for start in range(0, len(stack), _BATCH):
+        rows = slice(start, start + _BATCH)
+        difference = stack[rows].render(height, width) - targets[rows].to(weight)
+        errors[rows] = difference.square().mean((1, 2, 3))
+    return errors
+
+
+def check_targets(stack: INRStack, targets: Tensor) -> None:
+    """Raise ParamsError unless `targets` are images of the stack's INRs: float [N, C, H, W] in [0, 1]."""
     count, channels = len(stack), stack.widths[-1]
     if targets.dim() != 4 or tuple(targets.shape[:2]) != (count, channels):
         raise ParamsError(
@@ -41,11 +54,3 @@ def mean_squared_errors(stack: INRStack, targets: Tensor) -> Tensor:
             f"targets of {targets.dtype} that are not all in [0, 1]: expected floating point in [0, 1]; divide bytes "
             "by 255."
         )
-    height, width = targets.shape[2:]
-    weight = stack.params["layers.0.weight"]
-    errors = weight.new_zeros(count)
-    for start in range(0, count, _BATCH):
-        rows = slice(start, start + _BATCH)
-        difference = stack[rows].render(height, width) - targets[rows].to(weight)
-        errors[rows] = difference.square().mean((1, 2, 3))
-    return errors

@@ -18,14 +18,16 @@ from tqdm import tqdm
 
 from weightedit.delta import apply_delta
 from weightedit.editing.curvature import KFAC, RIDGE
+from weightedit.editing.descent import Standing, choose_networks, descend
+from weightedit.editing.evaluation import check_targets
 from weightedit.editing.operations import Operation, operation
-from weightedit.editing.rendering_problem import RenderingProblem
-from weightedit.errors import ParamsError, WeightEditError
+from weightedit.editing.rendering_problem import Layer, RenderingProblem
+from weightedit.errors import WeightEditError
 from weightedit.inr.convention import Convention, convert, network_of
 from weightedit.inr.stack import INRStack
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
-from weightedit.optim.rule import UpdateRule
+from weightedit.optim.rule import RuleState, UpdateRule, beside
 
 CHUNK, CHUNK_PIXELS = 16, 2**21
 """INRs at once on a CPU, whose activations stay in its cache; fewer where their pictures are large."""
@@ -53,23 +55,18 @@ class GradientSteps:
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine."""
-        spec, ridge = network_of(params, problem.convention), RIDGE if self.solve_last else None
-        wiring = Wiring.of(spec)
-        state = self.rule.init(wiring, params)
-        for _ in range(steps):
-            layers = problem.layers(params)
-            found = problem.summarize(layers, ridge=ridge)
-            params = problem.params([*layers[:-1], found.last])
-            named = problem.gradients(found)
+        wiring = Wiring.of(network_of(params, problem.convention))
+        last = f"layers.{len(params) // 2 - 1}."
+
+        def step(here: Standing, losses: list[Tensor], care: Tensor) -> tuple[list[Layer], RuleState]:
+            at, named = problem.params(here.layers), problem.gradients(here.found)
             if self.solve_last:
-                last = f"layers.{len(layers) - 1}"
-                named = {k: torch.zeros_like(g) if k.startswith(f"{last}.") else g for k, g in named.items()}
-            loss = found.loss / problem.convention.span**2
-            delta, state = self.rule.update(wiring, named, state, params, loss=loss)
-            params = apply_delta(params, delta)
-        if not self.solve_last:
-            return params
-        return problem.params(problem.solve_last(problem.layers(params), RIDGE))
+                named = {k: torch.zeros_like(g) if k.startswith(last) else g for k, g in named.items()}
+            delta, state = self.rule.update(wiring, named, here.state, at, loss=losses[-1])
+            return problem.layers(apply_delta(at, {k: d / beside(care, d) for k, d in delta.items()})), state
+
+        state = self.rule.init(wiring, params)
+        return descend(problem, params, steps, step, state, ridge=RIDGE if self.solve_last else None)
 
 
 def target_of(
@@ -113,22 +110,18 @@ def refine(
         progress: show a tqdm bar.
 
     Returns:
-        A stack of the same convention; an INR whose steps led to infinite or undefined weights stays as it was.
+        A stack of the same convention. No INR's mean squared error is above what it was: a rule takes back steps that
+        raise it, and an INR that gains nothing stays as it was.
 
     Raises:
         WeightEditError: a negative number of steps, a chunk below 1.
-        ParamsError: targets that do not fit the stack, or are not finite.
+        ParamsError: targets that do not fit the stack, or that are not floating point in [0, 1].
     """
     if steps < 0 or (chunk is not None and chunk < 1):
         raise WeightEditError(
             f"steps {steps}, chunk {chunk} came; expected steps of at least 0, a chunk of at least 1."
         )
-    expected = (len(stack), stack.widths[-1])
-    if targets.dim() != 4 or tuple(targets.shape[:2]) != expected or not bool(targets.isfinite().all()):
-        raise ParamsError(
-            f"targets of shape {tuple(targets.shape)} came; expected finite images {expected} x height x width, one "
-            "per INR: see target_of."
-        )
+    check_targets(stack, targets)
     weight = stack.params["layers.0.weight"]
     size = chunk or max(
         1, min(CHUNK, CHUNK_PIXELS // max(1, targets.shape[1:].numel())) if weight.device.type == "cpu" else 2048
@@ -143,20 +136,16 @@ def refine(
 
 
 def take_steps(rule: RefinementRule, convention: Convention, params: Params, targets: Tensor, steps: int) -> Params:
-    """`rule` on stacked INRs, in float32 at least; those whose weights would not be finite stay as they were."""
-    dtype = params["layers.0.weight"].dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    problem = RenderingProblem(convention.plain, targets.to(params["layers.0.weight"].device, wide))
+    """`rule` on stacked INRs, in float32 at least; those whose error did not fall stay as they were.
+
+    The error is that of the weights which are returned, rounded to the type of `params`.
+    """
+    home, wide = params["layers.0.weight"], torch.promote_types(params["layers.0.weight"].dtype, torch.float32)
+    problem = RenderingProblem(convention.plain, targets.to(home.device, wide))
     given = convert({name: tensor.to(wide) for name, tensor in params.items()}, convention, convention.plain)
     after = convert(rule.refine(problem, given, steps), convention.plain, convention)
-    return finite_or({name: tensor.to(dtype) for name, tensor in after.items()}, params)
-
-
-def finite_or(after: Params, before: Params) -> Params:
-    """`after`, but `before` for the networks with anything in it that is not finite."""
-    return choose_networks(torch.stack([p.flatten(1).isfinite().all(1) for p in after.values()]).all(0), after, before)
-
-
-def choose_networks(mask: Tensor, one: Params, other: Params) -> Params:
-    """Network by network, `one` where `mask` [N] is true, else `other`."""
-    return {k: torch.where(mask.view(-1, *[1] * (p.dim() - 1)), p, other[k]) for k, p in one.items()}
+    after = {name: tensor.to(home.dtype) for name, tensor in after.items()}
+    with torch.no_grad():
+        found = convert({name: tensor.to(wide) for name, tensor in after.items()}, convention, convention.plain)
+        errors = [problem.losses(problem.layers(networks)) for networks in (found, given)]
+    return choose_networks(errors[0] <= errors[1], after, params)  # false for NaN

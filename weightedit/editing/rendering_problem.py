@@ -134,7 +134,7 @@ class RenderingProblem:
         """One pass, with the last layer as it is, or (with `ridge`) with the best one."""
         values, cosines = self._forward(layers[:-1])
         last = layers[-1] if ridge is None else _solved(self._moments(values[-1]), ridge)
-        residual = torch.bmm(values[-1], last.weight.mT).add_(last.bias.unsqueeze(1)).sub_(self.targets)
+        residual = self._residual(values[-1], last)
         upstream = last.weight.unsqueeze(2)  # [N, C, 1, h]
         jacobians = []
         for i in range(len(cosines) - 1, -1, -1):
@@ -183,9 +183,41 @@ class RenderingProblem:
 
     def solve_last(self, layers: list[Layer], ridge: float) -> list[Layer]:
         """`layers` with the last one at its best; no derivative by the others is needed for it."""
+        return self.solved(layers, ridge)[0]
+
+    def solved(self, layers: list[Layer], ridge: float) -> tuple[list[Layer], Tensor]:
+        """`layers` with the last one at its best, and their loss [N]; what one pass keeps serves both."""
         bands = self.bands(layers)
-        moments = [band._moments(band._forward(layers[:-1], cosines=False)[0][-1]) for band in bands]
-        return [*layers[:-1], _solved(_pooled(moments, [len(band.grid) / len(self.grid) for band in bands]), ridge)]
+        if len(bands) > 1:
+            layers = [
+                *layers[:-1],
+                _solved(
+                    _pooled(
+                        [band._moments(band._values(layers)) for band in bands],
+                        [len(band.grid) / len(self.grid) for band in bands],
+                    ),
+                    ridge,
+                ),
+            ]
+            return layers, self.losses(layers)
+        values = self._values(layers)
+        last = _solved(self._moments(values), ridge)
+        return [*layers[:-1], last], self._residual(values, last).square().mean((1, 2))
+
+    def losses(self, layers: list[Layer]) -> Tensor:
+        """As Pass.loss, without derivatives' cost."""
+        total = torch.zeros_like(layers[-1].bias[:, 0])
+        for band in self.bands(layers):
+            residual = band._residual(band._values(layers), layers[-1])
+            total = total + residual.square().sum((1, 2))
+        return total / self.targets.shape[1:].numel()
+
+    def _values(self, layers: list[Layer]) -> Tensor:
+        """Of the last sine layer, [N, P, h]."""
+        return self._forward(layers[:-1], cosines=False)[0][-1]
+
+    def _residual(self, values: Tensor, last: Layer) -> Tensor:
+        return torch.bmm(values, last.weight.mT).add_(last.bias.unsqueeze(1)).sub_(self.targets)
 
     def gradient(self, found: Pass, i: int) -> Tensor:
         """Of the loss sum r^2 / (2 P) by [weight, bias] of layer i: [N, out, in + 1]."""
@@ -214,7 +246,7 @@ class RenderingProblem:
         pixels, jacobian = len(self.grid), found.jacobians[i].flatten(1, 2)
         outer = torch.bmm(jacobian.mT, jacobian) / pixels
         if i == 0:
-            return outer, self.grid.mT @ self.grid / pixels
+            return outer, (self.grid.mT @ self.grid / pixels).expand(len(outer), -1, -1)
         values = found.inputs[i - 1]
         mean, square = values.mean(1).unsqueeze(-1), torch.bmm(values.mT, values) / pixels
         corner = torch.ones_like(mean[:, :1])
