@@ -260,7 +260,7 @@ def test_costs(tmp_path: Path) -> None:
     steps = launch(
         "tasks/benchmark_optimizers.py", "--smoke", "--rules", "per-parameter", "lean", "--out", str(tmp_path / "a")
     )
-    assert "| fused Adam |" in steps.stdout and "| lean |" in steps.stdout
+    assert "| 2.4k | fused AdamW |" in steps.stdout and "| 2.4k | lean |" in steps.stdout
     runs = launch("tasks/benchmark_meta_training.py", "--smoke", "--out", str(tmp_path / "b"))
     assert "| one pair at a time, eager |" in runs.stdout
     wrong = launch("tasks/benchmark_meta_training.py", "--rules", "guess", check=False)
