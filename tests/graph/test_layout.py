@@ -6,10 +6,12 @@ from torch_geometric.loader import DataLoader
 
 from tests.networks import CNNS, SPECS, generator, random_params, relative
 from tests.residual_networks import RESIDUAL, Small, trained
+from weightedit.delta import propose_delta
 from weightedit.errors import ParamsError, SpecError, TypeMismatchError
-from weightedit.graph.layout import GraphLayout, graph_from_params
+from weightedit.graph.layout import GraphLayout, _layout, graph_from_params
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import from_pyg, ragged_from_params, to_pyg
+from weightedit.metanet.registry import make_metanet
 from weightedit.network.features import GRADIENT, PARAMETER
 from weightedit.network.graph_spec import GraphSpec
 from weightedit.network.link import LINK_KINDS
@@ -138,6 +140,16 @@ def test_one_graph_spec_puts_chains_on_its_layout():
     graph = ragged_from_params([(CNNS["relu"], other), (spec, params)])
     assert graph.layout.specs == (GraphSpec.of(CNNS["relu"]), spec)
     assert relative(graph.to_params()[0]["layers.1.weight"], other["layers.1.weight"]) == 0
+
+
+def test_what_is_kept_serves_a_training_wherever_it_was_made():
+    spec, params = network("pre-activation")
+    _layout.cache_clear()
+    metanet = make_metanet("scalegmn-b", [spec], node_width=8, edge_width=8, layers=1).double()
+    with torch.inference_mode():
+        propose_delta(metanet, spec, params)
+    sum(t.square().sum() for t in propose_delta(metanet, spec, params).values()).backward()
+    assert all(p.grad is not None for p in metanet.parameters())
 
 
 def test_what_needs_a_chain_is_refused():

@@ -1,13 +1,17 @@
 """What a step holds: told without taking it, as it is when it is taken."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.networks import generator
+from tests.residual_networks import RESIDUAL, trained
 from weightedit.errors import WeightEditError
 from weightedit.metanet.registry import METANETS
+from weightedit.network.graph_spec import GraphSpec
+from weightedit.network.module_wiring import wiring_of
 from weightedit.network.spec import NetworkSpec
 from weightedit.network.wiring import Wiring
 from weightedit.optim import memory
@@ -28,6 +32,19 @@ def test_a_step_holds_what_was_told(name):
     state = rule.init(wiring, params)
     with torch.no_grad():
         rule.update(wiring, params, state, params)  # constants are kept from here on
+        with Alive() as alive:
+            rule.update(wiring, params, state, params)
+    assert 0.8 * alive.most < told < 1.5 * alive.most
+
+
+@pytest.mark.parametrize("name", ["scalegmn-b", "ng-gnn"])
+def test_so_does_a_step_of_a_network_that_is_no_chain(name):
+    net, params = trained(RESIDUAL["small"], dtype=torch.float32)
+    spec = GraphSpec.from_module(net)
+    rule, wiring = make_rule(name, [spec]), replace(wiring_of(net), spec=spec)
+    told, state = memory_of_step(rule, wiring, params), rule.init(wiring, params)
+    with torch.no_grad():
+        rule.update(wiring, params, state, params)
         with Alive() as alive:
             rule.update(wiring, params, state, params)
     assert 0.8 * alive.most < told < 1.5 * alive.most

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,19 @@ from weightedit.errors import ParamsError, SpecError
 from weightedit.graph.frame import Frame
 from weightedit.graph.neural_graph import Layout
 from weightedit.network.layer import Activation
+
+_Kept = TypeVar("_Kept")
+
+
+def kept(make: Callable[[Any], _Kept]) -> cached_property[_Kept]:
+    """A cached property whose tensors serve a training, too, wherever it is first asked for."""
+
+    @wraps(make)
+    def made(layout: Any) -> _Kept:
+        with torch.inference_mode(False):
+            return make(layout)
+
+    return cached_property(made)
 
 
 @lru_cache(maxsize=256)
@@ -42,6 +55,8 @@ class IndexedLayout(Layout):
     """
 
     edge_index: Tensor
+    # Tables are made on the CPU: nobody waits for a device, and layouts of tensors without numbers have them, too.
+    _ends: Tensor
 
     def __init__(self, specs: Sequence[Any], device: torch.device | str = "cpu") -> None:
         if not specs:
@@ -49,7 +64,8 @@ class IndexedLayout(Layout):
         super().__init__(Frame.of(*dict.fromkeys(specs)))
         self.specs = tuple(specs)
         self.sizes = [sum(spec.widths) for spec in self.specs]
-        self.level = torch.cat([_node_level(spec.widths) for spec in self.specs]).to(device)
+        self._level = torch.cat([_node_level(spec.widths) for spec in self.specs])
+        self.level = self._level.to(device)
         self.network = torch.arange(len(self.specs)).repeat_interleave(torch.tensor(self.sizes)).to(device)
 
     @property
@@ -57,7 +73,7 @@ class IndexedLayout(Layout):
         """The first node of every network."""
         return torch.tensor([0, *self.sizes]).cumsum(0)[:-1].tolist()
 
-    @cached_property
+    @kept
     def layer_of_node(self) -> Tensor:
         """[n], a number per network and level."""
         return self.network * self.levels + self.level
@@ -72,46 +88,54 @@ class IndexedLayout(Layout):
     def layer_count(self) -> int:
         """Above all of these numbers."""
 
-    @cached_property
+    def _of_level(self, levels: Tensor) -> list[Tensor]:
+        return [(levels == level).nonzero().squeeze(1).to(self.level.device) for level in range(self.levels)]
+
+    @kept
     def nodes_of_level(self) -> list[Tensor]:
         """Per level, its nodes, of all networks."""
-        return [(self.level == level).nonzero().squeeze(1) for level in range(self.levels)]
+        return self._of_level(self._level)
 
-    @cached_property
+    @kept
+    def place_among_levels(self) -> Tensor:
+        """[n], the place of every node when level stands after level."""
+        return self._level.argsort(stable=True).argsort().to(self.level.device)
+
+    @kept
     def place_in_level(self) -> Tensor:
         """[n], the place of every node among those of its level."""
-        place = torch.empty_like(self.level)
-        for nodes in self.nodes_of_level:
-            place[nodes] = torch.arange(len(nodes), device=place.device)
-        return place
+        firsts = torch.bincount(self._level, minlength=self.levels).cumsum(0).roll(1)
+        firsts[0] = 0
+        return (self._level.argsort(stable=True).argsort() - firsts[self._level]).to(self.level.device)
 
-    @cached_property
+    @kept
     def edges_into_level(self) -> list[Tensor]:
         """Per level, the edges whose target is there."""
-        return [(self.level[self.target] == level).nonzero().squeeze(1) for level in range(self.levels)]
+        return self._of_level(self._level[self._ends[1]])
 
     def at_level(self, level: int, nodes: Tensor) -> Tensor:
         return nodes.index_select(0, self.nodes_of_level[level])
 
     def join_levels(self, values: Sequence[Tensor]) -> Tensor:
-        return torch.cat(tuple(values)).index_select(0, torch.cat(self.nodes_of_level).argsort())
+        return torch.cat(tuple(values)).index_select(0, self.place_among_levels)
 
     @abstractmethod
     def _activation(self, network: int, level: int) -> Activation | None:
         """What a network applies at a level; None where it has no such level."""
 
-    @cached_property
+    @kept
     def _activations(self) -> list[list[tuple[Activation, Tensor | None]]]:
+        networks = torch.arange(len(self.specs)).repeat_interleave(torch.tensor(self.sizes))
         found = []
-        for level, nodes in enumerate(self.nodes_of_level):
+        for level in range(self.levels):
             of_network = [self._activation(network, level) for network in range(len(self.specs))]
-            network = self.network[nodes]
             kinds = sorted({a for a in of_network if a is not None}, key=lambda a: (a.name, a.parameter))
             if len(kinds) == 1:
                 found.append([(kinds[0], None)])
                 continue
-            chosen = [torch.tensor([a == kind for a in of_network], device=network.device)[network] for kind in kinds]
-            found.append([(kind, mask.nonzero().squeeze(1)) for kind, mask in zip(kinds, chosen, strict=True)])
+            here = networks[self._level == level]
+            chosen = [torch.tensor([a == kind for a in of_network])[here].nonzero().squeeze(1) for kind in kinds]
+            found.append([(kind, at.to(self.level.device)) for kind, at in zip(kinds, chosen, strict=True)])
         return found
 
     def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
@@ -172,7 +196,7 @@ class IndexedLayout(Layout):
     def network_sum(self, nodes: Tensor) -> Tensor:
         return self._scatter(nodes, self.network, len(self.specs))
 
-    @cached_property
+    @kept
     def _nodes_of_ends(self) -> tuple[Tensor, Tensor]:
         first = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
         inputs, outputs = ({spec.widths[end] for spec in self.specs} for end in (0, -1))

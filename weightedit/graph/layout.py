@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import NoReturn
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from weightedit.errors import ParamsError, SpecError
 from weightedit.graph.frame import Frame, reframed, reframed_nodes
-from weightedit.graph.indexed import IndexedLayout
+from weightedit.graph.indexed import IndexedLayout, kept
 from weightedit.graph.neural_graph import DenseLayout, NeuralGraph, group_table, places_of_level
 from weightedit.network.features import PARAMETER, ChannelType, channels_to_kernel, check_types, kernel_to_channels
 from weightedit.network.graph_spec import GraphSpec
@@ -75,7 +75,7 @@ class GraphLayout(IndexedLayout):
             links += len(spec.links)
         joined = torch.cat(edges, 1)
         self._link_kinds = 1 + int(joined[3].max())
-        self._edges = joined.to(device)
+        self._ends, self._edges = joined[:2], joined.to(device)
         self.edge_index = self._edges[:2]
 
     @property
@@ -102,7 +102,7 @@ class GraphLayout(IndexedLayout):
     def layer_count(self) -> int:
         return max(len(self.specs) * self.levels, sum(len(spec.links) for spec in self.specs))
 
-    @cached_property
+    @kept
     def leader(self) -> Tensor:
         """[n], for every node the first one that carries the same factors; itself where no skip ties it."""
         found = []
@@ -112,7 +112,7 @@ class GraphLayout(IndexedLayout):
                 found.append(offset + firsts[tie] + torch.arange(width))
         return torch.cat(found).to(self.network.device)
 
-    @cached_property
+    @kept
     def scales_with_source(self) -> Tensor:
         """[e, 1], False where the edge is of a normalisation: a gain has the scale of its target alone."""
         kinds = [LINK_KINDS.index(kind) for kind in READ_BY]
@@ -200,7 +200,8 @@ def graph_from_params(
 @lru_cache(maxsize=64)
 def _layout(specs: tuple[GraphSpec, ...], device: torch.device) -> GraphLayout:
     """Made once, so that its indices and constants are too."""
-    return GraphLayout(specs, device)
+    with torch.inference_mode(False):  # what is kept must serve a training, too
+        return GraphLayout(specs, device)
 
 
 def _features(

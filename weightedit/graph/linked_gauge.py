@@ -50,7 +50,7 @@ def linked_gauge(layout: GraphLayout, squares: Tensor, biases: Tensor, scale: Te
 
 def _first_gauge(layout: GraphLayout, squares: Tensor, biases: Tensor, scale: Tensor) -> Tensor:
     """What comes in says, level by level; 0 where it says nothing."""
-    place = torch.cat(layout.nodes_of_level).argsort()  # of a node among the levels, one after the other
+    place = layout.place_among_levels
     values = torch.ones_like(layout.at_level(0, biases))
     for level in range(1, layout.levels):
         nodes, edges = layout.nodes_of_level[level], layout.edges_into_level[level]

@@ -49,7 +49,8 @@ class RaggedLayout(IndexedLayout):
     def __init__(self, specs: Sequence[NetworkSpec], device: torch.device | str = "cpu") -> None:
         super().__init__(specs, device)
         edges = [_edge_index(spec) + offset for spec, offset in zip(self.specs, self.offsets, strict=True)]
-        self.edge_index = torch.cat(edges, 1).to(device)
+        self._ends = torch.cat(edges, 1)
+        self.edge_index = self._ends.to(device)
 
     @property
     def layer_of_edge(self) -> Tensor:
