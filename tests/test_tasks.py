@@ -258,14 +258,16 @@ def test_costs(tmp_path: Path) -> None:
     compared = launch("tasks/compare_optimizers.py", "--smoke", "--rules", "sgd", "--out", str(tmp_path / "c"))
     assert "| ms per step | times fused Adam's |" in compared.stdout
     steps = launch(
-        "tasks/benchmark_optimizers.py", "--smoke", "--rules", "per-parameter", "lean", "--out", str(tmp_path / "a")
+        "tasks/benchmark.py", "optimizers", "--smoke", "--rules", "per-parameter", "lean", "--out", str(tmp_path / "a")
     )
     assert "| 2.4k | fused AdamW |" in steps.stdout and "| 2.4k | lean |" in steps.stdout
-    runs = launch("tasks/benchmark_meta_training.py", "--smoke", "--out", str(tmp_path / "b"))
+    runs = launch("tasks/benchmark.py", "meta-training", "--smoke", "--out", str(tmp_path / "b"))
     assert "| one pair at a time, eager |" in runs.stdout
-    wrong = launch("tasks/benchmark_meta_training.py", "--rules", "guess", check=False)
+    layouts = launch("tasks/benchmark.py", "speed", "--smoke")
+    assert "| dense |" in layouts.stdout and "| twin |" in layouts.stdout
+    wrong = launch("tasks/benchmark.py", "meta-training", "--rules", "guess", check=False)
     assert wrong.returncode != 0 and "guess" in wrong.stderr
-    wrong = launch("tasks/benchmark_meta_training.py", "--rounds", "0", check=False)
+    wrong = launch("tasks/benchmark.py", "meta-training", "--rounds", "0", check=False)
     assert wrong.returncode != 0 and "one round" in wrong.stderr
 
 

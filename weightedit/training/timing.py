@@ -51,8 +51,15 @@ def gigaflop(job: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def peak_megabytes(job: Callable[[], object]) -> float:
-    """What two calls take at their peak beyond what the process held before; on Linux, elsewhere 0."""
+def peak_megabytes(job: Callable[[], object], device: str = "cpu") -> float:
+    """What two calls take at their peak beyond what was held before: of the process on Linux (elsewhere 0), or of a
+    CUDA device."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        for _ in range(2):
+            job()
+        return (torch.cuda.max_memory_allocated(device) - held) / 1e6
     if not Path("/proc/self/clear_refs").exists():
         return 0.0
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading files takes more than it keeps
