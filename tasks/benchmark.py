@@ -38,7 +38,6 @@ from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabelledI
 from weightedit.metatrain.unroll import Unroll
 from weightedit.network.spec import NetworkSpec
 from weightedit.optim.hand_designed import Adam, GeometricAdam
-from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.optimizer import LearnedOptimizer
@@ -493,7 +492,7 @@ def stepper(name: str, net: nn.Module, *, compile: bool = False) -> Several:
         optimizer = importlib.import_module("schedulefree").AdamWScheduleFree(params, lr=1e-6)
         optimizer.train()
         return Several(optimizer)
-    rule = RULES[name]() if name in RULES else load_rule(name)
+    rule = RULES[name]() if name in RULES else RuleModule.from_pretrained(name)
     cuda = params[0].is_cuda
     options: dict[str, Any] = {"nonfinite": "skip", "capturable": True} if cuda else {}
     return Several(LearnedOptimizer(net, rule, lr=1e-6, compile=compile, **options))

@@ -29,14 +29,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from weightedit.cli.arguments import SHIPPED_PREDICTIVE, SHIPPED_RULE, find_editor, find_rule
 from weightedit.cli.main import told_in_one_line
 from weightedit.data.images import load_images
 from weightedit.data.weight_sets import load_splits, load_weight_set
 from weightedit.editing.curvature import KFAC, LearnedKFAC, LevenbergMarquardt
-from weightedit.editing.editor import Editor, EditorOptions
+from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
-from weightedit.editing.loading import load_editor
+from weightedit.editing.one_shot import EditorOptions, OneShotEditor
 from weightedit.editing.operations import operation
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.refinement import GradientSteps, RefinementRule, refine, target_of
@@ -49,7 +48,7 @@ from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
 from weightedit.metanet.scalegmn.network import ScaleGMNConfig
 from weightedit.optim.hand_designed import Adam
-from weightedit.optim.loading import load_rule
+from weightedit.optim.rule_module import RuleModule
 from weightedit.plots import Curve, frontier
 from weightedit.training.loop import TrainOptions
 from weightedit.training.measured import Measured
@@ -180,25 +179,24 @@ class Frontier:
 
     def own(self) -> dict[Key, Edit]:
         """Contenders that are learned."""
-        learned = LearnedKFAC.from_pretrained(find_rule(self.rule or None))
-        editor = None if self.editor == "none" else Editor.from_pretrained(find_editor(self.editor or None))
+        learned = LearnedKFAC.from_pretrained(self.rule or "refine-rule")
+        editor = None if self.editor == "none" else OneShotEditor.from_pretrained(self.editor or "mnist-dilate")
         if editor is not None and editor.operation != self.operation:
             editor = None
         jobs: dict[Key, Edit] = {}
         jobs |= {("learned steps", n): self.refining(learned, n) for n in self.wanted("learned steps")}
         for name in ("one-shot editor", "one-shot, then learned steps") if editor is not None else ():
             jobs |= {(name, n): self.refining(learned, n, editor) for n in self.wanted(name)}
-        if (foreseeing := self.predictive_editor()) is not None:
-            edit = foreseeing.edit
+        if (edit := self.predictive_editor()) is not None:
             for n in self.wanted("predictive editor"):
-                jobs["predictive editor", n] = lambda stack, n=n: edit(stack, self.operation, steps=n)
+                jobs["predictive editor", n] = lambda stack, n=n, edit=edit: edit(stack, self.operation, steps=n)
         return jobs
 
-    def refining(self, rule: RefinementRule, steps: int, first: Editor | None = None) -> Edit:
+    def refining(self, rule: RefinementRule, steps: int, first: OneShotEditor | None = None) -> Edit:
         """Steps of a rule, after an editor if there is one."""
 
         def edit(stack: INRStack) -> INRStack:
-            start = stack if first is None else first.edit(stack)
+            start = stack if first is None else first(stack)
             # A batch of one stays a call of one INR; larger ones are chunked as users' are.
             return start if first and not steps else refine(start, target_of(self.operation, stack), steps, rule=rule)
 
@@ -208,7 +206,7 @@ class Frontier:
         """The one that was asked for, if it knows the operation."""
         if self.predictive == "none":
             return None
-        editor = PredictiveEditor.from_pretrained(find_editor(self.predictive or SHIPPED_PREDICTIVE))
+        editor = PredictiveEditor.from_pretrained(self.predictive or "mnist-dilate-predictive")
         if self.operation not in editor.operations and self.predictive:
             raise WeightEditError(
                 f"--predictive {self.predictive} came, which knows {', '.join(editor.operations)} and not "
@@ -420,7 +418,7 @@ class Study:
             "tested": len(splits["test"]),
         }
 
-    def editor(self, row: Row, stack: INRStack) -> Editor:
+    def editor(self, row: Row, stack: INRStack) -> OneShotEditor:
         """An untrained editor of a row."""
         return make_editor(self.operation, stack, scalegmn=row.metanet, around=row.around)
 
@@ -478,7 +476,7 @@ class Transfer:
     """
 
     weights: tuple[str, ...] = ("runs/mnist-inrs",)
-    editor: str = SHIPPED_PREDICTIVE
+    editor: str = "mnist-dilate-predictive"
     operation: str = ""
     strength: float = 1.0
     factors: tuple[int, ...] = (1,)
@@ -492,12 +490,12 @@ class Transfer:
         """Evaluate, print and write the table; returns its rows."""
         if self.smoke:
             return replace(self, test_limit=4, floor_count=2, factors=self.factors[:1], smoke=False).run()
-        editor = load_editor(find_editor(self.editor))
+        editor = Editor.from_pretrained(self.editor)
         name = self.operation or editor.operations[0]
         if name not in editor.operations:
             known = ", ".join(editor.operations)
             raise WeightEditError(f"--operation {name} came; this editor knows {known}: choose one of them.")
-        if isinstance(editor, Editor) and (self.factors != (1,) or self.steps or self.strength != 1.0):
+        if isinstance(editor, OneShotEditor) and (self.factors != (1,) or self.steps or self.strength != 1.0):
             raise WeightEditError(
                 f"--factors {self.factors}, --steps {self.steps}, --strength {self.strength} came with a one-shot "
                 "editor; expected them with a predictive one: leave them out."
@@ -508,14 +506,12 @@ class Transfer:
             wanted = operation(name).at(test.floats(), self.strength)
             nothing, few = float(mean_squared_errors(test.stack, wanted).mean()), slice(self.floor_count)
             for factor in self.factors:
-                given = widen(test.stack[few], factor * (editor.options.widen if isinstance(editor, Editor) else 1))
+                own = editor.options.widen if isinstance(editor, OneShotEditor) else 1
+                given = widen(test.stack[few], factor * own)
                 floor = float(mean_squared_errors(fit_directly(given, wanted[few]), wanted[few]).mean())
                 for steps in self.steps or (None,):
                     started = time.perf_counter()
-                    if isinstance(editor, Editor):
-                        edited = editor.edit(test.stack)
-                    else:
-                        edited = editor.edit(test.stack, name, self.strength, steps=steps, factor=factor)
+                    edited = editor(test.stack, name, strength=self.strength, steps=steps, widen=factor)
                     seconds = time.perf_counter() - started
                     found.append(
                         {
@@ -599,7 +595,7 @@ class Fits:
 
     images: str = "ylecun/mnist"
     split: str = "test"
-    rule: str = SHIPPED_RULE
+    rule: str = "refine-rule"
     update_rules: tuple[str, ...] = ()
     hidden: tuple[int, ...] = (32, 32)
     count: int = 128
@@ -626,8 +622,8 @@ class Fits:
         *tests, tuning = images.split([self.count] * self.seeds + [self.tune_count])
         starts = [Start.of(part, self.hidden, seed) for seed, part in enumerate(tests)]
         rules = {name: self.tuned(name, Start.of(tuning, self.hidden, 1000), budgets) for name in GRIDS}
-        rules["learned"] = LearnedKFAC.from_pretrained(find_rule(self.rule))
-        rules |= {Path(folder).name: GradientSteps(load_rule(folder)) for folder in self.update_rules}
+        rules["learned"] = LearnedKFAC.from_pretrained(self.rule)
+        rules |= {Path(folder).name: GradientSteps(RuleModule.from_pretrained(folder)) for folder in self.update_rules}
         counts = {name: self.least_steps(starts, rule, budgets) for name, rule in tqdm(rules.items(), desc="counting")}
         batch = Start(starts[0].stack[:64], starts[0].targets[:64])
         times = [

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from weightedit.cli.main import told_in_one_line
 from weightedit.data.cnn_zoo import CNNZoo, load_zoo
 from weightedit.data.weight_sets import WeightSet, load_splits
-from weightedit.editing.editor import Editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.training import edit_error, edit_examples, edit_loss, make_editor, train_editor
 from weightedit.errors import WeightEditError
 from weightedit.metanet.registry import METANETS, config_options, make_metanet
@@ -212,7 +212,7 @@ class Edits:
         """See Task."""
         return edit_examples(self.splits["train"], self.config.operation)
 
-    def build(self, job: Job) -> Editor:
+    def build(self, job: Job) -> OneShotEditor:
         """See Task."""
         options = (*self.config.own_options(job.name), f"seed={job.seed}")
         return make_editor(self.config.operation, self.splits["test"].stack, name=job.name, options=options)

@@ -43,10 +43,10 @@ from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import SGD, Adam, AdamW, GeometricAdam, RMSprop
 from weightedit.optim.learned_rule import LearnedRule
-from weightedit.optim.loading import load_rule
 from weightedit.optim.muon import Muon
 from weightedit.optim.optimizer import LearnedOptimizer
 from weightedit.optim.rule import RuleState, UpdateRule, beside
+from weightedit.optim.rule_module import RuleModule
 from weightedit.plots import Band, bands
 from weightedit.training.measured import Measured
 
@@ -218,7 +218,7 @@ def is_by_hand(name: str) -> bool:
 def learned_rule(name: str) -> UpdateRule:
     """The rule of a folder; of FOLDER+base, without what its metanetwork proposes."""
     folder = name.removesuffix("+base")
-    rule = load_rule(folder)
+    rule = RuleModule.from_pretrained(folder)
     if folder == name:
         return rule
     if not isinstance(rule, LearnedRule):

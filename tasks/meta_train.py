@@ -40,7 +40,6 @@ from weightedit.metatrain.optimizee import Level, Optimizee, Reparametrised
 from weightedit.metatrain.problems import TRAINED, family, images_of
 from weightedit.metatrain.unroll import Unroll, start
 from weightedit.optim.learned_rule import default_config, make_rule
-from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
@@ -202,7 +201,7 @@ def new_rule(config: Config, problems: Sequence[Optimizee]) -> RuleModule:
         case "small-fc":
             return MLPRule(MLPRuleConfig.small_fc(config.step_size or 1e-2))
     if config.rule not in METANETS:
-        return load_rule(config.rule)
+        return RuleModule.from_pretrained(config.rule)
     specs = [problem.wiring.spec for problem in problems]
     if None in specs:
         raise WeightEditError(

@@ -25,13 +25,12 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from weightedit.cli.arguments import find_rule
 from weightedit.cli.main import told_in_one_line
 from weightedit.cli.preview import draw_strengths
 from weightedit.data.inr_fitting import ImageSource, fit_set
 from weightedit.data.weight_sets import WeightSet, load_splits
 from weightedit.editing.curvature import KFAC, LearnedKFAC, LearnedKFACConfig
-from weightedit.editing.editor import Editor, EditorOptions
+from weightedit.editing.one_shot import EditorOptions, OneShotEditor
 from weightedit.editing.operations import operation
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
@@ -136,7 +135,7 @@ class OneShot:
         result = train_editor(editor, splits, out / "run", self.training, **options)
         figures = {"edited": edit_error(test, chosen, editor, progress=True), "do nothing": edit_error(test, chosen)}
         if self.control_steps:
-            control = Editor(FlatMLP(FlatMLPConfig(test.stack.widths)), chosen, test.stack.convention)
+            control = OneShotEditor(FlatMLP(FlatMLPConfig(test.stack.widths)), chosen, test.stack.convention)
             steps = {"steps": self.control_steps, "validate_every": min(500, self.control_steps), "max_seconds": 0}
             train_editor(control, splits, out / "control", replace(self.training, **steps), **options)
             figures["flat MLP"] = edit_error(test, chosen, control)
@@ -266,12 +265,12 @@ class Predictive:
         test = splits["test"]
         graded, channels = self.graded or len(names) > 1, test.stack.widths[-1]
         predictor = Predictor(replace(self.predictor, operations=names, channels=channels, graded=graded))
-        editor = PredictiveEditor(predictor, LearnedKFAC.from_pretrained(find_rule(self.rule or None)), self.steps)
+        editor = PredictiveEditor(predictor, LearnedKFAC.from_pretrained(self.rule or "refine-rule"), self.steps)
         result = train_predictor(predictor, splits, out / "run", self.training, about={"weights": self.weights})
         if not result.main:
             return {}
         figures = prediction_errors(editor.cpu().eval(), test)
-        flops = round(1e9 * gigaflop(lambda: editor.edit(test.stack[:1], editor.operations[0])))
+        flops = round(1e9 * gigaflop(lambda: editor(test.stack[:1], editor.operations[0])))
         counts = {name: len(part) for name, part in splits.items()}
         facts = run_facts(self, editor, result, figures=figures, counts=counts, flops=flops)
         write_result(out, "result", facts)

@@ -21,8 +21,8 @@ from weightedit.metatrain.optimizee import Quadratic
 from weightedit.metatrain.problems import TRAINED, images_of, optimizee
 from weightedit.metatrain.unroll import Unroll
 from weightedit.optim.learned_rule import LearnedRule, make_rule
-from weightedit.optim.loading import load_rule
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
+from weightedit.optim.rule_module import RuleModule
 from weightedit.plots import Band
 from weightedit.training.loop import TrainOptions, train
 
@@ -154,7 +154,7 @@ def test_the_curve_is_drawn_at_every_validation(
 def test_every_metanetwork_is_meta_trained_by_its_name(meta_training: ModuleType, tmp_path: Path, name: str) -> None:
     layers = () if name == "mlp" else ("layers=1",)
     meta_training.main(meta_training.Config(smoke=True, rule=name, options=layers, out=str(tmp_path)))
-    rule = load_rule(tmp_path / "rule")
+    rule = RuleModule.from_pretrained(tmp_path / "rule")
     assert isinstance(rule, LearnedRule) and describe_metanet(rule.metanet)[0] == name
     assert f"kind {name}" in (tmp_path / "rule/README.md").read_text()
 

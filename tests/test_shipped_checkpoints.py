@@ -12,18 +12,18 @@ import torch
 
 from weightedit.cli.demo import digit_images, run_demo
 from weightedit.editing.curvature import KFAC, LearnedKFAC
-from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import operation
-from weightedit.editing.predictive_editor import KIND, PredictiveEditor
+from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.refinement import refine, target_of
 from weightedit.files.checkpoint import load_checkpoint
 from weightedit.inr.fitting import fit
 from weightedit.metatrain.problems import images_of, optimizee
 from weightedit.metatrain.unroll import Unroll, start
 from weightedit.optim.hand_designed import Adam
-from weightedit.optim.loading import load_rule
 from weightedit.optim.rule import UpdateRule
+from weightedit.optim.rule_module import RuleModule
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parent.parent / "checkpoints").glob("*/config.json"))
 
@@ -50,14 +50,14 @@ def test_is_small_and_names_no_machine(folder: Path) -> None:
 @pytest.mark.parametrize("folder", of_kind("editor"), ids=lambda folder: folder.name)
 def test_editor_reproduces_its_figure(folder: Path) -> None:
     stated = load_checkpoint(folder)[1]["training"]["digits"]
-    found = run_demo(Editor.from_pretrained(folder), int(stated["count"]), seed=int(stated["seed"]))
+    found = run_demo(OneShotEditor.from_pretrained(folder), int(stated["count"]), seed=int(stated["seed"]))
     for row in ("do nothing", "edited", "floor"):
         # The fits, and hence the figures, depend on rounding.
         assert float(found.errors[row].mean()) == pytest.approx(stated[row], rel=0.05), row
     assert stated["edited"] < stated["do nothing"]
 
 
-@pytest.mark.parametrize("folder", of_kind(KIND), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", of_kind(PredictiveEditor.kind), ids=lambda folder: folder.name)
 def test_predictive_editor_reproduces_its_figures(folder: Path) -> None:
     digits, editor = load_checkpoint(folder)[1]["training"]["digits"], PredictiveEditor.from_pretrained(folder)
     images = digit_images(digits["count"])[0].expand(-1, editor.predictor.config.channels, -1, -1)
@@ -65,7 +65,7 @@ def test_predictive_editor_reproduces_its_figures(folder: Path) -> None:
     assert digits["edited"]
     for name, stated in digits["edited"].items():
         wanted = operation(name)(images)
-        error = float(mean_squared_errors(editor.edit(stack, name), wanted).mean())
+        error = float(mean_squared_errors(editor(stack, name), wanted).mean())
         assert error == pytest.approx(stated, rel=0.05), name
         assert error < 0.75 * float(mean_squared_errors(stack, wanted).mean()), name
 
@@ -77,7 +77,7 @@ def test_the_contrast_editor_works_on_colours() -> None:
     images = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1)
     stack = fit(images, generator=source).stack
     wanted = operation("contrast")(images)
-    before, after = (mean_squared_errors(inrs, wanted).mean() for inrs in (stack, editor.edit(stack)))
+    before, after = (mean_squared_errors(inrs, wanted).mean() for inrs in (stack, editor(stack)))
     assert after < 0.7 * before
 
 
@@ -111,6 +111,6 @@ def digit_losses(rule: UpdateRule, steps: int = 200) -> float:
 @pytest.mark.parametrize("folder", of_kind("metanet-rule") + of_kind("mlp-rule"), ids=lambda folder: folder.name)
 def test_update_rule_reproduces_its_figure(folder: Path) -> None:
     """On digits, which it never saw, and quicker than Adam at rates that are usual."""
-    found = digit_losses(load_rule(folder))
+    found = digit_losses(RuleModule.from_pretrained(folder))
     assert found == pytest.approx(load_checkpoint(folder)[1]["training"]["digits"], rel=0.02)
     assert found < 0.5 * min(digit_losses(Adam(rate)) for rate in (1e-3, 1e-2))

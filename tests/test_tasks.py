@@ -18,12 +18,12 @@ from tests.conftest import forget_accelerator
 from weightedit.data.cnn_zoo import load_zoo
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import LearnedKFAC
-from weightedit.editing.editor import Editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.metanet.registry import METANETS
 from weightedit.network.reparametrization import reparametrised
-from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
+from weightedit.optim.rule_module import RuleModule
 from weightedit.prediction import WeightSpacePredictor
 from weightedit.training.state import read_log
 
@@ -103,7 +103,7 @@ def test_train_an_editor(weights: Path, tmp_path: Path) -> None:
     result = run_task("train_editor one-shot", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"))
     for row in ("edited", "do nothing", "flat MLP", "floor"):
         assert f"| {row} |" in result.stdout
-    editor = Editor.from_pretrained(tmp_path / "run" / "editor")
+    editor = OneShotEditor.from_pretrained(tmp_path / "run" / "editor")
     assert editor.operation == "dilate"
     again = run_task("train_editor one-shot", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"))
     assert again.stdout.splitlines()[-6:] == result.stdout.splitlines()[-6:], "a finished run ends as it ended"
@@ -113,7 +113,7 @@ def test_train_an_editor(weights: Path, tmp_path: Path) -> None:
 def test_train_an_editor_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path), "--metanet", name)
     run_task("train_editor one-shot", *words, "--metanet-options", "layers=1", "--control-steps", "0")
-    assert Editor.from_pretrained(tmp_path / "editor").kind == name
+    assert OneShotEditor.from_pretrained(tmp_path / "editor").summary == name
 
 
 @pytest.mark.parametrize("name", list(METANETS))
@@ -215,12 +215,12 @@ def test_meta_train_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "meta"
     run_task("meta_train", "--smoke", "--out", str(out))
     assert (out / "curve.png").stat().st_size > 5000
-    trained, untrained = load_rule(out / "rule").state_dict(), MetanetRule().state_dict()
+    trained, untrained = RuleModule.from_pretrained(out / "rule").state_dict(), MetanetRule().state_dict()
     assert set(trained) == set(untrained) and any(not torch.equal(trained[name], untrained[name]) for name in trained)
     parts = ["meta_train", "--smoke", "--out", str(tmp_path / "parts"), "--training.max-seconds"]
     assert "stopped after outer step 1, before" in run_task(*parts, "1e-9").stdout
     run_task(*parts, "0")
-    resumed = load_rule(tmp_path / "parts/rule").state_dict()
+    resumed = RuleModule.from_pretrained(tmp_path / "parts/rule").state_dict()
     assert all(torch.equal(trained[name], resumed[name]) for name in trained)
     logs = [read_log(folder / "run") for folder in (out, tmp_path / "parts")]
     numbers = [[(r["loss"], r["grad_norm"], r.get("validation")) for r in log] for log in logs]

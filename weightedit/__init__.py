@@ -91,7 +91,7 @@ _HOMES = {
     "optim.muon": "Muon",
     "optim.optimizer": "LearnedOptimizer optimizer_factory",
     "optim.rule": "UpdateRule",
-    "prediction": "WeightSpacePredictor",
+    "prediction.predictor": "WeightSpacePredictor",
     "testing": "assert_equivariant",
     "training.loop": "TrainResult train",
     "training.plan": "TrainOptions",

@@ -72,7 +72,7 @@ from weightedit.optim.muon import Muon as Muon
 from weightedit.optim.optimizer import LearnedOptimizer as LearnedOptimizer
 from weightedit.optim.optimizer import optimizer_factory as optimizer_factory
 from weightedit.optim.rule import UpdateRule as UpdateRule
-from weightedit.prediction import WeightSpacePredictor as WeightSpacePredictor
+from weightedit.prediction.predictor import WeightSpacePredictor as WeightSpacePredictor
 from weightedit.testing import assert_equivariant as assert_equivariant
 from weightedit.training.loop import TrainResult as TrainResult
 from weightedit.training.loop import train as train

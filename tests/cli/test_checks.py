@@ -5,7 +5,7 @@ import torch
 
 from weightedit.cli import checks
 from weightedit.cli.checks import check_equivariance, check_identity_edit, check_round_trip
-from weightedit.editing.editor import Editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.inr.convention import NFN, Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
@@ -50,14 +50,14 @@ def test_where_exactness_ends_is_said_and_is_no_fault():
 def test_rounding_excuses_no_editor_without_equivariance():
     mlp = FlatMLP(FlatMLPConfig((2, *(16,) * 12, 1), hidden=8))
     for size in (0.1, 0.3):
-        assert not check_equivariance(_far_from_a_fit(size), Editor(mlp, "dilate")).ok
+        assert not check_equivariance(_far_from_a_fit(size), OneShotEditor(mlp, "dilate")).ok
     chaotic = check_equivariance(_far_from_a_fit(0.3))
     assert not chaotic.ok and "exactness ends here" in chaotic.figure
 
 
 @pytest.mark.parametrize("symmetry", ["full", "permutation", "sign"])
 def test_an_editor_is_judged_under_its_own_symmetry_and_convention(symmetry):
-    editor = Editor(ScaleGMN(ScaleGMNConfig(**SMALL, symmetry=symmetry)), "dilate", NFN)
+    editor = OneShotEditor(ScaleGMN(ScaleGMNConfig(**SMALL, symmetry=symmetry)), "dilate", NFN)
     result = check_equivariance(_stack(), editor)
     assert result.ok and "scalegmn-b, dilate" in result.figure
     assert (symmetry == "full") != (f"under {symmetry} symmetry" in result.figure)
@@ -65,7 +65,7 @@ def test_an_editor_is_judged_under_its_own_symmetry_and_convention(symmetry):
 
 
 def test_an_editor_without_equivariance_fails():
-    result = check_equivariance(_stack(), Editor(FlatMLP(FlatMLPConfig((2, 6, 5, 1), hidden=8)), "dilate"))
+    result = check_equivariance(_stack(), OneShotEditor(FlatMLP(FlatMLPConfig((2, 6, 5, 1), hidden=8)), "dilate"))
     assert not result.ok and "relative error" in result.figure
 
 

@@ -1,5 +1,7 @@
 """The command line as a user meets it: what it writes, what it says, and one line for everything that is wrong."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
+import weightedit
 from weightedit.cli import arguments
-from weightedit.cli.arguments import find_editor
+from weightedit.cli.arguments import build_parser, in_own_words
 from weightedit.cli.demo import digit_images
 from weightedit.cli.main import main
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.weight_sets import save_weight_set
 from weightedit.editing.curvature import LearnedKFAC
-from weightedit.editing.editor import Editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.editing.refinement import refine, target_of
-from weightedit.errors import FileFormatError
+from weightedit.files.checkpoint import load_checkpoint
+from weightedit.files.location import shipped
 from weightedit.inr.convention import NFN, Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
@@ -35,7 +39,7 @@ FIGURES = {"edited": 0.03, "do nothing": 0.09, "floor": 1e-4}
 def editor(tmp_path_factory):
     config = ScaleGMNConfig(node_width=4, edge_width=2, layers=1, probes=2, levels=3)
     folder = tmp_path_factory.mktemp("editors") / "tiny"
-    return str(Editor(ScaleGMN(config), "dilate").save_pretrained(folder, "# tiny\n", {"figures": FIGURES}))
+    return str(OneShotEditor(ScaleGMN(config), "dilate").save_pretrained(folder, "# tiny\n", {"figures": FIGURES}))
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ def test_edit(place, editor, capsys):
     words = ("edit", "in.safetensors", "--editor", editor, "-o", "out.safetensors", "--preview", "sheet.png")
     code, out, err = run(capsys, *words)
     assert (code, err) == (0, "") and "edited 3 INRs" in out and "MSE    against dilate" in out
-    expected = Editor.from_pretrained(editor).edit(make_stack())
+    expected = OneShotEditor.from_pretrained(editor)(make_stack())
     found = load_inrs("out.safetensors")
     assert all(torch.equal(found.params[name], expected.params[name]) for name in found.params)
     assert found.provenance["edited"] == "dilate (tiny)"
@@ -142,7 +146,7 @@ def test_edit_in_place_keeps_the_rest(place, editor, capsys):
 
 
 def test_an_operation_that_is_not_ours_is_previewed_without_a_target(place, capsys):
-    own = Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "my-own").save_pretrained(place / "own", "")
+    own = OneShotEditor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "my-own").save_pretrained(place / "own", "")
     words = ("edit", "in.safetensors", "--editor", own, "-o", "out.safetensors", "--preview", "sheet.png")
     code, out, _ = run(capsys, *words)
     assert code == 0 and "MSE" not in out and size_of("sheet.png")[0] > 300
@@ -194,14 +198,22 @@ def test_info_of_inrs(place, capsys):
         assert words in out
 
 
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_info_of_everything_that_is_shipped(name, capsys):
+    code, out, err = run(capsys, "info", name)
+    config = load_checkpoint(name)[1]
+    assert (code, err) == (0, "") and f"kind        {config['kind']}" in out and "parameters" in out
+    assert set(config) - {"kind", "training"} <= {line.split()[0] for line in out.splitlines()}
+
+
 def test_info_of_an_editor_and_a_weight_set(place, editor, capsys):
     _, out, _ = run(capsys, "info", editor)
-    for words in ("operation   dilate", "scalegmn", "node_width 4", "9.000e-02 do nothing", "3.000e-02 edited"):
+    for words in ("operation   dilate", "scalegmn", "node_width 4", "do nothing 9.000e-02", "edited 3.000e-02"):
         assert words in out
-    Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("bare", "")
+    OneShotEditor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("bare", "")
     assert "not recorded" in run(capsys, "info", "bare")[1]
     LearnedKFAC().save_pretrained("rule", "")
-    assert "learned K-FAC, 580 parameters" in run(capsys, "info", "rule")[1]
+    assert "580 parameters" in run(capsys, "info", "rule")[1]
     stack = make_stack(index=torch.arange(3), split=torch.tensor([0, 1, 2]), psnr=torch.tensor([40.2, 40.4, 42.1]))
     save_weight_set("set", stack, torch.zeros(3, 1, 9, 7, dtype=torch.uint8))
     _, out, _ = run(capsys, "info", "set")
@@ -212,7 +224,7 @@ def test_check(place, editor, capsys):
     code, out, _ = run(capsys, "check", "in.safetensors")
     lines = out.splitlines()
     assert code == 0 and [line.split("  ")[0] for line in lines[1:]] == ["round trip", "identity edit", "equivariance"]
-    mlp = Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("mlp", "")
+    mlp = OneShotEditor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("mlp", "")
     code, out, _ = run(capsys, "check", "in.safetensors", "--editor", mlp, "--limit", 2)
     assert code == 1 and "2 of 3 INRs" in out and out.count(" ok ") == 2 and out.count("FAILED") == 1
 
@@ -222,6 +234,12 @@ def test_help_is_written_for_newcomers_and_answers_at_once():
     code += "print([m for m in ('torch', 'numpy') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "one network is one image" in shown and shown.splitlines()[-1] == "[]"
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"weightedit {weightedit.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["demo", "fit", "edit", "render", "info", "check"])
@@ -283,22 +301,24 @@ BAD = {
     ),
     "split of pictures": (None, "fit digit0.png --split test -o out.safetensors", "--split test came"),
     "two sets": (lambda p: (p / "a").mkdir(), "fit a digit0.png -o out.safetensors", "2 sources came"),
-    "impossible target": (None, "fit digit0.png --target-psnr -3 -o out.safetensors", "target_psnr=-3.0"),
-    "missing editor": (None, "edit in.safetensors --editor none -o out.safetensors", "name one with --editor"),
+    "impossible target": (None, "fit digit0.png --target-psnr -3 -o out.safetensors", "--target-psnr -3.0: expected"),
+    "missing editor": (None, "edit in.safetensors --editor none -o out.safetensors", "a shipped one (cifar-contrast, "),
     "no editor in the folder": (
         lambda p: (p / "empty").mkdir(),
         "edit in.safetensors --editor empty -o out.safetensors",
         "cannot be read",
     ),
     "unknown operation": (
-        lambda p: Editor(FlatMLP(FlatMLPConfig((2, 32, 32, 1), hidden=4)), "embolden").save_pretrained(p / "odd", ""),
+        lambda p: OneShotEditor(FlatMLP(FlatMLPConfig((2, 32, 32, 1), hidden=4)), "embolden").save_pretrained(
+            p / "odd", ""
+        ),
         "demo --editor odd -o out.png",
         "there is no operation 'embolden'",
     ),
     "NaN weights": (_nan, "edit in.safetensors -o out.safetensors", "INR 1 has NaN"),
     "wrong size": (None, "info in.safetensors --size 28", "states the size (9, 7), but (28, 28)"),
     "wrong convention": (None, "check in.safetensors --convention nfn", "was given; expected the same"),
-    "no convention": (None, "render net7.pth -o out.png", "--convention dwsnets or nfn, and --size 28"),
+    "no convention": (None, "render net7.pth -o out.png", "pass --convention dwsnets, and --size 28x32"),
     "index out of range": (None, "render in.safetensors -o out.png --index 0 3", "expected 0 to 2"),
     "output without folder": (None, "render in.safetensors -o none/out.png", "existing, writable folder"),
     "output is a folder": (lambda p: (p / "out.png").mkdir(), "render in.safetensors -o out.png", "is a folder"),
@@ -352,23 +372,6 @@ def test_an_output_is_replaced_only_by_a_whole_one(place, editor, capsys, monkey
     assert code == 2 and "No space left" in err and err.count("\n") == 1
     assert (place / "out.safetensors").read_bytes() == b"precious"
     assert not list(place.glob(".*"))
-
-
-def test_the_shipped_editor_is_found_in_a_clone_then_in_the_working_directory(tmp_path, monkeypatch):
-    clone, work = tmp_path / "clone", tmp_path / "work"
-    monkeypatch.setattr(arguments, "_CLONE", clone)
-    work.mkdir()
-    monkeypatch.chdir(work)
-    with pytest.raises(FileFormatError, match="name one with --editor") as caught:
-        find_editor(None)
-    assert str(clone / arguments.SHIPPED_EDITOR) in str(caught.value) and str(work) in str(caught.value)
-    (work / arguments.SHIPPED_EDITOR).mkdir(parents=True)
-    assert find_editor(None) == find_editor(arguments.SHIPPED_EDITOR) == work / arguments.SHIPPED_EDITOR
-    (clone / arguments.SHIPPED_EDITOR).mkdir(parents=True)
-    assert find_editor(None) == clone / arguments.SHIPPED_EDITOR
-    assert find_editor(arguments.SHIPPED_EDITOR) == work / arguments.SHIPPED_EDITOR
-    assert find_editor(str(clone)) == clone
-    assert find_editor("hf://owner/name") == "owner/name"
 
 
 def test_a_reader_that_goes_away_is_no_error(place):
@@ -488,8 +491,8 @@ def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
     rule = LearnedKFAC().save_pretrained("rule", "# card")
     words = ("--editor", editor, "--refine", 2, "--rule", rule, "-o", "out.safetensors")
     code, out, err = run(capsys, "edit", "in.safetensors", *words)
-    assert (code, err) == (0, "") and f"rule   {rule.resolve()}" in out
-    expected = Editor.from_pretrained(editor).edit(make_stack(), refine=2, rule=LearnedKFAC())
+    assert (code, err) == (0, "") and f"rule   {rule}" in out
+    expected = OneShotEditor.from_pretrained(editor)(make_stack(), steps=2, rule=LearnedKFAC())
     found = load_inrs("out.safetensors")
     for name, tensor in expected.params.items():
         torch.testing.assert_close(found.params[name], tensor, rtol=1e-4, atol=1e-5)
@@ -499,15 +502,16 @@ def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--operation dilate --editor checkpoints/mnist-dilate", "drop one"),
-        ("--widen 2 --editor checkpoints/mnist-dilate", "drop one"),
+        ("--operation erode --editor mnist-dilate", "this editor knows dilate"),
+        ("--widen 2 --editor mnist-dilate", "got --widen 2 for an editor of kind 'editor'; expected only rule, steps"),
         ("--operation nothing", "there is no operation 'nothing'"),
         ("--operation absent.py:f", "absent.py could not be run"),
         ("--operation empty.py:f", "empty.py has no function 'f'"),
-        ("--operation dilate --refine -1", "steps of at least 0"),
+        ("--operation dilate --steps -1", "got --steps -1"),
         ("--operation dilate --strength -1", "strength -1.0 came"),
-        ("--strength 0.5 --editor checkpoints/mnist-dilate", "drop one"),
-        ("--operation dilate --rule none", "there is no rule at"),
+        ("--strength 0.5 --editor mnist-dilate", "got --strength 0.5 for an editor of kind 'editor'"),
+        ("--operation dilate --rule none", "the name of a shipped one"),
+        ("--editor mnist-dilate --rule kfac", "--rule came without steps"),
     ],
 )
 def test_wrong_words_of_refinement(place, capsys, words, message):
@@ -533,7 +537,7 @@ def test_a_predictive_editor_everywhere(place, predictive, capsys):
     code, out, err = run(capsys, "edit", "in.safetensors", *words, "-o", "out.safetensors", "--preview", "sheet.png")
     assert (code, err) == (0, "") and "dilate, invert, predictive, 2 steps" in out and Path("sheet.png").stat().st_size
     found = load_inrs("out.safetensors")
-    expected = PredictiveEditor.from_pretrained(predictive).edit(make_stack(), "invert", 0.5, steps=3, factor=2)
+    expected = PredictiveEditor.from_pretrained(predictive)(make_stack(), "invert", strength=0.5, steps=3, widen=2)
     assert all(torch.equal(found.params[name], tensor) for name, tensor in expected.params.items())
     assert found.provenance["edited"] == "invert (two, 3 steps, strength 0.5, 2 times as wide)"
     code, out, err = run(capsys, "check", "in.safetensors", "--editor", predictive, "--limit", 2)
@@ -547,11 +551,11 @@ def test_a_predictive_editor_everywhere(place, predictive, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "no operation came; this editor knows dilate, invert"),
+        ("", "got no operation; this editor knows dilate, invert"),
         ("--operation erode", "this editor knows dilate, invert"),
         ("--operation dilate --strength 2", "expected 0 (nothing) to 1"),
-        ("--operation dilate --rule kfac", "drop --rule"),
-        ("--operation dilate --refine -1", "steps -1"),
+        ("--operation dilate --rule kfac", "got --rule <KFAC> for an editor of kind 'predictive editor'"),
+        ("--operation dilate --refine -1", "got --steps -1"),
     ],
 )
 def test_wrong_words_with_a_predictive_editor(place, predictive, capsys, words, message):
@@ -575,3 +579,34 @@ def test_preview_is_refused_before_the_work(place, editor, capsys):
     words = ("--operation", "invert", "--preview", "sheet.png", "-o", "out.safetensors")
     code, _, err = run(capsys, "edit", "two.safetensors", *words)
     assert code == 2 and "draws 1 or 3" in err and not Path("out.safetensors").exists()
+
+
+def test_advice_names_options_and_no_keywords_of_python() -> None:
+    """Whatever the library tells one to pass, the command line has: so a new message cannot forget it."""
+    parser = build_parser()
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict)).values()
+    known = {action.dest for command in commands for action in command._actions}
+    advice, package = set(), Path(arguments.__file__).parents[1]
+    for path in (path for folder in ("data", "inr", "editing", "files") for path in (package / folder).glob("*.py")):
+        for text in (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)):
+            advice |= set(re.findall(r"\bpass (\w+)=", text)) if isinstance(text, str) else set()
+    advice -= {"overwrite"}  # no command writes weight sets
+    assert {"size", "columns", "convention"} <= advice
+    assert {arguments.OPTIONS.get(name, name) for name in advice} <= known
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("pass size=(height, width), or", "pass --size 28x32 (height x width), or"),
+        ("pass size=(28, 32) and channels=1.", "pass --size 28x32 and --channels 1."),
+        ("pass columns=(image, label), or", "pass --columns image label, or"),
+        ("target_psnr=-3.0: expected", "--target-psnr -3.0: expected"),
+        ("pass widths=(2, 8, 1).", "pass --hidden 2 8 1."),
+        ("has omega=nan: expected", "has omega=nan: expected"),
+        ("pass overwrite=True.", "pass overwrite=True. (overwrite: in Python alone.)"),
+    ],
+)
+def test_keywords_become_options(message, words) -> None:
+    options = build_parser().parse_args(["fit", "a.png", "-o", "b.safetensors"])
+    assert in_own_words(message, options) == words

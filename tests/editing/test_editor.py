@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from weightedit.cli.demo import digit_images
-from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import operation
-from weightedit.editing.refinement import target_of
+from weightedit.editing.refinement import refine, target_of
 from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
 from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.fitting import fit
@@ -23,9 +23,9 @@ from weightedit.network.features import DELTA, PARAMETER
 WIDTHS = (2, 7, 5, 1)
 
 
-def make_editor(**config) -> Editor:
+def make_editor(**config) -> OneShotEditor:
     defaults = {"node_width": 6, "edge_width": 4, "layers": 1, "probes": 3, "levels": 3, "initial_scale": 0.1}
-    return Editor(ScaleGMN(ScaleGMNConfig(**{**defaults, **config})), "dilate").eval()
+    return OneShotEditor(ScaleGMN(ScaleGMNConfig(**{**defaults, **config})), "dilate").eval()
 
 
 def make_stack(count=5, convention=None, dtype=torch.float32) -> INRStack:
@@ -42,9 +42,9 @@ def assert_close(one, other, tolerance=1e-6):
 
 def test_one_inr_and_a_stack_give_the_same():
     editor, stack = make_editor(), make_stack()
-    together = editor(stack.params)
+    together = editor.edit_params(stack.params)
     for number in range(len(stack)):
-        alone = editor({name: tensor[number] for name, tensor in stack.params.items()})
+        alone = editor.edit_params({name: tensor[number] for name, tensor in stack.params.items()})
         assert_close(alone, {name: tensor[number] for name, tensor in together.items()})
     assert any(not torch.equal(together[name], stack.params[name]) for name in together)
 
@@ -52,16 +52,16 @@ def test_one_inr_and_a_stack_give_the_same():
 def test_another_convention_is_converting_by_hand():
     editor, ours = make_editor().double(), make_stack(dtype=torch.float64)
     theirs = convert(ours.params, ours.convention, NFN)
-    by_hand = convert(editor(convert(theirs, NFN, editor.convention)), editor.convention, NFN)
-    assert_close(editor(theirs, NFN), by_hand, 1e-12)
-    assert_close(convert(editor(theirs, NFN), NFN, ours.convention), editor(ours.params), 1e-12)
+    by_hand = convert(editor.edit_params(convert(theirs, NFN, editor.convention)), editor.convention, NFN)
+    assert_close(editor.edit_params(theirs, NFN), by_hand, 1e-12)
+    assert_close(convert(editor.edit_params(theirs, NFN), NFN, ours.convention), editor.edit_params(ours.params), 1e-12)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
 def test_batches_do_not_show(batch_size):
     editor, stack = make_editor(), make_stack()
-    edited = editor.edit(stack, batch_size=batch_size)
-    assert_close(edited.params, editor(stack.params))
+    edited = editor(stack, batch_size=batch_size)
+    assert_close(edited.params, editor.edit_params(stack.params))
     assert edited.psnr is None and (edited.height, edited.width) == (6, 8)
 
 
@@ -71,39 +71,41 @@ def test_an_inr_with_layers_of_zeros_does_not_hinder_the_others(layers):
     for layer in layers:
         for kind in ("weight", "bias"):
             stack.params[f"layers.{layer}.{kind}"][1] = 0.0
-    edited, others = editor.edit(stack), [0, 2, 3, 4]
+    edited, others = editor(stack), [0, 2, 3, 4]
     assert all(bool(tensor.isfinite().all()) for tensor in edited.params.values())
-    assert_close(edited[others].params, editor.edit(stack[others]).params)
+    assert_close(edited[others].params, editor(stack[others]).params)
 
 
 def test_editing_keeps_no_graph_and_leaves_the_stack_alone():
     editor, stack = make_editor(), make_stack()
     before = {name: tensor.clone() for name, tensor in stack.params.items()}
-    assert not editor.edit(stack).params["layers.0.weight"].requires_grad
+    assert not editor(stack).params["layers.0.weight"].requires_grad
     assert all(torch.equal(stack.params[name], before[name]) for name in before)
-    assert editor(stack.params)["layers.0.weight"].requires_grad
+    assert editor.edit_params(stack.params)["layers.0.weight"].requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_inrs_of_another_type_keep_it(dtype):
     editor, stack = make_editor(), make_stack(dtype=dtype)
-    edited = editor.edit(stack)
+    edited = editor(stack)
     assert {tensor.dtype for tensor in edited.params.values()} == {dtype}
-    single = editor({name: tensor.float() for name, tensor in stack.params.items()})
+    single = editor.edit_params({name: tensor.float() for name, tensor in stack.params.items()})
     assert_close({name: tensor.float() for name, tensor in edited.params.items()}, single, 1e-2)
 
 
 @pytest.mark.parametrize("kind", ["scalegmn", "mlp"])
 def test_saving_and_loading_is_exact(tmp_path, kind):
-    editor = make_editor() if kind == "scalegmn" else Editor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=8)), "erode", NFN)
+    editor = (
+        make_editor() if kind == "scalegmn" else OneShotEditor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=8)), "erode", NFN)
+    )
     folder = editor.save_pretrained(tmp_path / "editor", "# a card\n", {"steps": 3})
-    loaded = Editor.from_pretrained(folder)
+    loaded = OneShotEditor.from_pretrained(folder)
     assert (loaded.operation, loaded.convention) == (editor.operation, editor.convention)
     assert not loaded.training
     for name, tensor in editor.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     stack = make_stack()
-    mine, its = editor(stack.params), loaded(stack.params)
+    mine, its = editor.edit_params(stack.params), loaded.edit_params(stack.params)
     assert all(torch.equal(mine[name], its[name]) for name in mine)
     assert json.loads((folder / "config.json").read_text())["training"] == {"steps": 3}
 
@@ -121,7 +123,7 @@ def _changed(folder, change):
         (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n"), "pickle"),
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
-        (lambda f: _changed(f, lambda c: c.pop("operation")), "lacks 'operation'"),
+        (lambda f: _changed(f, lambda c: c.pop("operation")), "lacks operation"),
         (lambda f: _changed(f, lambda c: c["metanet"].update(name="oracle")), "'oracle' is unknown"),
         (lambda f: _changed(f, lambda c: c["metanet"]["config"].update(extra=1)), "holds no editor"),
         (lambda f: _changed(f, lambda c: c.update(metanet="scalegmn")), "holds no editor"),
@@ -133,12 +135,12 @@ def test_truncated_forged_and_foreign_checkpoints_are_refused(tmp_path, forge, m
     folder = make_editor().save_pretrained(tmp_path / "editor", "")
     forge(folder)
     with pytest.raises((FileFormatError, ParamsError), match=message):
-        Editor.from_pretrained(folder)
+        OneShotEditor.from_pretrained(folder)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(FileFormatError, match="does not exist"):
-        Editor.from_pretrained(tmp_path / "nothing")
+        OneShotEditor.from_pretrained(tmp_path / "nothing")
 
 
 def test_a_metanet_that_is_not_registered_is_not_saved(tmp_path):
@@ -146,7 +148,7 @@ def test_a_metanet_that_is_not_registered_is_not_saved(tmp_path):
         types_in, types_out = (PARAMETER,), (DELTA,)
 
     with pytest.raises(SpecError, match="Own is not registered"):
-        Editor(Own(), "dilate").save_pretrained(tmp_path / "editor", "")
+        OneShotEditor(Own(), "dilate").save_pretrained(tmp_path / "editor", "")
     assert not (tmp_path / "editor").exists()
 
 
@@ -155,22 +157,24 @@ def test_bad_parameters_are_refused():
     params = {name: tensor.clone() for name, tensor in stack.params.items()}
     params["layers.1.bias"][2, 0] = torch.nan
     with pytest.raises(ParamsError, match="layers.1.bias of network 2 holds NaN"):
-        editor(params)
+        editor.edit_params(params)
     with pytest.raises(ParamsError, match="layers.i.weight"):
-        editor({name.replace("layers", "net"): tensor for name, tensor in stack.params.items()})
+        editor.edit_params({name.replace("layers", "net"): tensor for name, tensor in stack.params.items()})
     with pytest.raises(SpecError, match="2 inputs and 3 outputs"):
-        editor(initial_params(2, (2, 4, 4, 3), generator=torch.Generator()))
-    with pytest.raises(WeightEditError, match="batch_size 0"):
-        editor.edit(stack, batch_size=0)
+        editor.edit_params(initial_params(2, (2, 4, 4, 3), generator=torch.Generator()))
+    with pytest.raises(WeightEditError, match="batch_size=0"):
+        editor(stack, batch_size=0)
     with pytest.raises(ParamsError, match="empty stack"):
-        editor.edit(stack[:0])
+        editor(stack[:0])
+    with pytest.raises(ParamsError, match="got dict to edit; expected an INRStack"):
+        editor(stack.params)
 
 
 def test_it_reads_inrs_of_other_widths_and_depths():
     editor = make_editor()
     for widths in ((2, 4, 1), (2, 9, 3, 8, 1)):
         params = initial_params(2, widths, generator=torch.Generator().manual_seed(0))
-        assert editor(params)["layers.0.weight"].shape == (2, widths[1], 2)
+        assert editor.edit_params(params)["layers.0.weight"].shape == (2, widths[1], 2)
 
 
 def _train(editor, loss_of, steps, rate, goal):
@@ -198,7 +202,7 @@ def test_it_learns_the_identity():
         return {name: delta.square().mean().sqrt() for name, delta in editor.propose(stack.params).items()}
 
     def difference():
-        return float((editor.edit(stack).render() - stack.render()).square().mean())
+        return float((editor(stack).render() - stack.render()).square().mean())
 
     before, start = {name: float(size.detach()) for name, size in sizes().items()}, difference()
     loss, _ = _train(editor, lambda: sum((size / before[n]).square() for n, size in sizes().items()), 80, 2e-2, 0.02)
@@ -213,29 +217,34 @@ def test_it_overfits_sixteen_inrs():
     editor = make_editor(node_width=16, edge_width=8, layers=2, probes=16)
 
     def loss():
-        return (render_images(editor(stack.params), editor.convention, 28, 28) - targets).square().mean()
+        return (render_images(editor.edit_params(stack.params), editor.convention, 28, 28) - targets).square().mean()
 
     value, steps = _train(editor, loss, 600, 5e-3, 2e-3)
     assert value < 2e-3 and steps < 400
 
 
 def test_refined_edits_lie_nearer_to_the_operation() -> None:
-    """By call and by stack alike; one INR alone as in a stack; other conventions too."""
-    editor = Editor(ScaleGMN(ScaleGMNConfig(layers=1, node_width=8, edge_width=4, probes=4)), "invert")
+    """One INR alone as in a stack, as by hand; other conventions too."""
+    editor = OneShotEditor(ScaleGMN(ScaleGMNConfig(layers=1, node_width=8, edge_width=4, probes=4)), "invert")
     params = initial_params(3, (2, 8, 8, 1), generator=torch.Generator().manual_seed(0))
     stack = INRStack(convert(params, Convention(), NFN), NFN, 9, 9)
     targets = target_of("invert", stack)
-    plain, refined = editor.edit(stack), editor.edit(stack, refine=6)
+    plain, refined = editor(stack), editor(stack, steps=6)
     assert mean_squared_errors(refined, targets).mean() < 0.2 * mean_squared_errors(plain, targets).mean()
-    called = editor(stack.params, NFN, refine=6, size=(9, 9))
-    single = editor({name: tensor[1] for name, tensor in stack.params.items()}, NFN, refine=6, size=(9, 9))
-    pictures = [render_images(p, NFN, 9, 9) for p in (called, {k: t[None] for k, t in single.items()})]
-    torch.testing.assert_close(pictures[0], refined.render(), rtol=0, atol=1e-3)
-    torch.testing.assert_close(pictures[1], refined.render()[1:2], rtol=0, atol=1e-3)
+    single = editor(stack[1], steps=6)
+    torch.testing.assert_close(single.render(), refined.render()[1:2], rtol=0, atol=1e-3)
+    by_hand = refine(plain, targets, 6)
+    torch.testing.assert_close(by_hand.render(), refined.render(), rtol=0, atol=1e-6)
 
 
-def test_refinement_needs_a_size() -> None:
-    editor = Editor(ScaleGMN(ScaleGMNConfig(layers=1, node_width=4, edge_width=4, probes=2)), "dilate")
-    for words in ({"refine": 1}, {"refine": -1, "size": (8, 8)}):
-        with pytest.raises(WeightEditError, match="steps of at least 0 and a size"):
-            editor(initial_params(1, (2, 4, 1)), **words)
+@pytest.mark.parametrize("option", [{"strength": 0.5}, {"strength": torch.ones(5)}, {"widen": 2}])
+def test_options_that_a_one_shot_editor_lacks_are_refused_in_one_way(option):
+    with pytest.raises(WeightEditError, match=f"{next(iter(option))}=.* of kind 'editor'; expected only rule, steps"):
+        make_editor()(make_stack(), **option)
+
+
+def test_its_own_operation_may_be_named():
+    editor, stack = make_editor(), make_stack()
+    assert_close(editor(stack, "dilate", strength=1, widen=1).params, editor(stack).params)
+    with pytest.raises(WeightEditError, match="got operation 'erode'; this editor knows dilate"):
+        editor(stack, "erode")

@@ -5,8 +5,8 @@ import torch
 
 from weightedit.cli.checks import check_equivariance
 from weightedit.editing.curvature import KFAC
-from weightedit.editing.editor import Editor, EditorOptions
 from weightedit.editing.guidance import GUIDES, guides
+from weightedit.editing.one_shot import EditorOptions, OneShotEditor
 from weightedit.editing.operations import operation
 from weightedit.editing.refinement import target_of
 from weightedit.editing.rendering_problem import RenderingProblem
@@ -23,11 +23,11 @@ def make_stack(count=3) -> INRStack:
     return INRStack({k: v.double() for k, v in params.items()}, Convention(), 9, 8)
 
 
-def make_editor(seed=0, **options) -> Editor:
+def make_editor(seed=0, **options) -> OneShotEditor:
     wanted = EditorOptions(**options)
     extra = tuple((GUIDES[name].scale, GUIDES[name].odd) for name in wanted.guides)
     config = ScaleGMNConfig(node_width=6, edge_width=4, layers=1, probes=3, levels=3, extra_types=extra, seed=seed)
-    return Editor(ScaleGMN(config), "dilate", options=wanted).eval().double()
+    return OneShotEditor(ScaleGMN(config), "dilate", options=wanted).eval().double()
 
 
 def test_the_gradient_is_autograds_and_kfac_steps_to_where_kfac_goes():
@@ -69,19 +69,19 @@ def test_a_guided_editor_is_equivariant_and_survives_the_disk(options, tmp_path)
 
     def delta(params):
         with torch.no_grad():
-            after = editor(params, size=(9, 8))
+            after = editor.edit_params(params, size=(9, 8))
         return {name: after[name] - params[name] for name in params}
 
     assert_equivariant(delta, stack.spec, stack.params)
     editor.save_pretrained(tmp_path / "editor", "")
-    again = Editor.from_pretrained(tmp_path / "editor").double()
-    one, other = editor.edit(stack).params, again.edit(stack).params
+    again = OneShotEditor.from_pretrained(tmp_path / "editor").double()
+    one, other = editor(stack).params, again(stack).params
     assert all(torch.equal(one[name], other[name]) for name in one)
-    alone = editor({name: tensor[1] for name, tensor in stack.params.items()}, size=(9, 8))
+    alone = editor.edit_params({name: tensor[1] for name, tensor in stack.params.items()}, size=(9, 8))
     for name, tensor in alone.items():
         torch.testing.assert_close(tensor, one[name][1], rtol=1e-9, atol=1e-12)
     theirs = convert(stack.params, stack.convention, NFN)
-    back = convert(editor(theirs, NFN, size=(9, 8)), NFN, stack.convention)
+    back = convert(editor.edit_params(theirs, NFN, size=(9, 8)), NFN, stack.convention)
     for name, tensor in back.items():
         torch.testing.assert_close(tensor, one[name], rtol=1e-7, atol=1e-9)
 
@@ -90,8 +90,7 @@ def test_a_solved_last_layer_lowers_the_error_towards_the_known_target():
     stack = make_stack()
     wanted = operation("dilate").on_rendering(stack.render())
     errors = [
-        float((make_editor(solve_last=solved).edit(stack).render() - wanted).square().mean())
-        for solved in (False, True)
+        float((make_editor(solve_last=solved)(stack).render() - wanted).square().mean()) for solved in (False, True)
     ]
     assert errors[1] < 0.5 * errors[0]
 
@@ -105,7 +104,7 @@ def test_the_judge_looks_at_the_whole_edit():
 
 def test_a_wider_output():
     stack = make_stack()
-    edited = make_editor(widen=3).edit(stack)
+    edited = make_editor(widen=3)(stack)
     assert edited.widths == (2, 18, 15, 1)
     assert float((edited.render() - stack.render()).abs().max()) > 0
 
@@ -116,6 +115,6 @@ def test_wrong_options():
     with pytest.raises(SpecError, match="at least 1"):
         EditorOptions(widen=0)
     with pytest.raises(TypeMismatchError, match="the editor's metanetwork"):
-        Editor(ScaleGMN(ScaleGMNConfig(layers=1)), "dilate", options=EditorOptions(guides=("gradient",)))
-    with pytest.raises(WeightEditError, match="a size"):
-        make_editor(solve_last=True)(make_stack().params)
+        OneShotEditor(ScaleGMN(ScaleGMNConfig(layers=1)), "dilate", options=EditorOptions(guides=("gradient",)))
+    with pytest.raises(WeightEditError, match="got no size"):
+        make_editor(solve_last=True).edit_params(make_stack().params)

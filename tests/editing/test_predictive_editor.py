@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
+from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
-from weightedit.editing.loading import load_editor
 from weightedit.editing.operations import OPERATIONS, operation
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig, warp
@@ -47,13 +47,12 @@ def test_strength_zero_changes_nothing_and_small_strengths_little():
     torch.testing.assert_close(editor.predictor(images, codes, torch.zeros(3)), images, rtol=0, atol=1e-5)
     stack = fit(functional.interpolate(images, (16, 16))).stack
     for name in TWO:
-        same = editor.edit(stack, name, 0.0)
+        same = editor(stack, name, strength=0.0)
         assert all(torch.equal(same.params[key], stack.params[key]) for key in stack.params)
-        near, far = (
-            float((editor.edit(stack, name, s).render() - stack.render()).square().mean()) for s in (0.01, 1.0)
-        )
+        edits = [editor(stack, name, strength=strength).render() for strength in (0.01, 1.0)]
+        near, far = (float((edited - stack.render()).square().mean()) for edited in edits)
         assert near < 0.1 * far, name
-    each = editor.edit(stack, "dilate", torch.tensor([0.0, 1.0, 0.0]))
+    each = editor(stack, "dilate", strength=torch.tensor([0.0, 1.0, 0.0]))
     changed = (each.params["layers.1.weight"] != stack.params["layers.1.weight"]).flatten(1).any(1)
     assert changed.tolist() == [False, True, False]
 
@@ -62,7 +61,7 @@ def test_it_is_equivariant():
     editor, stack = make_editor().double(), make_stack(dtype=torch.float64)
 
     def delta(params):
-        after = editor.edit(stack.with_params(params), "rotate", 0.7).params
+        after = editor(stack.with_params(params), "rotate", strength=0.7).params
         return {name: after[name] - params[name] for name in params}
 
     assert_equivariant(delta, stack.spec, stack.params)
@@ -72,7 +71,7 @@ def test_a_wider_output_does_not_depend_on_how_the_neurons_stand():
     editor, stack = make_editor().double(), make_stack(dtype=torch.float64)
     element = random_element(stack.spec, torch.Generator().manual_seed(3), count=len(stack))
     other = stack.with_params(act(element, stack.spec, stack.params))
-    one, two = (editor.edit(inrs, "rotate", factor=3).render() for inrs in (stack, other))
+    one, two = (editor(inrs, "rotate", widen=3).render() for inrs in (stack, other))
     assert float((one - stack.render()).abs().max()) > 0.1
     torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
 
@@ -80,11 +79,11 @@ def test_a_wider_output_does_not_depend_on_how_the_neurons_stand():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_stepped_in_float32(dtype):
     editor, stack = make_editor(), make_stack(dtype=dtype)
-    edited = editor.edit(stack, "dilate")
+    edited = editor(stack, "dilate")
     assert edited.params["layers.1.weight"].dtype == dtype
     aimed = editor.predict(stack, "dilate").clamp(0, 1)
     assert refine(stack, aimed, 2, rule=editor.rule).params["layers.0.bias"].dtype == dtype
-    exact = editor.edit(stack.with_params({k: p.float() for k, p in stack.params.items()}), "dilate")
+    exact = editor(stack.with_params({k: p.float() for k, p in stack.params.items()}), "dilate")
     for name, tensor in exact.params.items():
         assert torch.equal(edited.params[name], tensor.to(dtype)), name
 
@@ -101,18 +100,18 @@ def test_a_predictor_that_saw_full_strength_only_scales_its_change():
 def test_the_convention_does_not_matter():
     editor, ours = make_editor().double(), make_stack(dtype=torch.float64)
     theirs = INRStack(convert(ours.params, ours.convention, NFN), NFN, 9, 8)
-    one, other = editor.edit(ours, "dilate").render(), editor.edit(theirs, "dilate").render()
+    one, other = editor(ours, "dilate").render(), editor(theirs, "dilate").render()
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("widths", [(2, 5, 1), (2, 9, 4, 1), (2, 4, 5, 6, 1)])
 def test_any_architecture_size_and_output_width(widths):
     editor, stack = make_editor(), make_stack(widths, size=(12, 7))
-    edited = editor.edit(stack, "rotate", factor=2, batch_size=2)
+    edited = editor(stack, "rotate", widen=2, batch_size=2)
     assert edited.widths == (2, *(2 * n for n in widths[1:-1]), 1) and edited.psnr is None
     aimed = editor.predict(stack, "rotate")
     by_hand = take_steps(editor.rule, stack.convention, stack.params, aimed, 2)
-    found = editor.edit(stack, "rotate").params
+    found = editor(stack, "rotate").params
     for name, tensor in by_hand.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -120,7 +119,7 @@ def test_any_architecture_size_and_output_width(widths):
 def test_a_call_may_say_how_many_steps():
     editor, stack = make_editor(steps=2), make_stack()
     for steps in (0, 1, 3):
-        found, expected = editor.edit(stack, "rotate", steps=steps), make_editor(steps=steps).edit(stack, "rotate")
+        found, expected = editor(stack, "rotate", steps=steps), make_editor(steps=steps)(stack, "rotate")
         assert all(torch.equal(found.params[name], expected.params[name]) for name in stack.params)
 
 
@@ -128,7 +127,7 @@ def test_a_call_may_say_how_many_steps():
 def test_what_was_measured_before_the_edit_is_dropped_and_the_rest_kept(factor):
     known = {"label": torch.arange(3), "index": torch.tensor([7, 8, 9]), "provenance": {"init": "siren"}}
     stack = replace(make_stack(), psnr=torch.full((3,), 40.0), **known)
-    for edited in (make_editor().edit(stack, "rotate", factor=factor), refine(stack, stack.render().clamp(0, 1), 1)):
+    for edited in (make_editor()(stack, "rotate", widen=factor), refine(stack, stack.render().clamp(0, 1), 1)):
         assert edited.psnr is None and edited.provenance == known["provenance"]
         assert torch.equal(edited.label, known["label"]) and torch.equal(edited.index, known["index"])
 
@@ -158,38 +157,39 @@ def test_it_learns_an_operation_from_examples():
     smooth = functional.interpolate(images, (12, 12), mode="bicubic").clamp(0, 1)
     stack = fit(smooth).stack
     editor = PredictiveEditor(predictor, LearnedKFAC(), 6).eval()
-    assert mean_squared_errors(editor.edit(stack), 1 - smooth).mean() < 5e-3
+    assert mean_squared_errors(editor(stack), 1 - smooth).mean() < 5e-3
 
 
 def test_to_disk_and_back(tmp_path):
     editor, stack = make_editor(steps=3), make_stack()
     editor.save_pretrained(tmp_path / "editor", "# card\n", {"figures": {}})
-    again = load_editor(tmp_path / "editor")
+    again = Editor.from_pretrained(tmp_path / "editor")
     assert isinstance(again, PredictiveEditor) and again.steps == 3 and again.operations == TWO
-    one, other = (e.edit(stack, "dilate", 0.5).params for e in (editor, again))
+    one, other = (e(stack, "dilate", strength=0.5).params for e in (editor, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
     make_editor().rule.save_pretrained(tmp_path / "rule", "")
-    with pytest.raises(FileFormatError, match="another kind of checkpoint"):
+    with pytest.raises(FileFormatError, match="'refinement rule'; expected one of kind predictive editor: name"):
         PredictiveEditor.from_pretrained(tmp_path / "rule")
 
 
 def test_wrong_input():
     editor, stack = make_editor(), make_stack()
     for words, message in (
-        ((), "no operation came"),
-        (("embolden",), "this editor knows dilate, rotate"),
-        (("dilate", 1.5), "expected 0"),
-        (("dilate", float("nan")), "expected 0"),
-        (("dilate", torch.ones(2)), "expected one, or one each"),
+        ({}, "got no operation"),
+        ({"operation": "embolden"}, "this editor knows dilate, rotate"),
+        ({"operation": "dilate", "strength": 1.5}, "expected 0"),
+        ({"operation": "dilate", "strength": float("nan")}, "expected 0"),
+        ({"operation": "dilate", "strength": torch.ones(2)}, "expected one, or one each"),
+        ({"operation": "dilate", "rule": editor.rule}, "expected only strength, widen, steps: leave it out"),
     ):
         with pytest.raises(WeightEditError, match=message):
-            editor.edit(stack, *words)
+            editor(stack, **words)
     with pytest.raises(WeightEditError, match="at least 0"):
-        editor.edit(stack, "dilate", steps=-1)
+        editor(stack, "dilate", steps=-1)
     with pytest.raises(ParamsError, match="expected \\[N, 1, H, W\\]"):
-        editor.edit(make_stack((2, 5, 3)), "dilate")
+        editor(make_stack((2, 5, 3)), "dilate")
     with pytest.raises(ParamsError, match="empty"):
-        editor.edit(stack[:0], "dilate")
+        editor(stack[:0], "dilate")
     with pytest.raises(SpecError, match="twice"):
         PredictorConfig(("dilate", "dilate"))
     with pytest.raises(SpecError, match="at least 1"):

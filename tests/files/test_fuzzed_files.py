@@ -29,7 +29,7 @@ from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.data.weight_sets import load_weight_set, save_weight_set
 from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.editor import Editor
-from weightedit.editing.loading import load_editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.errors import FileFormatError
@@ -38,10 +38,10 @@ from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.registry import METANETS, make_metanet
 from weightedit.network.spec import NetworkSpec
-from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
+from weightedit.optim.rule_module import RuleModule
 from weightedit.prediction import WeightSpacePredictor
 from weightedit.training.state import load_state, read_log, save_state
 
@@ -89,7 +89,7 @@ def _damage_checkpoint(rng: random.Random, folder: Path, files: dict[Path, bytes
 
 def _make_editor(folder: Path) -> None:
     metanet = make_metanet("scalegmn-b", [SIREN], node_width=4, edge_width=4, layers=1, probes=2, levels=1)
-    Editor(metanet, "dilate", DWSNETS).save_pretrained(folder, "card", {"figures": {"edited": 0.5}})
+    OneShotEditor(metanet, "dilate", DWSNETS).save_pretrained(folder, "card", {"figures": {"edited": 0.5}})
 
 
 def _make_predictive(folder: Path) -> None:
@@ -299,9 +299,11 @@ def _read_kept(folder: Path) -> None:
 
 
 READERS = {
-    "editor": Reader(_make_editor, _damage_checkpoint, lambda folder: (load_editor(folder), describe(folder))),
+    "editor": Reader(
+        _make_editor, _damage_checkpoint, lambda folder: (Editor.from_pretrained(folder), describe(folder))
+    ),
     "predictive editor": Reader(
-        _make_predictive, _damage_checkpoint, lambda folder: (load_editor(folder), describe(folder))
+        _make_predictive, _damage_checkpoint, lambda folder: (Editor.from_pretrained(folder), describe(folder))
     ),
     "predictor": Reader(
         _make_predictors,
@@ -309,7 +311,9 @@ READERS = {
         lambda folder: WeightSpacePredictor.from_pretrained(_chosen(folder)),
     ),
     "update rule": Reader(
-        _make_rules, _one_of(["metanet", "mlp"], _damage_checkpoint), lambda folder: load_rule(_chosen(folder))
+        _make_rules,
+        _one_of(["metanet", "mlp"], _damage_checkpoint),
+        lambda folder: RuleModule.from_pretrained(_chosen(folder)),
     ),
     "refinement rule": Reader(
         lambda folder: LearnedKFAC(LearnedKFACConfig(width=2)).save_pretrained(folder, "card"),

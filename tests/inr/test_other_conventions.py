@@ -8,7 +8,7 @@ from torch import nn
 
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.inr_modules import from_module
-from weightedit.editing.editor import Editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.refinement import refine, target_of
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
 from weightedit.inr.convention import SIREN_PYTORCH, Convention, coin_convention, convert
@@ -84,11 +84,11 @@ def test_a_fit_and_a_refinement_are_those_of_the_plain_convention(convention):
 @pytest.mark.parametrize("convention", SOLVABLE.values(), ids=SOLVABLE)
 def test_editors_and_wider_inrs_take_it(convention):
     stack = stack_under(convention)
-    editor = Editor(ScaleGMN(ScaleGMNConfig(outputs=3, node_width=4, edge_width=2, layers=1)), "invert").double()
+    editor = OneShotEditor(ScaleGMN(ScaleGMNConfig(outputs=3, node_width=4, edge_width=2, layers=1)), "invert").double()
     plain = dataclasses.replace(
         stack, params=convert(stack.params, convention, convention.plain), convention=convention.plain
     )
-    for change in (editor.edit, lambda given: widen(given, 2)):
+    for change in (editor, lambda given: widen(given, 2)):
         torch.testing.assert_close(change(stack).render(), change(plain).render(), rtol=0, atol=1e-10)
 
 
@@ -98,7 +98,7 @@ def test_what_only_sirens_with_a_linear_end_can_do_is_refused(name):
     with pytest.raises(WeightEditError, match="expected one frequency.*linear last layer"):
         fit(torch.rand(1, 3, *SIZE), convention=stack.convention)
     with pytest.raises(ParamsError, match="which no change of weights makes of it"):
-        Editor(ScaleGMN(ScaleGMNConfig(outputs=3, node_width=4, edge_width=2, layers=1)), "invert").edit(stack)
+        OneShotEditor(ScaleGMN(ScaleGMNConfig(outputs=3, node_width=4, edge_width=2, layers=1)), "invert")(stack)
 
 
 def test_modules_with_other_functions_are_read_and_found_out():

@@ -2,18 +2,18 @@
 
 import torch
 
-from weightedit.editing.editor import Editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 
 
 def test_bf16_changes_the_delta_by_percents_and_the_rendering_by_nothing() -> None:
     config = ScaleGMNConfig(layers=1, node_width=16, edge_width=8, probes=9, forecast=16, refit=True)
-    editor = Editor(ScaleGMN(config), "dilate")
+    editor = OneShotEditor(ScaleGMN(config), "dilate")
     params = initial_params(4, (2, 16, 16, 1), generator=torch.Generator().manual_seed(0))
-    expected, picture = editor(params), render_images(params, editor.convention, 9, 9)
+    expected, picture = editor.edit_params(params), render_images(params, editor.convention, 9, 9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        edited = editor(params)
+        edited = editor.edit_params(params)
         assert torch.equal(render_images(params, editor.convention, 9, 9), picture)
         render_images(edited, editor.convention, 9, 9).square().mean().backward()
     for name, tensor in expected.items():

@@ -16,7 +16,7 @@ from torch.nn import functional
 from tests.metanet.chain_networks import perturbed, wider
 from tests.networks import ACTIVATIONS, SPECS, generator, random_params, relative
 from weightedit.delta import propose_delta
-from weightedit.editing.editor import Editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.errors import SpecError
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
@@ -209,7 +209,7 @@ def test_each_ending_refuses_the_work_of_the_other(name, embedding):
         (metanet if embedding else metanet.embed)(graph)
     if embedding:
         with pytest.raises(SpecError, match="an editor needs one that edits"):
-            Editor(metanet, "dilate")
+            OneShotEditor(metanet, "dilate")
     else:
         with pytest.raises(SpecError, match="with embedding 0, 2 outputs"):
             WeightSpacePredictor(metanet, 2)
@@ -239,11 +239,11 @@ def test_the_registry_gives_it_back(name, embedding):
 @pytest.mark.parametrize("name", EDITORS)
 def test_an_editor_of_it_is_saved_and_loaded_exactly(name, tmp_path):
     spec = NetworkSpec.siren(WIDTHS)
-    editor = Editor(make(name, spec, dtype=torch.float32), "dilate")
+    editor = OneShotEditor(make(name, spec, dtype=torch.float32), "dilate")
     params = initial_params(3, WIDTHS, generator=generator(2))
-    again = Editor.from_pretrained(editor.save_pretrained(tmp_path / "editor", "card", {"steps": 1}))
+    again = OneShotEditor.from_pretrained(editor.save_pretrained(tmp_path / "editor", "card", {"steps": 1}))
     assert again.kind == name
-    assert all(torch.equal(again(params)[key], value) for key, value in editor(params).items())
+    assert all(torch.equal(again.edit_params(params)[key], value) for key, value in editor.edit_params(params).items())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -342,10 +342,10 @@ def sixteen():
 @pytest.mark.parametrize("name", [name for name in EDITORS if CASES[name].learns])
 def test_it_overfits_sixteen_edits(name):
     stack, pictures = sixteen()
-    editor = Editor(make(name, NetworkSpec.siren((2, 12, 12, 1)), noise=0, dtype=torch.float32), "dilate")
+    editor = OneShotEditor(make(name, NetworkSpec.siren((2, 12, 12, 1)), noise=0, dtype=torch.float32), "dilate")
 
     def loss():
-        return (render_images(editor(stack), editor.convention, 9, 9) - pictures).square().mean()
+        return (render_images(editor.edit_params(stack), editor.convention, 9, 9) - pictures).square().mean()
 
     losses = descend(editor.parameters(), loss, CASES[name].steps, CASES[name].rate)
     assert losses[-1] < losses[0] / 10, (losses[0], losses[-1])

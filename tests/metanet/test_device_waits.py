@@ -5,7 +5,7 @@ import torch
 
 from tests.device_waits import device_waits, operations
 from weightedit.delta import propose_delta
-from weightedit.editing.editor import Editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.registry import make_metanet
@@ -20,9 +20,9 @@ EVERYTHING = ScaleGMNConfig(
 )
 
 
-def _step(editor: Editor, params: dict[str, torch.Tensor], target: torch.Tensor) -> None:
+def _step(editor: OneShotEditor, params: dict[str, torch.Tensor], target: torch.Tensor) -> None:
     editor.zero_grad(set_to_none=True)
-    edited = editor(params, size=(6, 6), finite=True)
+    edited = editor.edit_params(params, size=(6, 6), finite=True)
     (render_images(edited, editor.convention, 6, 6) - target).square().mean().backward()
 
 
@@ -30,7 +30,7 @@ def _step(editor: Editor, params: dict[str, torch.Tensor], target: torch.Tensor)
 def test_a_training_step_waits_for_nothing(name):
     params = initial_params(3, WIDTHS, generator=torch.Generator().manual_seed(0))
     metanet = ScaleGMN(EVERYTHING) if name == "everything" else make_metanet(name, [NetworkSpec.siren(WIDTHS)])
-    editor, target = Editor(metanet, "dilate"), torch.rand(3, 1, 6, 6)
+    editor, target = OneShotEditor(metanet, "dilate"), torch.rand(3, 1, 6, 6)
     _step(editor, params, target)
     with device_waits() as found:
         _step(editor, params, target)
@@ -50,21 +50,21 @@ def test_gradients_and_scales_wait_for_nothing_either(activation):
 
 
 def test_an_edit_reads_values_at_its_door_only():
-    stack = INRStack(initial_params(70, WIDTHS), Editor(ScaleGMN(EVERYTHING), "dilate").convention, 6, 6)
-    editor = Editor(ScaleGMN(EVERYTHING), "dilate").eval()
-    editor.edit(stack)
+    stack = INRStack(initial_params(70, WIDTHS), OneShotEditor(ScaleGMN(EVERYTHING), "dilate").convention, 6, 6)
+    editor = OneShotEditor(ScaleGMN(EVERYTHING), "dilate").eval()
+    editor(stack)
     with device_waits() as found:
-        editor.edit(stack)
+        editor(stack)
     assert all("spec.py" in line for line in found) and found
 
 
 def test_an_editors_training_step_is_few_operations():
     """Every operation is a launch on a GPU. The shipped editor's step dispatched 6,050 before."""
-    editor = Editor.from_pretrained("checkpoints/mnist-dilate").train()
+    editor = OneShotEditor.from_pretrained("checkpoints/mnist-dilate").train()
     params, target = initial_params(2, (2, 32, 32, 1)), torch.rand(2, 1, 28, 28)
 
     def step() -> None:
-        edited = editor(params, size=(28, 28), finite=True)
+        edited = editor.edit_params(params, size=(28, 28), finite=True)
         (render_images(edited, editor.convention, 28, 28) - target).square().mean().backward()
 
     step()

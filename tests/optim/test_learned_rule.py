@@ -18,7 +18,7 @@ from tests.modules import ResNet
 from tests.networks import generator, relative
 from tests.residual_networks import PreActivation
 from weightedit import delta as core
-from weightedit.editing import editor as editing
+from weightedit.editing import one_shot as editing
 from weightedit.errors import SpecError, TypeMismatchError, WeightEditError
 from weightedit.inr.siren import initial_params
 from weightedit.metanet.pyg_adapter import PyGAdapter, PyGAdapterConfig
@@ -31,8 +31,8 @@ from weightedit.network.spec import NetworkSpec
 from weightedit.network.symmetry import act, random_element
 from weightedit.optim import learned_rule
 from weightedit.optim.learned_rule import LearnedRule, LearnedRuleConfig, make_rule
-from weightedit.optim.loading import load_rule
 from weightedit.optim.optimizer import LearnedOptimizer
+from weightedit.optim.rule_module import RuleModule
 
 NAMES = [name for name in METANETS if name != "statistics"]
 DATA = digits()
@@ -169,8 +169,8 @@ def test_editing_and_optimizing_go_through_propose_delta(monkeypatch):
     net = mlp().double()
     rule = rule_of("scalegmn", net)
     train(net, rule, steps=3)
-    editor = editing.Editor(make_metanet("scalegmn", [NetworkSpec.siren((2, 4, 4, 1))]), "dilate")
-    editor(initial_params(2, (2, 4, 4, 1)))
+    editor = editing.OneShotEditor(make_metanet("scalegmn", [NetworkSpec.siren((2, 4, 4, 1))]), "dilate")
+    editor.edit_params(initial_params(2, (2, 4, 4, 1)))
     assert calls == [rule.metanet] * 3 + [editor.metanet]
 
 
@@ -228,7 +228,7 @@ def test_a_rule_comes_back_from_its_folder(name, tmp_path):
     net = mlp()
     rule = perturbed(make_rule(name, [spec_of(net)]), 0.1, torch.float32)
     rule.save_pretrained(tmp_path / "rule", "A card.")
-    again = load_rule(tmp_path / "rule")
+    again = RuleModule.from_pretrained(tmp_path / "rule")
     assert isinstance(again, LearnedRule) and again.config == rule.config
     nets = [copy.deepcopy(net) for _ in range(2)]
     x = X.float()

@@ -19,11 +19,11 @@ from weightedit.files.checkpoint import save_checkpoint
 from weightedit.network.spec import NetworkSpec
 from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import SGD, Adam, GeometricAdam
-from weightedit.optim.loading import load_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.mlp_rule import MLPRule
 from weightedit.optim.muon import Muon
 from weightedit.optim.optimizer import LearnedOptimizer, optimizer_factory
+from weightedit.optim.rule_module import RuleModule
 
 RULES = {
     "adam": lambda: Adam(1e-2),
@@ -931,7 +931,7 @@ def test_hooks_see_a_state_before_it_is_checked():
 def test_loading_names_the_kinds_of_rules(tmp_path):
     save_checkpoint(tmp_path / "editor", {"a": torch.ones(1)}, {"kind": "editor"}, "card")
     with pytest.raises(FileFormatError, match="kind 'editor'; expected an update rule"):
-        load_rule(tmp_path / "editor")
+        RuleModule.from_pretrained(tmp_path / "editor")
     with pytest.raises(FileFormatError, match="does not exist"):
         LearnedOptimizer(network(), str(tmp_path / "a" / "b" / "nothing"))
 

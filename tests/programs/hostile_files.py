@@ -25,7 +25,7 @@ from weightedit.data.images import load_picture
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.data.weight_set_tables import first_rows, open_parquet
-from weightedit.editing.editor import Editor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.errors import FileFormatError
 from weightedit.inr.convention import DWSNETS
 from weightedit.inr.siren import initial_params
@@ -71,11 +71,11 @@ def editors(folder: Path) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {}
     for change in ({"layers": 10**9}, {"layers": 10**6}, {"node_width": 10**6}, {"channels": 10**6}, {"levels": 10**6}):
         place = folder / "-".join(map(str, next(iter(change.items()))))
-        Editor(metanet, "dilate").save_pretrained(place, "card")
+        OneShotEditor(metanet, "dilate").save_pretrained(place, "card")
         config = json.loads((place / "config.json").read_text())
         config["metanet"]["config"].update(change)
         (place / "config.json").write_text(json.dumps(config))
-        found[place.name] = lambda place=place: Editor.from_pretrained(place)
+        found[place.name] = lambda place=place: OneShotEditor.from_pretrained(place)
     return found
 
 

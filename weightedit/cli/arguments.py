@@ -1,27 +1,25 @@
 """What the words on the command line mean: the parser, sizes and conventions, editors and outputs by path.
 
-Quiet: printing and the commands themselves are in main.py. Nothing heavy is imported, so that --help answers at once.
+Quiet: printing and the commands themselves are in cli.py. Nothing heavy is imported, so that --help answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightedit import __version__
 from weightedit.errors import FileFormatError, WeightEditError
 
 if TYPE_CHECKING:
     from weightedit.editing.operations import Operation
 
-SHIPPED_EDITOR = "checkpoints/mnist-dilate"
-SHIPPED_PREDICTIVE = "checkpoints/mnist-dilate-predictive"
-SHIPPED_RULE = "checkpoints/refine-rule"
-HUB = "hf://"
+SHIPPED_EDITOR = "mnist-dilate"
 
-_CLONE = Path(__file__).resolve().parents[2]
 _DESCRIPTION = """\
 Edit images by changing nothing but the weights of the networks that store them.
 
@@ -33,15 +31,17 @@ of an INR and proposes new ones.
   weightedit fit photos/*.png --size 28 -o in.safetensors    images -> INRs
   weightedit edit in.safetensors -o out.safetensors      INRs -> edited INRs
   weightedit render out.safetensors -o sheet.png         INRs -> images, at any resolution
-  weightedit info out.safetensors                        what a file, an editor or a weight set is
+  weightedit info out.safetensors                        what a file, a weight set or a checkpoint is
   weightedit check in.safetensors                        is it read right, and is the editor sound?
 """
 _EXITS = "Exit code: 0 when all went well, 1 when {one}, 2 on an error, which is told in one line."
 _FOREIGN = "where the INR file is not of weightedit (.pth, .ckpt): the convention it was fitted under"
-_EDITOR = (
-    f"folder of the editor, or {HUB}owner/name for one on the Hugging Face hub. A relative path is looked up in the "
-    "working directory, then beside the installed package (in a clone)."
-)
+_EDITOR = "name of a shipped editor (mnist-multi, ...), folder of one, or owner/name on the Hugging Face hub."
+
+
+_KEYWORD = re.compile(r"\b(?P<name>[a-z_]+)=(?P<value>\w*\([^)]*\)|[^\s,;:]*[^\s,;:.])")
+OPTIONS = {"widths": "hidden", "factor": "widen"}
+"""Keyword of the library -> option of the command line, where they differ."""
 
 
 def size_argument(text: str) -> tuple[int, int]:
@@ -59,35 +59,28 @@ def count_argument(text: str) -> int:
     return int(text)
 
 
-def find_editor(name: str | None) -> str | Path:
-    """Where the editor `name` is: its folder, or the name of a repository on the hub; None is the shipped one.
+def in_own_words(message: str, options: argparse.Namespace) -> str:
+    """A message of the library as the command line says it: `name=value` is `--name value` where there is that option.
 
-    Raises:
-        FileFormatError: no such folder; both places that were tried are named.
+    Args:
+        message: of an error, in the library's terms.
+        options: of the command that ran.
     """
-    return _find("editor", name, SHIPPED_EDITOR)
+    left: list[str] = []
 
+    def told(found: re.Match[str]) -> str:
+        name, value = OPTIONS.get(found["name"], found["name"]), found["value"]
+        if name not in vars(options) or value.startswith("Convention("):
+            left.extend([found["name"]] if message[: found.start()].endswith("pass ") else [])
+            return found[0]
+        words = re.findall(r"[\w.+-]+", value) if value.startswith("(") else [value]
+        words = ["28x32 (height x width)"] if words == ["height", "width"] else words
+        words = [word.lower() for word in words] if name == "convention" else words
+        return f"--{name.replace('_', '-')} {'x'.join(words) if name == 'size' else ' '.join(words)}"
 
-def find_rule(name: str | None) -> str | Path:
-    """Where the refinement rule `name` is; as find_editor."""
-    return _find("rule", name, SHIPPED_RULE)
-
-
-def _find(kind: str, name: str | None, shipped: str) -> str | Path:
-    """A path as it stands or beside the package (None, the shipped one, there first), or the name behind hf://."""
-    if name is not None and name.startswith(HUB):
-        return name.removeprefix(HUB)
-    tried = [Path.cwd() / (name or shipped), _CLONE / (name or shipped)]
-    if name is None:
-        tried.reverse()
-    for folder in tried:
-        if folder.is_dir():
-            return folder.resolve()
-    places = " or ".join(dict.fromkeys(map(str, tried)))
-    raise FileFormatError(
-        f"there is no {kind} at {places}; expected the folder of a checkpoint: name one with --{kind} FOLDER (it is "
-        f"part of a clone of the project), or --{kind} {HUB}owner/name for one on the Hugging Face hub."
-    )
+    message = message.replace(" (weightedit.inr.convention)", "")
+    said = _KEYWORD.sub(told, message)
+    return f"{said} ({', '.join(dict.fromkeys(left))}: in Python alone.)" if left else said
 
 
 def named_operation(text: str) -> Operation:
@@ -156,6 +149,7 @@ def chosen(indices: list[int] | None, count: int, most: int) -> list[int]:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `weightedit`; the result has `command` and that command's options."""
     parser = argparse.ArgumentParser("weightedit", description=_DESCRIPTION, formatter_class=_Raw)
+    parser.add_argument("--version", action="version", version=f"weightedit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for add in (_add_demo, _add_fit, _add_edit, _add_render, _add_info, _add_check):
         add(commands)
@@ -185,7 +179,7 @@ a SIREN of its own, the editor changes the weights, and one sheet shows: the ima
 INR, the image that was wanted, and how the weights changed. The table gives mean squared errors:
 "do nothing" before the edit, "edited" after it, "floor" when the same INR is fitted to the wanted image."""
     parser = _command(commands, "demo", "edit real handwritten digits, without a download", text, "weightedit demo")
-    parser.add_argument("--editor", metavar="FOLDER", help=f"{_EDITOR} Default: the shipped {SHIPPED_EDITOR}")
+    parser.add_argument("--editor", metavar="EDITOR", help=f"{_EDITOR} Default: {SHIPPED_EDITOR}")
     parser.add_argument("--operation", metavar="NAME", help="of an editor that knows several (default: its first)")
     parser.add_argument("-o", "--output", metavar="PNG", default="demo.png", help="the sheet (default: demo.png)")
     parser.add_argument("--count", type=count_argument, default=8, help="how many digits (default: 8)")
@@ -207,6 +201,8 @@ Face hub, with --split and --limit. An image that misses the target PSNR is name
     parser.add_argument("--split", help="of a data set that has several: train, test, ...")
     parser.add_argument("--limit", type=count_argument, help="only the first so many images")
     parser.add_argument("--size", type=size_argument, metavar="PIXELS", help="resize first: 28, or height x width")
+    columns = "names of the image column, and of the label column, of a data set where they are in doubt"
+    parser.add_argument("--columns", nargs="+", metavar="NAME", help=columns)
     parser.add_argument("--channels", type=int, choices=(1, 3), help="convert first: 1 is grey, 3 is RGB")
     hidden = "widths of the hidden layers (default: 32 32); large images need more"
     parser.add_argument("--hidden", type=count_argument, nargs="+", default=[32, 32], metavar="N", help=hidden)
@@ -223,29 +219,29 @@ def _add_edit(commands) -> None:
 Only weights are read and written. Two ways, which may follow each other:
   an editor       a metanetwork changes the weights in one shot, and never looks at the image; or a predictive
                   editor foresees the picture of the edited INR, and takes a few learned steps to it
-  --refine STEPS  each step brings the INR's rendering nearer to the operation applied to its rendering
+  --steps N       each step brings the INR's rendering nearer to the operation applied to its rendering
                   before the edit. With --operation instead of --editor there is nothing but these steps,
                   so any function from images to images will do: none of your own needs training.
 The preview shows the first INRs before and after, what the operation itself makes of the first rendering,
 and how the weights of one layer changed."""
     example = f"weightedit edit in.safetensors --editor {SHIPPED_EDITOR} -o out.safetensors --preview sheet.png\n"
     example += "  weightedit edit in.safetensors --operation erode -o out.safetensors\n"
-    example += "  weightedit edit in.safetensors --operation mine.py:posterize --refine 20 -o out.safetensors"
+    example += "  weightedit edit in.safetensors --operation mine.py:posterize --steps 20 -o out.safetensors"
     parser = _command(commands, "edit", "edit INRs by changing their weights", text, example)
     _add_inrs(parser)
-    parser.add_argument("--editor", metavar="FOLDER", help=f"{_EDITOR} Default: the shipped {SHIPPED_EDITOR}")
-    operation = "of an editor that knows several; or, without --editor, by --refine alone: a name (dilate, erode, "
+    parser.add_argument("--editor", metavar="EDITOR", help=f"{_EDITOR} Default: {SHIPPED_EDITOR}")
+    operation = "of an editor that knows several; or, without --editor, by steps alone: a name (dilate, erode, "
     operation += "contrast, blur, invert, ...), or FILE.py:FUNCTION, from images [N, C, H, W] in [0, 1] to the same"
     parser.add_argument("--operation", metavar="NAME", help=operation)
     steps = "steps towards the operation of the rendering (default: 0 after a one-shot editor, a predictive one's own "
     steps += "number, 10 with --operation)"
-    parser.add_argument("--refine", type=int, metavar="STEPS", help=steps)
+    parser.add_argument("--steps", "--refine", type=int, metavar="N", help=steps)
     strength = "how much of the operation: 0 leaves the INR as it is, 0.5 is half the way (default: 1)"
     parser.add_argument("--strength", type=float, default=1.0, metavar="S", help=strength)
     widen = "hidden widths of the edited INRs, as a multiple of the given ones': room for more detail (default: 1)"
     parser.add_argument("--widen", type=count_argument, default=1, metavar="K", help=widen)
-    rule = f"of --refine: folder of a learned rule, or kfac (default: {SHIPPED_RULE} where it is found, else kfac)"
-    parser.add_argument("--rule", metavar="FOLDER", help=rule)
+    rule = "that takes the steps: kfac, or a learned one as for --editor (default: the shipped refine-rule)"
+    parser.add_argument("--rule", metavar="RULE", help=rule)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="edited INRs, .safetensors")
     parser.add_argument("--preview", metavar="PNG", help="also draw a sheet of the first 8")
 
@@ -266,9 +262,9 @@ of continuous coordinates, so any resolution will do."""
 
 def _add_info(commands) -> None:
     text = """\
-PATH is an INR file, a weight set (a folder with card.json), or the folder of an editor or a rule. Shown are
-kind, count, widths, convention, provenance, PSNR and the symmetry of every layer; for an editor what it
-does, its size, and the test figures of its training."""
+PATH is an INR file, a weight set, a CNN zoo, or a checkpoint of any kind, shipped ones by name. Shown are kind,
+count, widths, convention, provenance, PSNR and the symmetry of every layer; for a checkpoint what it is made
+of, its size, and the test figures of its training."""
     parser = _command(commands, "info", "say what a file or folder is", text, f"weightedit info {SHIPPED_EDITOR}")
     _add_inrs(parser)
 
@@ -286,5 +282,5 @@ Three questions about YOUR networks, each answered "ok" or "FAILED" with the fig
     example += "  weightedit check net7.pth --convention dwsnets --size 28"
     parser = _command(commands, "check", "test your networks against the library's promises", text, example)
     _add_inrs(parser)
-    parser.add_argument("--editor", metavar="FOLDER", help=_EDITOR)
+    parser.add_argument("--editor", metavar="EDITOR", help=_EDITOR)
     parser.add_argument("--limit", type=count_argument, default=16, metavar="N", help="use the first N (default: 16)")

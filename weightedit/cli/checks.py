@@ -20,7 +20,7 @@ from torch import Tensor
 
 from weightedit.delta import apply_delta
 from weightedit.editing.editor import Editor
-from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.graph.canonicalization import canonicalize
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import from_pyg, to_pyg
@@ -80,14 +80,14 @@ def check_identity_edit(stack: INRStack) -> Check:
     )
 
 
-def check_equivariance(stack: INRStack, editor: Editor | PredictiveEditor | None = None) -> Check:
+def check_equivariance(stack: INRStack, editor: Editor | None = None) -> Check:
     """The relative equivariance error of the editor (None: of a fresh scalegmn), its worst tensor, in float64."""
     spec, params = stack.spec, _double(stack.params)
-    if isinstance(editor, PredictiveEditor):
+    if editor is not None and not isinstance(editor, OneShotEditor):
         return _check_whole(stack.with_params(params), editor)
     if editor is None:
         config = ScaleGMNConfig(inputs=spec.widths[0], outputs=spec.widths[-1], node_width=16, edge_width=8, layers=2)
-        subject, judged = "a fresh scalegmn", Editor(ScaleGMN(config), "identity", stack.convention)
+        subject, judged = "a fresh scalegmn", OneShotEditor(ScaleGMN(config), "identity", stack.convention)
     else:
         name, subject = describe_metanet(editor.metanet)[0], "the editor"
         subject, judged = f"{subject} ({name}, {editor.operation})", editor
@@ -107,13 +107,13 @@ def check_equivariance(stack: INRStack, editor: Editor | PredictiveEditor | None
     return _judgement(f"{subject}{group}", errors, one)
 
 
-def _check_whole(stack: INRStack, editor: Editor | PredictiveEditor) -> Check:
+def _check_whole(stack: INRStack, editor: Editor) -> Check:
     """The whole edit, of what was there before it: of a widened INR, the given neurons."""
     name, dtype = editor.operations[0], next(editor.parameters()).dtype
 
     def delta(params: Params) -> Params:
         given = stack.with_params(params)
-        after = (editor.edit(given) if isinstance(editor, Editor) else editor.edit(given, name)).params
+        after = editor(given, name).params
         corner = {key: after[key][tuple(slice(n) for n in p.shape)] for key, p in params.items()}
         return {key: corner[key] - params[key] for key in params}
 
@@ -123,7 +123,7 @@ def _check_whole(stack: INRStack, editor: Editor | PredictiveEditor) -> Check:
         one = _moved_by_one_rounding(delta, stack.params)
     finally:
         editor.to(dtype)
-    return _judgement(f"the editor ({editor.kind}, {name})", errors, one)
+    return _judgement(f"the editor ({editor.summary}, {name})", errors, one)
 
 
 def _judgement(subject: str, errors: dict[str, float], one: dict[str, float]) -> Check:

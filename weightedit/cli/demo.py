@@ -15,7 +15,6 @@ from torch.nn import functional
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
-from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.errors import WeightEditError
 from weightedit.inr.fitting import FitOptions, fit, fit_directly
 from weightedit.inr.stack import INRStack
@@ -89,7 +88,7 @@ def _centred(image: Tensor, most: int) -> Tensor:
 
 
 def run_demo(
-    editor: Editor | PredictiveEditor,
+    editor: Editor,
     count: int,
     name: str | None = None,
     *,
@@ -115,8 +114,7 @@ def run_demo(
     wanted = operation(name)
     images, labels = digit_images(count)
     options, generator = FitOptions(), torch.Generator().manual_seed(seed)
-    convention = editor.convention if isinstance(editor, Editor) else None
-    result = fit(images, convention=convention, options=options, generator=generator, progress=progress)
+    result = fit(images, convention=editor.native_convention, options=options, generator=generator, progress=progress)
     reached = result.psnr >= options.target_psnr
     if not bool(reached.any()):
         raise WeightEditError(
@@ -124,10 +122,7 @@ def run_demo(
         )
     images, labels, fitted = images[reached], labels[reached], result.kept()
     targets = wanted(images)
-    if isinstance(editor, Editor):
-        edited = editor.edit(fitted, progress=progress)
-    else:
-        edited = editor.edit(fitted, name, progress=progress)
+    edited = editor(fitted, name, progress=progress)
     errors = {
         "do nothing": mean_squared_errors(fitted, targets),
         "edited": mean_squared_errors(edited, targets),

@@ -1,23 +1,23 @@
-"""What a path holds, in a few plain facts: INR files, weight sets, editors, refinement rules. Printing is main.py's."""
+"""What a path holds, in a few plain facts: INRs, weight sets, CNN zoos, checkpoints of every kind. main.py prints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from weightedit.data.cnn_zoo import read_zoo_card
 from weightedit.data.inr_files import load_inrs
-from weightedit.data.weight_set_cards import CARD, read_card
-from weightedit.editing.curvature import LearnedKFAC
+from weightedit.data.weight_set_cards import read_card
 from weightedit.editing.editor import Editor
-from weightedit.editing.predictive_editor import KIND, PredictiveEditor
-from weightedit.errors import FileFormatError
-from weightedit.files.checkpoint import CONFIG, FILES, load_checkpoint
-from weightedit.files.schema import conform
+from weightedit.files.checkpoint import load_checkpoint
+from weightedit.files.location import CARD, CONFIG, FILES, locate
+from weightedit.files.pretrained import Pretrained
+from weightedit.files.reading import shortened
 from weightedit.inr.convention import DWSNETS, NFN, SIREN_PYTORCH, Convention
 from weightedit.inr.stack import INRStack
+from weightedit.loading import CHECKPOINT, CNN_ZOO, INRS, WEIGHT_SET, kind_of
 from weightedit.network.spec import NetworkSpec
 
 _NAMES = {DWSNETS: "DWSNets' and weightedit's default", NFN: "NFN's", SIREN_PYTORCH: "siren-pytorch's"}
@@ -30,20 +30,22 @@ def describe(path: str | Path, convention: Convention | None = None, size: tuple
     """Name and value of what is known about a path, in the order to be read.
 
     Args:
-        path: an INR file or a folder of them, a weight set, or the checkpoint folder of an editor or a rule.
+        path: anything that `load` takes.
         convention, size: of foreign INR files, as load_inrs takes them.
 
     Raises:
         FileFormatError: nothing there, or nothing that is known.
     """
-    folder = Path(path)
-    if (folder / CARD).is_file():
-        return _weight_set(folder)
-    if (folder / CONFIG).is_file():
-        kind = load_checkpoint(folder)[1].get("kind")
-        known = {"refinement rule": _rule, KIND: _predictive_editor}
-        return known.get(str(kind), _editor)(folder)
-    return _inrs(load_inrs(path, convention, size=size))
+    kind = kind_of(path)
+    if kind is CHECKPOINT:
+        return _checkpoint(path)
+    if kind is WEIGHT_SET:
+        return _weight_set(Path(path))
+    if kind is CNN_ZOO:
+        return _zoo(Path(path))
+    if kind is INRS:
+        return _inrs(load_inrs(path, convention, size=size))
+    return [("kind", kind.name), ("loads with", f"weightedit.load({str(path)!r}) in Python")]
 
 
 def symmetry_lines(spec: NetworkSpec) -> Facts:
@@ -106,56 +108,54 @@ def _weight_set(folder: Path) -> Facts:
     return [*facts, *_rows("provenance", card["provenance"]), *symmetry_lines(spec)]
 
 
-def _editor(folder: Path) -> Facts:
-    editor = Editor.from_pretrained(folder)
-    _, config = load_checkpoint(folder)
-    metanet, training = config["metanet"], config.get("training")
-    size = sum((folder / name).stat().st_size for name in FILES if (folder / name).is_file())
-    facts = [
-        ("kind", "editor"),
-        ("operation", editor.operation),
-        ("metanet", f"{metanet['name']}, {sum(p.numel() for p in editor.parameters()):,} parameters"),
-        ("size", f"{size / 1e6:.2f} MB"),
-        ("config", ", ".join(f"{name} {value}" for name, value in metanet["config"].items())),
-        ("convention", _convention(editor.convention)),
-    ]
-    try:
-        figures: dict[str, float] = conform(dict[str, float], (training or {}).get("figures"), "figures")
-    except FileFormatError:
-        return [*facts, ("test MSE", f"not recorded in {CONFIG}; see README.md in the folder")]
-    ordered = {f"{value:.3e}": name for name, value in sorted(figures.items(), key=lambda item: -item[1])}
-    return [*facts, *_rows("test MSE", ordered)]
-
-
-def _predictive_editor(folder: Path) -> Facts:
-    editor = PredictiveEditor.from_pretrained(folder)
-    config = editor.predictor.config.to_dict()
-    facts = [
-        ("kind", KIND),
-        ("operations", ", ".join(editor.operations)),
-        ("parameters", f"{sum(p.numel() for p in editor.parameters()):,}"),
-        ("steps", f"{editor.steps} of learned K-FAC"),
-        ("config", ", ".join(f"{name} {value}" for name, value in config.items() if name != "operations")),
-    ]
-    stated = load_checkpoint(folder)[1].get("training", {}).get("figures", {})
-    try:
-        figures: dict[str, dict[str, float]] = conform(dict[str, dict[str, float]], stated, "figures")
-    except FileFormatError:
-        figures = {}
-    figures = {name: found for name, found in figures.items() if {"edited", "do nothing"} <= found.keys()}
-    errors = {name: f"{found['edited']:.3e} (do nothing {found['do nothing']:.3e})" for name, found in figures.items()}
-    return [*facts, *_rows("test MSE", errors)]
-
-
-def _rule(folder: Path) -> Facts:
-    rule = LearnedKFAC.from_pretrained(folder)
-    config = ", ".join(f"{name} {value}" for name, value in asdict(rule.config).items())
+def _zoo(folder: Path) -> Facts:
+    card = read_zoo_card(folder)
+    spec = NetworkSpec.from_dict(card["spec"])
+    counts = {name: f"{stated['count']:,} of {stated['networks']:,} CNNs" for name, stated in card["splits"].items()}
     return [
-        ("kind", "refinement rule"),
-        ("rule", f"learned K-FAC, {sum(p.numel() for p in rule.parameters()):,} parameters"),
-        ("config", config),
-        ("test MSE", "by number of steps: see README.md in the folder"),
+        ("kind", "CNN zoo (checkpoints of small CNNs, and how well each did)"),
+        *_rows("count", counts),
+        ("widths", f"{'-'.join(map(str, spec.widths))} ({spec.parameter_count:,} parameters each)"),
+        *_rows("facts", {name: shortened(value) for name, value in card["facts"].items()}),
+        *symmetry_lines(spec),
     ]
+
+
+def _checkpoint(source: str | Path) -> Facts:
+    folder = locate(source)
+    model, training = Pretrained.from_pretrained(folder), load_checkpoint(folder)[1].get("training", {})
+    size = sum((folder / name).stat().st_size for name in FILES if (folder / name).is_file())
+    facts = [("kind", model.kind), ("class", type(model).__name__)]
+    facts += (
+        [("operations", ", ".join(model.operations)), ("editor", model.summary)] if isinstance(model, Editor) else []
+    )
+    for name, value in model.described().items():
+        if name == "convention" and value is not None:
+            value = _convention(Convention.from_dict(value))
+        held = value if isinstance(value, Mapping) else {"": value}
+        facts += _rows(name, {key: _listed(part) for key, part in held.items()})
+    facts.append(("size", f"{sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.2f} MB"))
+    figures = training.get("figures") if isinstance(training, Mapping) else None
+    if not isinstance(figures, Mapping) or not figures:
+        return [*facts, ("figures", f"not recorded in {CONFIG}; see {CARD} in the folder")]
+    return [*facts, *_rows("figures", {name: _figure(value) for name, value in figures.items()})]
+
+
+def _listed(value: object) -> str:
+    """A part of a config: {"a": 1} as "a 1"."""
+    if not isinstance(value, Mapping):
+        return shortened(value) if not isinstance(value, str) else value
+    return ", ".join(f"{key} {_listed(part)}" for key, part in value.items())
+
+
+def _figure(value: object) -> str:
+    """A figure, or a dictionary of figures; anything may stand in a training's facts."""
+    parts = (
+        {f"{shortened(name)[1:-1]} ": part for name, part in value.items()}
+        if isinstance(value, Mapping)
+        else {"": value}
+    )
+    return ", ".join(f"{n}{p:.3e}" if isinstance(p, float) else f"{n}{shortened(p)}" for n, p in parts.items())
 
 
 def _network(widths: tuple[int, ...], convention: Convention, size: str) -> Facts:
@@ -187,4 +187,4 @@ def _ranges(ranges: tuple[tuple[float, float], ...]) -> str:
 
 def _rows(name: str, values: Mapping[str, object]) -> Facts:
     """One row per entry, the first one named."""
-    return [(name if n == 0 else "", f"{key} {value}") for n, (key, value) in enumerate(values.items())]
+    return [(name if n == 0 else "", f"{key} {value}".strip()) for n, (key, value) in enumerate(values.items())]

@@ -15,15 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightedit.cli.arguments import (
+    SHIPPED_EDITOR,
     build_parser,
     check_output,
     check_words,
     chosen,
-    find_editor,
-    find_rule,
+    in_own_words,
     named_operation,
 )
 from weightedit.errors import FileFormatError, TypeMismatchError, WeightEditError
@@ -32,13 +32,11 @@ if TYPE_CHECKING:
     from weightedit.data.images import ImageSet
     from weightedit.editing.editor import Editor
     from weightedit.editing.operations import Operation
-    from weightedit.editing.predictive_editor import PredictiveEditor
     from weightedit.editing.refinement import RefinementRule
     from weightedit.inr.convention import Convention
     from weightedit.inr.stack import INRStack
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_PREVIEW, _TILES, _NAMED = 8, 64, 20
+_PREVIEW, _TILES, _NAMED, _STEPS = 8, 64, 20, 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,15 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_words(options)
         return _COMMANDS[options.command](options)
 
-    return told_in_one_line("weightedit", run)
+    return told_in_one_line("weightedit", run, lambda message: in_own_words(message, options))
 
 
-def told_in_one_line(program: str, run: Callable[[], object]) -> int:
+def told_in_one_line(
+    program: str, run: Callable[[], object], words: Callable[[str], str] = lambda message: message
+) -> int:
     """Run a program; its exit code, with errors about what came told in one line on stderr, not as a traceback.
 
     Args:
         program: the name that the line begins with.
         run: the program; an int that it returns is the exit code.
+        words: how the program puts a message of the library.
 
     Returns:
         That, or 0; 2 after an error of errors.py or of the file system, 130 after Ctrl-C.
@@ -71,7 +72,7 @@ def told_in_one_line(program: str, run: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (WeightEditError, TypeMismatchError, OSError) as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: {words(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{program}: stopped; nothing was half written", file=sys.stderr)
@@ -155,45 +156,30 @@ def edit(options: argparse.Namespace) -> int:
     editor = None if alone else _load_editor(options.editor)
     from weightedit.cli.preview import draw_edit, targets_of
     from weightedit.data.inr_files import save_inrs
-    from weightedit.editing.editor import Editor
+    from weightedit.door import edit as edit_inrs
     from weightedit.editing.evaluation import mean_squared_errors
-    from weightedit.editing.refinement import refine, target_of
-    from weightedit.inr.widening import widen
 
-    if isinstance(editor, Editor) and (options.operation or options.strength != 1.0 or options.widen != 1):
-        raise WeightEditError(
-            f"--operation, --strength or --widen came with an editor that has its own ({editor.operation}); expected "
-            "--editor with such options only where one editor knows several: drop one."
-        )
     choice: str | Operation = operation or options.operation or (editor.operations[0] if editor else "")
-    started, edited, steps, progress = time.perf_counter(), stack, options.refine, _progress()
+    started, progress = time.perf_counter(), _progress()
     # A user's own function is called once, before the work: what it does wrong costs nothing, and random ones agree.
     targets = targets_of(choice, stack, options.strength)
-    if editor is None or isinstance(editor, Editor):
-        steps = options.refine if options.refine is not None else (0 if editor else 10)
-        rule = _load_rule(options.rule) if steps else None
-        if options.rule and not steps:
-            raise WeightEditError(
-                "--rule came without steps; expected both or none: add --refine STEPS, or drop --rule."
-            )
-        edited = editor.edit(stack, progress=progress) if editor else widen(stack, options.widen)
-        steps = 0 if options.strength == 0 else steps  # then an INR stays as it is, bit for bit
-        if steps:
-            towards = target_of(choice, stack, strength=options.strength) if targets is None else targets
-            edited = refine(edited, towards, steps, rule=rule, progress=progress)
+    steps = options.steps if options.steps is not None else editor.steps if editor else _STEPS
+    if options.rule and not steps:
+        raise WeightEditError("--rule came without steps; expected both or none: add --steps N, or drop --rule.")
+    has_own = editor is not None and "rule" not in editor.takes
+    rule = _load_rule(options.rule) if options.rule or (steps and not has_own) else None
+    given: dict[str, Any] = {"steps": steps, "widen": options.widen, "rule": rule, "progress": progress}
+    if editor is not None:
+        edited = editor(stack, options.operation, strength=options.strength, **given)
     else:
-        if options.rule:
-            raise WeightEditError("--rule came with an editor that holds a rule of its own; expected one: drop --rule.")
-        steps = editor.steps if steps is None else steps
-        edited = editor.edit(
-            stack, options.operation, options.strength, steps=steps, factor=options.widen, progress=progress
-        )
+        given["steps"] = steps = steps if options.strength else 0  # then an INR stays as it is, bit for bit
+        edited = edit_inrs(stack, choice if targets is None else targets, **given)
     _say(f"edited {_plural(len(stack), 'INR')} in {time.perf_counter() - started:.1f} s")
     name = choice if isinstance(choice, str) else choice.name
     if targets is not None:
         before, after = (float(mean_squared_errors(inrs, targets).mean()) for inrs in (stack, edited))
         _say(f"MSE    against {name} of the INRs' own renderings: {before:.2e} before, {after:.2e} after")
-    by = [Path(find_editor(options.editor)).name] if editor else []
+    by = [Path(options.editor or SHIPPED_EDITOR).name] if editor else []
     by += [f"{steps} steps"] if steps else []
     by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
     by += [f"{options.widen} times as wide"] if options.widen != 1 else []
@@ -274,59 +260,47 @@ def _load_stack(options: argparse.Namespace, size: tuple[int, int] | None) -> IN
     """The INRs of FILE and --convention, fitted at `size`; at least one."""
     from weightedit.data.inr_files import load_inrs
 
-    try:
-        stack = load_inrs(options.inrs, _convention(options), size=size)
-    except FileFormatError as error:
-        if "and none was given" in str(error):
-            raise FileFormatError(
-                f"{error} On the command line: --convention dwsnets or nfn, and --size 28."
-            ) from error
-        raise
+    stack = load_inrs(options.inrs, _convention(options), size=size)
     if not len(stack):
         raise WeightEditError(f"{options.inrs} holds no INRs; expected at least one: fit some first.")
     return stack
 
 
-def _load_editor(name: str | None) -> Editor | PredictiveEditor:
-    from weightedit.editing.loading import load_editor
+def _load_editor(name: str | None) -> Editor:
+    from weightedit.editing.editor import Editor
 
-    place = find_editor(name)
-    editor = load_editor(place)
+    source = name or SHIPPED_EDITOR
+    editor = Editor.from_pretrained(source)
     size = sum(parameter.numel() for parameter in editor.parameters())
-    _say(f"editor {place}: {', '.join(editor.operations)}, {editor.kind}, {size:,} parameters")
+    _say(f"editor {source}: {', '.join(editor.operations)}, {editor.summary}, {size:,} parameters")
     return editor
 
 
 def _load_rule(name: str | None) -> RefinementRule:
+    from weightedit.door import SHIPPED_RULE
     from weightedit.editing.curvature import KFAC, LearnedKFAC
 
-    try:
-        place = None if name == "kfac" else find_rule(name)
-    except FileFormatError:
-        if name is not None:
-            raise
-        place = None  # installed without the checkpoints of a clone
-    _say(f"rule   {place or 'K-FAC, numbers set by hand'}")
-    return LearnedKFAC.from_pretrained(place) if place else KFAC()
+    _say(f"rule   {'K-FAC, numbers set by hand' if name == 'kfac' else name or SHIPPED_RULE}")
+    return KFAC() if name == "kfac" else LearnedKFAC.from_pretrained(name or SHIPPED_RULE)
 
 
 def _read_images(options: argparse.Namespace) -> tuple[ImageSet, dict[int, str]]:
     """The images of `fit`, and for picture files " name" by index."""
     import torch
 
-    from weightedit.data.images import ImageSet, load_images, load_picture
+    from weightedit.data.images import PICTURES, ImageSet, load_images, load_picture
 
     first = Path(options.images[0])
-    picture = first.suffix.lower() in _PICTURES or (first.is_file() and first.suffix != ".parquet")
+    picture = first.suffix.lower() in PICTURES or (first.is_file() and first.suffix != ".parquet")
     if not picture:
         if len(options.images) > 1:
             raise WeightEditError(
                 f"{len(options.images)} sources came, of which {first} is no picture; expected picture "
                 "files, or one data set: run fit once for each."
             )
-        return load_images(
-            options.images[0], options.split, limit=options.limit, size=options.size, channels=options.channels
-        ), {}
+        columns = options.columns and (options.columns[0], options.columns[1] if options.columns[1:] else None)
+        wanted = {"limit": options.limit, "size": options.size, "channels": options.channels, "columns": columns}
+        return load_images(options.images[0], options.split, **wanted), {}
     if options.split is not None:
         raise WeightEditError(f"--split {options.split} came with picture files; expected it with a data set: drop it.")
     names = options.images[: options.limit]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from weightedit.cli.demo import Demo
+from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import OPERATIONS, Operation, operation
-from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.refinement import target_of
 from weightedit.inr.stack import INRStack
 from weightedit.plots import ChangeColumn, ImageColumn, sheet
@@ -97,7 +97,7 @@ def draw_edit(
 
 
 def draw_strengths(
-    editor: PredictiveEditor,
+    editor: Editor,
     stack: INRStack,
     sources: Tensor,
     path: str | Path,
@@ -116,7 +116,7 @@ def draw_strengths(
     names = [editor.operations[row % len(editor.operations)] for row in range(len(stack))]
     columns: list[ImageColumn | ChangeColumn] = [ImageColumn("INR\nrendered", stack.render())]
     for strength in strengths:
-        edited = [editor.edit(stack[row : row + 1], name, strength).render() for row, name in enumerate(names)]
+        edited = [editor(stack[row : row + 1], name, strength=strength).render() for row, name in enumerate(names)]
         title = f"strength {strength:g}\n" + ("the INR itself" if strength == 0 else "edited INR")
         columns.append(ImageColumn(title, torch.cat(edited)))
     wanted = torch.cat([operation(name)(sources[row : row + 1]) for row, name in enumerate(names)])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _MODES = {1: "L", 3: "RGB"}
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # others start programs (EPS), or are rarely meant
 _BYTES = 2**28  # of one encoded picture
@@ -184,7 +184,7 @@ def _open(source: str, split: str | None, rows: int) -> Any:
         return _open_file(path, split, rows)
     if path.is_dir():
         splits = _stream(_builder(path), rows, data_dir=str(path))
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and path.suffix not in (".parquet", *_PICTURES):
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and path.suffix not in (".parquet", *PICTURES):
         splits = datasets.load_dataset(source)
     else:
         raise FileFormatError(
@@ -213,7 +213,7 @@ def _open_file(path: Path, split: str | None, rows: int) -> Any:
     if split is not None and split not in path.stem:
         raise FileFormatError(
             f"split {split!r} was asked of the single file {str(path)!r}, whose name does not contain it; a file is "
-            "one split: pass split=None, or the folder."
+            "one split: leave the split out, or give the folder."
         )
     return _stream("parquet", rows, data_files=str(path), split="train")
 
@@ -222,11 +222,11 @@ def _builder(folder: Path) -> str:
     found = {entry.suffix.lower() for entry in folder.rglob("*") if entry.is_file()}
     if ".parquet" in found:
         return "parquet"
-    if found & set(_PICTURES):
+    if found & set(PICTURES):
         return "imagefolder"
     raise FileFormatError(
         f"the folder {str(folder)!r} holds {', '.join(sorted(found)) or 'no files'}; expected .parquet or picture "
-        f"files ({', '.join(_PICTURES)}): give the folder that holds them."
+        f"files ({', '.join(PICTURES)}): give the folder that holds them."
     )
 
 
@@ -234,9 +234,7 @@ def _choose(splits: dict[str, Any], split: str | None, source: str) -> Any:
     if split is None and len(splits) == 1:
         return next(iter(splits.values()))
     if split not in splits:
-        raise FileFormatError(
-            f"split {split!r} was asked of {source!r}, which has {', '.join(map(repr, splits))}; pass one of them."
-        )
+        raise FileFormatError(f"got split={split} of {source!r}; expected one of {', '.join(splits)}: choose one.")
     return splits[split]
 
 

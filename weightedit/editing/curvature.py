@@ -15,8 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +25,11 @@ from weightedit.capacity import check_capacity
 from weightedit.editing.descent import Standing, choose_networks, descend
 from weightedit.editing.rendering_problem import Layer, Pass, RenderingProblem, Summary
 from weightedit.errors import WeightEditError
-from weightedit.files.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
+from weightedit.files.location import CONFIG
+from weightedit.files.pretrained import Pretrained
 from weightedit.files.schema import conform
 from weightedit.network.spec import Params
 
-KIND = "refinement rule"
 RIDGE = 1e-4
 """Penalty on the solved last layer's squared weights, in units of the mean squared residual; as in fitting."""
 
@@ -146,7 +145,7 @@ class LearnedKFACConfig:
         KFAC(self.rate, self.momentum, self.damping)
 
 
-class LearnedKFAC(nn.Module):
+class LearnedKFAC(Pretrained):
     """K-FAC whose numbers a small network chooses, per INR, layer and step: a learned update rule for refinement.
 
     It sees invariants only: the logarithms of the loss and of how it changed, the steps done and left, where a layer
@@ -155,6 +154,9 @@ class LearnedKFAC(nn.Module):
     Args:
         config: see LearnedKFACConfig.
     """
+
+    kind = "refinement rule"
+    what = "refinement rule"
 
     def __init__(self, config: LearnedKFACConfig | None = None) -> None:
         super().__init__()
@@ -199,20 +201,14 @@ class LearnedKFAC(nn.Module):
             start.damping_out * damping_out.exp(),
         )
 
-    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
-        """Write model.safetensors, config.json and README.md (the card), atomically; as Editor.save_pretrained."""
-        facts = {"kind": KIND, "rule": asdict(self.config), "training": dict(training or {})}
-        return save_checkpoint(folder, self.state_dict(), facts, card)
+    def described(self) -> dict[str, Any]:
+        """See Pretrained."""
+        return {"rule": asdict(self.config)}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> LearnedKFAC:
-        """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
-        tensors, config = load_checkpoint(source, required=("kind", "rule"))
-        with built_from(source, tensors, KIND):
-            check_kind(config, KIND)
-            rule = cls(conform(LearnedKFACConfig, config["rule"], f"{CONFIG}: rule"))
-            load_into(rule, tensors)
-        return rule.eval()
+    def from_description(cls, config: Mapping[str, Any]) -> Self:
+        """See Pretrained."""
+        return cls(conform(LearnedKFACConfig, config["rule"], f"{CONFIG}: rule"))
 
 
 @dataclass(frozen=True)

@@ -8,28 +8,23 @@ of any width, depth and size, and one editor may know several operations, each w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Annotated, Literal, NotRequired, TypedDict
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, NotRequired, Self, TypedDict
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
+from weightedit.editing.descent import choose_networks
+from weightedit.editing.editor import Editor, Wish
 from weightedit.editing.predictor import Predictor, PredictorConfig
-from weightedit.editing.refinement import choose_networks, take_steps
-from weightedit.errors import ParamsError, WeightEditError
-from weightedit.files.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.editing.refinement import take_steps
+from weightedit.errors import WeightEditError
+from weightedit.files.location import CONFIG
 from weightedit.files.schema import Facts, Within, conform
-from weightedit.inr.convention import Convention, network_of
 from weightedit.inr.siren import render_images
 from weightedit.inr.stack import INRStack
-from weightedit.inr.widening import widen
 from weightedit.network.spec import Params
-
-_CONFIG_KEYS = ("kind", "predictor", "rule", "steps")
-KIND = "predictive editor"
 
 
 class PredictiveEditorConfig(TypedDict):
@@ -42,7 +37,7 @@ class PredictiveEditorConfig(TypedDict):
     training: NotRequired[Facts]
 
 
-class PredictiveEditor(nn.Module):
+class PredictiveEditor(Editor):
     """Edits INRs towards a predicted picture.
 
     Args:
@@ -51,136 +46,52 @@ class PredictiveEditor(nn.Module):
         steps: how many, unless a call says otherwise.
     """
 
+    kind = "predictive editor"
+    what = "predictive editor"
+    takes = ("strength", "widen")
+
     def __init__(self, predictor: Predictor, rule: LearnedKFAC, steps: int = 4) -> None:
         super().__init__()
         if steps < 0:
-            raise WeightEditError(f"steps {steps} came; expected at least 0.")
+            raise WeightEditError(f"got steps={steps}; expected at least 0.")
         self.predictor, self.rule, self.steps = predictor, rule, steps
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Names of the operations it knows."""
+        """See Editor."""
         return self.predictor.config.operations
 
     @property
-    def kind(self) -> str:
-        """What a person is told that it is."""
+    def summary(self) -> str:
+        """See Editor."""
         return f"predictive, {self.steps} steps"
 
-    def forward(
-        self,
-        params: Mapping[str, Tensor],
-        convention: Convention,
-        size: tuple[int, int],
-        codes: Tensor,
-        amounts: Tensor,
-        steps: int | None = None,
-    ) -> Params:
-        """Edited parameters, differentiable in the editor's weights and in `params`.
+    def edited(self, part: INRStack, wish: Wish) -> Params:
+        """See Editor; differentiable in the editor's weights and in `part`'s.
 
-        Args:
-            params: N stacked INRs.
-            convention: of `params`.
-            size: height and width of the picture that is predicted.
-            codes: long [N], see Predictor.code.
-            amounts: strengths [N].
-            steps: None is the editor's own number.
-
-        Returns those of `params` where the strength is 0 or the steps led to infinite or undefined weights.
-        Raises ParamsError on parameters that are no canonical network or not finite.
+        Gives the weights of `part` where the strength is 0 or the steps led to infinite or undefined ones.
         """
-        network_of(params, convention).check_params(params)
-        before, steps = dict(params), self.steps if steps is None else steps
-        exact = {name: p.to(torch.promote_types(p.dtype, torch.float32)) for name, p in before.items()}
-        wanted = self.predictor(render_images(exact, convention, *size).to(amounts), codes, amounts)
-        return choose_networks(amounts > 0, take_steps(self.rule, convention, before, wanted, steps), before)
+        wanted = self._foresee(part, wish)
+        after = take_steps(wish.rule or self.rule, part.convention, part.params, wanted, wish.steps)
+        return choose_networks(wish.strength > 0, after, part.params)
 
     @torch.no_grad()
     def predict(self, stack: INRStack, operation: str | None = None, strength: float | Tensor = 1.0) -> Tensor:
-        """The pictures that `edit` aims at, [N, C, H, W]."""
-        codes, amounts = self._wanted(stack, operation, strength)
-        return self.predictor(stack.render().to(amounts), codes, amounts)
+        """The pictures that a call aims at, [N, C, H, W]."""
+        return self._foresee(stack, self.wish(stack, operation, strength))
 
-    @torch.no_grad()
-    def edit(
-        self,
-        stack: INRStack,
-        operation: str | None = None,
-        strength: float | Tensor = 1.0,
-        *,
-        steps: int | None = None,
-        factor: int = 1,
-        batch_size: int = 16,
-        progress: bool = False,
-    ) -> INRStack:
-        """A whole stack edited in batches, on the editor's device; PSNR, which no longer holds, is dropped.
+    def _foresee(self, part: INRStack, wish: Wish) -> Tensor:
+        exact = {name: p.to(torch.promote_types(p.dtype, torch.float32)) for name, p in part.params.items()}
+        seen = render_images(exact, part.convention, part.height, part.width).to(wish.strength)
+        code = self.predictor.code(wish.operation)
+        return self.predictor(seen, torch.full((len(part),), code, device=seen.device), wish.strength)
 
-        Args:
-            stack: INRs of any convention, width, depth and size.
-            operation: one of `operations`; may be left out if there is only one.
-            strength: from 0, which leaves the INR as it was bit for bit (unless it is widened), to 1; or one per INR.
-            steps: None is the editor's own number.
-            factor: the edited INRs' hidden widths over the given ones', see inr/widening.py.
-            batch_size: INRs at once; 16 keep a CPU's caches warm.
-            progress: show a tqdm bar.
-
-        Raises:
-            WeightEditError: an operation that it does not know, strengths outside [0, 1], other numbers below their
-                least.
-            ParamsError: an empty stack; another number of channels.
-        """
-        if batch_size < 1 or (steps is not None and steps < 0):
-            raise WeightEditError(f"batch_size {batch_size}, steps {steps} came; expected at least 1, and at least 0.")
-        codes, amounts = self._wanted(stack, operation, strength)
-        wide, parts, size = widen(stack, factor), [], (stack.height, stack.width)
-        home, device = stack.params["layers.0.weight"].device, amounts.device
-        with tqdm(total=len(stack), desc="editing", unit="INR", disable=not progress) as bar:
-            for rows in torch.arange(len(stack)).split(batch_size):
-                part, which = {k: p[rows.to(home)].to(device) for k, p in wide.params.items()}, rows.to(device)
-                parts.append(self(part, stack.convention, size, codes[which], amounts[which], steps))
-                bar.update(len(rows))
-        return replace(wide, params={k: torch.cat([p[k] for p in parts]).to(home) for k in wide.params}, psnr=None)
-
-    def _wanted(self, stack: INRStack, operation: str | None, strength: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and strengths, one per INR, on the editor's device."""
-        if not len(stack):
-            raise ParamsError("an empty stack came; expected at least one INR.")
-        if operation is None and len(self.operations) > 1:
-            raise WeightEditError(
-                f"no operation came; this editor knows {', '.join(self.operations)}: choose one of them."
-            )
-        weight = self.predictor.last.weight
-        device = weight.device
-        amounts = torch.as_tensor(strength, dtype=weight.dtype, device=device)
-        if amounts.dim() > 1 or (amounts.dim() == 1 and amounts.numel() != len(stack)):
-            raise WeightEditError(
-                f"strengths of shape {tuple(amounts.shape)} came for {len(stack)} INRs; expected one, or one each."
-            )
-        if not bool(((amounts >= 0) & (amounts <= 1)).all()):
-            raise WeightEditError(f"strength {strength} came; expected 0 (nothing) to 1 (the operation).")
-        code = self.predictor.code(next(iter(self.operations)) if operation is None else operation)
-        return torch.full((len(stack),), code, device=device), amounts.expand(len(stack))
-
-    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
-        """Write model.safetensors, config.json and README.md (the card), atomically; as Editor.save_pretrained."""
-        facts = {
-            "kind": KIND,
-            "predictor": self.predictor.config.to_dict(),
-            "rule": asdict(self.rule.config),
-            "steps": self.steps,
-            "training": dict(training or {}),
-        }
-        return save_checkpoint(folder, self.state_dict(), facts, card)
+    def described(self) -> dict[str, Any]:
+        """See Pretrained."""
+        return {"predictor": self.predictor.config.to_dict(), "rule": asdict(self.rule.config), "steps": self.steps}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> PredictiveEditor:
-        """The editor of a checkpoint folder or hub repository, in eval mode on the CPU.
-
-        Raises FileFormatError on anything missing, truncated or forged; nothing in a checkpoint is executed.
-        """
-        tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
-        with built_from(source, tensors, KIND):
-            stated: PredictiveEditorConfig = conform(PredictiveEditorConfig, config, CONFIG)
-            editor = cls(Predictor(stated["predictor"]), LearnedKFAC(stated["rule"]), stated["steps"])
-            load_into(editor, tensors)
-        return editor.eval()
+    def from_description(cls, config: Mapping[str, Any]) -> Self:
+        """See Pretrained."""
+        stated: PredictiveEditorConfig = conform(PredictiveEditorConfig, config, CONFIG)
+        return cls(Predictor(stated["predictor"]), LearnedKFAC(stated["rule"]), stated["steps"])

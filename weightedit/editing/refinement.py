@@ -117,10 +117,9 @@ def refine(
         WeightEditError: a negative number of steps, a chunk below 1.
         ParamsError: targets that do not fit the stack, or that are not floating point in [0, 1].
     """
-    if steps < 0 or (chunk is not None and chunk < 1):
-        raise WeightEditError(
-            f"steps {steps}, chunk {chunk} came; expected steps of at least 0, a chunk of at least 1."
-        )
+    for name, number, least in (("steps", steps, 0), ("chunk", chunk, 1)):
+        if number is not None and number < least:
+            raise WeightEditError(f"got {name}={number}; expected at least {least}.")
     check_targets(stack, targets)
     weight = stack.params["layers.0.weight"]
     size = chunk or max(

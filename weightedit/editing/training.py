@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.data.weight_sets import WeightSet
-from weightedit.editing.editor import Editor, EditorOptions
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.guidance import check_guides
+from weightedit.editing.one_shot import EditorOptions, OneShotEditor
 from weightedit.editing.operations import operation
 from weightedit.inr.convention import network_of
 from weightedit.inr.fitting import fit_directly
@@ -39,7 +39,7 @@ def make_editor(
     scalegmn: ScaleGMNConfig | None = None,
     options: Sequence[str] = (),
     around: EditorOptions | None = None,
-) -> Editor:
+) -> OneShotEditor:
     """An untrained editor for INRs like those of `stack`.
 
     Args:
@@ -56,12 +56,12 @@ def make_editor(
     extra = tuple((kind.scale, kind.odd) for kind in check_guides(around.guides))
     config = replace(config, extra_types=extra)
     if not name:
-        return Editor(ScaleGMN(config), operation, stack.convention, around)
+        return OneShotEditor(ScaleGMN(config), operation, stack.convention, around)
     fields: dict[str, Any] = {"seed": config.seed} | ({"extra_types": extra} if extra else {})
     if entry(name).kind is ScaleGMN:
         fields = {k: v for k, v in asdict(config).items() if k not in ("inputs", "outputs", "bidirectional")}
     metanet = make_metanet(name, [widen(stack[:1], around.widen).spec], **{**fields, **config_options(options)})
-    return Editor(metanet, operation, stack.convention, around)
+    return OneShotEditor(metanet, operation, stack.convention, around)
 
 
 def edit_examples(weights: WeightSet, name: str) -> Examples:
@@ -72,21 +72,22 @@ def edit_examples(weights: WeightSet, name: str) -> Examples:
 
 def edit_loss(editor: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Mean squared error of the edited INRs' renderings, over images and pixels; no value is read."""
-    assert isinstance(editor, Editor)
+    assert isinstance(editor, OneShotEditor)
     height, width = batch["targets"].shape[-2:]
-    edited = editor(batch["params"], size=(height, width), finite=True)  # `train` refuses a loss that is not
+    # `train` refuses a loss that is not finite.
+    edited = editor.edit_params(batch["params"], size=(height, width), finite=True)
     return (render_images(edited, editor.convention, height, width) - batch["targets"]).square().mean()
 
 
 def augmented_loss(editor: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
     """`edit_loss` after a random element of the symmetry group has acted on every INR."""
-    assert isinstance(editor, Editor)
+    assert isinstance(editor, OneShotEditor)
     spec = network_of(batch["params"], editor.convention)
     return edit_loss(editor, {**batch, "params": randomly_moved(spec, batch["params"], generator)})
 
 
 def train_editor(
-    editor: Editor,
+    editor: OneShotEditor,
     splits: Mapping[str, WeightSet],
     folder: str | Path,
     options: TrainOptions,
@@ -109,8 +110,8 @@ def train_editor(
     targets = operation(editor.operation)(validation.floats())
 
     def validate(model: nn.Module) -> float:
-        assert isinstance(model, Editor)
-        return float(mean_squared_errors(model.edit(validation.stack), targets).mean())
+        assert isinstance(model, OneShotEditor)
+        return float(mean_squared_errors(model(validation.stack), targets).mean())
 
     kind, config = describe_metanet(editor.metanet)
     told = {"operation": editor.operation, "augment": augment, "editor": asdict(editor.options)}
@@ -119,9 +120,9 @@ def train_editor(
     return train(editor, loss, edit_examples(splits["train"], editor.operation), validate, folder, options, about=told)
 
 
-def edit_error(weights: WeightSet, name: str, editor: Editor | None = None, *, progress: bool = False) -> float:
+def edit_error(weights: WeightSet, name: str, editor: OneShotEditor | None = None, *, progress: bool = False) -> float:
     """Mean squared error against operation `name` of the source images; without an editor, of doing nothing."""
-    stack = weights.stack if editor is None else editor.edit(weights.stack, progress=progress)
+    stack = weights.stack if editor is None else editor(weights.stack, progress=progress)
     return float(mean_squared_errors(stack, operation(name)(weights.floats())).mean())
 
 

@@ -2,8 +2,8 @@
 
 Here: writing such a folder atomically, reading it strictly (from disk, or from the Hugging Face hub by name), loading
 its tensors into a module, and the two strict readers (tensors, JSON) that a training run's state uses as well. Not
-here: what a config means (editing/editor.py and others build modules from it, inside `built_from`), and the state of a
-run (training/state.py).
+here: where it is (location.py), what a config means (pretrained.py makes modules of it in `built_from`), and the state
+of a run (training/state.py).
 Nothing is ever unpickled; a local folder never touches the network. The formats are safetensors' and JSON's own.
 """
 
@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,18 +23,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from weightedit.errors import FileFormatError, ParamsError, WeightEditError
+from weightedit.files.location import CARD, CONFIG, FILES, WEIGHTS, locate
 from weightedit.files.reading import read_bytes, read_json, shortened
-from weightedit.files.saving import is_there, new_folder, read_settled
+from weightedit.files.saving import new_folder, read_settled
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-FILES = (WEIGHTS, CONFIG, CARD)
 _OWN_KEYS = ("format_version", "weights_sha256")
 
 # What may be built from a checkpoint: some times its own numbers (initial values are made in steps), and some more.
 _SHARE, _SPARE, _LEAST = 4, 2**22, 256
 _FROM_SIZES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.eye}
-_HUB_NAME = re.compile(r"[\w.-]*\w(/\w[\w.-]*)?", re.ASCII)
 
 
 def save_checkpoint(folder: str | Path, tensors: Mapping[str, Tensor], config: dict[str, Any], card: str) -> Path:
@@ -78,8 +75,7 @@ def load_checkpoint(
     """Read a checkpoint from a folder, or from the Hugging Face hub by its name.
 
     Args:
-        source: a folder (the network is not touched); or else a hub name, `name` or `owner/name`. A `Path`, or what
-            begins with checkpoints/, is never taken for a hub name. HF_HUB_OFFLINE=1 is respected.
+        source: a folder, the name of a shipped checkpoint, or owner/name on the hub: see `location.locate`.
         required: keys the config must have.
         revision: branch, tag or commit on the hub; unused for a folder.
     Returns:
@@ -88,7 +84,7 @@ def load_checkpoint(
         FileFormatError: for anything missing, truncated, forged, pickled, or of another format version, weights that
             are not those of the config, NaN or infinite.
     """
-    folder = _locate(source, revision)
+    folder = locate(source, revision)
     return read_settled(folder, lambda: _read(folder, required))
 
 
@@ -146,12 +142,6 @@ def built_from(source: str | Path, tensors: Mapping[str, Tensor], what: str) -> 
         raise FileFormatError(
             f"{source} holds no {what} ({reason}); expected what its save_pretrained writes: {remedy}"
         ) from error
-
-
-def check_kind(config: Mapping[str, Any], kind: str) -> None:
-    """Refuse the config of a checkpoint of another kind; FileFormatError."""
-    if config.get("kind") != kind:
-        raise FileFormatError(f"{CONFIG} is of kind {shortened(config.get('kind'))}; expected {kind!r}: name one")
 
 
 class _Bounded(TorchFunctionMode):
@@ -281,36 +271,6 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-
-
-def _locate(source: str | Path, revision: str | None) -> Path:
-    folder = Path(source)
-    if is_there(folder):
-        return folder
-    shipped = folder.parts[:1] == ("checkpoints",)  # in a clone of the repository; no owner on the hub
-    if isinstance(source, Path) or folder.exists() or shipped or not _HUB_NAME.fullmatch(source):
-        where = "" if folder.is_absolute() else f" in {Path.cwd()}"
-        kind = "is a file" if folder.exists() else f"does not exist{where}"
-        raise FileFormatError(
-            f"{source} {kind}; expected a checkpoint folder ({', '.join(FILES)}) or a hub name "
-            "like owner/name: check the path"
-            + (", which begins at the root of a clone of weightedit's repository" if shipped else "")
-        )
-    return _download(source, revision)
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise FileFormatError(
-            f"{name!r} is no folder in {Path.cwd()}, and the hub did not give it ({type(error).__name__}: {error}); "
-            "expected a folder or a hub name: check the path or the name, unset HF_HUB_OFFLINE if it is set, "
-            "or download the checkpoint by hand and pass its folder"
-        ) from error
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
+from torch import nn
+
 from weightedit.errors import SpecError
 from weightedit.files.reading import shortened
 from weightedit.graph.frame import Frame
@@ -25,7 +27,7 @@ from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 from weightedit.metanet.scalegmn.paper import PaperScaleGMN
 from weightedit.metanet.scalegmn.paper_config import PaperScaleGMNConfig
 from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
-from weightedit.network.graph_spec import AnySpec, GraphSpec
+from weightedit.network.graph_spec import AnySpec, GraphSpec, specs_of
 
 
 @dataclass(frozen=True)
@@ -90,17 +92,19 @@ def build_metanet(name: str, config: Mapping[str, object]) -> Metanetwork:
     return found.kind(found.config.from_dict({**found.fixed, **config}))
 
 
-def make_metanet(name: str, specs: Sequence[AnySpec], **options: object) -> Metanetwork:
+def make_metanet(
+    name: str, networks: nn.Module | AnySpec | Sequence[nn.Module | AnySpec], **options: object
+) -> Metanetwork:
     """A fresh metanetwork `name` for such networks: what they decide is read off them, the rest is its default.
 
     Args:
         name: see METANETS.
-        specs: architectures it must treat, at least one; GraphSpecs for those with link_kinds alone.
+        networks: a module or spec that it must treat, or several; GraphSpecs for those with link_kinds alone.
         options: fields of its config, e.g. layers=6, embedding=128.
 
     Raises SpecError on an unknown name or option, one that contradicts the name, or a GraphSpec with one for chains.
     """
-    found, known = entry(name), {item.name for item in fields(entry(name).config)}
+    found, known, specs = entry(name), {item.name for item in fields(entry(name).config)}, specs_of(networks)
     if not specs:
         raise SpecError("no network came; expected at least one spec of the networks to treat.")
     if unknown := sorted(set(options) - known):

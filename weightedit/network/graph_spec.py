@@ -226,3 +226,9 @@ def spec_of(net: nn.Module) -> AnySpec:
         return NetworkSpec.from_module(net)
     except SpecError:
         return GraphSpec.from_module(net)
+
+
+def specs_of(networks: nn.Module | AnySpec | Sequence[nn.Module | AnySpec]) -> list[AnySpec]:
+    """The specs of one network or of several, each of them a module or a spec already; see `spec_of`."""
+    several = networks if isinstance(networks, Sequence) else [networks]
+    return [spec_of(network) if isinstance(network, nn.Module) else network for network in several]

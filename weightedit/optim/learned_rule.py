@@ -15,10 +15,9 @@ A metanetwork holds activations per edge, hence far more than a rule that goes p
 how much before it is taken.
 
 >>> from weightedit.metatrain.image_optimizees import conv_net
->>> from weightedit.network.graph_spec import spec_of
 >>> from weightedit.optim.optimizer import LearnedOptimizer
 >>> net = conv_net(1, 10)
->>> optimizer = LearnedOptimizer(net, make_rule("scalegmn", [spec_of(net)]))
+>>> optimizer = LearnedOptimizer(net, make_rule("scalegmn", net))
 """
 
 from __future__ import annotations
@@ -262,17 +261,20 @@ class LearnedRule(RuleModule):
 
 
 def make_rule(
-    name: str, specs: Sequence[AnySpec], config: LearnedRuleConfig | None = None, **options: Any
+    name: str,
+    networks: nn.Module | AnySpec | Sequence[nn.Module | AnySpec],
+    config: LearnedRuleConfig | None = None,
+    **options: Any,
 ) -> LearnedRule:
     """A fresh rule of the metanetwork `name` for such networks, small enough to be run at every step.
 
     Args:
         name: see metanet.registry.METANETS; one that edits.
-        specs: architectures that it must treat, at least one (spec_of reads them).
+        networks: a module or spec that it must treat, or several.
         config: of the rule; None for `default_config`.
         options: fields of the metanetwork's config, e.g. layers=3; those of SMALL are the default.
 
-    Raises SpecError on an unknown name or option, and for specs that it does not treat.
+    Raises SpecError on an unknown name or option, and for networks that it does not treat.
     """
     config = config or default_config(name)
     known = entry(name).config.__dataclass_fields__
@@ -280,7 +282,7 @@ def make_rule(
         raise SpecError(f"{name} came as a rule; expected a metanetwork that edits, which takes gradients.")
     small = {key: value for key, value in SMALL.items() if key in known}
     small |= {"inputs": 0, "outputs": 0} if name in ANY_ENDS else {}
-    return LearnedRule(make_metanet(name, specs, **{**small, **options, "extra_types": config.extra_types}), config)
+    return LearnedRule(make_metanet(name, networks, **{**small, **options, "extra_types": config.extra_types}), config)
 
 
 def default_config(name: str) -> LearnedRuleConfig:

@@ -30,9 +30,9 @@ from weightedit.network.module_wiring import wiring_of
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import Adam
-from weightedit.optim.loading import load_rule
 from weightedit.optim.naming import arranged, paired, refuse_shard, unwrapped, with_axis, with_isolated
 from weightedit.optim.rule import RuleState, UpdateRule
+from weightedit.optim.rule_module import RuleModule
 from weightedit.optim.stepping import (
     One,
     Step,
@@ -71,7 +71,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Args:
         params: a module; or what torch optimizers take: tensors, (name, tensor) pairs, or dictionaries with `params`
             and perhaps `lr` and `weight_decay`.
-        rule: an UpdateRule, or the folder or hub name of a learned one.
+        rule: an UpdateRule, or a learned one by its folder or name: "small-classifier", "runs/rule", "owner/name".
         lr: factor of the rule's delta, a number >= 0 or a tensor; 1 is the step that the rule was made for.
         weight_decay: decoupled; a step takes the part lr * weight_decay of a parameter away.
         net: the network that `params` belong to, for their names and wiring.
@@ -100,7 +100,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         **options: Any,
     ) -> None:
         self.options = read_options(options)
-        self.rule: UpdateRule = load_rule(rule) if isinstance(rule, str | Path) else rule
+        self.rule: UpdateRule = RuleModule.from_pretrained(rule) if isinstance(rule, str | Path) else rule
         self._outside: UpdateRule = self.options.outside or Adam(1.0)
         self._skipped, self._refused = 0, None
         self._observed: Any = None

@@ -1,21 +1,21 @@
 """What update rules with weights share: a config and weights that make them, a state of zeros, a folder to be kept in.
 
 How a step is made of gradients is mlp_rule.py's, metanet_rule.py's and learned_rule.py's; what an update rule is,
-rule.py's. Any of them from its folder: loading.py.
+rule.py's. RuleModule.from_pretrained loads any of them.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from weightedit.files.checkpoint import CONFIG, built_from, check_kind, load_checkpoint, load_into, save_checkpoint
+from weightedit.files.location import CONFIG
+from weightedit.files.pretrained import Pretrained
 from weightedit.files.schema import conform
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wire, Wiring
@@ -28,7 +28,7 @@ Stepped = tuple[Params, RuleState]
 """The delta and the state after it."""
 
 
-class RuleModule(nn.Module, ABC):
+class RuleModule(Pretrained):
     """An UpdateRule whose `forward` is its `update`, and whose `config` and weights are all that it is.
 
     Attributes:
@@ -93,26 +93,11 @@ class RuleModule(nn.Module, ABC):
         """See UpdateRule.update."""
         return self(wiring, grads, state, params, loss=loss)
 
-    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
-        """Write model.safetensors, config.json and README.md (the card), atomically; `training`: facts to keep."""
-        facts = {"kind": self.kind, **self.described(), "training": dict(training or {})}
-        return save_checkpoint(folder, self.state_dict(), facts, card)
-
     def described(self) -> dict[str, Any]:
-        """What config.json says of it, plain data; `from_description` makes the same one, without its weights."""
+        """See Pretrained."""
         return {"rule": asdict(self.config)}
 
     @classmethod
     def from_description(cls, config: Mapping[str, Any]) -> Self:
-        """The rule that a config.json describes."""
+        """See Pretrained."""
         return cls(conform(cls.configs, config["rule"], f"{CONFIG}: rule"))  # type: ignore[call-arg]
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> Self:
-        """The rule of a checkpoint folder or hub repository; raises FileFormatError on anything forged or missing."""
-        tensors, config = load_checkpoint(source, required=("kind", "rule"))
-        with built_from(source, tensors, cls.what):
-            check_kind(config, cls.kind)
-            rule = cls.from_description(config)
-            load_into(rule, tensors)
-        return rule.eval()

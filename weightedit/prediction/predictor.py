@@ -7,15 +7,15 @@ Here: the predictor, saved and loaded as editors are (editing/editor.py). Not he
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from weightedit.errors import ParamsError, SpecError
-from weightedit.files.checkpoint import CONFIG, built_from, load_checkpoint, load_into, save_checkpoint
+from weightedit.files.location import CONFIG
+from weightedit.files.pretrained import Pretrained
 from weightedit.files.schema import Facts, Width, Within, conform
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
@@ -25,14 +25,11 @@ from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.registry import MetanetConfig, build_metanet, describe_metanet
 from weightedit.network.graph_spec import AnySpec, GraphSpec
 
-KIND = "predictor"
-_CONFIG_KEYS = ("metanet", "outputs", "hidden", "dropout", "convention")
-
 
 class PredictorConfig(TypedDict):
     """What the config.json of a predictor holds; the convention is null where its networks are no INRs."""
 
-    kind: NotRequired[Literal["predictor"]]
+    kind: Literal["predictor"]
     metanet: MetanetConfig
     outputs: Width
     hidden: Width
@@ -41,7 +38,7 @@ class PredictorConfig(TypedDict):
     training: NotRequired[Facts]
 
 
-class WeightSpacePredictor(nn.Module):
+class WeightSpacePredictor(Pretrained):
     """Networks -> `outputs` numbers each: embed, LayerNorm, one hidden layer (SiLU, dropout), linear.
 
     Args:
@@ -62,6 +59,9 @@ class WeightSpacePredictor(nn.Module):
     >>> predictor.predict(spec, initial_params(3, spec.widths)).shape
     torch.Size([3, 10])
     """
+
+    kind = "predictor"
+    what = "predictor"
 
     def __init__(
         self,
@@ -137,42 +137,25 @@ class WeightSpacePredictor(nn.Module):
         dtype = next(self.parameters()).dtype
         return {name: tensor.to(dtype) for name, tensor in params.items()}
 
-    def save_pretrained(self, folder: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
-        """Write model.safetensors, config.json and README.md (the model card), atomically.
-
-        Args:
-            folder: where.
-            card: Markdown text: data, figures and the commands that made them.
-            training: the whole configuration of the training, plain JSON data.
-        """
+    def described(self) -> dict[str, Any]:
+        """See Pretrained. Raises SpecError for a metanetwork that is not registered."""
         name, config = describe_metanet(self.metanet)
-        facts = {
-            "kind": KIND,
+        return {
             "metanet": {"name": name, "config": config},
             "outputs": self.outputs,
             "hidden": self.hidden,
             "dropout": self.dropout,
             "convention": self.convention.to_dict() if self.convention else None,
-            "training": dict(training or {}),
         }
-        return save_checkpoint(folder, self.state_dict(), facts, card)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> WeightSpacePredictor:
-        """The predictor of a checkpoint folder, or of a repository on the Hugging Face hub, in eval mode on the CPU.
-
-        Raises FileFormatError on anything missing, truncated or forged; nothing in a checkpoint is executed.
-        """
-        tensors, config = load_checkpoint(source, required=_CONFIG_KEYS)
-        with built_from(source, tensors, KIND):
-            stated: PredictorConfig = conform(PredictorConfig, config, CONFIG)
-            metanet = build_metanet(stated["metanet"]["name"], stated["metanet"]["config"])
-            predictor = cls(
-                metanet,
-                stated["outputs"],
-                hidden=stated["hidden"],
-                dropout=stated["dropout"],
-                convention=stated["convention"],
-            )
-            load_into(predictor, tensors)
-        return predictor.eval()
+    def from_description(cls, config: Mapping[str, Any]) -> Self:
+        """See Pretrained."""
+        stated: PredictorConfig = conform(PredictorConfig, config, CONFIG)
+        return cls(
+            build_metanet(stated["metanet"]["name"], stated["metanet"]["config"]),
+            stated["outputs"],
+            hidden=stated["hidden"],
+            dropout=stated["dropout"],
+            convention=stated["convention"],
+        )

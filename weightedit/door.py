@@ -1,0 +1,106 @@
+"""Verbs of `import weightedit as we` that need nothing but their nouns: fit pictures, edit INRs, read a network.
+
+Here: calls with few arguments, in units that a person has. Not here: what they are made of (inr/fitting.py,
+editing/refinement.py), and reading files (loading.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightedit.editing.curvature import LearnedKFAC
+from weightedit.editing.descent import choose_networks
+from weightedit.editing.operations import Operation
+from weightedit.editing.refinement import RefinementRule, refine, target_of
+from weightedit.errors import WeightEditError
+from weightedit.inr.fitting import FitOptions
+from weightedit.inr.fitting import fit as fit_all
+from weightedit.inr.stack import INRStack
+from weightedit.inr.widening import widen as widened
+from weightedit.network.graph_spec import AnySpec, spec_of
+
+SHIPPED_RULE = "refine-rule"
+
+
+def fit(
+    images: Tensor, hidden: Sequence[int] = (32, 32), *, seed: int | None = None, progress: bool = False, **options: Any
+) -> INRStack:
+    """One SIREN per picture, each from an initialization of its own.
+
+    Args:
+        images: [N, C, H, W], floats in [0, 1] or bytes.
+        hidden: widths of the hidden layers; large pictures need more.
+        seed: of the initializations; None draws from torch's own generator.
+        progress: show a tqdm bar.
+        options: fields of FitOptions: target_psnr (40 dB), max_steps, init, method, ...
+
+    Returns:
+        N INRs in the order of the images, also those that missed the target (which is logged): see `psnr`.
+        `weightedit.inr.fitting.fit` also says how many steps each took.
+
+    Raises:
+        WeightEditError: an option out of range; ParamsError: images of another shape or range.
+    """
+    known = [entry.name for entry in fields(FitOptions)]
+    if unknown := sorted(set(options) - set(known)):
+        raise WeightEditError(f"got {', '.join(unknown)}; expected some of {', '.join(known)}.")
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    widths = (2, *hidden, images.shape[1]) if images.dim() == 4 else None  # others are refused there
+    return fit_all(images, widths=widths, options=FitOptions(**options), generator=generator, progress=progress).stack
+
+
+def edit(
+    inrs: INRStack,
+    operation: str | Operation | Callable[[Tensor], Tensor] | Tensor,
+    *,
+    strength: float | Tensor = 1.0,
+    steps: int = 10,
+    widen: int = 1,
+    rule: RefinementRule | None = None,
+    progress: bool = False,
+) -> INRStack:
+    """INRs after learned steps towards what an operation makes of their renderings; no editor is needed.
+
+    Args:
+        inrs: N of them, of any convention, width and depth.
+        operation: a name, an Operation, any function from images [N, C, H, W] in [0, 1] to the same, or the pictures
+            [N, C, H, W] that are wanted.
+        strength: 0 leaves the INRs as they are bit for bit (unless they are widened), 1 is the operation, beyond 1 the
+            change is exaggerated; or one per INR. Pictures are aimed at as they are.
+        steps: at least 0; ten take milliseconds per small INR.
+        widen: hidden widths of the edited INRs, as a multiple of the given ones'.
+        rule: that takes the steps; None is the shipped "refine-rule".
+        progress: show a tqdm bar.
+
+    Raises:
+        WeightEditError: an unknown operation, or a number out of range; ParamsError: pictures that do not fit.
+    """
+    amounts = torch.as_tensor(strength, dtype=torch.float32)
+    if not isinstance(operation, Tensor):
+        operation = target_of(operation, inrs, strength=strength)
+    elif not bool((amounts == 1).all()):
+        raise WeightEditError(f"got strength={strength} with pictures; expected 1: blend them yourself.")
+    start = widened(inrs, widen)
+    if steps == 0 or not bool(amounts.any()):
+        return replace(start, psnr=None)
+    by = rule or LearnedKFAC.from_pretrained(SHIPPED_RULE)
+    edited = refine(start, operation, steps, rule=by, progress=progress)
+    moved = amounts.expand(len(inrs)).to(operation.device) > 0
+    return edited.with_params(choose_networks(moved, edited.params, start.params))
+
+
+def read(net: nn.Module) -> AnySpec:
+    """What a network is, hence its symmetry; metanetworks and `propose_delta` take it.
+
+    Returns:
+        A NetworkSpec of a chain of layers, or a GraphSpec of a network with residual additions or normalizations.
+
+    Raises:
+        SpecError: what cannot be read, by the name of the submodule.
+    """
+    return spec_of(net)
