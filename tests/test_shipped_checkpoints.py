@@ -4,6 +4,7 @@ The figure here is the one on the demo's digits, which need no download: the fig
 command that makes them.
 """
 
+import copy
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from weightedit.cli.demo import digit_images, run_demo
 from weightedit.editing.curvature import KFAC, LearnedKFAC
+from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import operation
@@ -68,6 +70,27 @@ def test_predictive_editor_reproduces_its_figures(folder: Path) -> None:
         error = float(mean_squared_errors(editor(stack, name), wanted).mean())
         assert error == pytest.approx(stated, rel=0.05), name
         assert error < 0.75 * float(mean_squared_errors(stack, wanted).mean()), name
+
+
+@pytest.mark.parametrize(
+    "folder", of_kind(OneShotEditor.kind) + of_kind(PredictiveEditor.kind), ids=lambda folder: folder.name
+)
+def test_editors_of_any_precision_edit_alike(folder: Path) -> None:
+    """In half precision they once rendered black, without a word; weights come in float32, or as the editor's."""
+    editor = Editor.from_pretrained(folder)
+    channels = editor.predictor.config.channels if isinstance(editor, PredictiveEditor) else 1
+    stack = fit(digit_images(1)[0].expand(-1, channels, -1, -1), generator=torch.Generator().manual_seed(0)).stack
+    for name in editor.operations:
+        expected = editor(stack, name).render()
+        change = float((expected - stack.render()).square().mean())
+        for dtype in (torch.float64, torch.bfloat16, torch.float16):
+            other = copy.deepcopy(editor).to(dtype)
+            for given in (stack, stack.with_params({k: tensor.to(dtype) for k, tensor in stack.params.items()})):
+                edited = other(given, name)
+                found = edited.with_params({k: tensor.float() for k, tensor in edited.params.items()}).render()
+                # Rounding the weights themselves costs more than editing with rounded numbers.
+                allowed = max(0.06 * change, 20 * float(torch.finfo(dtype).eps) ** 2)
+                assert float((found - expected).square().mean()) < allowed, (name, dtype)
 
 
 def test_the_contrast_editor_works_on_colours() -> None:

@@ -141,6 +141,11 @@ def test_a_warp_is_the_exponential_of_its_generator():
         for strength in (1.0, 0.3):
             wanted = operation(name).at(image, strength)
             torch.testing.assert_close(warp(image, strength * generator.expand(2, 2, 3)), wanted, rtol=0, atol=1e-5)
+            for dtype in (torch.float16, torch.bfloat16):
+                found = warp(image.to(dtype), (strength * generator.expand(2, 2, 3)).to(dtype))
+                assert found.dtype == dtype
+                # A generator that is off by eps moves places by 14 pixels of it, a picture by as much at most.
+                assert float((found - wanted).abs().max()) < 16 * torch.finfo(dtype).eps
 
 
 def test_it_learns_an_operation_from_examples():

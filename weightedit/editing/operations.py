@@ -273,7 +273,12 @@ def _rotate_by(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def moved(images: Tensor, matrix: Tensor) -> Tensor:
-    """Every pixel (x, y) of the result, about the centre, shows the source at matrix (x, y, 1); border repeated."""
+    """Every pixel (x, y) of the result, about the centre, shows the source at matrix (x, y, 1); border repeated.
+
+    Places are found in float32 at least: half precision is too coarse to tell pixels apart.
+    """
+    if images.dtype.itemsize < 4:
+        return moved(images.float(), matrix.float()).to(images.dtype)
     size = images.new_tensor([images.shape[3] / 2, images.shape[2] / 2])
     matrix = torch.cat([matrix[..., :2] * size / size.unsqueeze(1), matrix[..., 2:] / size.unsqueeze(1)], -1)
     places = functional.affine_grid(matrix, list(images.shape), align_corners=False)

@@ -141,7 +141,6 @@ def warp(images: Tensor, generators: Tensor) -> Tensor:
         images: [N, C, H, W].
         generators: [N, 2, 3]; pixel p of the result, (x, y, 1) about the centre, shows the source at expm(generator) p.
     """
-    # In half precision torch's exponential is wrong on CPUs.
+    # Half precision is too coarse for places, and torch's exponential in it is wrong on CPUs.
     wide = generators.to(torch.promote_types(generators.dtype, torch.float32))
-    matrix = torch.linalg.matrix_exp(functional.pad(wide, (0, 0, 0, 1)))[:, :2]
-    return moved(images, matrix.to(images.dtype))
+    return moved(images, torch.linalg.matrix_exp(functional.pad(wide, (0, 0, 0, 1)))[:, :2])
