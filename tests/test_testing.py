@@ -1,12 +1,16 @@
 """The judges judged: maps that respect the symmetry pass, maps that break it in the ways codes do fail."""
 
+from functools import cache
+
 import pytest
 import torch
+from torch.func import functional_call, grad
 
 from tests.networks import CNNS, SPECS, random_params
 from tests.residual_networks import RESIDUAL, Small, trained
 from weightedit.network.features import DELTA, GRADIENT, PARAMETER
 from weightedit.network.graph_spec import GraphSpec
+from weightedit.network.reading import wiring_of
 from weightedit.network.spec import NetworkSpec
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error, invariance_error
 
@@ -238,3 +242,70 @@ def test_stacks_of_networks_that_are_no_chains_are_judged_with_an_element_each()
     assert_equivariant(_each(lambda t: 0.1 * t), spec, stack)
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(_each(lambda t: t + t.mean(0)), spec, stack)
+
+
+class Attention(torch.nn.Module):
+    """Two heads between an embedding and a head, with a residual stream: only a wiring describes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.qkv, self.out, self.last = (
+            torch.nn.Linear(*size) for size in ((3, 8), (8, 24), (8, 8), (8, 2))
+        )
+        self.position = torch.nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x):
+        x = self.first(x) + self.position
+        q, k, v = self.qkv(x).view(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.last((x + self.out(y.transpose(1, 2).reshape(-1, 5, 8))).relu())
+
+
+@cache
+def _attention():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, x = Attention().double(), torch.randn(4, 5, 3, dtype=torch.float64)
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    return wiring_of(net, x), params, lambda p: functional_call(net, p, (x,))
+
+
+def test_whatever_a_wiring_claims_is_judged_attention_included():
+    wiring, params, run = _attention()
+
+    def slopes(p):
+        return grad(lambda p: run(p).square().mean())(p)
+
+    assert_invariant(run, wiring, params)
+    assert_equivariant(slopes, wiring, params, kind=GRADIENT)
+    stack = {name: torch.stack([p, p + 1]) for name, p in params.items()}
+    assert_equivariant(_each(lambda t: t / 3), wiring, stack)
+    with pytest.raises(AssertionError, match="not equivariant under symmetry 'scale'"):
+        assert_equivariant(_each(lambda t: t.square()), wiring, params, symmetry="scale")
+    with pytest.raises(AssertionError, match="not equivariant under symmetry 'scale'"):
+        assert_equivariant(slopes, wiring, params, symmetry="scale")  # a gradient is no delta
+
+
+def _head_by_head(params):
+    """The first head is told from the second."""
+    heads = params["qkv.weight"].view(3, 2, 4, 8) * torch.tensor([1.0, 2.0], dtype=torch.float64).view(2, 1, 1)
+    return {**params, "qkv.weight": heads.view(24, 8)}
+
+
+def _queries_alone(params):
+    """Places within the queries of a head move without those of its keys."""
+    queries, others = params["qkv.weight"].split([8, 16])
+    return {**params, "qkv.weight": torch.cat([queries.view(2, 4, 8).roll(1, 1).reshape(8, 8), others])}
+
+
+def _stream_alone(params):
+    """What attention adds to the stream stands at other neurons than the stream's."""
+    return {**params, "out.bias": params["out.bias"] + params["first.bias"].roll(1)}
+
+
+@pytest.mark.parametrize("broken", [_head_by_head, _queries_alone, _stream_alone, _by_position])
+def test_what_breaks_heads_or_the_stream_around_them_is_caught(broken):
+    wiring, params, _ = _attention()
+    assert_equivariant(lambda p: {**p, "out.bias": p["out.bias"] + p["first.bias"]}, wiring, params)
+    with pytest.raises(AssertionError, match="not equivariant under symmetry 'permutation'"):
+        assert_equivariant(broken, wiring, params, symmetry="permutation")

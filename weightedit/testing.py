@@ -3,6 +3,9 @@
 The protocol is symmetry.md section 5: random elements, never the identity, scales log-uniform over [1e-2, 1e2], errors
 relative to the size of each tensor by itself, and an output that does depend on its input. `tests/test_testing.py`
 holds the judges to account with maps that are wrong.
+
+Every description of a network is judged: chains (NetworkSpec), networks with residual additions and normalisations
+(GraphSpec), and whatever a Wiring claims of any other module, permutations of attention heads among it.
 """
 
 from __future__ import annotations
@@ -13,17 +16,19 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from weightedit.network.features import DELTA, ChannelType
+from weightedit.network.features import DELTA, PARAMETER, ChannelType
 from weightedit.network.graph_spec import AnySpec
 from weightedit.network.spec import Params, Symmetry, check_finite, check_shapes
-from weightedit.network.symmetry import GroupElement, act, random_element
+from weightedit.network.symmetry import act, random_element
+from weightedit.network.wiring import Wiring
 
 _ELEMENTS = 4
+_Move = Callable[[Params, ChannelType], Params]  # tensors of a type, under one element of the group
 
 
 def equivariance_error(
     function: Callable[[Params], Params],
-    spec: AnySpec,
+    spec: AnySpec | Wiring,
     params: Mapping[str, Tensor],
     *,
     symmetry: Symmetry = "full",
@@ -35,15 +40,16 @@ def equivariance_error(
     Args:
         function: parameters in; deltas out (`kind` DELTA: errors are relative to the delta, not hidden behind the
             weights), or parameters out (PARAMETER).
-        spec: architecture of `params`.
-        params: one network or N stacked ones (then each network gets its own element).
+        spec: architecture of `params`; a Wiring (reading.wiring_of) where it is neither a chain nor a graph. Parameters
+            outside a wiring stay as they are, and phases of sines are drawn for specs alone.
+        params: one network or N stacked ones (then each network gets its own element; of a wiring, its own factors).
         symmetry: part of the group to draw from.
         kind: type of the output.
         seed: of the random elements.
     """
     plain, errors = _values(function(dict(params))), dict.fromkeys(params, 0.0)
-    for element, moved in _elements(spec, params, symmetry, seed):
-        expected, got = act(element, spec, plain, kind), _values(function(moved))
+    for move, moved in _elements(spec, params, symmetry, seed):
+        expected, got = move(plain, kind), _values(function(moved))
         for name in errors:
             size, difference = (
                 expected[name].square().mean().sqrt(),
@@ -55,7 +61,7 @@ def equivariance_error(
 
 def invariance_error(
     function: Callable[[Params], Tensor],
-    spec: AnySpec,
+    spec: AnySpec | Wiring,
     params: Mapping[str, Tensor],
     *,
     symmetry: Symmetry = "full",
@@ -71,7 +77,7 @@ def invariance_error(
 
 def assert_equivariant(
     function: Callable[[Params], Params],
-    spec: AnySpec,
+    spec: AnySpec | Wiring,
     params: Mapping[str, Tensor],
     *,
     symmetry: Symmetry = "full",
@@ -96,7 +102,7 @@ def assert_equivariant(
 
 def assert_invariant(
     function: Callable[[Params], Tensor],
-    spec: AnySpec,
+    spec: AnySpec | Wiring,
     params: Mapping[str, Tensor],
     *,
     symmetry: Symmetry = "full",
@@ -116,18 +122,17 @@ def assert_invariant(
 
 
 def _elements(
-    spec: AnySpec, params: Mapping[str, Tensor], symmetry: Symmetry, seed: int
-) -> Iterator[tuple[GroupElement, Params]]:
+    spec: AnySpec | Wiring, params: Mapping[str, Tensor], symmetry: Symmetry, seed: int
+) -> Iterator[tuple[_Move, Params]]:
     """Random elements that do change `params`, each with the parameters it makes of them."""
-    count, dtype = check_shapes(spec.param_shapes(), params), next(iter(params.values())).dtype
-    check_finite(params, count)
     generator, found = torch.Generator().manual_seed(seed), 0
+    draw = _of_wiring if isinstance(spec, Wiring) else _of_spec
     for _ in range(8 * _ELEMENTS):
-        element = random_element(spec, generator, symmetry=symmetry, count=count, dtype=dtype)
-        moved = act(element, spec, params)
+        move = draw(spec, params, symmetry, generator)  # type: ignore[arg-type]
+        moved = move(dict(params), PARAMETER)
         if all(torch.equal(moved[name], params[name]) for name in params):
             continue
-        yield element, moved
+        yield move, moved
         found += 1
         if found == _ELEMENTS:
             return
@@ -136,6 +141,36 @@ def _elements(
             f"symmetry {symmetry!r} of this network holds no element but the identity; expected a network on which "
             "something can be tested. Make its hidden layers wider."
         )
+
+
+def _of_spec(spec: AnySpec, params: Mapping[str, Tensor], symmetry: Symmetry, generator: torch.Generator) -> _Move:
+    count, dtype = check_shapes(spec.param_shapes(), params), next(iter(params.values())).dtype
+    check_finite(params, count)
+    element = random_element(spec, generator, symmetry=symmetry, count=count, dtype=dtype)
+    return lambda tensors, kind: act(element, spec, tensors, kind)
+
+
+def _of_wiring(wiring: Wiring, params: Mapping[str, Tensor], symmetry: Symmetry, generator: torch.Generator) -> _Move:
+    def arranged(tensors: Mapping[str, Tensor]) -> Params:
+        return {wire.name: wire.arranged(tensors[wire.name]) for wire in wiring.wires}
+
+    check_finite(params, None)
+    lead, places = wiring.lead(arranged(params)), wiring.permutations(generator)
+    scales, flips = [], []
+    for neurons in wiring.sets:
+        group, shape = neurons.group.restricted(symmetry), (*lead, neurons.size)
+        uniform = 2 * torch.rand(2, *shape, generator=generator, dtype=torch.float64) - 1
+        scales.append(100 ** uniform[0] if group.scale else torch.ones(shape, dtype=torch.float64))
+        flips.append(uniform[1].sign() if group.flip else torch.ones(shape, dtype=torch.float64))
+
+    def move(tensors: Params, kind: ChannelType) -> Params:
+        own = wiring.permuted(arranged(tensors), places)
+        like = next(iter(own.values()))
+        signs = flips if kind.odd else [flip.abs() for flip in flips]
+        own = wiring.rescaled(own, [(q**kind.scale * s).to(like) for q, s in zip(scales, signs, strict=True)])
+        return {**tensors, **{wire.name: wire.restored(own[wire.name]) for wire in wiring.wires}}
+
+    return move
 
 
 def _values(params: Mapping[str, Tensor]) -> Params:
