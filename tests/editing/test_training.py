@@ -6,7 +6,7 @@ import torch
 from tests.device_waits import device_waits
 from weightedit.data.weight_sets import WeightSet
 from weightedit.editing.curvature import LearnedKFAC
-from weightedit.editing.editor import EditorOptions
+from weightedit.editing.one_shot import EditorOptions
 from weightedit.editing.operations import operation
 from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.editing.predictor_training import prediction_examples, prediction_loss, targets_of, train_predictor
