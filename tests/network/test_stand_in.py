@@ -14,7 +14,8 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 from tests.networks import generator
 from weightedit.errors import SpecError
-from weightedit.network.module_wiring import steps_of, wiring_of
+from weightedit.network.module_wiring import steps_of
+from weightedit.network.reading import wiring_of
 from weightedit.network.spec import NetworkSpec
 from weightedit.network.stand_in import stand_in
 from weightedit.optim.hand_designed import SGD
@@ -209,7 +210,7 @@ def test_what_cannot_be_copied_is_outside():
             raise RuntimeError("there is one of me")
 
     net = nn.Sequential(Single(2, 3))
-    wiring = wiring_of(net)
-    assert wiring.outside == ("0.weight", "0.bias") and "cannot be copied (RuntimeError: there is" in wiring.notes[0]
+    wiring = wiring_of(net, torch.zeros(1, 2))
+    assert set(wiring.by_name) == {"0.weight", "0.bias"} and "copied (RuntimeError: there is" in wiring.notes[0]
     with pytest.raises(SpecError, match="cannot be copied"):
         steps_of(net)

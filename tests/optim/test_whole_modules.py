@@ -68,23 +68,21 @@ def curve(optimizer, loss, steps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "steps", "outside", "fraction", "behind"),
+    ("name", "steps", "fraction", "behind"),
     [
-        ("ResNet", 40, [], 0.1, 1.5),
-        ("ViT", 60, ["token", "position"], 0.6, 1.0),
-        ("GPT", 60, ["tokens.weight", "positions.weight"], 0.12, 1.0),
+        ("ResNet", 40, 0.1, 1.5),
+        ("ViT", 60, 0.3, 1.0),
+        ("GPT", 60, 0.12, 1.0),
     ],
 )
-def test_a_whole_module_is_trained_end_to_end(name, steps, outside, fraction, behind, caplog):
+def test_a_whole_module_is_trained_end_to_end(name, steps, fraction, behind, caplog):
     """Far below its first loss, no slower than AdamW at its default but on the ResNet, where it is by about a quarter
-    (README); no parameter is left behind, or left to AdamW in silence."""
+    (README); no parameter is left behind, or left to AdamW."""
     net, loss = problem(name)
     before = {k: p.detach().clone() for k, p in net.named_parameters()}
     with caplog.at_level(logging.WARNING):
         optimizer = LearnedOptimizer(net, "checkpoints/small-classifier")
-    groups = [group for group in optimizer.param_groups if group["outside"]]
-    assert [key for group in groups for key in group["param_names"]] == outside
-    assert not outside or f"AdamW at lr 0.001 in a group of their own: {', '.join(outside)}" in caplog.text
+    assert not any(group["outside"] for group in optimizer.param_groups) and not caplog.text
     losses = curve(optimizer, loss, steps)
     assert all(not torch.equal(p, before[k]) for k, p in net.named_parameters())
     other, same = problem(name)

@@ -25,7 +25,7 @@ from weightedit.inr.siren import initial_params, places, raw_outputs
 from weightedit.metatrain.draws import indices
 from weightedit.metatrain.optimizee import Batch, Task
 from weightedit.network.graph_spec import spec_of
-from weightedit.network.module_wiring import wiring_of
+from weightedit.network.reading import wiring_of
 from weightedit.network.spec import Activation, NetworkSpec, Params
 from weightedit.network.wiring import Wiring
 
@@ -225,32 +225,31 @@ class ModuleOptimizee(Classifier):
 
     make: Callable[[], nn.Module] = nn.Identity
     net: nn.Module = field(init=False, repr=False)
+    _wiring: Wiring = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = self.make()
         buffers = [name for name, _ in net.named_buffers()]
-        outside = wiring_of(net).outside
+        like = next(net.parameters(), self.data.images)
+        wiring = wiring_of(net, torch.zeros(2, *self.data.images.shape[1:], dtype=like.dtype, device=like.device))
+        outside = [*wiring.outside, *(wire.name for wire in wiring.wires if wire.stored)]
         if buffers or outside or not list(net.parameters()):
             raise SpecError(
                 f"a {type(net).__name__} with buffers {buffers} and parameters outside the neural graph "
-                f"{list(outside)} came; expected parameters, all in the graph, and no buffers: use normalisations "
-                "without running statistics, and layers that wiring_of reads."
+                f"{outside} came; expected parameters, all in the graph, and no buffers: use normalisations "
+                "without running statistics, and no embeddings."
             )
+        with suppress(SpecError):  # then only rules that are metanetworks have nothing to read
+            wiring = replace(wiring, spec=spec_of(net))
         object.__setattr__(self, "net", net)
+        object.__setattr__(self, "_wiring", wiring)
 
     @property
     def wiring(self) -> Wiring:
-        """As module_wiring.wiring_of reads it."""
+        """As reading.wiring_of reads it."""
         return self._wiring
-
-    @cached_property
-    def _wiring(self) -> Wiring:
-        wiring = wiring_of(self.net)
-        with suppress(SpecError):  # then only rules that are metanetworks have nothing to read
-            wiring = replace(wiring, spec=spec_of(self.net))
-        return wiring
 
     def init(self, generator: torch.Generator, count: int, *, held_out: bool = False) -> tuple[Params, Task]:
         """`count` modules' parameters; there is no task."""

@@ -1,7 +1,8 @@
 """Inputs that a module's forward might take, where nobody gave one: shapes alone, from its first layer.
 
-A guess counts only where the forward runs on it. Vectors and sequences of vectors are both tried where a linear layer
-comes first: what is found must be the same.
+A guess counts only where the forward runs on it, and gives as many examples as came (a view to rows of a fixed length
+also takes pictures of another size, and mixes them). Vectors and sequences of vectors are both tried where a linear
+layer comes first: what is found must be the same.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import torch
 from torch import Tensor, nn
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+BATCH = 2
+"""How many examples a guess has."""
 _SIZES = (32, 28, 8, 64, 224, 16, 96, 128, 299)
 
 
 def as_inputs(inputs: Any) -> Inputs:
     """(args, kwargs) of what a user calls one batch: a tensor, a tuple or list of arguments, or keywords."""
+    if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict):
+        return inputs
     if isinstance(inputs, dict) or hasattr(inputs, "keys"):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
@@ -52,10 +57,10 @@ def _of_transformers(net: Any) -> Iterator[list[Inputs]]:
         channels = getattr(net.config, "num_channels", 3)
         size = getattr(net.config, "image_size", None)
         for side in (size,) if isinstance(size, int) else _SIZES:
-            yield [((), {"pixel_values": torch.zeros(2, channels, side, side, device=device)})]
-    given = {k: v.to(device) for k, v in net.dummy_inputs.items() if isinstance(v, Tensor)}
+            yield [((), {"pixel_values": torch.zeros(BATCH, channels, side, side, device=device)})]
+    given = {k: v[:BATCH].to(device) for k, v in net.dummy_inputs.items() if isinstance(v, Tensor)}
     yield [((), given)]
-    yield [((), {"input_ids": torch.zeros(2, 8, dtype=torch.long, device=device)})]
+    yield [((), {"input_ids": torch.zeros(BATCH, 8, dtype=torch.long, device=device)})]
 
 
 def _first(net: nn.Module) -> Iterator[list[Tensor]]:
@@ -66,23 +71,23 @@ def _first(net: nn.Module) -> Iterator[list[Tensor]]:
         if not own[0].is_floating_point():
             continue
         if isinstance(module, nn.Embedding):
-            yield [torch.zeros(2, 8, dtype=torch.long, device=own[0].device)]
+            yield [torch.zeros(BATCH, 8, dtype=torch.long, device=own[0].device)]
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             space = len(module.kernel_size)
             for side in _SIZES if space < 3 else _SIZES[:3]:
-                yield [torch.zeros(2, module.in_channels, *[side] * space, **like)]
+                yield [torch.zeros(BATCH, module.in_channels, *[side] * space, **like)]
         elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-            yield [torch.zeros(2, 5, own[0].shape[1], **like)]
+            yield [torch.zeros(BATCH, 5, own[0].shape[1], **like)]
         elif isinstance(module, nn.Linear) or own[0].dim() == 2:
             size = module.in_features if isinstance(module, nn.Linear) else own[0].shape[1]
-            yield [torch.zeros(2, size, **like), torch.zeros(2, 5, size, **like)]
-            yield from ([torch.zeros(2, channels, side, side, **like)] for channels, side in _pictures(size))
+            yield [torch.zeros(BATCH, size, **like), torch.zeros(BATCH, 5, size, **like)]
+            yield from ([torch.zeros(BATCH, channels, side, side, **like)] for channels, side in _pictures(size))
         elif own[0].dim() == 1 and len(own[0]) > 1:  # a normalization
             size = len(own[0])
-            yield [torch.zeros(2, size, **like), torch.zeros(2, 5, size, **like)]
-            yield from ([torch.zeros(2, size, side, side, **like)] for side in _SIZES)
+            yield [torch.zeros(BATCH, size, **like), torch.zeros(BATCH, 5, size, **like)]
+            yield from ([torch.zeros(BATCH, size, side, side, **like)] for side in _SIZES)
         elif own[0].dim() == 4:
-            yield from ([torch.zeros(2, own[0].shape[1], side, side, **like)] for side in _SIZES)
+            yield from ([torch.zeros(BATCH, own[0].shape[1], side, side, **like)] for side in _SIZES)
 
 
 def _pictures(size: int) -> Iterator[tuple[int, int]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from weightedit.errors import SpecError
 from weightedit.network.flow import Flow, Value
 from weightedit.network.operations.table import apply
 from weightedit.network.stand_in import copied, random_states_kept
@@ -28,12 +29,16 @@ class Unreadable(Exception):
     """A forward that cannot be captured. Its text names the part."""
 
 
-def follow(flow: Flow, net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def follow(
+    flow: Flow, net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, batch: int | None = None
+) -> None:
     """Run `net` on inputs of the shapes of `args` and `kwargs` through `flow`: parameters, operations, outputs.
 
-    Raises Unreadable.
+    Raises Unreadable, also where `batch` is how many examples went in and another number comes out.
     """
     graph, names, given = _captured(net, args, kwargs)
+    if batch is not None and any(shape[:1] != (batch,) for shape in _outputs(graph)):
+        raise Unreadable(f"{type(net).__name__}, whose examples are not told apart")
     _Follower(flow, names, given).run(graph)
 
 
@@ -45,12 +50,16 @@ def _captured(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     inside: list[str] = []
     with random_states_kept(), warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
-        twin = copied(net)
+        try:
+            twin = copied(net)
+        except SpecError as error:
+            raise Unreadable(f"{type(net).__name__}: {error}") from None
         _prepare(twin, inside)
         params = dict(twin.named_parameters())
         buffers = dict(twin.named_buffers())
         leaves, tree = pytree.tree_flatten((tuple(args), dict(kwargs)))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        device = next((p.device for p in params.values()), torch.device("cpu"))
+        tensors = [torch.empty_like(leaf, device=device) for leaf in leaves if isinstance(leaf, Tensor)]
 
         def forward(own: list[Tensor], kept: list[Tensor], data: list[Tensor]) -> list[Tensor]:
             left = iter(data)
@@ -73,20 +82,24 @@ def _why(error: Exception) -> str:
     """What a user can do something about: errors of torch's own machinery say nothing to them."""
     if type(error).__module__.startswith("torch"):
         return ", which decides by the values of tensors"
+    if "dynamo-optimized" in f"{error}":
+        return ", which calls a function that torch.compile made (compile the module instead)"
     line = next((line.strip() for line in f"{error}".splitlines() if line.strip()), "")
     return f", which raised {type(error).__name__}: {line}"
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Functions that the user compiled run as they were written; what fails is not logged, since it is only tried."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
+    """What fails is not logged, since it is only tried."""
+    logs = [logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "__trace")]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
     try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
+        yield
     finally:
-        log.disabled = before
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
 
 
 def _prepare(twin: nn.Module, inside: list[str]) -> None:
@@ -201,6 +214,13 @@ class _Follower:
     def _unknown(self, given: Any, out: Any) -> Any:
         values = [value for value in pytree.tree_leaves(given) if isinstance(value, Value)]
         return apply(self.flow, "", {"given": values}, out)
+
+
+def _outputs(graph: fx.GraphModule) -> Iterator[tuple[int, ...]]:
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    for node in output.all_input_nodes:
+        if isinstance(seen := node.meta.get("val"), Tensor):
+            yield tuple(seen.shape)
 
 
 def _shapes(seen: Any) -> Any:

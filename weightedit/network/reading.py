@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from weightedit.network.examples import Inputs, as_inputs, guesses
+from weightedit.network.examples import BATCH, Inputs, as_inputs, guesses
 from weightedit.network.flow import Flow, Value
 from weightedit.network.operations.table import apply
 from weightedit.network.program import Unreadable, follow
@@ -31,19 +32,58 @@ class Reading:
     waits: bool = False
 
 
+class FirstInputs:
+    """Remembers of what shapes the inputs of a module's next forward are, and takes its hook off again.
+
+    Attributes:
+        inputs: (args, kwargs) with tensors without data; None before there was a forward.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.inputs: Inputs | None = None
+        self._handle = net.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():  # a forward that is being compiled stays as it is
+            return
+        self.inputs = pytree.tree_map_only(torch.Tensor, _alike, (args, kwargs))
+        self.remove()
+
+    def remove(self) -> None:
+        """Take the hook off."""
+        self._handle.remove()
+
+
+def _alike(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The user's module inside DistributedDataParallel, DataParallel and torch.compile, whose names have no prefix."""
+    while True:
+        if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            net = net.module
+        elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
+            net = inner
+        else:
+            return net
+
+
 def wiring_of(net: nn.Module, inputs: Any = None) -> Wiring:
     """The wiring of `net`.
 
     Args:
         net: any module.
         inputs: one batch that its forward takes, of which only shapes matter: a tensor, a tuple of arguments, or a
-            dictionary of keywords. None: they are guessed from the first layer.
+            dictionary of keywords. None: they are guessed from the first layer. Tensors on the meta device stand for
+            those on the device of the network.
     """
     return read(net, inputs).wiring
 
 
 def read(net: nn.Module, inputs: Any = None) -> Reading:
     """As `wiring_of`, with what else there is to say."""
+    net = unwrapped(net)
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if p.is_floating_point()}
     rest = tuple(name for name, p in net.named_parameters() if not p.is_floating_point())
     found = _in_turn(net, inputs, shapes) if shapes else Reading(Wiring((), ()))
@@ -59,7 +99,7 @@ def _in_turn(net: nn.Module, inputs: Any, shapes: dict[str, tuple[int, ...]]) ->
         found = []
         for one in tried:
             try:
-                found.append(_followed(net, one, shapes))
+                found.append(_followed(net, one, shapes, BATCH if inputs is None else None))
             except Unreadable as error:
                 fault = f"{error}"
         if found:
@@ -81,9 +121,9 @@ def _in_turn(net: nn.Module, inputs: Any, shapes: dict[str, tuple[int, ...]]) ->
     return Reading(replace(alone, notes=(note,)), waits=inputs is None)
 
 
-def _followed(net: nn.Module, inputs: Inputs, shapes: dict[str, tuple[int, ...]]) -> Wiring:
+def _followed(net: nn.Module, inputs: Inputs, shapes: dict[str, tuple[int, ...]], batch: int | None) -> Wiring:
     flow = Flow()
-    follow(flow, net, *inputs)
+    follow(flow, net, *inputs, batch=batch)
     return flow.finish(shapes, _targets(net))
 
 

@@ -83,6 +83,7 @@ class _Learned(_Bridged):
     """A LearnedOptimizer. Its rules stay attributes: what stands in groups is copied, and a copy gets no gradient."""
 
     def __init__(self, other: LearnedOptimizer, *arguments: Any, **options: Any) -> None:
+        other.settle()
         self._sides = {False: (other.rule, other.wiring), True: other.outside}
         self._seen = {name: tensor.detach() for name, tensor in other.seen.items()}
         self._told = other.refuse
@@ -121,8 +122,9 @@ class _Learned(_Bridged):
                 grad = grouped_grads[g][i]
                 if bool(group["outside"]) != outside or (grad is None and not whole):
                     continue
-                params[name] = with_axis(group["params"][i])
-                grads[name] = torch.zeros_like(params[name]) if grad is None else with_axis(grad)
+                wire = wiring.by_name[name]
+                params[name] = wire.arranged(with_axis(group["params"][i]))
+                grads[name] = torch.zeros_like(params[name]) if grad is None else wire.arranged(with_axis(grad))
                 if grad is not None:
                     places[name] = g, i
                 if self.state[g].get(i):
@@ -130,13 +132,15 @@ class _Learned(_Bridged):
         if not places:
             return {}, Step({}, {}, {}, {})
         for name, tensor in self._seen.items() if whole else ():
-            params[name], grads[name] = tensor, torch.zeros_like(tensor)
+            params[name] = wiring.by_name[name].arranged(tensor)
+            grads[name] = torch.zeros_like(params[name])
         deltas, after = proposed(rule, wiring, (grads, state, params), loss=self._loss)
         ones, new = {}, {}
         for name, (g, i) in places.items():
             group, old = self.param_groups[g], self.param_groups[g]["params"][i]
             ones[name] = One(old, group, grads[name])
-            new[name] = stepped(params[name], deltas[name], group).to(old.dtype).view_as(old)
+            deltas[name] = wiring.by_name[name].restored(deltas[name])
+            new[name] = stepped(with_axis(old), deltas[name], group).to(old.dtype).view_as(old)
         return places, Step(ones, {name: after[name] for name in places}, {name: deltas[name] for name in places}, new)
 
 

@@ -17,17 +17,6 @@ from weightedit.errors import ParamsError, WeightEditError
 from weightedit.network.wiring import NeuronSet, Wire, Wiring
 
 
-def unwrapped(net: nn.Module) -> nn.Module:
-    """The user's module inside DistributedDataParallel, DataParallel and torch.compile, whose names have no prefix."""
-    while True:
-        if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            net = net.module
-        elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
-            net = inner
-        else:
-            return net
-
-
 def paired(
     params: Any, names: Mapping[int, str], taken: Iterable[str], *, generate: bool = True
 ) -> list[tuple[str, Tensor]]:
@@ -127,13 +116,14 @@ def with_axis(tensor: Tensor) -> Tensor:
 
 def refuse_shard(name: str, tensor: Tensor, wire: Wire | None = None) -> None:
     """Raise WeightEditError if `tensor` is a piece of a parameter (FSDP, tensor parallelism, ZeRO stage 3)."""
+    shape = () if wire is None else wire.stored or wire.shape
     if type(tensor) in (nn.Parameter, Tensor):
-        axes = 0 if wire is None else tensor.dim() - len(wire.shape)
-        whole = wire is None or (axes in (0, 1) and tensor.shape[axes:] == wire.shape)
+        axes = tensor.dim() - len(shape)
+        whole = wire is None or (axes in (0, 1) and tensor.shape[axes:] == shape)
     else:
         whole = not (_is_distributed(tensor) or hasattr(tensor, "_is_flat_param"))
     if not whole:
-        expected = "the whole parameter" if wire is None else f"the whole parameter, {'x'.join(map(str, wire.shape))}"
+        expected = "the whole parameter" if wire is None else f"the whole parameter, {'x'.join(map(str, shape))}"
         raise WeightEditError(
             f"{name} came as a {type(tensor).__name__} of shape {tuple(tensor.shape)}, a shard; expected {expected}, "
             "since an update rule reads the network as a graph: train with DDP instead of FSDP."

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
 from weightedit.network.graph_spec import spec_of
-from weightedit.network.module_wiring import wiring_of
+from weightedit.network.reading import FirstInputs, read, unwrapped
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import Adam
-from weightedit.optim.naming import arranged, paired, refuse_shard, unwrapped, with_axis, with_isolated
+from weightedit.optim.naming import arranged, paired, refuse_shard, with_axis, with_isolated
 from weightedit.optim.rule import RuleState, UpdateRule
 from weightedit.optim.rule_module import RuleModule
 from weightedit.optim.stepping import (
@@ -76,6 +76,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weight_decay: decoupled; a step takes the part lr * weight_decay of a parameter away.
         net: the network that `params` belong to, for their names and wiring.
         wiring: instead of the one read from the network.
+        inputs: one batch that the network's forward takes, of which only shapes matter: a tensor, a tuple of arguments
+            or a dictionary of keywords. None: they are guessed from its first layer or, where that is not possible,
+            remembered from its first forward by a hook that then removes itself; until the first step a network is
+            then read layer by layer.
         options: fields of StepOptions.
 
     Attributes:
@@ -97,6 +101,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         *,
         net: nn.Module | None = None,
         wiring: Wiring | None = None,
+        inputs: Any = None,
         **options: Any,
     ) -> None:
         self.options = read_options(options)
@@ -108,6 +113,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._updates: dict[bool, Callable[..., tuple[Params, RuleState]]] = {}
         if isinstance(params, nn.Module):
             net, params = params, list(unwrapped(params).named_parameters())
+        whole = net
         net = None if net is None else unwrapped(net)
         self._net = None if net is None else weakref.ref(net)
         self._isolates = net is None and wiring is None
@@ -116,11 +122,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"parameters alone came for {rule_name(self.rule)}, which reads the network's graph; expected the "
                 "network: LearnedOptimizer(net, rule), or LearnedOptimizer(params, rule, net=net)."
             )
-        self.wiring = wiring or (Wiring((), ()) if net is None else wiring_of(net))
-        if net is not None and self.wiring.spec is None and getattr(self.rule, "needs_spec", False):
-            self.wiring = replace(self.wiring, spec=spec_of(net))
-        for note in self.wiring.notes:
-            _LOG.warning(note)
+        self._first: FirstInputs | None = None
+        self.wiring = wiring or Wiring((), ())
+        if net is not None and whole is not None:
+            self._read(net, whole, inputs, given=wiring is not None)
         self._outside_wiring = Wiring((), ())
         check_numbers({"lr": lr, "weight_decay": weight_decay})
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False})
@@ -128,7 +133,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if moved[True] and not moved[False]:
             _LOG.warning(
                 "No parameter that requires a gradient is in the neural graph: %s will move nothing, %s everything. "
-                "Read optimizer.wiring.report(); weightedit.network.module_wiring names the layers that it reads.",
+                "Read optimizer.wiring.report(); only numbers without axes, and what is empty, are left out of it.",
                 rule_name(self.rule),
                 self._outside_name(),
             )
@@ -136,6 +141,37 @@ class LearnedOptimizer(torch.optim.Optimizer):
     @property
     def skipped_steps(self) -> int:  # noqa: D102, described with the class
         return self._skipped + (0 if self._refused is None else int(self._refused))
+
+    # The network.
+
+    def _read(self, net: nn.Module, whole: nn.Module, inputs: Any, *, given: bool) -> None:
+        """Find the wiring, unless it is given; where inputs are missing, wait for those of the first forward."""
+        if not given:
+            found = read(net, inputs)
+            self.wiring = found.wiring
+            if found.waits:
+                self._first = FirstInputs(whole)
+        if self.wiring.spec is None and getattr(self.rule, "needs_spec", False):
+            self.wiring = replace(self.wiring, spec=spec_of(net))
+        for note in self.wiring.notes if self._first is None else ():
+            _LOG.warning(note)
+
+    def settle(self, *, final: bool = False) -> None:
+        """Read a network whose inputs could not be guessed, if its first forward is past; or as it is, if `final`.
+
+        A step does, so that this is for who looks at `wiring` before that.
+        """
+        first, net = self._first, self._net() if self._net is not None else None
+        if first is None or (first.inputs is None and not final):
+            return
+        self._first = None
+        if net is None:
+            return
+        first.remove()
+        found = read(net, first.inputs).wiring if first.inputs is not None else self.wiring
+        self.wiring = replace(found, spec=self.wiring.spec)
+        for note in self.wiring.notes:
+            _LOG.warning(note)
 
     # Parameters.
 
@@ -231,6 +267,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        self.settle(final=True)
         seen, self._observed = (result if isinstance(result, Tensor | Real) else self._observed), None
         loss = self._loss(seen)
         concerned = [(outside, self._concerned(outside)) for outside in (False, True)]
@@ -283,8 +320,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _step(self, ones: dict[str, One], loss: Tensor | None, outside: bool) -> Step:
         rule, wiring = (self._outside, self._outside_wiring) if outside else (self.rule, self.wiring)
-        params = {name: with_axis(one.param.detach()) for name, one in ones.items()}
-        grads = {n: torch.zeros_like(params[n]) if o.grad is None else with_axis(o.grad) for n, o in ones.items()}
+        wires = wiring.by_name
+        params = {name: wires[name].arranged(with_axis(one.param.detach())) for name, one in ones.items()}
+        grads = {
+            n: torch.zeros_like(params[n]) if o.grad is None else wires[n].arranged(with_axis(o.grad))
+            for n, o in ones.items()
+        }
         if isinstance(rule, nn.Module):
             _bring(rule, next(iter(params.values())).device)
         if outside not in self._updates:
@@ -296,12 +337,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         state = {name: self.state[one.param] for name, one in ones.items() if self.state.get(one.param)}
         deltas, state = proposed(rule, wiring, (grads, state, params), loss=loss, update=self._updates[outside])
         taken = {name: one for name, one in ones.items() if one.grad is not None}
+        deltas = {name: wires[name].restored(deltas[name]) for name in taken}
         new = {
-            n: stepped(params[n], deltas[n], o.group).to(params[n].dtype)
+            n: stepped(with_axis(o.param.detach()), deltas[n], o.group).to(params[n].dtype)
             for n, o in taken.items()
             if is_half(o.param.dtype)
         }
-        return Step(taken, {name: state[name] for name in taken}, {name: deltas[name] for name in taken}, new)
+        return Step(taken, {name: state[name] for name in taken}, deltas, new)
 
     def _loss(self, seen: Any) -> Tensor | None:
         if seen is None:
@@ -371,7 +413,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 given = came["state"].get(key)
                 if not given:
                     continue
-                expected = rule.init(wiring, {name: wide(with_axis(param.detach()))})[name]
+                if self._first is not None and not group["outside"]:  # it may be arranged otherwise yet
+                    continue
+                arranged = wiring.by_name[name].arranged(with_axis(param.detach()))
+                expected = rule.init(wiring, {name: wide(arranged)})[name]
                 if (
                     "peak" not in given and given.keys() | {"peak"} == expected.keys()
                 ):  # of before there was one, which the next step finds
@@ -405,6 +450,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().__setstate__(
             {
                 "_net": None,
+                "_first": None,
                 "_observed": None,
                 "_seen": {},
                 "_skipped": 0,

@@ -110,7 +110,7 @@ def _contract(
 
 
 def matmul(flow: Flow, a: Mapping[str, Any], out: Any, bias: Any = None) -> Any:
-    x, w = (a[key] for key in (("mat1", "mat2") if "mat1" in a else ("self", "mat2" if "mat2" in a else "other")))
+    x, w = (value for value in a.values() if isinstance(value, Value))
     left, right = len(x.shape), len(w.shape)
     batch = max(left, right) - 2
     xs = [-3] if left == 1 else [*range(batch - (left - 2), batch), -1, -3]
