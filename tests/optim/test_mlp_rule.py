@@ -108,9 +108,9 @@ def test_agrees_with_a_slow_twin(config, monkeypatch):
         grads = [wire.matrix(grads[wire.name]).flatten(1) for grads in seen]
         expected = _twin(rule, wire.kind, grads, wire.matrix(params[wire.name]).flatten(1)).reshape(wire.shape)
         torch.testing.assert_close(delta[wire.name], expected, rtol=1e-5, atol=1e-7)
-    monkeypatch.setattr(mlp_rule, "_PIECE", 20)  # two rows at a time
+    monkeypatch.setattr(mlp_rule, "_PIECES", {"cpu": 20})  # two rows at a time
     pieces = train(rule, wiring, params, lambda _: seen[0], 2)[0]
-    monkeypatch.setattr(mlp_rule, "_PIECE", 10**6)
+    monkeypatch.setattr(mlp_rule, "_PIECES", {"cpu": 10**6})
     _close(pieces, train(rule, wiring, params, lambda _: seen[0], 2)[0], 1e-13)
 
 
@@ -324,3 +324,18 @@ def test_forged_files(facts, message, tmp_path):
 def test_values_out_of_range(values, message):
     with pytest.raises(WeightEditError, match=message):
         MLPRuleConfig(**values)
+
+
+@over_configs
+def test_dtypes_and_lengths_may_differ_from_tensor_to_tensor(config):
+    """Each tensor gets what it gets alone, in its own dtype: biases of two lengths, and a weight in another dtype."""
+    rule, params, grads = _rule(config), random_params(SPEC), random_params(SPEC, seed=1)
+    params["layers.1.weight"], grads["layers.1.weight"] = (p["layers.1.weight"].float() for p in (params, grads))
+    delta, state = rule.update(WIRING, grads, rule.init(WIRING, params), params)
+    for k in params:
+        one, g = {k: params[k]}, {k: grads[k]}
+        alone, own = rule.update(WIRING, g, rule.init(WIRING, one), one)
+        assert delta[k].dtype == params[k].dtype == state[k]["second"].dtype
+        tolerance = 1e-11 if params[k].dtype == torch.float64 else 1e-5
+        _close({k: delta[k]}, alone, tolerance)
+        _close(state[k], own[k], tolerance)

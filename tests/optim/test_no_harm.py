@@ -172,13 +172,12 @@ def test_healthy_gradients_give_the_steps_that_they_gave(rule, monkeypatch):
     """Bit by bit: both factors are 1 there."""
     net, other = TwoHeads(), TwoHeads()
     train(net, LearnedOptimizer(net, rule), 25)
-    ones = torch.ones(())
     for name in ("metanet_rule", "metanet_step", "mlp_rule"):
         module = f"weightedit.optim.{name}"
         if name != "metanet_rule":
             monkeypatch.setattr(f"{module}.of_entries", torch.ones_like)
         if name != "metanet_step":
-            monkeypatch.setattr(f"{module}.of_tensor", lambda square, averaged, peak: (ones, peak))
+            monkeypatch.setattr(f"{module}.of_tensor", lambda square, averaged, peak: (torch.ones_like(peak), peak))
     train(other, LearnedOptimizer(other, rule), 25)
     assert_equal(net, other)
 

@@ -8,13 +8,12 @@ division by root mean squares over the tensor is left to the network's first lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from weightedit.network.wiring import Wire
 from weightedit.optim.gauge import root
 from weightedit.optim.unitwise import line
 
@@ -48,18 +47,17 @@ class Seen(NamedTuple):
         return [factor.expand(*factor.shape[:-2], *self.gradient.shape[-2:]) for factor in factors]
 
 
-def look(wire: Wire, gradient: Tensor, parameter: Tensor, moments: Mapping[str, Tensor]) -> Seen:
-    """What is known of the tensor of `wire`; gradient and parameter shaped as it, moments as MLPRule keeps them."""
-    flat = {key: wire.matrix(moments[key]).flatten(-2) for key in ("momenta", "second")}
-    mean = flat["second"].mean((-2, -1), keepdim=True)
-    return seen(wire.matrix(gradient).flatten(-2), wire.matrix(parameter).flatten(-2), {**moments, **flat}, mean)
+def seen(
+    gradient: Tensor, parameter: Tensor, moments: Mapping[str, Tensor], mean: Tensor, averages: Sequence[Tensor] = ()
+) -> Seen:
+    """What is known of matrices [.., rows, columns], with moments as MLPRule keeps them, of matrices.
 
-
-def seen(gradient: Tensor, parameter: Tensor, moments: Mapping[str, Tensor], mean: Tensor) -> Seen:
-    """`look`, of matrices [.., rows, columns], with the mean of the second moment, [.., 1, 1]."""
+    `mean`: of the second moment, [.., 1, 1]; `averages`: of its rows and columns, [.., factors, 1, 1], if some are not
+    there.
+    """
     gradient, parameter, second, mean = (x.unsqueeze(-3) for x in (gradient, parameter, moments["second"], mean))
     rows, columns = moments["rows"].unsqueeze(-1), moments["columns"].unsqueeze(-2)
-    averages = [square.mean((-2, -1), keepdim=True) for square in (rows, columns)]
+    averages = averages or [square.mean((-2, -1), keepdim=True) for square in (rows, columns)]
     return Seen(
         *(gradient, parameter, moments["momenta"], second, _damping(mean)),
         *((rows + _damping(averages[0])).rsqrt(), (columns + _damping(averages[1])).rsqrt(), root(averages[0])),

@@ -26,15 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.errors import WeightEditError
+from weightedit.network.spec import Params
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root
-from weightedit.optim.mlp_features import Seen, full_features, lean_features, look, seen
-from weightedit.optim.rule import beside, warmth
+from weightedit.optim.mlp_features import Seen, full_features, lean_features, seen
+from weightedit.optim.rule import RuleState, beside, warmth
 from weightedit.optim.rule_module import At, RuleModule, Stepped
+from weightedit.optim.stacks import plan_of
 from weightedit.optim.unitwise import (
     FROM,
     affine,
     compiled_for_all_shapes,
+    dense,
     goes_alone,
     numbers,
     pieces,
@@ -46,7 +49,8 @@ from weightedit.optim.warrant import of_entries, of_tensor
 FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
 _MAGNITUDE = 1e-3  # of Metz et al., as are the times
 _TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
-_PIECE = 16384  # parameters that go through the network at once
+_PIECES = {"cpu": 16384}  # parameters that go through the network at once
+_PIECE = 2**20  # where every call takes long
 _LINE = 2**16  # and, compiled, in one loop
 _UNITWISE_TO = 256  # products of a network that is compiled unit by unit
 
@@ -179,33 +183,97 @@ class MLPRule(RuleModule):
 
     def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: _Passes | None) -> Stepped:
         """See RuleModule.step; the loss is not looked at."""
-        (grads, state, params), deltas, new = at, {}, {}
-        if not grads:
-            return deltas, new
-        steps = torch.stack([state[name]["step"] for name in grads]) + 1
-        clocks, warm = self._clocks(steps), warmth(self.config.second, steps).sqrt()
-        warm = (warm / warmth(self.config.momenta[0], steps)).unbind()
+        grads, state, params = at
+        large = [name for name, grad in grads.items() if passes and goes_alone(grad, wiring.by_name[name].shape)]
+        deltas: Params = {}
+        new: RuleState = {}
+        kinds: dict[tuple[torch.dtype, torch.device], Params] = {}
+        for name, grad in grads.items():
+            if name not in large:
+                kinds.setdefault((state[name]["second"].dtype, grad.device), {})[name] = grad
+        for some in kinds.values():
+            found = self._stacked(wiring, (some, state, params))
+            deltas, new = deltas | found[0], new | found[1]
+        for name in large:
+            assert passes is not None
+            one = (grads[name], state[name], params[name])
+            deltas[name], new[name] = self._alone(wiring.by_name[name], one, passes)
+        return {name: deltas[name] for name in grads}, {name: new[name] for name in grads}
+
+    def _stacked(self, wiring: Wiring, at: At) -> Stepped:
+        """Tensors of one dtype and device, those of one shape in one go (stacks.py)."""
+        grads, state, params = at
+        first = next(iter(grads))
+        like = state[first]["second"]
+        lead, dtype, plan = like.dim() - len(wiring.by_name[first].shape), like.dtype, plan_of(wiring, grads, like)
+        before = {key: [state[name][key] for name in plan.names] for key in state[first]}
+        steps = torch.stack(before["step"], -1) + 1
+        joined = []
+        for stack in plan.stacks:
+            given = [[tensors[name].to(dtype) for name in stack.names] for tensors in (grads, params)]
+            given += [before[key][stack.of] for key in ("momenta", "second")]
+            joined.append([stack.join(tensors, lead) for tensors in given])
+        squares = [gradient.square() for gradient, *_ in joined]
+        fresh = self.factor_complements.to(dtype).unsqueeze(-1)
+        now = torch.cat([s.unpadded(square.mean(-1)) for s, square in zip(plan.stacks, squares, strict=True)], -1)
+        rows = torch.cat(before["rows"], -1).lerp(now.unsqueeze(-2), fresh)
+        own = [s.column_means(square).flatten(-2) for s, square in zip(plan.stacks, squares, strict=True)]
+        columns = torch.cat(before["columns"], -1).lerp(torch.cat(own, -1).unsqueeze(-2), fresh)
         slow = self.config.factors.index(max(self.config.factors))
-        averaged = warmth(self.config.factors[slow], steps).unbind()
-        for i, (name, grad) in enumerate(grads.items()):
-            wire, before = wiring.by_name[name], state[name]
-            gradient, parameter = grad.to(before["second"].dtype), params[name].to(before["second"].dtype)
-            normalised = self.config.output == "normalised" and wire.kind == "weight"
-            clock = clocks[i].to(gradient.dtype), None if normalised else warm[i]
-            if passes is not None and goes_alone(grad, wire.shape):
-                matrices = wire.flat(gradient), wire.flat(parameter)
-                direction, new[name] = self._passed(passes, wire, matrices, before, clock)
-            else:
-                new[name] = self._accumulate(wire, gradient, before)
-                direction = self._direction(look(wire, gradient, parameter, new[name]), *clock)
-            new[name]["step"] = steps[i].clone()
-            square, mean = wire.matrix(gradient).square().mean((-3, -2, -1)), new[name]["rows"].mean(-1)[..., slow]
-            warranted, new[name]["peak"] = of_tensor(square, mean / averaged[i].to(mean.dtype), before["peak"])
-            size = -self.log_step_size.exp().to(gradient.dtype) * warranted
-            if normalised:
-                size = size * inverse_root(_energy(direction.flatten(-2)) / math.prod(direction.shape[-2:]))
-            deltas[name] = (beside(size, direction) * direction).reshape(grad.shape).to(grad.dtype)
-        return deltas, new
+        mean = plan.rows_of_tensor.mean(rows[..., slow, :]) / warmth(self.config.factors[slow], steps).to(dtype)
+        warranted, peak = of_tensor(plan.rows_of_tensor.mean(now), mean, torch.stack(before["peak"], -1))
+        sizes = plan.per_stack(-self.log_step_size.exp().to(dtype) * warranted)
+        clocks, warm = (plan.per_stack(x, axis) for x, axis in zip(self._clocks(steps, dtype), (-2, -1), strict=True))
+        parts: dict[str, list[Tensor]] = {"delta": [], "momenta": [], "second": []}
+        by_row, by_column = plan.rows_per_stack(rows), plan.columns_per_stack(columns)
+        for i, (stack, (gradient, parameter, momenta, second)) in enumerate(zip(plan.stacks, joined, strict=True)):
+            moments = {
+                "momenta": momenta.lerp(gradient.unsqueeze(-3), self.complements.to(dtype).view(-1, 1, 1)),
+                "second": second.lerp(squares[i], 1 - self.config.second),
+                "rows": by_row[i].movedim(-2, -3),
+                "columns": by_column[i].movedim(-2, -3),
+            }
+            factors = [moments[key].unsqueeze(-1) for key in ("rows", "columns")]
+            averages = [
+                stack.means(factors[0].movedim(-3, -4)).movedim(-4, -3),
+                factors[1].mean((-2, -1), keepdim=True),
+            ]
+            known = seen(gradient, parameter, moments, stack.means(moments["second"]), averages)
+            normalised = self._normalises(stack.wires[0])
+            direction = self._direction(known, clocks[i], None if normalised else warm[i], stack.real)
+            size = self._sized(sizes[i], direction) if normalised else sizes[i]
+            for key, tensor in (("delta", size[..., None, None] * direction), *list(moments.items())[:2]):
+                parts[key] += stack.parts(tensor, lead)
+        after: dict[str, Sequence[Tensor]] = {
+            **parts,
+            **{"rows": plan.split_rows(rows), "columns": plan.split_columns(columns)},
+            **{"step": steps.unbind(-1), "peak": peak.unbind(-1)},
+        }
+        deltas = {name: after["delta"][i].to(grads[name].dtype) for i, name in enumerate(plan.names)}
+        return deltas, {name: {key: after[key][i] for key in before} for i, name in enumerate(plan.names)}
+
+    def _normalises(self, wire: Wire) -> bool:
+        return self.config.output == "normalised" and wire.kind == "weight"
+
+    def _sized(self, size: Tensor, direction: Tensor) -> Tensor:
+        """The factor of a direction [.., rows, columns] whose root mean square over the tensor is to be 1."""
+        return size * inverse_root(_energy(direction.flatten(-2)) / math.prod(direction.shape[-2:]))
+
+    def _alone(
+        self, wire: Wire, at: tuple[Tensor, Mapping[str, Tensor], Tensor], passes: _Passes
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Delta and state of one large tensor, pass by pass. `at`: gradient, state and value."""
+        (grad, before, param), dtype = at, at[1]["second"].dtype
+        steps, slow = before["step"] + 1, self.config.factors.index(max(self.config.factors))
+        clock, warm = self._clocks(steps, dtype)
+        matrices = wire.flat(grad.to(dtype)), wire.flat(param.to(dtype))
+        normalised = self._normalises(wire)
+        direction, new = self._passed(passes, wire, matrices, before, (clock, None if normalised else warm))
+        mean = new["rows"][slow].mean(-1) / warmth(self.config.factors[slow], steps).to(dtype)
+        warranted, new["peak"] = of_tensor(matrices[0].square().mean(), mean, before["peak"])
+        size = -self.log_step_size.exp().to(dtype) * warranted
+        size = self._sized(size, direction) if normalised else size
+        return (size * direction).reshape(grad.shape).to(grad.dtype), {**new, "step": steps}
 
     def compiled_passes(self) -> _Passes | None:
         """See RuleModule.compiled_passes."""
@@ -240,14 +308,12 @@ class MLPRule(RuleModule):
         moments = self._moments(gradient, gradient.square(), before)
         return moments, moments["second"].mean((-2, -1), keepdim=True)
 
-    def _clocks(self, steps: Tensor) -> Tensor:
-        """The bias of the first layer, time included: [tensors, (N), hidden]."""
+    def _clocks(self, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The bias of the first layer, time included, [.., hidden]; what the uncorrected m / sqrt(v) lacks, [..]."""
         first = self._linear[0]
         times = (steps.to(first.weight.dtype).unsqueeze(-1) * self.inverse_times.to(first.weight.dtype) - 1).tanh()
-        return times @ first.weight[:, self.config.seen :].mT + first.bias
-
-    def _accumulate(self, wire: Wire, gradient: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self._moments(gradient, wire.matrix(gradient).flatten(-2).square(), before, len(wire.shape))
+        warm = warmth(self.config.second, steps).sqrt() / warmth(self.config.momenta[0], steps)
+        return (times @ first.weight[:, self.config.seen :].mT + first.bias).to(dtype), warm
 
     def _moments(
         self, gradient: Tensor, square: Tensor, before: Mapping[str, Tensor], axes: int = 2
@@ -262,21 +328,27 @@ class MLPRule(RuleModule):
             "columns": before["columns"].lerp(square.mean(-2).unsqueeze(-2), fresh_factors),
         }
 
-    def _direction(self, seen: Seen, clock: Tensor, warm: Tensor | None) -> Tensor:
+    def _direction(self, seen: Seen, clock: Tensor, warm: Tensor | None, real: Tensor | None) -> Tensor:
         """Adam's direction plus the correction, [.., rows, columns].
 
-        `warm` is what the uncorrected m / sqrt(v) is multiplied by; None: make its root mean square 1.
+        `warm` is what the uncorrected m / sqrt(v) is multiplied by; None: make its root mean square 1. `real`: which
+        rows there are, [tensors, rows], of vectors that are padded.
         """
         rows, columns = seen.gradient.shape[-2:]
-        count = max(1, _PIECE * rows // seen.gradient.numel())
+        count = max(1, _PIECES.get(seen.gradient.device.type, _PIECE) * rows // seen.gradient.numel())
         if torch.compiler.is_compiling():
-            if seen.gradient.numel() >= FROM and self._products <= _UNITWISE_TO:
+            if seen.gradient.numel() >= FROM and self._products <= _UNITWISE_TO and real is None:
                 return self._fused(seen, clock, warm)
             count = rows
-        pieces = [seen.part(start, start + count) for start in range(0, rows, count)]
+        starts = range(0, rows, count)
+        pieces = [seen.part(start, start + count) for start in starts]
         built = [self._features(pieces[0])] if len(pieces) == 1 else []  # large tensors: twice, rather than kept
-        energies = [_energy(found) for found in built] or [_energy(self._features(piece)) for piece in pieces]
-        inverse = inverse_root(sum(energies[1:], energies[0]) / (rows * columns))
+        energies = []
+        for start, piece in zip(starts, pieces, strict=True):
+            found = built[0] if built else self._features(piece)
+            energies.append(_energy(found if real is None else found * real[:, None, start : start + count]))
+        number = rows * columns if real is None else real.sum(-1, keepdim=True)
+        inverse = inverse_root(sum(energies[1:], energies[0]) / number)
         first = self._first(inverse)
         base = inverse[..., self._adam : self._adam + 1] if warm is None else beside(warm, inverse)
         found = []
@@ -341,9 +413,9 @@ class MLPRule(RuleModule):
 
     def _network(self, first: Tensor, clock: Tensor, features: Tensor) -> Tensor:
         """[.., features, n] -> [.., outputs, n]; `first` and `clock` are the first layer's weight and bias."""
-        x = _affine(first, clock, features)
+        x = dense(first, clock.unsqueeze(-1), features)
         for layer in self._linear[1:]:
-            x = _affine(layer.weight.to(x.dtype), layer.bias.to(x.dtype), x.relu_())
+            x = dense(layer.weight.to(x.dtype), layer.bias.to(x.dtype).unsqueeze(-1), x.relu_())
         return x
 
 
@@ -357,11 +429,3 @@ class _Passes(NamedTuple):
 
 def _energy(features: Tensor) -> Tensor:
     return torch.linalg.vector_norm(features, dim=-1).square()
-
-
-def _affine(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """weight x + bias for x [.., in, n]; the weight and the bias may be of one network or of every one of a stack."""
-    if x.dim() == 2:
-        return torch.addmm(bias.unsqueeze(-1), weight, x)
-    weight = weight.expand(len(x), *weight.shape[-2:])
-    return torch.baddbmm(bias.unsqueeze(-1).expand(len(x), -1, 1), weight, x)

@@ -28,6 +28,7 @@ class Stack:
         names, wires: of the tensors, in order.
         rows, columns: of the matrix that each one is; of biases and gains, the longest's rows.
         alone: one large tensor that a compiled rule takes by itself.
+        real: [tensors, rows], which rows there are; None for all.
         first: place of the first tensor among those of all stacks.
     """
 
@@ -38,7 +39,7 @@ class Stack:
         self.columns, self.alone, self.first = self.sources * self.rest, alone, first
         self.lengths = [wire.view[0] for wire in wires]
         self._shape = wires[0].shape
-        self._padding = self._places = self._counts = None
+        self._padding = self._places = self._counts = self.real = None
         if min(self.lengths) < self.rows:
             ends, total = _starts(self.lengths), sum(self.lengths)
             rows = [
@@ -48,6 +49,7 @@ class Stack:
             self._padding = torch.cat(rows)
             self._places = torch.cat([_range(i * self.rows, n, device) for i, n in enumerate(self.lengths)])
             self._counts = torch.tensor(self.lengths, device=device).unsqueeze(-1)
+            self.real = _range(0, self.rows, device) < self._counts
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,6 +74,12 @@ class Stack:
             return self.unpadded(joined.squeeze(-1).movedim(lead, -2)).split(self.lengths, -1)
         shape = (*joined.shape[:-2], *self._shape)
         return (joined if joined.shape == shape else joined.reshape(shape)).unbind(lead)
+
+    def means(self, joined: Tensor) -> Tensor:
+        """Means over the rows and columns that there are, [.., tensors, rows, columns], zero elsewhere: [.., 1, 1]."""
+        if self._counts is None:
+            return joined.mean((-2, -1), keepdim=True)
+        return joined.sum((-2, -1), keepdim=True) / (self.columns * self._counts.unsqueeze(-1))
 
     def column_means(self, joined: Tensor) -> Tensor:
         """Means over the rows that there are, [.., tensors, rows, columns] -> [.., tensors, columns]."""
