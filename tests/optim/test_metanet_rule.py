@@ -476,7 +476,7 @@ def test_saved_and_loaded(tmp_path):
     assert again.config == rule.config
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), rule.state_dict().values(), strict=True))
     MLPRule().save_pretrained(tmp_path / "other", "a card")
-    with pytest.raises(FileFormatError, match="no metanetwork update rule"):
+    with pytest.raises(FileFormatError, match="of kind 'mlp-rule'; expected one of kind metanet-rule"):
         MetanetRule.from_pretrained(tmp_path / "other")
 
 
