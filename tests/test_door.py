@@ -99,7 +99,8 @@ def test_edit_is_learned_steps_towards_the_operation(inrs: we.INRStack) -> None:
     assert same(we.edit(inrs, "invert", strength=0.5, widen=2), expected)
     assert same(we.edit(inrs, lambda images: images.lerp(1 - images, 0.5), widen=2), expected)
     assert same(we.edit(inrs, targets, widen=2), expected)
-    assert same(we.edit(inrs, we.OPERATIONS["erode"], steps=2, rule=KFAC()), refine(inrs, target_of("erode", inrs), 2))
+    by_hand = refine(inrs, target_of("erode", inrs), 2, rule=KFAC())
+    assert same(we.edit(inrs, we.OPERATIONS["erode"], steps=2, rule=KFAC()), by_hand)
 
 
 def test_edits_of_strength_zero_change_nothing(inrs: we.INRStack) -> None:

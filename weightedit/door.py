@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.descent import choose_networks
 from weightedit.editing.operations import Operation
 from weightedit.editing.refinement import RefinementRule, refine, target_of
@@ -23,8 +22,6 @@ from weightedit.inr.fitting import fit as fit_all
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen as widened
 from weightedit.network.graph_spec import AnySpec, spec_of
-
-SHIPPED_RULE = "refine-rule"
 
 
 def fit(
@@ -88,8 +85,7 @@ def edit(
     start = widened(inrs, widen)
     if steps == 0 or not bool(amounts.any()):
         return replace(start, psnr=None)
-    by = rule or LearnedKFAC.from_pretrained(SHIPPED_RULE)
-    edited = refine(start, operation, steps, rule=by, progress=progress)
+    edited = refine(start, operation, steps, rule=rule, progress=progress)
     moved = amounts.expand(len(inrs)).to(operation.device) > 0
     return edited.with_params(choose_networks(moved, edited.params, start.params))
 

@@ -18,7 +18,7 @@ from weightedit.cli.demo import digit_images
 from weightedit.cli.main import main
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.weight_sets import save_weight_set
-from weightedit.editing.curvature import LearnedKFAC
+from weightedit.editing.curvature import KFAC, LearnedKFAC
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
@@ -391,7 +391,7 @@ def test_refine_needs_no_editor(place, capsys):
         capsys, "edit", "in.safetensors", "--operation", "erode", "--rule", "kfac", "-o", "out.safetensors"
     )
     assert (code, err) == (0, "") and "rule   K-FAC" in out
-    expected = refine(make_stack(), target_of("erode", make_stack()), 10)
+    expected = refine(make_stack(), target_of("erode", make_stack()), 10, rule=KFAC())
     found = load_inrs("out.safetensors")
     assert all(torch.equal(found.params[name], tensor) for name, tensor in expected.params.items())
     assert found.provenance["edited"] == "erode (10 steps)"

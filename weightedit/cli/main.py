@@ -277,8 +277,7 @@ def _load_editor(name: str | None) -> Editor:
 
 
 def _load_rule(name: str | None) -> RefinementRule:
-    from weightedit.door import SHIPPED_RULE
-    from weightedit.editing.curvature import KFAC, LearnedKFAC
+    from weightedit.editing.curvature import KFAC, SHIPPED_RULE, LearnedKFAC
 
     _say(f"rule   {'K-FAC, numbers set by hand' if name == 'kfac' else name or SHIPPED_RULE}")
     return KFAC() if name == "kfac" else LearnedKFAC.from_pretrained(name or SHIPPED_RULE)

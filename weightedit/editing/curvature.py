@@ -145,6 +145,10 @@ class LearnedKFACConfig:
         KFAC(self.rate, self.momentum, self.damping)
 
 
+SHIPPED_RULE = "refine-rule"
+"""Name of the shipped LearnedKFAC, which takes the steps unless another rule is given."""
+
+
 class LearnedKFAC(Pretrained):
     """K-FAC whose numbers a small network chooses, per INR, layer and step: a learned update rule for refinement.
 

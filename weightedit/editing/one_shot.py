@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from weightedit.delta import apply_delta, propose_delta
-from weightedit.editing.curvature import KFAC, RIDGE
+from weightedit.editing.curvature import RIDGE
 from weightedit.editing.editor import Editor, Wish
 from weightedit.editing.guidance import check_guides, guides
-from weightedit.editing.refinement import take_steps, target_of
+from weightedit.editing.refinement import shipped_rule, take_steps, target_of
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import SpecError, WeightEditError
 from weightedit.files.location import CONFIG
@@ -134,7 +134,8 @@ class OneShotEditor(Editor):
         edited = self.edit_params(part.params, part.convention, size=(part.height, part.width), finite=True)
         if not wish.steps:
             return edited
-        return take_steps(wish.rule or KFAC(), part.convention, edited, target_of(self.operation, part), wish.steps)
+        rule = wish.rule or shipped_rule(part.params["layers.0.weight"].device)
+        return take_steps(rule, part.convention, edited, target_of(self.operation, part), wish.steps)
 
     def edit_params(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weightedit.delta import apply_delta
-from weightedit.editing.curvature import KFAC, RIDGE
+from weightedit.editing.curvature import RIDGE, SHIPPED_RULE, LearnedKFAC
 from weightedit.editing.descent import Standing, choose_networks, descend
 from weightedit.editing.evaluation import check_targets
 from weightedit.editing.operations import Operation, operation
@@ -105,7 +105,7 @@ def refine(
         stack: where to start: INRs, or INRs that an editor has edited.
         targets: [N, C, H, W] in [0, 1], see `target_of`.
         steps: at least 0. The rules that solve the last layer do so even at 0.
-        rule: how; None is KFAC().
+        rule: how; None is the shipped LearnedKFAC, SHIPPED_RULE.
         chunk: INRs at once; None chooses: few on a CPU, whose cache they share, thousands elsewhere.
         progress: show a tqdm bar.
 
@@ -115,6 +115,7 @@ def refine(
 
     Raises:
         WeightEditError: a negative number of steps, a chunk below 1.
+        FileFormatError: no rule came, and this copy of weightedit has no checkpoints.
         ParamsError: targets that do not fit the stack, or that are not floating point in [0, 1].
     """
     for name, number, least in (("steps", steps, 0), ("chunk", chunk, 1)):
@@ -125,13 +126,18 @@ def refine(
     size = chunk or max(
         1, min(CHUNK, CHUNK_PIXELS // max(1, targets.shape[1:].numel())) if weight.device.type == "cpu" else 2048
     )
-    chosen, parts = rule or KFAC(), []
+    chosen, parts = rule or shipped_rule(weight.device), []
     with tqdm(total=len(stack), desc="refining", unit="INR", disable=not progress) as bar:
         for rows in torch.arange(len(stack), device=weight.device).split(size):
             before = {name: tensor[rows] for name, tensor in stack.params.items()}
             parts.append(take_steps(chosen, stack.convention, before, targets[rows], steps))
             bar.update(len(rows))
     return stack.with_params({name: torch.cat([part[name] for part in parts]) for name in stack.params})
+
+
+def shipped_rule(device: torch.device) -> LearnedKFAC:
+    """The rule that takes steps unless another is given; raises FileFormatError in a copy without checkpoints."""
+    return LearnedKFAC.from_pretrained(SHIPPED_RULE).to(device)
 
 
 def take_steps(rule: RefinementRule, convention: Convention, params: Params, targets: Tensor, steps: int) -> Params:
