@@ -164,12 +164,16 @@ class Editor(Pretrained):
     def _strengths(self, strength: float | Tensor, inrs: INRStack) -> Tensor:
         """One per INR, in the editor's dtype and on its device."""
         weight = next(self.parameters())
-        found = torch.as_tensor(strength, dtype=weight.dtype, device=weight.device)
-        if found.dim() > 1 or (found.dim() == 1 and found.numel() != len(inrs)):
-            raise WeightEditError(
-                f"got strengths of shape {tuple(found.shape)} for {len(inrs)} INRs; expected one, or one each."
-            )
-        if not bool(((found >= 0) & (found <= 1)).all()):
+        if not isinstance(strength, Tensor):  # then no value is read from the device
+            found, fits = weight.new_full((), strength), 0 <= strength <= 1
+        else:
+            found = strength.to(weight)
+            if found.dim() > 1 or (found.dim() == 1 and found.numel() != len(inrs)):
+                raise WeightEditError(
+                    f"got strengths of shape {tuple(found.shape)} for {len(inrs)} INRs; expected one, or one each."
+                )
+            fits = bool(((found >= 0) & (found <= 1)).all())
+        if not fits:
             raise WeightEditError(f"got strength={strength}; expected 0 (nothing) to 1 (the operation).")
         return found.expand(len(inrs))
 
