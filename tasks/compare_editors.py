@@ -15,7 +15,6 @@ fits: how many steps, and how much time, a SIREN needs from its random initialis
 from __future__ import annotations
 
 import math
-import multiprocessing
 import statistics
 import sys
 import time
@@ -54,6 +53,7 @@ from weightedit.training.loop import TrainOptions
 from weightedit.training.measured import Measured
 from weightedit.training.report import table, write_result
 from weightedit.training.timing import gigaflop, take_turns
+from weightedit.training.workers import in_processes
 
 BUDGETS = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
 """Milliseconds per INR."""
@@ -130,7 +130,7 @@ class Frontier:
             return replace(self, test_count=4, single_count=2, tune_count=2, rounds=1).run()
         if unknown := set(self.without) - set(STEPS):
             raise WeightEditError(
-                f"--without {sorted(unknown)} came; expected names among {', '.join(STEPS)}: correct it."
+                f"got --without {sorted(unknown)}; expected names among {', '.join(STEPS)}: correct it."
             )
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -209,7 +209,7 @@ class Frontier:
         editor = PredictiveEditor.from_pretrained(self.predictive or "mnist-dilate-predictive")
         if self.operation not in editor.operations and self.predictive:
             raise WeightEditError(
-                f"--predictive {self.predictive} came, which knows {', '.join(editor.operations)} and not "
+                f"got --predictive {self.predictive}, which knows {', '.join(editor.operations)} and not "
                 f'{self.operation}; expected one that does: name it, or "none".'
             )
         return editor if self.operation in editor.operations else None
@@ -330,16 +330,14 @@ class Study:
         unknown = set(self.only) - set(known)
         if unknown or self.seeds < 1 or self.workers < 1:
             raise WeightEditError(
-                f"--only {sorted(unknown)}, seeds {self.seeds}, workers {self.workers} came; expected rows among "
+                f"got --only {sorted(unknown)}, seeds {self.seeds}, workers {self.workers}; expected rows among "
                 f"{list(known)} and at least 1 of each: correct them."
             )
         chosen = [name for name in known if not self.only or name in self.only]
         jobs = [(self, name, seed) for seed in range(self.seeds) for name in chosen]
-        if self.workers > 1:
-            context = multiprocessing.get_context("spawn")
-            with context.Pool(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                list(pool.imap_unordered(study_run, jobs, chunksize=1))
-        results = {name: [study_run((self, name, seed)) for seed in range(self.seeds)] for name in chosen}
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+        for (_, name, _), found in zip(jobs, in_processes(study_run, jobs, self.workers), strict=True):
+            results[name].append(found)
         text = self.report(results)
         print(text)
         write_result(self.out, "study", results, text)
@@ -390,15 +388,11 @@ class Study:
         splits = load_splits(self.weights, train=1, validation=self.validation_limit, test=self.test_limit)
         limit = self.train_limit if row.train_limit is None else row.train_limit
         splits["train"] = load_weight_set(row.weights or self.weights, "train", limit or None)
-        options = TrainOptions(
-            steps=max(2, round(self.cost(base) / self.cost(row) * self.steps)),
+        options = TrainOptions.cosine(
+            max(2, round(self.cost(base) / self.cost(row) * self.steps)),
             batch_size=32,
             learning_rate=3e-3,
-            weight_decay=1e-2,
-            betas=(0.9, 0.98),
             warmup_steps=30,
-            schedule="cosine",
-            clip_norm=1.0,
             ema_decay=0.99,
             seed=seed,
             validate_every=100,
@@ -494,10 +488,10 @@ class Transfer:
         name = self.operation or editor.operations[0]
         if name not in editor.operations:
             known = ", ".join(editor.operations)
-            raise WeightEditError(f"--operation {name} came; this editor knows {known}: choose one of them.")
+            raise WeightEditError(f"got --operation {name}; this editor knows {known}: choose one of them.")
         if isinstance(editor, OneShotEditor) and (self.factors != (1,) or self.steps or self.strength != 1.0):
             raise WeightEditError(
-                f"--factors {self.factors}, --steps {self.steps}, --strength {self.strength} came with a one-shot "
+                f"got --factors {self.factors}, --steps {self.steps}, --strength {self.strength} with a one-shot "
                 "editor; expected them with a predictive one: leave them out."
             )
         found: list[dict[str, Any]] = []

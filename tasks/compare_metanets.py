@@ -46,6 +46,7 @@ from weightedit.training.loop import TrainOptions
 from weightedit.training.measured import Measured
 from weightedit.training.report import hardware, spread, table, write_result
 from weightedit.training.timing import gigaflop, peak_megabytes, take_turns
+from weightedit.training.workers import in_processes
 
 SIZES: dict[str, tuple[str, ...]] = {
     "scalegmn": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
@@ -126,15 +127,11 @@ class Job:
 
     def training(self, batch: int) -> TrainOptions:
         """AdamW with a warm-up and a cosine, the same for all; on the processor, whose time is counted."""
-        return TrainOptions(
-            steps=self.steps,
+        return TrainOptions.cosine(
+            self.steps,
             batch_size=batch,
             learning_rate=self.rate,
-            weight_decay=1e-2,
-            betas=(0.9, 0.98),
             warmup_steps=self.steps // 10,
-            schedule="cosine",
-            clip_norm=1.0,
             ema_decay=0.99,
             seed=self.seed,
             validate_every=max(1, self.steps // 10),
@@ -315,8 +312,8 @@ def entrants(config: Config) -> list[tuple[str, str]]:
     chosen = ["classes", "edits"] * bool(config.weights) + ["generalization"] * bool(config.zoo)
     if unknown or not chosen or min(config.seeds, config.workers, config.rounds, len(config.rates)) < 1:
         raise WeightEditError(
-            f"systems {unknown}, weights {config.weights!r}, zoo {config.zoo!r}, {config.seeds} seeds, "
-            f"{config.workers} workers, {config.rounds} rounds, rates {config.rates} came; expected systems among "
+            f"got systems {unknown}, weights {config.weights!r}, zoo {config.zoo!r}, {config.seeds} seeds, "
+            f"{config.workers} workers, {config.rounds} rounds, rates {config.rates}; expected systems among "
             f"{', '.join(METANETS)}, at least one data set, and at least one of the others: correct them."
         )
     return [(task, name) for task in chosen for name in names if task != "edits" or name not in READ_ONLY]
@@ -390,11 +387,8 @@ def step_megabytes(config: Config, task: str, name: str) -> float:
 
 def run_all(config: Config, jobs: Sequence[Job], title: str) -> dict[Job, dict[str, float]]:
     """Figures of every job, run unless they are there."""
-    todo = [(config, job) for job in jobs]
-    if config.workers == 1:
-        return {job: run((config, job)) for job in tqdm(jobs, desc=title)}
-    with multiprocessing.get_context("spawn").Pool(config.workers, torch.set_num_threads, (1,)) as pool:
-        return dict(zip(jobs, tqdm(pool.imap(run, todo, chunksize=1), desc=title, total=len(jobs)), strict=True))
+    found = in_processes(run, [(config, job) for job in jobs], config.workers)
+    return dict(zip(jobs, tqdm(found, desc=title, total=len(jobs)), strict=True))
 
 
 def run(what: tuple[Config, Job]) -> dict[str, float]:

@@ -10,12 +10,10 @@ stopped goes on where it was. INRs that missed the target PSNR are left out and 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from weightedit.files.saving import claimed
 from weightedit.inr.fitting import FitOptions
 from weightedit.inr.stack import INRStack
 from weightedit.training.plan import derive_seed
+from weightedit.training.workers import in_processes
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,9 @@ def main(config: Config) -> Path:
     if config.smoke:
         config = replace(config, source=replace(config.source, limit=48, validation=16), shard=32, workers=1)
     if config.repeats < 1 or config.shard < 1:
-        raise WeightEditError(f"repeats {config.repeats}, shard {config.shard}: expected at least 1 each; change them.")
+        raise WeightEditError(
+            f"got repeats {config.repeats}, shard {config.shard}; expected at least 1 each: change them."
+        )
     out, started = Path(config.out), time.perf_counter()
     parts = out.with_name(f"{out.name}.parts-{derive_seed(*_identity(config)):016x}")
     parts.mkdir(parents=True, exist_ok=True)
@@ -117,18 +118,9 @@ def run_shards(config: Config, images: ImageSet, split: Tensor, shards: list[Ten
     ]
     cores = os.cpu_count() or 1 if config.device == "cpu" else 1
     workers = min(config.workers or cores, max(len(jobs), 1))
-    done = tqdm(total=len(shards), initial=len(shards) - len(jobs), desc="shards", unit="shard")
-    for _ in _completed(jobs, workers):
-        done.update()
-    done.close()
-
-
-def _completed(jobs: list[tuple], workers: int) -> Iterator[None]:
-    if workers == 1:
-        yield from map(fit_shard, jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.imap_unordered(fit_shard, jobs)
+    done = in_processes(fit_shard, jobs, workers)
+    for _ in tqdm(done, total=len(shards), initial=len(shards) - len(jobs), desc="shards", unit="shard"):
+        pass
 
 
 def fit_shard(job: tuple[Config, int, ImageSet, Tensor, Path]) -> None:

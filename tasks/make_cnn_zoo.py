@@ -86,7 +86,7 @@ def main(config: Config) -> Path:
         config = replace(config, fit=CNNFitOptions((2, 4), batch_size=8, test_on_train=16))
     if config.activation not in ("relu", "tanh") or min(config.networks, config.stack) < 1:
         raise WeightEditError(
-            f"activation {config.activation!r}, {config.networks} networks in stacks of {config.stack} came; expected "
+            f"got activation {config.activation!r}, {config.networks} networks in stacks of {config.stack}; expected "
             "relu or tanh and at least one network: correct them."
         )
     out, started = Path(config.out), time.perf_counter()

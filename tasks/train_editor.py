@@ -95,18 +95,8 @@ class OneShot:
     editor: EditorOptions = field(default_factory=EditorOptions)
     augment: bool = False
     training: TrainOptions = field(
-        default_factory=lambda: TrainOptions(
-            steps=20_000,
-            batch_size=32,
-            learning_rate=1e-3,
-            weight_decay=1e-2,
-            betas=(0.9, 0.98),
-            warmup_steps=200,
-            schedule="cosine",
-            clip_norm=1.0,
-            ema_decay=0.999,
-            validate_every=500,
-            checkpoint_every=250,
+        default_factory=lambda: TrainOptions.cosine(
+            20_000, batch_size=32, warmup_steps=200, ema_decay=0.999, validate_every=500, checkpoint_every=250
         )
     )
     control_steps: int = 4000
@@ -239,15 +229,12 @@ class Predictive:
     test_limit: int = 0
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     training: TrainOptions = field(
-        default_factory=lambda: TrainOptions(
-            steps=3000,
+        default_factory=lambda: TrainOptions.cosine(
+            3000,
             batch_size=32,
             learning_rate=4e-3,
             weight_decay=0.0,
-            betas=(0.9, 0.98),
             warmup_steps=50,
-            schedule="cosine",
-            clip_norm=1.0,
             ema_decay=0.995,
             validate_every=250,
             checkpoint_every=250,
@@ -337,15 +324,12 @@ class Rule:
     test_limit: int = 1000
     rule: LearnedKFACConfig = field(default_factory=LearnedKFACConfig)
     training: TrainOptions = field(
-        default_factory=lambda: TrainOptions(
-            steps=600,
+        default_factory=lambda: TrainOptions.cosine(
+            600,
             batch_size=16,
             learning_rate=1e-2,
             weight_decay=0.0,
-            betas=(0.9, 0.98),
             warmup_steps=20,
-            schedule="cosine",
-            clip_norm=1.0,
             ema_decay=0.98,
             validate_every=50,
             checkpoint_every=50,

@@ -90,18 +90,8 @@ class Classes:
     smoothing: float = 0.0
     evaluation_batch: int = 128
     training: TrainOptions = field(
-        default_factory=lambda: TrainOptions(
-            steps=20_000,
-            batch_size=64,
-            learning_rate=1e-3,
-            weight_decay=1e-2,
-            betas=(0.9, 0.98),
-            warmup_steps=500,
-            schedule="cosine",
-            clip_norm=1.0,
-            ema_decay=0.999,
-            validate_every=500,
-            checkpoint_every=250,
+        default_factory=lambda: TrainOptions.cosine(
+            20_000, batch_size=64, warmup_steps=500, ema_decay=0.999, validate_every=500, checkpoint_every=250
         )
     )
     smoke: bool = False
@@ -226,17 +216,14 @@ class Accuracy:
     augment: bool = False
     seeds: tuple[int, ...] = (0,)
     training: TrainOptions = field(
-        default_factory=lambda: TrainOptions(
-            steps=1500,
+        default_factory=lambda: TrainOptions.cosine(
+            1500,
             batch_size=32,
-            learning_rate=1e-3,
-            weight_decay=1e-2,
             warmup_steps=50,
-            schedule="cosine",
-            clip_norm=1.0,
             ema_decay=0.99,
             validate_every=100,
             checkpoint_every=250,
+            betas=(0.9, 0.999),
         )
     )
     smoke: bool = False
@@ -247,7 +234,7 @@ class Accuracy:
             return replace(self, training=self.training.brief(), embedding=8, hidden=8, smoke=False).run()
         if self.loss not in LOSSES or self.checkpoints not in ("last", "all") or not self.seeds:
             raise WeightEditError(
-                f"loss {self.loss!r}, checkpoints {self.checkpoints!r} and seeds {self.seeds} came; expected one of "
+                f"got loss {self.loss!r}, checkpoints {self.checkpoints!r} and seeds {self.seeds}; expected one of "
                 f"{', '.join(LOSSES)}, last or all, and a seed: correct them."
             )
         splits = self.splits()
@@ -294,7 +281,7 @@ class Accuracy:
             owner, _, word = option.partition(".")
             if owner not in self.metanet or word.find("=") < 1:
                 raise WeightEditError(
-                    f"the option {option!r} came; expected name.field=value of one of {', '.join(self.metanet)}."
+                    f"got the option {option!r}; expected name.field=value of one of {', '.join(self.metanet)}."
                 )
             if owner == name:
                 options |= config_options((word,))

@@ -55,7 +55,7 @@ def test_options_are_read_as_those_of_the_other_tasks_are(option, field, expecte
 @pytest.mark.parametrize("option", ["nobody.layers=2", "dws.layers", "dws", "dws.=3"])
 def test_options_of_nothing_are_refused(option, task):
     config = task("train_predictor").Accuracy(metanet=("dws",), options=(option,))
-    with pytest.raises(WeightEditError, match=f"the option '{option}' came; expected name"):
+    with pytest.raises(WeightEditError, match=f"got the option '{option}'; expected name"):
         config.predictor("dws", CNNS["relu"], 0)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +86,12 @@ class TrainOptions:
         )
         require_option(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "'constant' or 'cosine'")
         require_option(self.precision in ("no", "bf16"), "precision", self.precision, "'no' or 'bf16'")
+
+    @classmethod
+    def cosine(cls, steps: int, **others: Any) -> TrainOptions:
+        """What the tasks train with: a warm-up and a cosine to zero, weight decay 0.01, gradients of at most norm 1."""
+        usual = {"weight_decay": 1e-2, "betas": (0.9, 0.98), "schedule": "cosine", "clip_norm": 1.0}
+        return cls(steps=steps, **{**usual, **others})
 
     def brief(self, steps: int = 4, batch_size: int = 4) -> TrainOptions:
         """The same training in a few small steps, validated and saved half way, to see that everything runs."""
