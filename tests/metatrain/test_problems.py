@@ -2,7 +2,9 @@ import pytest
 import torch
 from PIL import Image
 
+from weightedit.data.images import load_images
 from weightedit.errors import WeightEditError
+from weightedit.metatrain import problems
 from weightedit.metatrain.draws import keys
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabelledImages, ModuleOptimizee, SirenOptimizee
 from weightedit.metatrain.optimizee import Reparametrised
@@ -43,6 +45,15 @@ def test_problems_read_their_images_at_their_size(pictures):
     assert isinstance(gelu, ClassifierOptimizee) and gelu.spec.layers[0].activation.name == "gelu"
     params, _ = cnn.init(torch.Generator().manual_seed(0), 1)
     assert sum(p.numel() for p in params.values()) == 16 * 9 + 16 + 32 * 16 * 9 + 32 + 32 * 32 * 9 + 32 + 32 * 2 + 2
+
+
+def test_without_a_folder_every_data_set_comes_from_the_hub(pictures, monkeypatch):
+    asked, found = [], load_images(pictures / "fashion_mnist", "test")
+    monkeypatch.setattr(problems, "load_images", lambda *words: asked.append(words) or found)
+    for name in {problem.source: name for name, problem in PROBLEMS.items() if problem.source}.values():
+        images_of(name, "", split="test")
+    hub = ("uoft-cs/cifar10", "ylecun/mnist", "zalando-datasets/fashion_mnist")
+    assert sorted(asked) == [(name, "test") for name in hub]
 
 
 def test_a_family_varies_what_it_is_told_to():

@@ -29,6 +29,8 @@ from weightedit.network.spec import Activation
 
 TRAINED = 0.8  # part of the training images that inner steps see
 INIT = "zero-biases"
+HUB = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
+"""Data sets by the names that their folders have here -> on the hub."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Problem:
     """A named problem.
 
     Attributes:
-        source: folder of images below the one that holds all data sets; None: scikit-learn's digits.
+        source: a data set of HUB, or its folder below the one that holds all; None: scikit-learn's digits.
         size: images are resized to size x size; None keeps them.
         kind: "mlp" or "cnn", which classify, or "siren", which is fitted to one image per run.
         widths: of the hidden layers, or channels.
@@ -85,7 +87,7 @@ def images_of(name: str, folder: str | Path, *, split: str = "train") -> Labelle
 
     Args:
         name: one of PROBLEMS.
-        folder: holds the data sets, each a folder that load_images reads.
+        folder: holds the data sets, each a folder that load_images reads; "" takes them from the hub.
         split: "train" or "test".
 
     Raises:
@@ -100,7 +102,7 @@ def images_of(name: str, folder: str | Path, *, split: str = "train") -> Labelle
         labels = torch.as_tensor(targets)
         part = slice(None, 1400) if split == "train" else slice(1400, None)
         return LabelledImages.of(images[part], labels[part])
-    found = load_images(str(Path(folder) / problem.source), split)
+    found = load_images(str(Path(folder) / problem.source) if str(folder) else HUB[problem.source], split)
     return LabelledImages.of(found.images, found.labels, size=problem.size)
 
 
