@@ -97,11 +97,11 @@ class Speed:
 
     def run(self) -> dict[str, dict[str, float]]:
         """Measure, print the table, and return the figures: seconds, GFLOP per INR, megabytes."""
-        if self.smoke:
-            return replace(self, node_width=16, edge_width=16, layers=2, batch=4, repeats=2, smoke=False).run()
+        if self.smoke and self.layers > 2:
+            return replace(self, node_width=16, edge_width=16, layers=2, batch=4, repeats=2).run()
         if self.threads:
             torch.set_num_threads(self.threads)
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=None if self.smoke else 1) as pool:
             memory = dict(zip(VARIANTS, pool.map(self.megabytes, VARIANTS, chunksize=1), strict=True))
         found = self.measure(memory)
         print(

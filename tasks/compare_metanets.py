@@ -340,7 +340,7 @@ def costs_in_turns(config: Config, pairs: Sequence[tuple[str, str]]) -> Costs:
     """Of all pairs, the systems of a task taking turns."""
     found: Costs = {}
     few = replace(config, train_limit=4 * config.batch, validation_limit=8, test_limit=8)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=None if config.smoke else 1) as pool:
         memory = pool.starmap(step_megabytes, [(few, *pair) for pair in pairs], chunksize=1)
     for task in dict(pairs):
         names = [name for other, name in pairs if other == task]

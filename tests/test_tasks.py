@@ -245,7 +245,8 @@ def test_compare_optimizers(tmp_path: Path) -> None:
     compared = run_task(*words, "--rules", "sgd", rule)
     for row in ("adam", "sgd", rule):
         assert f"| {row} |" in compared.stdout
-    assert compared.stdout.count("50.00 +- ") == 2  # what was measured before is not measured again
+    # Adam and SGD, standard and rescaled: what was measured before is not measured again.
+    assert compared.stdout.count("50.00 +- ") == 4
     wrong = run_task(*untimed, check=False)
     assert wrong.returncode != 0 and "another folder" in wrong.stderr
     wrong = run_task("compare_optimizers", "--problem", "imagenet", check=False)
@@ -255,20 +256,18 @@ def test_compare_optimizers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_costs(tmp_path: Path) -> None:
     """Of optimizer steps and of inner runs, both as multiples of what they are held against; of rules compared."""
-    compared = launch("tasks/compare_optimizers.py", "--smoke", "--rules", "sgd", "--out", str(tmp_path / "c"))
+    compared = run_task("compare_optimizers", "--smoke", "--rules", "sgd", "--out", str(tmp_path / "c"))
     assert "| ms per step | times fused Adam's |" in compared.stdout
-    steps = launch(
-        "tasks/benchmark.py", "optimizers", "--smoke", "--rules", "per-parameter", "lean", "--out", str(tmp_path / "a")
-    )
+    words = ("--smoke", "--rules", "per-parameter", "lean", "--out", str(tmp_path / "a"))
+    steps = run_task("benchmark optimizers", *words)
     assert "| 2.4k | fused AdamW |" in steps.stdout and "| 2.4k | lean |" in steps.stdout
-    runs = launch("tasks/benchmark.py", "meta-training", "--smoke", "--out", str(tmp_path / "b"))
+    runs = run_task("benchmark meta-training", "--smoke", "--out", str(tmp_path / "b"))
     assert "| one pair at a time, eager |" in runs.stdout
     layouts = launch("tasks/benchmark.py", "speed", "--smoke")
     assert "| dense |" in layouts.stdout and "| twin |" in layouts.stdout
-    wrong = launch("tasks/benchmark.py", "meta-training", "--rules", "guess", check=False)
-    assert wrong.returncode != 0 and "guess" in wrong.stderr
-    wrong = launch("tasks/benchmark.py", "meta-training", "--rounds", "0", check=False)
-    assert wrong.returncode != 0 and "one round" in wrong.stderr
+    for words in (("--rules", "guess"), ("--rounds", "0")):
+        wrong = run_task("benchmark meta-training", *words, check=False)
+        assert wrong.returncode == 2 and " ".join(words[1:]) in wrong.stderr.splitlines()[-1]
 
 
 def test_make_cnn_zoo_then_predict_accuracy(pictures: Path, tmp_path: Path) -> None:
@@ -332,11 +331,11 @@ def test_compare_metanets(pictures: Path, weights: Path, tmp_path: Path) -> None
     cost = found["costs"]["classes"]["mlp"]
     assert cost["processor"] > 0 and cost["gigaflop"] > 0 and found["results"]["edits"]["mlp"][0]["steps"] == 4
     assert set(found["results"]["generalization"]["statistics"][0]) > {"tau as trained", "tau rescaled e^-6 to e^6"}
-    again = launch("tasks/compare_metanets.py", *words)
+    again = run_task("compare_metanets", *words)
     assert again.stdout == first.stdout, "what is measured once stays, times of steps as well"
-    other = launch("tasks/compare_metanets.py", *words, "--operation", "erode", check=False)
+    other = run_task("compare_metanets", *words, "--operation", "erode", check=False)
     assert other.returncode == 2 and "'operation': 'dilate'" in other.stderr.splitlines()[-1]
-    unknown = launch("tasks/compare_metanets.py", *data, "--metanet", "gnn", check=False)
+    unknown = run_task("compare_metanets", *data, "--metanet", "gnn", check=False)
     assert unknown.returncode == 2 and "systems ['gnn']" in unknown.stderr.splitlines()[-1]
 
 
