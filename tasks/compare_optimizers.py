@@ -69,7 +69,7 @@ class Config:
         problem: one of metatrain.problems.PROBLEMS that classifies.
         rules: names of hand-designed rules (adam, adamw, sgd, rmsprop, muon, geometric-adam) and folders of learned
             ones; NAME+cosine and FOLDER+base as above. Adam is always among them.
-        images: folder that holds the data sets.
+        images: folder with the data sets mnist, fashion_mnist, cifar10; "" takes them from the hub.
         lr: factor of what a learned rule proposes.
         steps: of every run.
         seeds: runs per rule.
@@ -88,7 +88,7 @@ class Config:
 
     problem: str = "fashion-mlp"
     rules: tuple[str, ...] = ("adam", "sgd")
-    images: str = "../shared/data"
+    images: str = ""
     lr: float = 1.0
     steps: int = 2000
     seeds: int = 5

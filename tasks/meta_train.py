@@ -62,7 +62,7 @@ class Config:
 
     Attributes:
         problems: names of metatrain.problems.PROBLEMS; they take turns.
-        images: folder that holds the data sets.
+        images: folder with the data sets mnist, fashion_mnist, cifar10; "" takes them from the hub.
         rule: "lean" (optim/metanet_rule.py: per parameter, with one exchange over neurons), "per-parameter" or
             "small-fc" (optim/mlp_rule.py); a metanetwork that edits, by its name in metanet.registry
             (optim/learned_rule.py); or a folder to go on from.
@@ -85,7 +85,7 @@ class Config:
     """
 
     problems: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--optimizee"])] = ("fashion-mlp",)
-    images: str = "../shared/data"
+    images: str = ""
     rule: str = "lean"
     lean: MetanetRuleConfig = field(default_factory=MetanetRuleConfig)
     options: tuple[str, ...] = ()
