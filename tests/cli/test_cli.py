@@ -16,6 +16,7 @@ from weightedit.cli import arguments
 from weightedit.cli.arguments import build_parser, in_own_words
 from weightedit.cli.demo import digit_images
 from weightedit.cli.main import main
+from weightedit.data.foreign_inrs import suggestion
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.weight_sets import save_weight_set
 from weightedit.editing.curvature import KFAC, LearnedKFAC
@@ -25,7 +26,7 @@ from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.editing.refinement import refine, target_of
 from weightedit.files.checkpoint import load_checkpoint
 from weightedit.files.location import shipped
-from weightedit.inr.convention import NFN, Convention
+from weightedit.inr.convention import DWSNETS, NFN, SIREN_PYTORCH, Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
@@ -162,14 +163,17 @@ def test_render(place, capsys):
     assert float((pixels - expected).abs().max()) <= 0.5 / 255 + 1e-6
 
 
-@pytest.mark.parametrize("convention", ["dwsnets", "nfn"])
-def test_foreign_files_everywhere(place, editor, capsys, convention):
+STATED = {"dwsnets": DWSNETS, "nfn": NFN, "siren-pytorch": SIREN_PYTORCH}
+
+
+@pytest.mark.parametrize(("convention", "stated"), STATED.items())
+def test_foreign_files_everywhere(place, editor, capsys, convention, stated):
     words = ("--convention", convention, "--size", 9)
     assert run(capsys, "render", "net7.pth", "-o", "a.png", *words)[0] == 0 and size_of("a.png") == (9, 9)
     assert run(capsys, "edit", "net7.pth", "-o", "a.safetensors", "--editor", editor, *words)[0] == 0
-    assert load_inrs("a.safetensors").convention == (NFN if convention == "nfn" else Convention())
+    assert load_inrs("a.safetensors").convention == stated
     code, out, _ = run(capsys, "info", "net7.pth", *words)
-    assert code == 0 and ("row first" in out) == (convention == "nfn")
+    assert code == 0 and ("row first" in out) == (stated.coordinates == "ij")
     code, out, _ = run(capsys, "check", "net7.pth", "--editor", editor, *words)
     assert code == 0 and out.count(" ok ") == 3
 
@@ -610,3 +614,11 @@ def test_advice_names_options_and_no_keywords_of_python() -> None:
 def test_keywords_become_options(message, words) -> None:
     options = build_parser().parse_args(["fit", "a.png", "-o", "b.safetensors"])
     assert in_own_words(message, options) == words
+
+
+def test_conventions_that_have_a_name_are_said_by_it() -> None:
+    options = build_parser().parse_args(["info", "net.pth"])
+    for family in STATED:
+        assert f"pass --convention {family}" in in_own_words(suggestion(family), options)
+    assert "(convention: in Python alone.)" in in_own_words(suggestion("unknown"), options)
+    assert set(arguments.CONVENTIONS) == set(STATED)

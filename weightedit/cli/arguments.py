@@ -40,6 +40,7 @@ _EDITOR = "name of a shipped editor (mnist-multi, ...), folder of one, or owner/
 
 
 _KEYWORD = re.compile(r"\b(?P<name>[a-z_]+)=(?P<value>\w*\([^)]*\)|[^\s,;:]*[^\s,;:.])")
+CONVENTIONS = ("dwsnets", "nfn", "siren-pytorch")
 OPTIONS = {"widths": "hidden", "factor": "widen"}
 """Keyword of the library -> option of the command line, where they differ."""
 
@@ -70,12 +71,12 @@ def in_own_words(message: str, options: argparse.Namespace) -> str:
 
     def told(found: re.Match[str]) -> str:
         name, value = OPTIONS.get(found["name"], found["name"]), found["value"]
-        if name not in vars(options) or value.startswith("Convention("):
+        value = value.lower().replace("_", "-") if name == "convention" else value
+        if name not in vars(options) or (name == "convention" and value not in CONVENTIONS):
             left.extend([found["name"]] if message[: found.start()].endswith("pass ") else [])
             return found[0]
         words = re.findall(r"[\w.+-]+", value) if value.startswith("(") else [value]
         words = ["28x32 (height x width)"] if words == ["height", "width"] else words
-        words = [word.lower() for word in words] if name == "convention" else words
         return f"--{name.replace('_', '-')} {'x'.join(words) if name == 'size' else ' '.join(words)}"
 
     message = message.replace(" (weightedit.inr.convention)", "")
@@ -166,7 +167,7 @@ def _command(commands, name: str, summary: str, text: str, example: str) -> argp
 
 def _add_inrs(parser: argparse.ArgumentParser, *, size: bool = True) -> None:
     parser.add_argument("inrs", metavar="FILE", help="INRs: a .safetensors file, a foreign file, or a folder of them")
-    parser.add_argument("--convention", choices=("dwsnets", "nfn"), help=_FOREIGN)
+    parser.add_argument("--convention", choices=CONVENTIONS, help=_FOREIGN)
     if size:
         text = "size of the fitted images, such as 28 or 28x32 (height x width); for foreign files only"
         parser.add_argument("--size", type=size_argument, metavar="PIXELS", help=text)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightedit.cli.arguments import (
+    CONVENTIONS,
     SHIPPED_EDITOR,
     build_parser,
     check_output,
@@ -251,9 +252,10 @@ def _hundredths(errors: Sequence[float]) -> str:
 
 
 def _convention(options: argparse.Namespace) -> Convention | None:
-    from weightedit.inr.convention import DWSNETS, NFN
+    from weightedit.inr.convention import DWSNETS, NFN, SIREN_PYTORCH
 
-    return {None: None, "dwsnets": DWSNETS, "nfn": NFN}[options.convention]
+    known = dict(zip(CONVENTIONS, (DWSNETS, NFN, SIREN_PYTORCH), strict=True))
+    return None if options.convention is None else known[options.convention]
 
 
 def _load_stack(options: argparse.Namespace, size: tuple[int, int] | None) -> INRStack:

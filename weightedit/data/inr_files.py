@@ -175,7 +175,8 @@ def _list(source: str | Path | Sequence[str | Path]) -> list[Path]:
     known = (SUFFIX, *TORCH_SUFFIXES)
     found = [entry for entry in path.rglob("*") if entry.suffix in known and not entry.name.startswith(".")]
     if not found:
-        hint = " (it looks like a weight set: use load_weight_set)" if (path / "card.json").is_file() else ""
+        is_set = (path / "card.json").is_file()
+        hint = " (it looks like a weight set, which weightedit.load reads in Python)" if is_set else ""
         raise FileFormatError(
             f"the folder {path} holds no INR files{hint}; expected files ending in {', '.join(known)}: check the path."
         )
