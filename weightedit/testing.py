@@ -126,9 +126,11 @@ def _elements(
 ) -> Iterator[tuple[_Move, Params]]:
     """Random elements that do change `params`, each with the parameters it makes of them."""
     generator, found = torch.Generator().manual_seed(seed), 0
-    draw = _of_wiring if isinstance(spec, Wiring) else _of_spec
     for _ in range(8 * _ELEMENTS):
-        move = draw(spec, params, symmetry, generator)  # type: ignore[arg-type]
+        if isinstance(spec, Wiring):
+            move = _of_wiring(spec, params, symmetry, generator)
+        else:
+            move = _of_spec(spec, params, symmetry, generator)
         moved = move(dict(params), PARAMETER)
         if all(torch.equal(moved[name], params[name]) for name in params):
             continue
