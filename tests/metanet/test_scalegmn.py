@@ -19,6 +19,7 @@ from weightedit.metanet.scalegmn.layers import damp
 from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 from weightedit.network.features import DELTA, GRADIENT, PARAMETER, SQUARED_GRADIENT
 from weightedit.network.spec import NetworkSpec
+from weightedit.optim.memory import Alive
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 
 POINTS = 2 * torch.rand(9, 2, dtype=torch.float64, generator=generator(9)) - 1
@@ -196,6 +197,21 @@ def test_sizes_at_the_start_are_sound(name, layers):
     assert max(means) / min(means) < 100
     inner = [size for block in blocks for size in block]
     assert max(inner) / min(inner) < 1e5
+
+
+def test_quantities_beside_the_parameters_are_not_held_through_the_layers_where_no_gradients_are_wanted():
+    """Each takes a number per edge, in the graph, and two per neuron; layers are wide, so that they hold the most."""
+    spec, params, held = SPECS["mixed"], random_params(SPECS["mixed"], count=50), []
+    for count in (1, 9):
+        config = ScaleGMNConfig(2, 3, 4, 64, 1, probes=0, extra_types=((-1, True),) * count)
+        metanet, extra = ScaleGMN(config).double(), [(GRADIENT, params)] * count
+        expected = propose_delta(metanet, spec, params, extra)
+        with torch.no_grad(), Alive() as alive:
+            found = propose_delta(metanet, spec, params, extra)
+        assert all(torch.equal(found[key], expected[key]) for key in params)
+        held.append(alive.most)
+    edges, neurons = sum(layer.fan_in * layer.fan_out for layer in spec.layers), sum(spec.widths)
+    assert (held[1] - held[0]) / (8 * 50 * 8) < edges + 3 * neurons < 2 * edges
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -322,6 +322,12 @@ class ScaleGMN(Metanetwork):
         state = self.encode(state, (), ())
         normalised = state.edges
         state = replace(state, edges=self.lift_edges(state.edges))
+        if not torch.is_grad_enabled() and len(self.odd) > self.config.channels:
+            # Of these only the parameters are read again, and further quantities need not be held until then. No
+            # even channels are a view of all that there are.
+            normalised, size = (x[..., : self.config.channels].clone() for x in (normalised, size))
+            even = even.clone()
+            del edges, odd
         told = self._told(layout, even)
         for even, edge_update, node_update in zip(told, self.edge_updates, self.node_updates, strict=True):
             state, odd_messages, even_messages = edge_update(state, even)
