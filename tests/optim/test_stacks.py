@@ -11,6 +11,8 @@ from tests.rounding import assert_agree
 from weightedit.delta import apply_delta
 from weightedit.network.module_wiring import wiring_of
 from weightedit.network.wiring import Wiring
+from weightedit.optim.gauge import growth, neuron_scales
+from weightedit.optim.gauge_lines import Gauge
 from weightedit.optim.stacks import plan_of
 
 NETS = {"CNN": lambda: CNN((3, 4, 5, 6)), "ResNet": ResNet, "ViT": ViT, "GPT": GPT}
@@ -100,3 +102,25 @@ def test_lines_lead_to_rows_columns_and_neurons(name):
     assert torch.equal(arrived, expected[plan.set_of_neuron].T)
     again = plan_of(wiring, params, next(iter(params.values())))
     assert again is plan
+
+
+@pytest.mark.parametrize("symmetry", ["full", "scale", "permutation"])
+@pytest.mark.parametrize("name", [*NETS, "mixed", "relu"])
+def test_the_gauge_of_a_whole_network_is_that_of_its_sets(name, symmetry):
+    """Neurons that zeros lead to and weights that are zero among them; of a stack, one network, some of the tensors."""
+    (wiring, params), source = network(name), generator(1)
+    params = {k: torch.stack([p, torch.randn(p.shape, generator=source).double()]) for k, p in params.items()}
+    params = {k: p * (torch.rand(p.shape, generator=source) > 0.5 if p.dim() > 2 else 1) for k, p in params.items()}
+    for k, p in params.items():
+        p[:, :2] = 0  # no weight leads to these
+        if k.endswith("bias"):
+            p[:, 1] = 1
+    some = {k: p for i, (k, p) in enumerate(params.items()) if i % 3}
+    for given in (params, {k: p[0] for k, p in params.items()}, some):
+        like = next(iter(given.values()))
+        plan, lead = plan_of(wiring, given, like), like.dim() - len(wiring.by_name[next(iter(given))].shape)
+        gauge = Gauge(plan, symmetry)
+        found = gauge.scales([stack.join([given[k] for k in stack.names], lead) for stack in plan.stacks])
+        expected = neuron_scales(wiring, given, symmetry)
+        assert_agree(found, torch.cat(expected, -1))
+        assert_agree(gauge.growth(found), growth(wiring, expected), len(wiring.sets))

@@ -65,7 +65,7 @@ def neuron_scales(wiring: Wiring, params: Mapping[str, Tensor], symmetry: Symmet
         if free[i] and incoming[i]:
             duals = [squares[wire.target].reciprocal().unsqueeze(-2) @ square for wire, square in outgoing[i]]
             dual = sum(duals[1:], duals[0]).squeeze(-2) if duals else torch.zeros_like(squares[i])
-            squares[i] = _first_alive(squares[i], _reciprocal(dual), *_biases(wiring, params, i))
+            squares[i] = first_alive(squares[i], reciprocal(dual), *_biases(wiring, params, i))
     return [square.sqrt() for square in squares]
 
 
@@ -148,12 +148,13 @@ def _pooled(square: Tensor) -> Tensor:
     return torch.where(mean > 0, mean, 1).expand_as(square)
 
 
-def _reciprocal(square: Tensor) -> Tensor:
+def reciprocal(square: Tensor) -> Tensor:
+    """1 / `square`, and 0 where it is zero."""
     alive = square > 0
     return torch.where(alive, torch.where(alive, square, 1).reciprocal(), 0)
 
 
-def _first_alive(*squares: Tensor) -> Tensor:
+def first_alive(*squares: Tensor) -> Tensor:
     """Elementwise, the first that is not zero; 1 where all are."""
     found = squares[-1]
     for square in squares[-2::-1]:

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.network.wiring import Wire, Wiring
-from weightedit.optim.gauge import growth, inverse_root, layers_before, neuron_scales, root
+from weightedit.optim.gauge import inverse_root, layers_before, root
+from weightedit.optim.gauge_lines import Gauge
 from weightedit.optim.metanet_features import DAMPING, DEPTH, PLACES, WEIGHT, Seen, levelled, place
 from weightedit.optim.metanet_passes import Average, Gathered, Layers, Passes
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
@@ -150,17 +151,19 @@ class MetanetRule(RuleModule):
         lead, dtype = like.dim() - len(wiring.by_name[first].shape), like.dtype
         plan = plan_of(wiring, grads, like, alone=passes is not None)
         before = {key: [state[name][key] for name in plan.names] for key in state[first]}
-        values = {name: params[name].to(dtype) for name in plan.names}
-        neurons = neuron_scales(wiring, values, self.config.symmetry)
-        grown = growth(wiring, neurons).clamp(-_GROWTH, _GROWTH)
-        reach = self._reach(plan, torch.cat(neurons, -1), before)
+        values = [stack.join([params[name].to(dtype) for name in stack.names], lead) for stack in plan.stacks]
+        gauge = plan.once(f"gauge {self.config.symmetry}", lambda: Gauge(plan, self.config.symmetry))
+        neurons = gauge.scales(values)
+        grown = gauge.growth(neurons).clamp(-_GROWTH, _GROWTH)
+        reach = self._reach(plan, neurons, before)
         clock = Clock(torch.stack(before["step"], -1) + 1, dtype, (self.config.momenta, self.config.second))
         scales = self._scales(plan, reach, grown)
         gathered = []
-        for stack, scale, corrections in zip(plan.stacks, scales, plan.per_stack(clock.corrections, -2), strict=True):
-            given = [[grads[name].to(dtype) for name in stack.names], [values[name] for name in stack.names]]
-            given += [before[key][stack.of] for key in ("momenta", "second")]
-            joined = [stack.join(tensors, lead) for tensors in given]
+        for stack, value, scale, corrections in zip(
+            plan.stacks, values, scales, plan.per_stack(clock.corrections, -2), strict=True
+        ):
+            gradient = stack.join([grads[name].to(dtype) for name in stack.names], lead)
+            joined = [gradient, value, *(stack.join(before[key][stack.of], lead) for key in ("momenta", "second"))]
             gathered.append(self._gathered(plan, stack, joined, (scale, corrections), passes))
         after: dict[str, Sequence[Tensor]] = {"step": clock.counts.unbind(-1)}
         if self.config.memory:

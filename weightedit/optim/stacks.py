@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.unitwise import goes_alone
+
+T = TypeVar("T")
 
 
 class Stack:
@@ -157,20 +159,20 @@ class Plan:
         self._columns = [math.prod(wire.view[1:]) for wire in self.wires]
         sizes = [neurons.size for neurons in wiring.sets]
         self._starts, self.neurons = _starts(sizes), sum(sizes)
-        self._constants: dict[str, Tensor] = {}
-        self.tensor_of_row, self.tensor_of_column = self._repeated(self._rows), self._repeated(self._columns)
-        self.target_of_row = torch.cat([self._range(self._starts[wire.target], wire.view[0]) for wire in self.wires])
+        self._kept: dict[str, Any] = {}
+        self.tensor_of_row, self.tensor_of_column = self.repeated(self._rows), self.repeated(self._columns)
+        self.target_of_row = torch.cat([self.range(self._starts[wire.target], wire.view[0]) for wire in self.wires])
         self.source_of_column = torch.cat([self._sources(wire).repeat_interleave(wire.view[2]) for wire in self.wires])
-        self.rows_of_tensor, self.neurons_of_set = self._runs(self._rows), self._runs(sizes)
-        self.set_of_neuron = self._repeated(sizes)
+        self.rows_of_tensor, self.neurons_of_set = self.runs(self._rows), self.runs(sizes)
+        self.set_of_neuron = self.repeated(sizes)
         at = [(wire.target, start) for wire, start in zip(self.wires, _starts(self._rows), strict=True)]
-        self.rows_of_neuron = self._arriving(at, sum(self._rows))
+        self.rows_of_neuron = self.arriving(at, sum(self._rows))
         count = sum(self._rows)
         for wire in self.wires:
             if wire.source is not None:
                 at.append((wire.source, count))
                 count += wire.view[1]
-        self.ends_of_neuron = self._arriving(at, count)
+        self.ends_of_neuron = self.arriving(at, count)
 
     def split_rows(self, line: Tensor) -> Sequence[Tensor]:
         """A line of rows as one tensor per parameter, by `names`."""
@@ -201,40 +203,49 @@ class Plan:
 
     def constant(self, name: str, made: Callable[[], Any]) -> Tensor:
         """A tensor of numbers that a rule knows of this plan by a name of its own, in the plan's dtype; made once."""
-        if name not in self._constants:
-            with torch.inference_mode(False):
-                self._constants[name] = torch.tensor(made(), dtype=self.dtype, device=self.device)
-        return self._constants[name]
+        return self.once(name, lambda: torch.tensor(made(), dtype=self.dtype, device=self.device))
+
+    def once(self, name: str, made: Callable[[], T]) -> T:
+        """What `made` makes, made once and kept under a name of the caller's own."""
+        if name not in self._kept:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[name] = made()
+        return self._kept[name]
 
     def _sources(self, wire: Wire) -> Tensor:
         source = wire.source
-        return self._range(self.neurons, 1) if source is None else self._range(self._starts[source], wire.view[1])
+        return self.range(self.neurons, 1) if source is None else self.range(self._starts[source], wire.view[1])
 
-    def _range(self, start: int, count: int) -> Tensor:
+    def range(self, start: int, count: int) -> Tensor:
+        """So many places from `start` on."""
         return _range(start, count, self.device)
 
-    def _repeated(self, lengths: Sequence[int]) -> Tensor:
+    def repeated(self, lengths: Sequence[int]) -> Tensor:
+        """0 so often, 1 so often, .."""
         return torch.cat([torch.full((n,), i, device=self.device) for i, n in enumerate(lengths)])
 
-    def _runs(self, lengths: Sequence[int]) -> Sums:
+    def runs(self, lengths: Sequence[int]) -> Sums:
+        """Sums over the first so many numbers of a line, over the next so many, .."""
         most, total = max(lengths), sum(lengths)
         rows = [
-            functional.pad(self._range(start, n), (0, most - n), value=total)
+            functional.pad(self.range(start, n), (0, most - n), value=total)
             for start, n in zip(_starts(lengths), lengths, strict=True)
         ]
         return Sums(torch.stack(rows, 1).unbind(), total)
 
-    def _arriving(self, at: Sequence[tuple[int, int]], total: int) -> Sums:
-        """Per neuron of every set, the places in a line of `total` that begin where `at` says, by set."""
-        by_set = [[start for i, start in at if i == number] for number in range(len(self.wiring.sets))]
+    def arriving(self, at: Sequence[tuple[int, int]], total: int, sets: Sequence[int] | None = None) -> Sums:
+        """Per neuron of some sets (None: of all), places in a line of `total` that begin where `at` says, by set."""
+        numbers = list(range(len(self.wiring.sets)) if sets is None else sets)
+        chosen = [self.wiring.sets[i] for i in numbers]
+        by_set = [[start for i, start in at if i == number] for number in numbers]
         most = max(map(len, by_set))
         places = []
         for k in range(most):
             parts = [
-                self._range(starts[k], neurons.size)
+                self.range(starts[k], neurons.size)
                 if k < len(starts)
                 else torch.full((neurons.size,), total, device=self.device)
-                for starts, neurons in zip(by_set, self.wiring.sets, strict=True)
+                for starts, neurons in zip(by_set, chosen, strict=True)
             ]
             places.append(torch.cat(parts))
         return Sums(places, total)
