@@ -159,12 +159,10 @@ class MetanetRule(RuleModule):
         clock = Clock(torch.stack(before["step"], -1) + 1, dtype, (self.config.momenta, self.config.second))
         scales = self._scales(plan, reach, grown)
         gathered = []
-        for stack, value, scale, corrections in zip(
-            plan.stacks, values, scales, plan.per_stack(clock.corrections, -2), strict=True
-        ):
+        for stack, value, scale, mix in zip(plan.stacks, values, scales, self._mixes(plan, clock), strict=True):
             gradient = stack.join([grads[name].to(dtype) for name in stack.names], lead)
             joined = [gradient, value, *(stack.join(before[key][stack.of], lead) for key in ("momenta", "second"))]
-            gathered.append(self._gathered(plan, stack, joined, (scale, corrections), passes))
+            gathered.append(self._gathered(plan, stack, joined, (scale, mix), passes))
         after: dict[str, Sequence[Tensor]] = {"step": clock.counts.unbind(-1)}
         if self.config.memory:
             after["reach"] = plan.split_rows(reach.index_select(-1, plan.target_of_row))
@@ -220,28 +218,30 @@ class MetanetRule(RuleModule):
         columns = reach.index_select(-1, plan.source_of_column) * fans.index_select(-1, plan.tensor_of_column)
         return plan.pairs(rows, columns.reciprocal())
 
+    def _mixes(self, plan: Plan, clock: Clock) -> list[Tensor | None]:
+        """What gradient and momenta count in what is levelled, per stack [.., tensors, 1 + momenta, 1, 1]; or None."""
+        if self.config.levelling == 0:
+            return [None] * len(plan.stacks)
+        counts = self.mix.to(clock.steps.dtype) * functional.pad(clock.corrections, (1, 0), value=1.0)
+        parts = zip(plan.stacks, plan.per_stack(counts[..., None, None], -4), strict=True)
+        return [part if self._levels(stack) else None for stack, part in parts]
+
     def _gathered(
         self,
         plan: Plan,
         stack: Stack,
         joined: Sequence[Tensor],
-        known: tuple[tuple[Tensor, Tensor], Tensor],
+        known: tuple[tuple[Tensor, Tensor], Tensor | None],
         passes: Passes | None,
     ) -> Gathered:
-        """`joined`: gradient, value, momenta and squares of the stack; `known`: scales, corrections of the momenta."""
-        (gradient, weight, momenta, second), (scales, corrections) = joined, known
+        """`joined`: gradient, value, momenta and squares of the stack; `known`: scales, and what is to be levelled."""
+        (gradient, weight, momenta, second), (scales, mix) = joined, known
         rates = self.fresh.to(gradient.dtype), 1 - self.config.second
-        mix = None
-        if self._levels(stack):
-            mix = self.mix.to(gradient.dtype) * functional.pad(corrections, (1, 0), value=1.0)
         if passes is not None and stack.alone:
-            return passes.gathered(joined, scales, rates, mix)
+            return passes.gathered(joined, scales, rates, None if mix is None else mix[..., 0, 0])
         scaled = gradient * (scales[0] * scales[1])
         square, momenta = scaled.square(), momenta.lerp(scaled.unsqueeze(-3), rates[0][:, None, None])
-        mixed = None
-        if mix is not None:
-            counts = mix[..., None, None]
-            mixed = counts[..., 0, :, :] * scaled + (counts[..., 1:, :, :] * momenta).sum(-3)
+        mixed = None if mix is None else (torch.cat([scaled.unsqueeze(-3), momenta], -3) * mix).sum(-3)
         if any(_shifted(plan.wiring, wire) for wire in stack.wires):
             shown = plan.constant("shown", lambda: [not _shifted(plan.wiring, wire) for wire in plan.wires])
             weight = weight * shown[stack.of, None, None]
@@ -347,8 +347,8 @@ class MetanetRule(RuleModule):
             if passes is not None and stack.alone:
                 looks.append(passes.look(seen, network))
                 continue
-            kept += one.gradient.numel()
-            keep = kept <= piece(one.gradient.device)
+            keep = kept + one.gradient.numel() <= piece(one.gradient.device)
+            kept += keep * one.gradient.numel()
             looks.append(Look(seen, network, (self._adam, self._signed), keep=keep))
         return looks
 

@@ -65,13 +65,21 @@ class RuleModule(Pretrained):
         return self.step(wiring, (grads, state, params), loss, None)
 
     def compiled(self) -> Callable[..., Stepped]:
-        """`update`, compiled: a network as one graph or, where it is too large for that, by passes."""
+        """`update`, compiled: a network as one graph or, where it is too large for that, by passes.
+
+        The first step of a network runs as it is: what is made once is made, and a compiler then meets the state as it
+        stays. Else the second step would be compiled anew.
+        """
         whole, passes = torch.compile(self.update), self.compiled_passes()
+        met: set[tuple[str, ...]] = set()
 
         def update(
             wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
         ) -> Stepped:
             if passes is None or one_graph(grads.values()) or torch.is_grad_enabled():
+                if tuple(grads) not in met:
+                    met.add(tuple(grads))
+                    return self.update(wiring, grads, state, params, loss=loss)
                 return whole(wiring, grads, state, params, loss=loss)
             return self.step(wiring, (grads, state, params), loss, passes)
 

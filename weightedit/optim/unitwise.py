@@ -74,9 +74,10 @@ def dense(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     if x.dim() == 2:
         return torch.addmm(bias, weight, x)
     lead = x.shape[:-2]
-    weight, bias = weight.expand(*lead, *weight.shape[-2:]), bias.expand(*lead, *bias.shape[-2:])
+    weight = weight.expand(*lead, *weight.shape[-2:])
     if len(lead) == 1:
         return torch.baddbmm(bias, weight, x)
+    bias = bias.expand(*lead, *bias.shape[-2:])
     return torch.baddbmm(bias.flatten(0, -3), weight.flatten(0, -3), x.flatten(0, -3)).unflatten(0, lead)
 
 
