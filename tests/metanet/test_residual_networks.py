@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tests.metanet.chain_networks import perturbed
 from tests.metanet.neural_graphs_by_hand import LinkedNetwork, lift_links, linked_deltas, linked_vector, pna_layer
-from tests.network.test_module_wiring import acted
+from tests.network.test_reading import acted
 from tests.networks import CNNS, SPECS, generator, random_params, relative
 from tests.residual_networks import RESIDUAL, Small, each_channel, one_group, trained
 from weightedit.delta import apply_delta, propose_delta, propose_deltas
@@ -29,7 +29,7 @@ from weightedit.network.features import DELTA, GRADIENT, INVARIANT
 from weightedit.network.graph_spec import GraphSpec
 from weightedit.network.layer import NeuronGroup
 from weightedit.network.link import LINK_KINDS
-from weightedit.network.module_wiring import wiring_of
+from weightedit.network.reading import wiring_of
 from weightedit.prediction import WeightSpacePredictor
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 

@@ -154,10 +154,10 @@ def test_clipping_has_a_gradient_only_inside():
     assert torch.autograd.grad(out.sum(), losses)[0].tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
-class Embedding(nn.Module):
+class Number(nn.Module):
     def __init__(self):
         super().__init__()
-        self.free = nn.Parameter(torch.zeros(10))
+        self.free = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, images):
         return self.free.expand(len(images), 10)
@@ -175,7 +175,7 @@ class Embedding(nn.Module):
         (lambda: SirenOptimizee(DATA.images[0]), WeightEditError, "n, C, H, W"),
         (lambda: SirenOptimizee(DATA.images, held_out=DATA.images[..., :7]), WeightEditError, "held_out .*1, 8, 7"),
         (lambda: ModuleOptimizee(DATA, make=lambda: nn.BatchNorm2d(1)), SpecError, "running_mean"),
-        (lambda: ModuleOptimizee(DATA, make=Embedding), SpecError, "free"),
+        (lambda: ModuleOptimizee(DATA, make=Number), SpecError, "free"),
         (lambda: ModuleOptimizee(DATA, make=nn.Flatten), SpecError, "expected parameters"),
     ],
 )

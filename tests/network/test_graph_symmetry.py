@@ -10,7 +10,7 @@ from tests.residual_networks import RESIDUAL, Small, each_channel, trained
 from weightedit.errors import ParamsError
 from weightedit.network.features import DELTA, PARAMETER
 from weightedit.network.graph_spec import GraphSpec
-from weightedit.network.module_wiring import wiring_of
+from weightedit.network.reading import wiring_of
 from weightedit.network.spec import SYMMETRIES
 from weightedit.network.symmetry import act, random_element
 

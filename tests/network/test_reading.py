@@ -6,7 +6,6 @@ from torch import nn
 from torch.func import functional_call
 
 from tests.network.programs import FORWARDS, Program
-from tests.network.test_module_wiring import NETS
 from weightedit.network.operations.table import READERS
 from weightedit.network.reading import wiring_of
 
@@ -14,7 +13,8 @@ from weightedit.network.reading import wiring_of
 def acted(wiring, params, seed=0):
     """`params` under a random element of everything that the wiring claims."""
     source = torch.Generator().manual_seed(seed)
-    own = {wire.name: wire.arranged(params[wire.name]) for wire in wiring.wires}
+    wires = [wire for wire in wiring.wires if wire.name in params]
+    own = {wire.name: wire.arranged(params[wire.name]) for wire in wires}
     own = wiring.permuted(own, wiring.permutations(source))
     factors = []
     for s in wiring.sets:
@@ -25,7 +25,7 @@ def acted(wiring, params, seed=0):
             q = q * (2.0 * torch.randint(2, (s.size,), generator=source) - 1)
         factors.append(q)
     own = wiring.rescaled(own, factors)
-    return dict(params) | {wire.name: wire.restored(own[wire.name]) for wire in wiring.wires}
+    return dict(params) | {wire.name: wire.restored(own[wire.name]) for wire in wires}
 
 
 def randomized(net):
@@ -117,12 +117,3 @@ def test_what_is_found(name):
     wiring = wiring_of(Program(FORWARDS[name]), X.float())
     ends = wiring.by_name["first.weight"].target, wiring.by_name["last.weight"].source
     assert tuple(str(wiring.sets[i]) for i in ends) == FOUND[name]
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_every_claim_on_a_whole_network_holds(name):
-    """Read with inputs, and without."""
-    make, x = NETS[name]
-    net = randomized(make())
-    for inputs in (x, None):
-        hold(net, x, wiring_of(net, inputs), seeds=2)

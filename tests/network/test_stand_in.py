@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 from tests.networks import generator
 from weightedit.errors import SpecError
-from weightedit.network.module_wiring import steps_of
+from weightedit.network.module_steps import steps_of
 from weightedit.network.reading import wiring_of
 from weightedit.network.spec import NetworkSpec
 from weightedit.network.stand_in import stand_in

@@ -10,7 +10,7 @@ from torch import nn
 from tests.modules import CNN
 from tests.rules import TinyRule
 from weightedit.errors import NonFiniteError, WeightEditError
-from weightedit.network.module_wiring import wiring_of
+from weightedit.network.reading import wiring_of
 from weightedit.optim.hand_designed import Adam, GeometricAdam
 from weightedit.optim.higher_bridge import register_with_higher
 from weightedit.optim.optimizer import LearnedOptimizer

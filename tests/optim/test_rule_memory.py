@@ -11,7 +11,7 @@ from tests.residual_networks import RESIDUAL, trained
 from weightedit.errors import WeightEditError
 from weightedit.metanet.registry import METANETS
 from weightedit.network.graph_spec import GraphSpec
-from weightedit.network.module_wiring import wiring_of
+from weightedit.network.reading import wiring_of
 from weightedit.network.spec import NetworkSpec
 from weightedit.network.wiring import Wiring
 from weightedit.optim import memory

@@ -9,7 +9,7 @@ from tests.optim.test_metanet_rule import LEVELLING, random_rule
 from tests.per_tensor_twin import twin_step
 from tests.rounding import assert_agree
 from weightedit.delta import apply_delta
-from weightedit.network.module_wiring import wiring_of
+from weightedit.network.reading import wiring_of
 from weightedit.network.wiring import Wiring
 from weightedit.optim.gauge import growth, neuron_scales
 from weightedit.optim.gauge_lines import Gauge

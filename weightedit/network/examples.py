@@ -39,6 +39,15 @@ def guesses(net: nn.Module) -> Iterator[list[Inputs]]:
         yield from ([((x,), {}) for x in xs] for xs in _first(net))
 
 
+def pictures(net: nn.Module) -> Iterator[Tensor]:
+    """Inputs of all small sizes, for a module that begins with a convolution."""
+    first = next((part for part in net.modules() if list(part.parameters(recurse=False))), None)
+    if isinstance(first, (nn.Conv1d, nn.Conv2d)) and _required(net) == 1:
+        like: Any = {"device": first.weight.device, "dtype": first.weight.dtype}
+        for side in range(1, 65):
+            yield torch.zeros(BATCH, first.in_channels, *[side] * len(first.kernel_size), **like)
+
+
 def _required(net: nn.Module) -> int:
     try:
         parameters = list(inspect.signature(net.forward).parameters.values())

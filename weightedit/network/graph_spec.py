@@ -26,7 +26,7 @@ from weightedit.files.schema import conform
 from weightedit.network.layer import NeuronGroup, Symmetry
 from weightedit.network.link import LINK_KINDS, READ_BY, Level, Link
 from weightedit.network.module_links import links_of
-from weightedit.network.module_wiring import wiring_of
+from weightedit.network.reading import wiring_of
 from weightedit.network.spec import NetworkSpec, Params, check_finite, check_shapes
 
 
@@ -73,14 +73,14 @@ class GraphSpec:
         return link.shape[0] == target and (inputs == source or (len(link.shape) == 2 and inputs % source == 0))
 
     @classmethod
-    def from_module(cls, net: nn.Module) -> GraphSpec:
+    def from_module(cls, net: nn.Module, inputs: Any = None) -> GraphSpec:
         """Read `net`: convolutions, linear layers, normalisations and residual additions, as module_links.py says.
 
         Factors that the wiring of `net` denies, which sees more than links (pooling by maximum), are none here either.
 
         Raises SpecError that names the submodule or operation which cannot be treated.
         """
-        spec, wiring = cls(*links_of(net)), wiring_of(net)
+        spec, wiring = cls(*links_of(net)), wiring_of(net, inputs)
         levels = list(spec.levels)
         for number, group in enumerate(spec.neuron_groups(), start=1):
             into = [link.parameter for link in spec.links if link.target == number]
@@ -217,7 +217,7 @@ class GraphSpec:
 AnySpec = NetworkSpec | GraphSpec
 
 
-def spec_of(net: nn.Module) -> AnySpec:
+def spec_of(net: nn.Module, inputs: Any = None) -> AnySpec:
     """What `net` is: a NetworkSpec where it is a chain of layers, else a GraphSpec.
 
     Raises SpecError that names the submodule or operation which cannot be treated.
@@ -225,7 +225,7 @@ def spec_of(net: nn.Module) -> AnySpec:
     try:
         return NetworkSpec.from_module(net)
     except SpecError:
-        return GraphSpec.from_module(net)
+        return GraphSpec.from_module(net, inputs)
 
 
 def specs_of(networks: nn.Module | AnySpec | Sequence[nn.Module | AnySpec]) -> list[AnySpec]:

@@ -1,6 +1,6 @@
 """Reading the levels and links of a module whose values branch and join: the counterpart of tracing.py.
 
-What an operation does to neurons is module_wiring.py's to say; here it becomes part of a graph. A residual addition
+What an operation does to neurons is module_steps.py's to say; here it becomes part of a graph. A residual addition
 becomes skip edges into the operand that was computed last, where nothing else reads that one and no activation is on
 it, as Kofinas et al. 2024 draw it; else into neurons of its own, with skip edges from both. An activation goes on the
 level before it under the same condition, and else on neurons of its own. What cannot be drawn is refused by name.
@@ -17,7 +17,7 @@ from torch import fx, nn
 from weightedit.errors import SpecError
 from weightedit.network.layer import Activation
 from weightedit.network.link import Level, Link
-from weightedit.network.module_wiring import Step, steps_of
+from weightedit.network.module_steps import Step, steps_of
 
 _SUPPORTED = (
     "one input, one output, and between them Linear, Conv1d and Conv2d (no groups), BatchNorm, LayerNorm over the "

@@ -42,6 +42,28 @@ def follow(
     _Follower(flow, names, given).run(graph)
 
 
+def taker(net: nn.Module) -> Callable[[Tensor], bool]:
+    """Whether `net` takes one input of a shape, for many shapes: a copy runs on the meta device, which costs little."""
+    try:
+        with random_states_kept():
+            twin = copied(net)
+    except SpecError:
+        return lambda x: False
+    _prepare(twin, [])
+    state = {name: t.detach().to("meta") for name, t in (*twin.named_parameters(), *twin.named_buffers())}
+
+    def takes(x: Tensor) -> bool:
+        with random_states_kept(), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = torch.func.functional_call(twin, state, (x.to("meta"),))
+            except Exception:  # whatever a foreign forward raises
+                return False
+        return all(out.shape[:1] == x.shape[:1] for out in _tensors(found))
+
+    return takes
+
+
 def _captured(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[fx.GraphModule, list[str], int]:
     """The captured forward, the names of its first inputs, which are parameters, and how many buffers follow."""
     from torch.fx.experimental.proxy_tensor import make_fx

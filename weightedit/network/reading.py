@@ -8,6 +8,7 @@ notes say what is missing. Nothing of the module changes.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from weightedit.network.examples import BATCH, Inputs, as_inputs, guesses
+from weightedit.network.examples import BATCH, Inputs, as_inputs, guesses, pictures
 from weightedit.network.flow import Flow, Value
 from weightedit.network.operations.table import apply
-from weightedit.network.program import Unreadable, follow
+from weightedit.network.program import Unreadable, follow, taker
 from weightedit.network.wiring import Wiring
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -106,6 +107,10 @@ def _in_turn(net: nn.Module, inputs: Any, shapes: dict[str, tuple[int, ...]]) ->
             if all(other == found[0] for other in found[1:]):
                 return Reading(found[0])
             break
+    if inputs is None:
+        for x in filter(taker(net), pictures(net)):
+            with suppress(Unreadable):
+                return Reading(_followed(net, ((x,), {}), shapes, BATCH))
     alone = _by_layer(net, shapes)
     if inputs is None:
         note = (

@@ -3,7 +3,7 @@
 NetworkSpec and GraphSpec describe networks of which metanetworks read and write everything. An optimizee may be any
 module: convolutions, normalisations, residual streams, attention, and parts nobody knows. Its wiring says for every
 parameter that is read as a matrix, [targets, sources, kernel positions], between which sets of neurons it lies, and
-claims symmetry only where that is known. Reading one from a module is module_wiring.py's.
+claims symmetry only where that is known. Reading one from a module is reading.py's.
 """
 
 from __future__ import annotations

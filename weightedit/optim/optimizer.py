@@ -152,7 +152,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if found.waits:
                 self._first = FirstInputs(whole)
         if self.wiring.spec is None and getattr(self.rule, "needs_spec", False):
-            self.wiring = replace(self.wiring, spec=spec_of(net))
+            self.wiring = replace(self.wiring, spec=spec_of(net, inputs))
         for note in self.wiring.notes if self._first is None else ():
             _LOG.warning(note)
 
