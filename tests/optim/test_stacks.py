@@ -26,7 +26,7 @@ def network(name):
         torch.manual_seed(0)
         net = NETS[name]().double()
     wiring = wiring_of(net)
-    return wiring, {k: p.detach() for k, p in net.named_parameters() if k in wiring.by_name}
+    return wiring, {k: wiring.by_name[k].arranged(p.detach()) for k, p in net.named_parameters()}
 
 
 def random_like(params, source):
