@@ -14,6 +14,7 @@ from PIL import Image
 import weightedit
 from weightedit.cli import arguments
 from weightedit.cli.arguments import build_parser, in_own_words
+from weightedit.cli.conventions import NAMED
 from weightedit.cli.demo import digit_images
 from weightedit.cli.main import main
 from weightedit.data.foreign_inrs import suggestion
@@ -227,7 +228,8 @@ def test_info_of_an_editor_and_a_weight_set(place, editor, capsys):
 def test_check(place, editor, capsys):
     code, out, _ = run(capsys, "check", "in.safetensors")
     lines = out.splitlines()
-    assert code == 0 and [line.split("  ")[0] for line in lines[1:]] == ["round trip", "identity edit", "equivariance"]
+    questions = ["round trip", "identity edit", "equivariance", "reading"]
+    assert code == 0 and [line.split("  ")[0] for line in lines[1:]] == questions
     mlp = OneShotEditor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("mlp", "")
     code, out, _ = run(capsys, "check", "in.safetensors", "--editor", mlp, "--limit", 2)
     assert code == 1 and "2 of 3 INRs" in out and out.count(" ok ") == 2 and out.count("FAILED") == 1
@@ -620,5 +622,8 @@ def test_conventions_that_have_a_name_are_said_by_it() -> None:
     options = build_parser().parse_args(["info", "net.pth"])
     for family in STATED:
         assert f"pass --convention {family}" in in_own_words(suggestion(family), options)
-    assert "(convention: in Python alone.)" in in_own_words(suggestion("unknown"), options)
-    assert set(arguments.CONVENTIONS) == set(STATED)
+    assert "pass --convention coin" in in_own_words(suggestion("coin"), options)
+    assert "pass --convention plain, and what differs from it by --omega" in in_own_words(
+        suggestion("unknown"), options
+    )
+    assert set(STATED) < set(NAMED)

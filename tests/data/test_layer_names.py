@@ -120,6 +120,16 @@ def test_the_remedy_of_every_message_is_true(tmp_path):
         canonical_params(unfit)
 
 
+def test_words_decide_where_both_ends_fit():
+    tensors = named(["net.0", "net.1", "net.2", "last_layer"], network(0, (1, 16, 16, 16, 1)))
+    assert layer_stems(tensors) == ["net.0", "net.1", "net.2", "last_layer"]
+    with pytest.raises(ParamsError, match="more than one order in which their widths fit"):
+        layer_stems({name.replace("last_layer", "other"): tensor for name, tensor in tensors.items()})
+    tensors = named(["first", "a", "b", "final_layer"], network(0, (2, 16, 16, 16, 3)))
+    with pytest.raises(ParamsError, match="more than one order in which their widths fit"):
+        layer_stems(tensors)  # a and b
+
+
 def test_wrong_renames_are_refused():
     with pytest.raises(ParamsError, match="--rename last came, but the tensors are named .*'last_layer.linear.bias'"):
         canonical_params(named(NAMES["COIN"]), {"last": 3})

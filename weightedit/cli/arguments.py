@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightedit import __version__
+from weightedit.cli.conventions import add_convention, add_rename, convention_words
 from weightedit.errors import FileFormatError, WeightEditError
 
 if TYPE_CHECKING:
@@ -31,16 +32,16 @@ of an INR and proposes new ones.
   weightedit fit photos/*.png --size 28 -o in.safetensors    images -> INRs
   weightedit edit in.safetensors -o out.safetensors      INRs -> edited INRs
   weightedit render out.safetensors -o sheet.png         INRs -> images, at any resolution
+  weightedit convert net.pth --convention siren -o a.safetensors    INRs of other codes -> ours, and back
   weightedit info out.safetensors                        what a file, a weight set or a checkpoint is
   weightedit check in.safetensors                        is it read right, and is the editor sound?
 """
 _EXITS = "Exit code: 0 when all went well, 1 when {one}, 2 on an error, which is told in one line."
-_FOREIGN = "where the INR file is not of weightedit (.pth, .ckpt): the convention it was fitted under"
+_FOREIGN = "Of INRs that are not in a file of weightedit (.pth, .ckpt, ...), as they were fitted; ours state theirs."
 _EDITOR = "name of a shipped editor (mnist-multi, ...), folder of one, or owner/name on the Hugging Face hub."
 
 
 _KEYWORD = re.compile(r"\b(?P<name>[a-z_]+)=(?P<value>\w*\([^)]*\)|[^\s,;:]*[^\s,;:.])")
-CONVENTIONS = ("dwsnets", "nfn", "siren-pytorch")
 OPTIONS = {"widths": "hidden", "factor": "widen"}
 """Keyword of the library -> option of the command line, where they differ."""
 
@@ -71,8 +72,8 @@ def in_own_words(message: str, options: argparse.Namespace) -> str:
 
     def told(found: re.Match[str]) -> str:
         name, value = OPTIONS.get(found["name"], found["name"]), found["value"]
-        value = value.lower().replace("_", "-") if name == "convention" else value
-        if name not in vars(options) or (name == "convention" and value not in CONVENTIONS):
+        value = convention_words(value) if name == "convention" else value
+        if name not in vars(options):
             left.extend([found["name"]] if message[: found.start()].endswith("pass ") else [])
             return found[0]
         words = re.findall(r"[\w.+-]+", value) if value.startswith("(") else [value]
@@ -152,7 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("weightedit", description=_DESCRIPTION, formatter_class=_Raw)
     parser.add_argument("--version", action="version", version=f"weightedit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for add in (_add_demo, _add_fit, _add_edit, _add_render, _add_info, _add_check):
+    for add in (_add_demo, _add_fit, _add_edit, _add_render, _add_convert, _add_info, _add_check):
         add(commands)
     return parser
 
@@ -167,7 +168,8 @@ def _command(commands, name: str, summary: str, text: str, example: str) -> argp
 
 def _add_inrs(parser: argparse.ArgumentParser, *, size: bool = True) -> None:
     parser.add_argument("inrs", metavar="FILE", help="INRs: a .safetensors file, a foreign file, or a folder of them")
-    parser.add_argument("--convention", choices=CONVENTIONS, help=_FOREIGN)
+    add_convention(parser, _FOREIGN)
+    add_rename(parser)
     if size:
         text = "size of the fitted images, such as 28 or 28x32 (height x width); for foreign files only"
         parser.add_argument("--size", type=size_argument, metavar="PIXELS", help=text)
@@ -213,6 +215,7 @@ Face hub, with --split and --limit. An image that misses the target PSNR is name
     parser.add_argument("--max-steps", type=count_argument, metavar="N", help="give up after so many (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the initialisations (default: 0)")
     parser.add_argument("--keep-missed", action="store_true", help="keep images that missed the target, too")
+    add_convention(parser, "Of the INRs that are made (default: dwsnets).")
 
 
 def _add_edit(commands) -> None:
@@ -244,6 +247,7 @@ and how the weights of one layer changed."""
     rule = "that takes the steps: kfac, or a learned one as for --editor (default: the shipped refine-rule)"
     parser.add_argument("--rule", metavar="RULE", help=rule)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="edited INRs, .safetensors")
+    _add_like(parser)
     parser.add_argument("--preview", metavar="PNG", help="also draw a sheet of the first 8")
 
 
@@ -261,6 +265,24 @@ of continuous coordinates, so any resolution will do."""
     parser.add_argument("--index", type=int, nargs="+", metavar="I", help=index)
 
 
+def _add_like(parser: argparse.ArgumentParser) -> None:
+    like = "write one INR back under the names and nesting of this file, the one that it was read from, all else in it "
+    like += "as it is; the output ends as it does (.pth, .pt, .ckpt, .safetensors)"
+    parser.add_argument("--like", metavar="FILE", help=like)
+
+
+def _add_convert(commands) -> None:
+    text = """\
+INRs of other codes, a file or a folder of them, become one file of weightedit, which states the convention
+that they were fitted under; or, with --like, an INR of weightedit becomes a file of the other code again."""
+    example = "weightedit convert net.pth --convention siren-pytorch --size 64 -o in.safetensors\n"
+    example += "  weightedit convert edited.safetensors --like net.pth -o edited.pth"
+    parser = _command(commands, "convert", "write INRs of other codes as ours, and back", text, example)
+    _add_inrs(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where the INRs go")
+    _add_like(parser)
+
+
 def _add_info(commands) -> None:
     text = """\
 PATH is an INR file, a weight set, a CNN zoo, or a checkpoint of any kind, shipped ones by name. Shown are kind,
@@ -272,11 +294,14 @@ of, its size, and the test figures of its training."""
 
 def _add_check(commands) -> None:
     text = f"""\
-Three questions about YOUR networks, each answered "ok" or "FAILED" with the figure behind it:
+Four questions about YOUR networks, each answered "ok" or "FAILED" with the figure behind it:
   round trip     is every weight read, put on the neural graph, and given back, bit for bit?
   identity edit  does changing nothing change nothing, and is the canonical form the same picture?
   equivariance   does the metanetwork respect your network's symmetry (permuted neurons, flipped signs,
                  shifted phases)? Without --editor a freshly made ScaleGMN is asked.
+  reading        is the convention the one it was fitted under? With --image the picture decides, and the
+                 convention that fits it is named; without, "unsure" where the rendering may be a picture,
+                 FAILED where it cannot. INRs of sounds and volumes are checked like those of pictures.
 
 {_EXITS.format(one="a check failed")}"""
     example = f"weightedit check in.safetensors --editor {SHIPPED_EDITOR}\n"
@@ -285,3 +310,5 @@ Three questions about YOUR networks, each answered "ok" or "FAILED" with the fig
     _add_inrs(parser)
     parser.add_argument("--editor", metavar="EDITOR", help=_EDITOR)
     parser.add_argument("--limit", type=count_argument, default=16, metavar="N", help="use the first N (default: 16)")
+    images = "the pictures that the first INRs were fitted to, in order"
+    parser.add_argument("--image", nargs="+", metavar="PICTURE", help=images)

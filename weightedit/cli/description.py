@@ -9,6 +9,7 @@ import torch
 
 from weightedit.data.cnn_zoo import read_zoo_card
 from weightedit.data.inr_files import load_inrs
+from weightedit.data.layer_names import Rename
 from weightedit.data.weight_set_cards import read_card
 from weightedit.editing.editor import Editor
 from weightedit.files.checkpoint import load_checkpoint
@@ -26,12 +27,17 @@ _SPLITS = {0: "train", 1: "validation", 2: "test"}
 Facts = list[tuple[str, str]]
 
 
-def describe(path: str | Path, convention: Convention | None = None, size: tuple[int, int] | None = None) -> Facts:
+def describe(
+    path: str | Path,
+    convention: Convention | None = None,
+    size: tuple[int, int] | None = None,
+    rename: Rename | None = None,
+) -> Facts:
     """Name and value of what is known about a path, in the order to be read.
 
     Args:
         path: anything that `load` takes.
-        convention, size: of foreign INR files, as load_inrs takes them.
+        convention, size, rename: of foreign INR files, as load_inrs takes them.
 
     Raises:
         FileFormatError: nothing there, or nothing that is known.
@@ -44,7 +50,7 @@ def describe(path: str | Path, convention: Convention | None = None, size: tuple
     if kind is CNN_ZOO:
         return _zoo(Path(path))
     if kind is INRS:
-        return _inrs(load_inrs(path, convention, size=size))
+        return _inrs(load_inrs(path, convention, size=size, rename=rename))
     return [("kind", kind.name), ("loads with", f"weightedit.load({str(path)!r}) in Python")]
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightedit.cli.arguments import (
-    CONVENTIONS,
     SHIPPED_EDITOR,
     build_parser,
     check_output,
@@ -27,17 +26,20 @@ from weightedit.cli.arguments import (
     in_own_words,
     named_operation,
 )
+from weightedit.cli.conventions import stated_convention, stated_rename
 from weightedit.errors import FileFormatError, TypeMismatchError, WeightEditError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from weightedit.data.images import ImageSet
     from weightedit.editing.editor import Editor
     from weightedit.editing.operations import Operation
     from weightedit.editing.refinement import RefinementRule
-    from weightedit.inr.convention import Convention
     from weightedit.inr.stack import INRStack
 
 _PREVIEW, _TILES, _NAMED, _STEPS = 8, 64, 20, 10
+_CHECKED = (64, 64)  # pixels of foreign INRs that no one stated the size of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +121,15 @@ def fit(options: argparse.Namespace) -> int:
     count, channels, height, width = images.images.shape
     widths = (2, *options.hidden, channels)
     started, generator = time.perf_counter(), torch.Generator().manual_seed(options.seed)
-    result = fit_inrs(images.images, widths=widths, options=wanted, generator=generator, progress=_progress())
+    convention = stated_convention(options, (height, width))
+    result = fit_inrs(
+        images.images,
+        widths=widths,
+        convention=convention,
+        options=wanted,
+        generator=generator,
+        progress=_progress(),
+    )
     seconds, shape = time.perf_counter() - started, "-".join(map(str, widths))
     _say(f"fitted {_plural(count, 'image')} of {height} x {width} x {channels} in {seconds:.1f} s, {shape}")
     _say(f"PSNR   {result.psnr.min():.2f} to {result.psnr.max():.2f} dB, mean {result.psnr.mean():.2f}")
@@ -147,7 +157,7 @@ def fit(options: argparse.Namespace) -> int:
 
 def edit(options: argparse.Namespace) -> int:
     """INRs to edited INRs."""
-    output = check_output(options.output, ".safetensors")
+    output = _check_written(options)
     preview = check_output(options.preview, ".png") if options.preview else None
     alone = options.operation is not None and options.editor is None
     operation = named_operation(str(options.operation)) if alone else None
@@ -156,7 +166,6 @@ def edit(options: argparse.Namespace) -> int:
         raise WeightEditError(f"--preview came for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
     editor = None if alone else _load_editor(options.editor)
     from weightedit.cli.preview import draw_edit, targets_of
-    from weightedit.data.inr_files import save_inrs
     from weightedit.door import edit as edit_inrs
     from weightedit.editing.evaluation import mean_squared_errors
 
@@ -185,8 +194,7 @@ def edit(options: argparse.Namespace) -> int:
     by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
     by += [f"{options.widen} times as wide"] if options.widen != 1 else []
     told = f"{name} ({', '.join(by or ['no steps'])})"
-    save_inrs(replace(edited, provenance={**stack.provenance, "edited": told}), output)
-    _say(f"wrote  {output}")
+    _write(options, replace(edited, provenance={**stack.provenance, "edited": told}), output)
     if preview is not None:
         few = slice(0, _PREVIEW)
         wanted = None if targets is None else targets[few]
@@ -211,27 +219,42 @@ def render(options: argparse.Namespace) -> int:
     return 0
 
 
+def convert(options: argparse.Namespace) -> int:
+    """INRs of other codes to ours, or one of ours back."""
+    output = _check_written(options)
+    stack = _load_stack(options, options.size)
+    _write(options, stack, output)
+    return 0
+
+
 def info(options: argparse.Namespace) -> int:
     """What a path is."""
     from weightedit.cli.description import describe
 
-    for name, value in describe(options.inrs, _convention(options), options.size):
+    for name, value in describe(
+        options.inrs, stated_convention(options, options.size), options.size, stated_rename(options)
+    ):
         _say(f"{name:<11} {value}")
     return 0
 
 
 def check(options: argparse.Namespace) -> int:
-    """Three questions, three lines; 1 when one of them failed."""
-    stack = _load_stack(options, options.size)
+    """Four questions, four lines; 1 when one of them failed."""
+    try:
+        stack = _load_stack(options, None)
+    except FileFormatError:  # any size will do: what is checked lies between the ends of the axes
+        stack = _load_stack(options, options.size or _CHECKED)
     editor = _load_editor(options.editor) if options.editor else None
     from weightedit.cli.checks import check_equivariance, check_identity_edit, check_round_trip
+    from weightedit.cli.reading import check_reading
 
     few = stack[: options.limit]
     _say(f"file   {options.inrs}: {len(few)} of {len(stack)} INRs, {'-'.join(map(str, stack.widths))}")
     results = [check_round_trip(few), check_identity_edit(few), check_equivariance(few, editor)]
+    results.append(check_reading(few, _fitted_pictures(options, few)))
     for result in results:
-        _say(f"{result.name:<14} {'ok' if result.ok else 'FAILED':<7} {result.figure}")
-    return 0 if all(result.ok for result in results) else 1
+        _say(f"{result.name:<14} {result.word:<7} {result.figure}")
+    return 1 if any(result.ok is False for result in results) else 0
 
 
 def _say(text: str) -> None:
@@ -251,21 +274,49 @@ def _hundredths(errors: Sequence[float]) -> str:
     return f"{nothing:>11} {edited:>8} {floor:>8}"
 
 
-def _convention(options: argparse.Namespace) -> Convention | None:
-    from weightedit.inr.convention import DWSNETS, NFN, SIREN_PYTORCH
-
-    known = dict(zip(CONVENTIONS, (DWSNETS, NFN, SIREN_PYTORCH), strict=True))
-    return None if options.convention is None else known[options.convention]
-
-
 def _load_stack(options: argparse.Namespace, size: tuple[int, int] | None) -> INRStack:
     """The INRs of FILE and --convention, fitted at `size`; at least one."""
     from weightedit.data.inr_files import load_inrs
 
-    stack = load_inrs(options.inrs, _convention(options), size=size)
+    convention = stated_convention(options, options.size)
+    stack = load_inrs(options.inrs, convention, size=size, rename=stated_rename(options))
     if not len(stack):
         raise WeightEditError(f"{options.inrs} holds no INRs; expected at least one: fit some first.")
     return stack
+
+
+def _check_written(options: argparse.Namespace) -> Path:
+    """Where the INRs go: ending as the file of --like does, if there is one."""
+    return check_output(options.output, Path(options.like).suffix if options.like else ".safetensors")
+
+
+def _write(options: argparse.Namespace, stack: INRStack, output: Path) -> None:
+    from weightedit.data.inr_files import save_inrs
+    from weightedit.data.like import save_like
+
+    if options.like:
+        save_like(stack, output, options.like, rename=stated_rename(options))
+    else:
+        save_inrs(stack, output)
+    _say(f"wrote  {output}: {_plural(len(stack), 'INR')}")
+
+
+def _fitted_pictures(options: argparse.Namespace, stack: INRStack) -> Tensor | None:
+    """The pictures of --image, as the first INRs of `stack` were fitted to them."""
+    if options.image is None:
+        return None
+    import torch
+
+    from weightedit.data.images import load_picture
+
+    outputs = stack.widths[-1]
+    if stack.widths[0] != 2 or outputs not in (1, 3) or len(options.image) > len(stack):
+        raise WeightEditError(
+            f"{len(options.image)} of --image came for {len(stack)} INRs from {stack.widths[0]} inputs to {outputs} "
+            "outputs; expected at most one for each, of INRs from 2 inputs to 1 or 3: leave the others out."
+        )
+    size = (stack.height, stack.width)
+    return torch.stack([load_picture(name, size=size, channels=outputs) for name in options.image])
 
 
 def _load_editor(name: str | None) -> Editor:
@@ -318,4 +369,12 @@ def _read_images(options: argparse.Namespace) -> tuple[ImageSet, dict[int, str]]
     return ImageSet(pixels, torch.full((count,), -1), torch.arange(count)), known
 
 
-_COMMANDS = {"demo": demo, "fit": fit, "edit": edit, "render": render, "info": info, "check": check}
+_COMMANDS = {
+    "demo": demo,
+    "fit": fit,
+    "edit": edit,
+    "render": render,
+    "convert": convert,
+    "info": info,
+    "check": check,
+}

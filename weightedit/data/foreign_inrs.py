@@ -145,7 +145,7 @@ def read_torch_file(path: Path, rename: Rename | None = None) -> ForeignINRs:
             tensors are no network.
     """
     with refusing(path, "a complete file written by torch.save: copy it again"):
-        content = _load(path)
+        content = read_content(path)
         facts = _facts_of_path(path)
         family = None
         if isinstance(content, Mapping) and set(content) == {"image_idx", "params"}:
@@ -230,7 +230,7 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_meta
 
 
-def _load(path: Path) -> object:
+def read_content(path: Path) -> object:
     """What torch.save wrote; nothing is executed, and no more is unpacked than the file can be believed to hold."""
     try:
         if zipfile.is_zipfile(path):

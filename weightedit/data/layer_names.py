@@ -22,10 +22,10 @@ Rename = Mapping[str, int | None]
 
 REMEDY = (
     "say which layer is which with --rename NAME=NUMBER, counted from 0, and what is no layer with --rename NAME=- "
-    '(in Python rename={"NAME": 0, "OTHER": None})'
+    "(in Python, rename: a dict from such names to numbers, or None)"
 )
 _KINDS = (".weight", ".bias")
-_MOST_GROUPS = 8  # of which every order is tried
+_MOST_GROUPS, _MOST_ORDERS = 8, 1000
 _MOST_ENTRIES, _DEEPEST = 100_000, 10
 
 Token = str | int
@@ -160,17 +160,29 @@ def _ordered(stems: list[str], weights: Mapping[str, object]) -> list[str]:
         first = next((i for i, token in enumerate(rest) if isinstance(token, int)), len(rest))
         numbers = tuple(token for token in rest if isinstance(token, int))
         groups.setdefault(tuple(rest[:first]), []).append((numbers, stem))
-    chains = [_by_number(sorted(group)) for group in groups.values()]
-    if len(chains) == 1:
-        return chains[0]
+    if len(groups) == 1:
+        return _by_number(sorted(*groups.values()))
+    # An INR of one output and one input fits itself at both ends: then the words decide.
+    chains = [_by_number(sorted(groups[key])) for key in sorted(groups, key=_role)]
+    ends = [sum(_role(key) == role for key in groups) for role in (-1, 1)]
     shapes = {stem: w.shape for stem, w in weights.items() if isinstance(w, Tensor) and w.dim() in (2, 3)}
     several = sum(len(chain) > 1 for chain in chains) > 1
     orders = [] if several or len(chains) > _MOST_GROUPS or len(shapes) < len(stems) else _fitting(chains, shapes)
+    if len(orders) > 1:
+        first, last = (chains[0] if ends[0] == 1 else []), (chains[-1] if ends[1] == 1 else [])
+        said = [order for order in orders if order[: len(first)] == first and order[len(order) - len(last) :] == last]
+        orders = said if first or last else orders
     if len(orders) != 1:
         fault = "more than one network, or one in parts" if several else "no order in which their widths fit"
         fault = "more than one order in which their widths fit" if len(orders) > 1 else fault
         raise ParamsError(f"layers named {shortened(sorted(stems))} have {fault}: expected one network; {REMEDY}.")
     return orders[0]
+
+
+def _role(key: tuple[Token, ...]) -> int:
+    """-1 for a name that says it is the first, 1 for the last, else 0."""
+    words = set(re.split("[^a-z]+", ".".join(map(str, key)).lower()))
+    return -1 if words & {"first", "input"} else 1 if words & {"last", "final", "output"} else 0
 
 
 def _tokens(stem: str) -> list[Token]:
@@ -210,13 +222,13 @@ def _by_number(group: list[tuple[tuple[int, ...], str]]) -> list[str]:
 
 
 def _fitting(chains: list[list[str]], shapes: Mapping[str, tuple[int, ...]]) -> list[list[str]]:
-    """Up to two orders of the chains in which each reads what the one before it writes."""
+    """Orders of the chains in which each reads what the one before it writes; not all where there are very many."""
     found: list[list[str]] = []
 
     def extend(so_far: list[list[str]], left: list[list[str]]) -> None:
-        if not left and len(found) < 2:
+        if not left and len(found) < _MOST_ORDERS:
             found.append([name for chain in so_far for name in chain])
-        for chain in left if len(found) < 2 else []:
+        for chain in left if len(found) < _MOST_ORDERS else []:
             if not so_far or shapes[so_far[-1][-1]][-2] == shapes[chain[0]][-1]:
                 extend([*so_far, chain], [other for other in left if other is not chain])
 
