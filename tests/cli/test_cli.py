@@ -609,7 +609,7 @@ def test_advice_names_options_and_no_keywords_of_python() -> None:
         ("pass columns=(image, label), or", "pass --columns image label, or"),
         ("target_psnr=-3.0: expected", "--target-psnr -3.0: expected"),
         ("pass widths=(2, 8, 1).", "pass --hidden 2 8 1."),
-        ("has omega=nan: expected", "has omega=nan: expected"),
+        ("has momentum=nan: expected", "has momentum=nan: expected"),
         ("pass overwrite=True.", "pass overwrite=True. (overwrite: in Python alone.)"),
     ],
 )
