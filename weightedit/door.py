@@ -25,13 +25,18 @@ from weightedit.network.graph_spec import AnySpec, spec_of
 
 
 def fit(
-    images: Tensor, hidden: Sequence[int] = (32, 32), *, seed: int | None = None, progress: bool = False, **options: Any
+    images: Tensor,
+    hidden: Sequence[int] | None = None,
+    *,
+    seed: int | None = None,
+    progress: bool = False,
+    **options: Any,
 ) -> INRStack:
     """One SIREN per picture, each from an initialization of its own.
 
     Args:
         images: [N, C, H, W], floats in [0, 1] or bytes.
-        hidden: widths of the hidden layers; large pictures need more.
+        hidden: widths of the hidden layers; None chooses by the pictures' size, see `inr.fitting.hidden_widths`.
         seed: of the initializations; None draws from torch's own generator.
         progress: show a tqdm bar.
         options: fields of FitOptions: target_psnr (40 dB), max_steps, init, method, ...
@@ -47,7 +52,8 @@ def fit(
     if unknown := sorted(set(options) - set(known)):
         raise WeightEditError(f"got {', '.join(unknown)}; expected some of {', '.join(known)}.")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    widths = (2, *hidden, images.shape[1]) if images.dim() == 4 else None  # others are refused there
+    # Images of other dimensions are refused there.
+    widths = (2, *hidden, images.shape[1]) if hidden is not None and images.dim() == 4 else None
     return fit_all(images, widths=widths, options=FitOptions(**options), generator=generator, progress=progress).stack
 
 

@@ -107,13 +107,28 @@ def test_a_solid_picture_is_met_exactly_and_said_so(place, capsys):
 
 def test_fit_leaves_out_what_missed_and_says_so(place, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8)).save("noise.png")
-    words = ["fit", "digit0.png", "noise.png", "-o", "out.safetensors", "--size", 48, "--target-psnr", 25]
+    words = [
+        "fit",
+        "digit0.png",
+        "noise.png",
+        "-o",
+        "out.safetensors",
+        "--size",
+        48,
+        "--hidden",
+        32,
+        32,
+        "--target-psnr",
+        25,
+    ]
     code, out, _ = run(capsys, *words)
     assert code == 1 and "missed 25 dB and left out: 1 of 2, index 1 noise.png (" in out
     assert load_inrs("out.safetensors").index.tolist() == [0]
     code, out, _ = run(capsys, *words, "--keep-missed")
     assert code == 0 and "missed 25 dB and kept: 1 of 2" in out and len(load_inrs("out.safetensors")) == 2
-    code, out, _ = run(capsys, "fit", "noise.png", "-o", "none.safetensors", "--max-steps", 5)
+    method = ("--method", "adam", "--learning-rate", 1e-3)
+    code, out, _ = run(capsys, "fit", "noise.png", "-o", "none.safetensors", "--max-steps", 5, *method)
+    assert "2-64-64-64-1" in out
     assert code == 1 and "none.safetensors was not written" in out and not (place / "none.safetensors").exists()
 
 

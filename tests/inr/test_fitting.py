@@ -7,7 +7,7 @@ import torch
 
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import NFN, Convention
-from weightedit.inr.fitting import FitOptions, FitResult, fit
+from weightedit.inr.fitting import FitOptions, FitResult, fit, hidden_widths
 from weightedit.inr.siren import initial_params, render_images
 
 
@@ -107,6 +107,47 @@ def test_a_diverged_fit_is_missed_and_comes_back_as_its_start():
     assert result.missed.tolist() == [0, 1] and bool(result.psnr.isfinite().all())
     for name, tensor in start.items():
         torch.testing.assert_close(result.stack.params[name], tensor)
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 20])
+def test_a_few_steps_fit_too(max_steps):
+    """Of which none, once, saw all pixels: the initial network came back."""
+    images = _images(3, height=28, width=28)
+    start = initial_params(3, (2, 32, 32, 1), generator=_generator())
+    options = FitOptions(max_steps=max_steps, target_psnr=80.0)
+    result = fit(images, initial=start, options=options)
+    before = -10 * torch.log10((render_images(start, Convention(), 28, 28) - images).square().mean((1, 2, 3)))
+    assert bool((result.psnr > before + 1).all()) and result.steps.tolist() == [max_steps - 1] * 3
+
+
+def test_the_best_iterate_comes_back_and_a_fit_that_diverges_goes_on_slower():
+    """At a rate that is far too high, with steps that first raise the error a hundredfold."""
+    images = _images(3)
+    fits = [
+        fit(images, options=FitOptions(method="adam", learning_rate=rate, max_steps=steps, target_psnr=80.0, retries=0),
+            generator=_generator())
+        for rate, steps in ((5e-4, 1), (0.2, 11), (0.2, 121), (5e-4, 121))
+    ]  # fmt: skip
+    start, early, late, slow = (float(result.psnr.min()) for result in fits)
+    assert start <= early + 1e-3 and late > early + 1 and slow > start
+
+
+@pytest.mark.parametrize("hidden", [(64, 64, 64), (32, 32, 32, 32)])
+def test_deep_networks_are_fitted_at_the_default_rate(hidden):
+    images = _images(2, 3, 24, 24)
+    options = FitOptions(target_psnr=38.0, retries=0, max_steps=100)
+    assert fit(images, widths=(2, *hidden, 3), options=options, generator=_generator()).missed.tolist() == []
+
+
+def test_defaults_follow_the_initialisation_and_the_size():
+    assert FitOptions().target == 40 and FitOptions(init="dwsnets").target == 18
+    assert (
+        FitOptions(init="dwsnets", method="adam").target == 25 and FitOptions(init="dwsnets", target_psnr=9).target == 9
+    )
+    result = fit(_images(2, height=28, width=28), options=FitOptions(init="dwsnets"), generator=_generator())
+    assert result.missed.tolist() == [] and result.stack.provenance["target_psnr"] == "18"
+    assert hidden_widths(28, 28) == (32, 32) and hidden_widths(64, 64) == (64, 64, 64)
+    assert fit(_images(1, 3, 41, 41), options=FitOptions(max_steps=1, retries=0)).stack.widths == (2, 64, 64, 64, 3)
 
 
 def test_warm_start_needs_fewer_steps_and_keeps_the_start():

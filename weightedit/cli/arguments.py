@@ -207,12 +207,18 @@ Face hub, with --split and --limit. An image that misses the target PSNR is name
     columns = "names of the image column, and of the label column, of a data set where they are in doubt"
     parser.add_argument("--columns", nargs="+", metavar="NAME", help=columns)
     parser.add_argument("--channels", type=int, choices=(1, 3), help="convert first: 1 is grey, 3 is RGB")
-    hidden = "widths of the hidden layers (default: 32 32); large images need more"
-    parser.add_argument("--hidden", type=count_argument, nargs="+", default=[32, 32], metavar="N", help=hidden)
+    hidden = "widths of the hidden layers (default: by size: 32 32 up to 40 pixels, 64 64 64 at 64, 128 128 128 at 256)"
+    parser.add_argument("--hidden", type=count_argument, nargs="+", metavar="N", help=hidden)
     init = "named initialisation (default: siren); dwsnets rarely passes 30 dB"
     parser.add_argument("--init", choices=("siren", "dwsnets"), default="siren", help=init)
-    parser.add_argument("--target-psnr", type=float, default=40.0, metavar="DB", help="stop here (default: 40)")
-    parser.add_argument("--max-steps", type=count_argument, metavar="N", help="give up after so many (default: 200)")
+    method = "fast solves the last layer at every step, adam is what published INRs were fitted by (default: fast)"
+    parser.add_argument("--method", choices=("fast", "adam"), default="fast", help=method)
+    rate = "of the steps (default: fast 0.008, less for deeper or wider networks; adam 0.0005)"
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help=rate)
+    target = "stop here (default: 40; after --init dwsnets 18, with --method adam 25)"
+    parser.add_argument("--target-psnr", type=float, metavar="DB", help=target)
+    most = "give up after so many (default: fast 200, adam 1000)"
+    parser.add_argument("--max-steps", type=count_argument, metavar="N", help=most)
     parser.add_argument("--seed", type=int, default=0, help="of the initialisations (default: 0)")
     parser.add_argument("--keep-missed", action="store_true", help="keep images that missed the target, too")
     add_convention(parser, "Of the INRs that are made (default: dwsnets).")

@@ -115,10 +115,10 @@ def run_demo(
     images, labels = digit_images(count)
     options, generator = FitOptions(), torch.Generator().manual_seed(seed)
     result = fit(images, convention=editor.native_convention, options=options, generator=generator, progress=progress)
-    reached = result.psnr >= options.target_psnr
+    reached = result.psnr >= options.target
     if not bool(reached.any()):
         raise WeightEditError(
-            f"none of {count} digits was fitted to {options.target_psnr:g} dB; expected nearly all: try another seed."
+            f"none of {count} digits was fitted to {options.target:g} dB; expected nearly all: try another seed."
         )
     images, labels, fitted = images[reached], labels[reached], result.kept()
     targets = wanted(images)

@@ -113,13 +113,14 @@ def fit(options: argparse.Namespace) -> int:
     import torch
 
     from weightedit.data.inr_files import save_inrs
-    from weightedit.inr.fitting import FitOptions
+    from weightedit.inr.fitting import FitOptions, hidden_widths
     from weightedit.inr.fitting import fit as fit_inrs
 
-    wanted = FitOptions(init=options.init, target_psnr=options.target_psnr, max_steps=options.max_steps)
+    fields = ("method", "init", "target_psnr", "max_steps", "learning_rate")
+    wanted = FitOptions(**{name: getattr(options, name) for name in fields})
     images, names = _read_images(options)
     count, channels, height, width = images.images.shape
-    widths = (2, *options.hidden, channels)
+    widths = (2, *(options.hidden or hidden_widths(height, width)), channels)
     started, generator = time.perf_counter(), torch.Generator().manual_seed(options.seed)
     convention = stated_convention(options, (height, width))
     result = fit_inrs(
@@ -138,7 +139,7 @@ def fit(options: argparse.Namespace) -> int:
         fate = "kept" if options.keep_missed else "left out"
         shown = [f"{index}{names.get(index, '')} ({result.psnr[index]:.1f} dB)" for index in missed[:_NAMED]]
         shown += [f"and {len(missed) - _NAMED} more"] if len(missed) > _NAMED else []
-        _say(f"missed {options.target_psnr:g} dB and {fate}: {len(missed)} of {count}, index {', '.join(shown)}")
+        _say(f"missed {wanted.target:g} dB and {fate}: {len(missed)} of {count}, index {', '.join(shown)}")
     source = {"seed": str(options.seed), "images": ", ".join(Path(name).name for name in options.images[:3])}
     labels = images.labels if bool((images.labels >= 0).any()) else None
     stack = replace(result.stack, label=labels, index=images.index)
@@ -148,7 +149,8 @@ def fit(options: argparse.Namespace) -> int:
         keep[result.missed] = False
         stack = stack[keep]
     if not len(stack):
-        _say(f"{output} was not written: no INR is left. Try --size, wider --hidden, --max-steps or --keep-missed")
+        ways = "a lower --target-psnr, wider --hidden, more --max-steps or --keep-missed"
+        _say(f"{output} was not written: no INR is left. Try {ways}")
         return 1
     save_inrs(stack, output)
     _say(f"wrote  {output}: {_plural(len(stack), 'INR')}")

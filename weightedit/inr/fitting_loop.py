@@ -22,6 +22,9 @@ MARGIN_DB = 0.005
 RIDGE = 1e-4
 """Penalty on the solved last layer's squared weights, in units of the mean squared error; keeps them moderate."""
 
+CHECK_EVERY, WORSE, BACK_OFF = 10, 4.0, 0.25
+"""Steps between two looks at every INR's error; how many times its least it may be; factor on its rate if above."""
+
 COARSE_EXCESS = 4
 """A coarse grid must have this many times more pixels than the last hidden layer has neurons: fewer are fitted by the
 closed-form last layer alone, and the sine layers would learn nothing."""
@@ -40,6 +43,7 @@ class Method:
         first_layer: learning rate of the first layer relative to that of the others.
         horizon: steps over which a cosine takes the learning rate down to `floor` of itself; None keeps it constant.
         coarse_steps: this many first steps see a quarter of the pixels, a different quarter each time.
+        scaled: the default learning rate is that of two hidden layers of 32, and others' follows from it.
     """
 
     residual: Callable[[Kernel, Tensor, PixelGrid, Tensor, Tensor], Tensor]
@@ -52,6 +56,18 @@ class Method:
     horizon: int | None = None
     floor: float = 0.1
     coarse_steps: int = 0
+    scaled: bool = False
+
+    def learning_rate_of(self, widths: tuple[int, ...]) -> float:
+        """The default for networks of these widths.
+
+        Deeper and wider networks take smaller steps, times 2 / depth and sqrt(32 / width) (ours, measured on
+        photographs of 64 x 64 between 2-32-32-3 and 2-128-128-128-3: within a dB of the best rate of a grid by 2).
+        """
+        if not self.scaled:
+            return self.learning_rate
+        hidden = widths[1:-1]
+        return self.learning_rate * min(1.0, 2.0 / len(hidden)) * min(1.0, math.sqrt(32.0 / max(hidden)))
 
     def rate(self, step: int) -> float:
         """Factor on the learning rate at `step` = 0, 1, ..."""
@@ -82,6 +98,7 @@ METHODS: dict[str, Method] = {
         first_layer=0.4,
         horizon=70,
         coarse_steps=20,
+        scaled=True,
     ),
     "adam": Method(
         residual=_trained_last,
@@ -105,9 +122,34 @@ class _Active:
     gradient: Tensor
     first_moment: Tensor
     second_moment: Tensor
+    rate: Tensor
+    least: Tensor
+    stale: Tensor
+    best: Tensor
 
     def __post_init__(self) -> None:
         self._targets: dict[PixelGrid, Tensor] = {}
+        self.backed_off = False
+
+    def guard(self, error: Tensor) -> None:
+        """Note who is at its best; those far above it, or above it for the second time, return to it.
+
+        They go on at a lower rate and without moments. NaN is far above.
+
+        Args:
+            error: [n], at theta.
+        """
+        better = error < self.least
+        self.least = torch.where(better, error, self.least)
+        self.best[better] = self.theta[better]
+        lost = ~(error <= WORSE * self.least) | (~better & self.stale)  # also true for NaN
+        self.stale = ~better & ~lost
+        if bool(lost.any()):
+            self.theta[lost] = self.best[lost]
+            for tensor in (self.gradient, self.first_moment, self.second_moment):
+                tensor[lost] = 0.0
+            self.rate = torch.where(lost, BACK_OFF * self.rate, self.rate)
+            self.backed_off = True
 
     def targets(self, grid: PixelGrid) -> Tensor:
         """What the remaining images hold on `grid`, kept until the next INR leaves."""
@@ -195,34 +237,38 @@ class FitLoop:
         self, kernel: Kernel, images: Tensor, theta: Tensor, steps: Tensor, block: Tensor, bar: tqdm
     ) -> None:
         """Fit the images of `block`; writes their rows of theta and steps."""
-        zeros = torch.zeros_like(theta[block])
-        active = _Active(
-            block, self.convention.to_raw(images[block]), theta[block], zeros, zeros.clone(), zeros.clone()
-        )
-        limit = self.convention.span**2 * 10.0 ** (-(self.target_psnr + MARGIN_DB) / 10.0)
+        start = theta[block]
+        zeros, ones = torch.zeros_like(start), torch.ones_like(start[:, 0])
+        raw, most = self.convention.to_raw(images[block]), torch.full_like(ones, math.inf)
+        moments = zeros.clone(), zeros.clone()
+        active = _Active(block, raw, start, zeros, *moments, rate=ones, least=most, stale=most == 0, best=start.clone())
+        limit = self.convention.span**2 * 10.0 ** (-(self.target_psnr + MARGIN_DB) / 10.0) * images[0].numel()
         coarse, full = self._grids(images)
+        # At least two thirds of the steps see all pixels, the last one among them.
+        coarse_steps = min(self.method.coarse_steps, self.max_steps // 3) if coarse else 0
         for step in range(self.max_steps):
-            grid = coarse[step % len(coarse)] if coarse and step < self.method.coarse_steps else full
+            grid = coarse[step % len(coarse)] if step < coarse_steps else full
+            last = step == self.max_steps - 1
             targets = active.targets(grid)
             kernel.forward(active.theta, grid)
             residual = self.method.residual(kernel, active.theta, grid, targets, active.gradient)
-            done = self._done(residual, limit, last=step == self.max_steps - 1) if grid is full else None
+            error = torch.linalg.vector_norm(residual, dim=(1, 2)).square_() if grid is full else None
             kernel.backward(active.theta, grid, residual, active.gradient)
-            if done is not None and bool(done.any()):
-                theta[active.index[done]] = active.theta[done]
-                steps[active.index[done]] = step
-                bar.update(int(done.sum()))
-                active.keep(~done)
-                if not len(active.index):
-                    return
+            if error is not None:
+                done = error <= limit
+                if last or (step - coarse_steps) % CHECK_EVERY == 0:
+                    active.guard(error)
+                if last:
+                    active.theta = torch.where(done[:, None], active.theta, active.best)
+                    done = torch.ones_like(done)
+                if bool(done.any()):
+                    theta[active.index[done]] = active.theta[done]
+                    steps[active.index[done]] = step
+                    bar.update(int(done.sum()))
+                    active.keep(~done)
+                    if not len(active.index):
+                        return
             self._adam(active, step)
-
-    @staticmethod
-    def _done(residual: Tensor, limit: float, *, last: bool) -> Tensor:
-        """Which INRs leave now: those within the limit on the mean squared error, and all at the last step."""
-        if last:
-            return torch.ones(len(residual), dtype=torch.bool, device=residual.device)
-        return torch.linalg.vector_norm(residual, dim=(1, 2)).square_() <= limit * residual[0].numel()
 
     def _adam(self, active: "_Active", step: int) -> None:
         """One step of Adam (Kingma and Ba 2015, algorithm 1) on theta, in place; overwrites the gradient.
@@ -242,4 +288,6 @@ class FitLoop:
             parts.append((slice(sine, None), 1.0, 1.0))
         for part, factor, scale in parts:
             denominator = root[:, part].add_(self.method.epsilon * debias / scale)
+            if active.backed_off:
+                denominator.div_(active.rate[:, None])
             active.theta[:, part].addcdiv_(active.first_moment[:, part], denominator, value=-rate * factor)
