@@ -150,7 +150,7 @@ def test_a_scrambled_copy_stays_the_same_function_under_what_keeps_scales_and_no
     if kind == "resnet":  # steps so small that no channel dies: its gradients would be rounding alone, told apart by it
         with torch.no_grad():
             rule.log_step_size.fill_(math.log(0.01))
-            rule.log_share.fill_(math.log(0.01))
+            rule.log_share.sub_(math.log(100))
     before = net(x).detach()
     assert relative(other(x).detach(), before) < 1e-10
     train(net, rule, x=x)
@@ -158,6 +158,23 @@ def test_a_scrambled_copy_stays_the_same_function_under_what_keeps_scales_and_no
     assert relative(net(x).detach(), before) > 0.02
     apart = relative(other(x).detach(), net(x).detach())
     assert apart < 1e-9 if KEPT[name] else apart > 1e-4
+
+
+def test_what_a_fresh_rule_proposes_fades_and_its_base_steps_do_not():
+    net = mlp().double()
+    full, base = rule_of("scalegmn", net), rule_of("scalegmn", net)
+    with torch.no_grad():
+        base.log_share.fill_(-math.inf)
+    wiring, params = LearnedOptimizer(net, full).wiring, {name: p.detach() for name, p in net.named_parameters()}
+    gradients = {name: torch.randn(p.shape, generator=generator(), dtype=p.dtype) for name, p in params.items()}
+    apart = []
+    for step in (0, 2000):
+        state = full.init(wiring, params)
+        for kept in state.values():
+            kept["step"] += step
+        both = (rule.update(wiring, gradients, state, params)[0]["1.weight"].detach() for rule in (full, base))
+        apart.append(relative(*both))
+    assert apart[0] > 0.01 and apart[1] < 0.01 * apart[0]
 
 
 def test_editing_and_optimizing_go_through_propose_delta(monkeypatch):

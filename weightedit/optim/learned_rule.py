@@ -8,7 +8,8 @@ o is Adam's direction and s the scale of its parameter in the vertex gauge (gaug
 keeps every symmetry of the network. f is what the same `propose_delta` gives that an editor calls, of the type of a
 delta; e, the root mean square of o over the tensor, is an invariant, and so the rule keeps what the metanetwork keeps.
 Where gradients vanish the step does, and the motion of the average, whatever the metanetwork says (warrant.py). a and b
-follow the clock. Steps do not grow with the weights, and fall with the root of the number of weight matrices, as those
+follow the clock; of a fresh rule b fades, so that steps later than meta-training saw are the base's, which is steady.
+Steps do not grow with the weights, and fall with the root of the number of weight matrices, as those
 of metanet_rule.py, which also says what the scale of a neuron remembers and how iterates are averaged (ours).
 
 A metanetwork holds activations per edge, hence far more than a rule that goes parameter by parameter; memory.py says
@@ -51,7 +52,8 @@ from weightedit.optim.warrant import of_entries, of_tensor
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
 _ODD_ONLY = ("monomial",)
-_SHARE = 1.0  # b over what the metanetwork's own scales say, at the start: less, and meta-training has to find it first
+_SHARE = 1.0  # b over what the metanetwork's own scales say, at first: less, and meta-training has to find it first
+_FADE, _FADING = 4.0, 300.0  # b falls by up to e^-7 about this step: meta-training sees few late steps
 CLOCK = (100.0, 1000.0)
 """Times of the clock's channels, for metanetworks that take even quantities."""
 ANY_ENDS = ("scalegmn", "scalegmn-b", "ng-gnn", "ng-t", "nfn-np")
@@ -143,8 +145,10 @@ class LearnedRule(RuleModule):
         check_types(metanet.types_in, types_of(config.extra_types, len(metanet.types_out)), type(self).__name__)
         self.metanet, self.moments = metanet, config.moments()
         self.log_step_size = nn.Parameter(torch.full((2,), math.log(config.step_size)))  # of weights, of other tensors
-        self.log_share = nn.Parameter(torch.full((2,), math.log(_SHARE)))
-        self.pace = nn.Parameter(torch.zeros(2, len(_TIMES)))  # of the base step, of the proposed one
+        self.log_share = nn.Parameter(torch.full((2,), math.log(_SHARE) - _FADE * math.tanh(1)))
+        pace = torch.zeros(2, len(_TIMES))  # of the base step, of the proposed one
+        pace[1, _TIMES.index(_FADING)] = -_FADE
+        self.pace = nn.Parameter(pace)
         if config.averaging:
             self.lag, self.log_recency = nn.Parameter(torch.tensor(2.2)), nn.Parameter(torch.tensor(0.0))
         self.register_buffer("inverse_times", torch.tensor([1 / time for time in _TIMES]), persistent=False)
