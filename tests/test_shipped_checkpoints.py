@@ -6,6 +6,8 @@ command that makes them.
 
 import copy
 import json
+import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,14 @@ from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.refinement import refine, target_of
 from weightedit.files.checkpoint import load_checkpoint
 from weightedit.inr.fitting import fit
+from weightedit.metatrain.image_optimizees import conv_net
 from weightedit.metatrain.problems import images_of, optimizee
 from weightedit.metatrain.unroll import Unroll, start
+from weightedit.network.graph_spec import spec_of
+from weightedit.network.symmetry import act, random_element
 from weightedit.optim.hand_designed import Adam
+from weightedit.optim.learned_rule import LearnedRule
+from weightedit.optim.optimizer import LearnedOptimizer
 from weightedit.optim.rule import UpdateRule
 from weightedit.optim.rule_module import RuleModule
 
@@ -36,7 +43,7 @@ def of_kind(kind: str) -> list[Path]:
 
 def test_there_are_checkpoints() -> None:
     editors = {"mnist-dilate", "mnist-dilate-predictive", "mnist-multi", "cifar-contrast"}
-    assert editors | {"refine-rule", "small-classifier"} <= {folder.name for folder in FOLDERS}
+    assert editors | {"refine-rule", "small-classifier", "graph-rule"} <= {folder.name for folder in FOLDERS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -137,3 +144,37 @@ def test_update_rule_reproduces_its_figure(folder: Path) -> None:
     found = digit_losses(RuleModule.from_pretrained(folder))
     assert found == pytest.approx(load_checkpoint(folder)[1]["training"]["digits"], rel=0.02)
     assert found < 0.5 * min(digit_losses(Adam(rate)) for rate in (1e-3, 1e-2))
+
+
+def cnn_losses(net: torch.nn.Module, rule: UpdateRule, steps: int = 40) -> list[float]:
+    """Losses before every step on the same 128 digits as images."""
+    data, found = images_of("digits-mlp", "nowhere"), []
+    x, y = data.images[:128].to(next(net.parameters()).dtype), data.labels[:128]
+    optimizer = LearnedOptimizer(net, rule)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    return found
+
+
+@pytest.mark.parametrize("folder", of_kind("learned-rule"), ids=lambda folder: folder.name)
+def test_rule_of_a_metanetwork_reproduces_its_figure_and_keeps_a_rescaled_copy_the_same_function(folder: Path) -> None:
+    """In float64 on a CNN of other widths than it was meta-trained on; the metanetwork is worth its steps."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = conv_net(1, 10, widths=(8, 12)).double()
+    rescaled, without, spec = copy.deepcopy(net), copy.deepcopy(net), spec_of(net)
+    element = random_element(spec, torch.Generator().manual_seed(3), scale_range=(math.exp(-3), math.exp(3)))
+    rescaled.load_state_dict(act(element, spec, {name: p.detach() for name, p in net.named_parameters()}))
+    rule, base = (RuleModule.from_pretrained(folder).double() for _ in range(2))
+    assert isinstance(base, LearnedRule)
+    losses = cnn_losses(net, rule)
+    assert statistics.fmean(losses) == pytest.approx(load_checkpoint(folder)[1]["training"]["digits"], rel=1e-3)
+    assert cnn_losses(rescaled, rule) == pytest.approx(losses, rel=1e-9)
+    assert all(not torch.allclose(p, rescaled.get_parameter(name)) for name, p in net.named_parameters() if p.dim() > 1)
+    with torch.no_grad():
+        base.log_share.fill_(-math.inf)
+    assert statistics.fmean(losses[-10:]) < 0.9 * statistics.fmean(cnn_losses(without, base)[-10:])
