@@ -954,7 +954,7 @@ def test_hooks_see_a_state_before_it_is_checked():
 
 def test_loading_names_the_kinds_of_rules(tmp_path):
     save_checkpoint(tmp_path / "editor", {"a": torch.ones(1)}, {"kind": "editor"}, "card")
-    with pytest.raises(FileFormatError, match="kind 'editor'; expected an update rule"):
+    with pytest.raises(FileFormatError, match="kind 'editor'; expected one of kind mlp-rule"):
         RuleModule.from_pretrained(tmp_path / "editor")
     with pytest.raises(FileFormatError, match="does not exist"):
         LearnedOptimizer(network(), str(tmp_path / "a" / "b" / "nothing"))
