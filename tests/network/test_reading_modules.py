@@ -1,6 +1,7 @@
 """What people write: layers, wrappers and forwards of every kind are read, and what is claimed of them is true."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from tests.modules import ResidualMLP
 from tests.network.test_reading import hold, randomized
+from weightedit.errors import SpecError
 from weightedit.network.reading import FirstInputs, read, wiring_of
 
 SOURCE = torch.Generator().manual_seed(1)
@@ -130,6 +132,31 @@ READ = {  # module, input, {parameter: what may be done to the neurons that it g
         ),
         SERIES, {"layers.1.self_attn.in_proj_weight": P, "layers.1.linear1.weight": P, "layers.1.norm2.bias": SF},
     ),
+    "LSTM over a layer's outputs": (
+        lambda: Made(
+            lambda n, x: n.c(n.b(n.a(x).view(-1, 4, 3))[0].mean(1)),
+            a=nn.Linear(4, 12), b=nn.LSTM(3, 5, batch_first=True), c=nn.Linear(5, 2),
+        ),
+        X, {"b.weight_hh_l0": P, "c.weight": "none"},  # places within a step may be permuted, steps may not
+    ),
+    "causal attention of latents": (
+        lambda: Made(
+            lambda n, x: n.b(
+                functional.scaled_dot_product_attention(*[n.a(n.latents.weight)[None]] * 3, is_causal=True)
+                * torch.arange(1.0, 3.0)[:, None, None]
+            ).mean(1) * n.c(x).mean(),
+            latents=nn.Embedding(5, 4), a=nn.Linear(4, 6), b=nn.Linear(6, 2), c=nn.Linear(4, 1),
+        ),
+        X, {"a.weight": P, "b.weight": "none"},
+    ),
+    "a grid and its transpose": (
+        lambda: Made(
+            lambda n, x: n.b(torch.relu(n.a(x))) + n.b(torch.relu(n.a(x)).view(-1, 3, 3).mT.reshape(-1, 9)),
+            a=nn.Linear(4, 9), b=nn.Linear(9, 2),
+        ),
+        X, {"a.weight": P},  # one permutation of rows and columns
+    ),
+    "whole numbers": (two(lambda y: (4 * y).long().to(y.dtype)), X, {"a.weight": P}),
     "U-shape": (
         lambda: Made(
             lambda n, x: n.c(torch.cat([n.up(torch.relu(n.down(y := torch.relu(n.a(x))))), y], 1)),
@@ -229,6 +256,52 @@ def test_a_compiled_forward_does_not_trip_over_the_hook():
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     out = compiled(torch.ones(3, 4), torch.ones(3, 3))
     assert torch.equal(out, net(torch.ones(3, 4), torch.ones(3, 3)))
+
+
+@dataclasses.dataclass
+class Output:
+    hidden: torch.Tensor
+    last: float = 0.0
+
+
+def left(n, x):
+    n.own_features = [torch.relu(n.a(x))]
+    return n.b(n.own_features[0])
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda n, x: Output(n.b(torch.relu(n.a(x)))),
+        lambda n, x: torch.distributions.Normal(n.b(torch.relu(n.a(x))), 1.0),
+        left,
+    ],
+)
+def test_what_a_loss_may_read_is_fixed(forward):
+    """Outputs within an object, and what a forward leaves in attributes."""
+    wiring = wiring_of(Made(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 3)), torch.zeros(5, 4))
+    assert not wiring.notes
+    found = {name: str(wiring.sets[wire.target]) for name, wire in wiring.by_name.items()}
+    assert found["b.weight"] == "none" and found["a.weight"] == ("none" if forward is left else PS)
+
+
+def test_a_forward_that_returns_nothing_is_told_of():
+    (note,) = wiring_of(Made(lambda n, x: print(end=""), a=nn.Linear(4, 6)), torch.zeros(5, 4)).notes
+    assert "stops in Made, which returns no tensors" in note
+
+
+def test_a_lazy_layer_is_refused():
+    with pytest.raises(SpecError, match=r"0\.weight came without a shape.*call the network on one batch first"):
+        wiring_of(nn.Sequential(nn.LazyLinear(3), nn.ReLU()))
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.cfloat])
+@pytest.mark.parametrize("inputs", [None, torch.zeros(3, 4)])
+def test_parameters_that_are_no_real_numbers_are_outside(dtype, inputs):
+    net = Made(lambda n, x: n.b((n.a(x) * n.mask).abs()), a=nn.Linear(4, 6), b=nn.Linear(6, 3))
+    net.mask = nn.Parameter(torch.ones(6, dtype=dtype), requires_grad=False)
+    wiring = wiring_of(net, inputs)
+    assert wiring.outside == ("mask",) and str(wiring.sets[wiring.by_name["a.weight"].target]) == "none"
 
 
 def test_an_empty_module_has_no_wires():

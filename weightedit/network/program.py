@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
 from weightedit.errors import SpecError
@@ -36,8 +37,8 @@ def follow(
 
     Raises Unreadable, also where `batch` is how many examples went in and another number comes out.
     """
-    graph, names, given = _captured(net, args, kwargs)
-    if batch is not None and any(shape[:1] != (batch,) for shape in _outputs(graph)):
+    graph, names, given, returned = _captured(net, args, kwargs)
+    if batch is not None and any(shape[:1] != (batch,) for shape in list(_outputs(graph))[:returned]):
         raise Unreadable(f"{type(net).__name__}, whose examples are not told apart")
     _Follower(flow, names, given).run(graph)
 
@@ -64,12 +65,18 @@ def taker(net: nn.Module) -> Callable[[Tensor], bool]:
     return takes
 
 
-def _captured(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[fx.GraphModule, list[str], int]:
-    """The captured forward, the names of its first inputs, which are parameters, and how many buffers follow."""
+def _captured(
+    net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[fx.GraphModule, list[str], int, int]:
+    """The captured forward, the names of its first inputs, which are parameters, and how many buffers follow.
+
+    Last, how many of its outputs the forward returns; the others it leaves in attributes, where a loss may read them.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     named = {id(p): name for name, p in net.named_parameters()}
     inside: list[str] = []
+    returned = 0
     with random_states_kept(), warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
@@ -84,11 +91,14 @@ def _captured(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         tensors = [torch.empty_like(leaf, device=device) for leaf in leaves if isinstance(leaf, Tensor)]
 
         def forward(own: list[Tensor], kept: list[Tensor], data: list[Tensor]) -> list[Tensor]:
+            nonlocal returned
             left = iter(data)
             again = [next(left) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             args, kwargs = pytree.tree_unflatten(again, tree)
             state = {**dict(zip(params, own, strict=True)), **dict(zip(buffers, kept, strict=True))}
-            return list(_tensors(torch.func.functional_call(twin, state, args, kwargs)))
+            found = list(_tensors(torch.func.functional_call(twin, state, args, kwargs)))
+            returned = len(found)
+            return found + list(_left(twin))
 
         capture = make_fx(forward, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)
         try:
@@ -97,7 +107,9 @@ def _captured(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         except Exception as error:  # whatever a foreign forward raises
             where = inside[-1] if inside else type(net).__name__
             raise Unreadable(f"{where}{_why(error)}") from error
-    return graph, [named[id(p)] for p in params.values()], len(buffers)
+        if not list(_outputs(graph)):
+            raise Unreadable(f"{type(net).__name__}, which returns no tensors")
+    return graph, [named[id(p)] for p in params.values()], len(buffers), returned
 
 
 def _why(error: Exception) -> str:
@@ -112,14 +124,17 @@ def _why(error: Exception) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """What fails is not logged, since it is only tried."""
+    """What fails is not logged, since it is only tried; and distributions do not look at the values they get."""
+    checked = Distribution._validate_args
     logs = [logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "__trace")]
     before = [log.disabled for log in logs]
     for log in logs:
         log.disabled = True
+    Distribution.set_default_validate_args(False)
     try:
         yield
     finally:
+        Distribution.set_default_validate_args(checked)
         for log, disabled in zip(logs, before, strict=True):
             log.disabled = disabled
 
@@ -143,17 +158,30 @@ def _prepare(twin: nn.Module, inside: list[str]) -> None:
         module.register_forward_hook(lambda *_: inside.pop() and None)
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """What a forward returns, but for caches of keys and values."""
+def _tensors(output: Any, depth: int = 0) -> Iterator[Tensor]:
+    """What a forward returns, but for caches of keys and values; also in dataclasses and distributions."""
     if isinstance(output, Tensor):
         yield output
+    elif isinstance(output, nn.Module) or depth > 8:
+        return
     elif isinstance(output, Mapping):
         for key, part in output.items():
             if key != "past_key_values":
-                yield from _tensors(part)
-    elif isinstance(output, (list, tuple)):
+                yield from _tensors(part, depth + 1)
+    elif isinstance(output, (list, tuple, set)):
         for part in output:
-            yield from _tensors(part)
+            yield from _tensors(part, depth + 1)
+    else:
+        yield from _tensors(getattr(output, "__dict__", {}), depth + 1)
+
+
+def _left(twin: nn.Module) -> Iterator[Tensor]:
+    """What a forward computed and left in attributes; not the weights that torch's hooks compute before it."""
+    for module in twin.modules():
+        computed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}
+        for key, part in vars(module).items():
+            if key not in computed and isinstance(part, (Tensor, list, tuple, dict)):
+                yield from (tensor for tensor in _tensors(part) if tensor.grad_fn is not None)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -193,7 +221,7 @@ class _Follower:
         shape = tuple(node.meta["val"].shape)
         if place < len(self.names) + self.buffers:
             self.held.add(node)
-        if place < len(self.names):
+        if place < len(self.names) and node.meta["val"].is_floating_point():
             return self.flow.parameter(self.names[place], shape)
         return self.flow.inert(shape)
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from weightedit.errors import SpecError
 from weightedit.network.examples import BATCH, Inputs, as_inputs, guesses, pictures
 from weightedit.network.flow import Flow, Value
 from weightedit.network.operations.table import apply
@@ -85,6 +87,12 @@ def wiring_of(net: nn.Module, inputs: Any = None) -> Wiring:
 def read(net: nn.Module, inputs: Any = None) -> Reading:
     """As `wiring_of`, with what else there is to say."""
     net = unwrapped(net)
+    lazy = next((name for name, p in net.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise SpecError(
+            f"{lazy} came without a shape, as a lazy layer has it; expected parameters that are made: call the network "
+            "on one batch first."
+        )
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if p.is_floating_point()}
     rest = tuple(name for name, p in net.named_parameters() if not p.is_floating_point())
     found = _in_turn(net, inputs, shapes) if shapes else Reading(Wiring((), ()))
@@ -149,6 +157,8 @@ def _by_layer(net: nn.Module, shapes: dict[str, tuple[int, ...]]) -> Wiring:
         own = {key: p for key, p in part.named_parameters(recurse=False) if key in ("weight", "bias")}
         weight = own.get("weight")
         if kind is None or weight is None or any(id(p) not in names for p in own.values()):
+            continue
+        if not all(p.is_floating_point() for p in own.values()):
             continue
         if any(names[id(p)] in flow.params for p in own.values()):  # tied
             continue

@@ -242,9 +242,10 @@ def _permutation(parts: Sequence[Part], drawn: dict[int, Tensor], generator: tor
     """For neurons numbered by `parts`, the neuron that each takes the place of."""
     sizes = [part.size for part in parts]
     grid = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
-    new = {part.order: index.flatten() for part, index in zip(parts, grid, strict=True)}
+    places = [index.flatten() for index in grid]  # two parts may have one order
+    new = {part.order: index for part, index in zip(parts, places, strict=True)}
     whole = torch.zeros(math.prod(sizes), dtype=torch.long)
-    for part in parts:
+    for part, place in zip(parts, places, strict=True):
         outer = [other for other in parts if other.order in part.within]
         if part.order not in drawn:
             rows = math.prod(other.size for other in outer)
@@ -253,7 +254,7 @@ def _permutation(parts: Sequence[Part], drawn: dict[int, Tensor], generator: tor
         row = torch.zeros_like(whole)
         for other in outer:
             row = row * other.size + new[other.order]
-        whole = whole * part.size + drawn[part.order][row, new[part.order]]
+        whole = whole * part.size + drawn[part.order][row, place]
     return whole
 
 

@@ -33,6 +33,8 @@ def attention(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
     flow.axes.unite(key.dims[-2], value.dims[-2])
     for one in (query, key):
         flow.restrict(one, NOTHING)
+        if a.get("is_causal"):
+            flow.axes.freeze(one.dims[-2])
     mask = a.get("attn_mask")
     if isinstance(mask, Value):
         mask = flow.used(mask)
@@ -57,6 +59,8 @@ def recurrent(gates: int) -> Reader:
         if len(weights) != each * cells:  # projections
             return None
         states = a["hx"] if isinstance(a.get("hx"), (list, tuple)) else [a.get("hx")]
+        for atoms in x.dims[:-1]:  # time has an order
+            flow.axes.freeze(atoms)
         below, hidden = x, ()
         for cell in range(cells):
             own = weights[each * cell : each * (cell + 1)]

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from weightedit.network.axes import Atoms
 from weightedit.network.flow import NOTHING, SCALE, Flow, Value
 from weightedit.network.layer import NeuronGroup
@@ -49,6 +51,13 @@ def prelu(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
 def same(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
     value = next(one for one in a.values() if isinstance(one, Value))
     return [value, flow.inert(out[1])] if isinstance(out, list) else value
+
+
+def cast(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
+    """Another dtype; whole numbers keep no factor."""
+    dtype = a.get("dtype")
+    whole = isinstance(dtype, torch.dtype) and not (dtype.is_floating_point or dtype.is_complex)
+    return elementwise(flow, {"self": a["self"]}, out) if whole else same(flow, a, out)
 
 
 def add(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:

@@ -22,6 +22,7 @@ from weightedit.network.operations.attention import (
 from weightedit.network.operations.elementwise import (
     activation,
     add,
+    cast,
     elementwise,
     prelu,
     product,
@@ -120,8 +121,9 @@ _MADE = {*_FILLED.split(), *_DRAWN.split()}  # of nothing but a shape
 READERS: dict[str, Reader] = {
     **_all(_FILLED, filled),
     **_all(_DRAWN, drawn),
-    **_all("clone contiguous detach alias to _to_copy type_as lift_fresh_copy lift_fresh positive float", same),
+    **_all("clone contiguous detach alias type_as lift_fresh_copy lift_fresh positive float", same),
     **_all("dropout feature_dropout native_dropout neg requires_grad _conj resolve_conj", same),
+    **_all("to _to_copy", cast),
     **_all("relu leaky_relu", activation(SCALE)),
     **_all("tanh erf atan asin sinh asinh tan atanh softsign hardshrink softshrink", activation(FLIP)),
     "sin": activation(NeuronGroup(flip=True, shift=True)),
