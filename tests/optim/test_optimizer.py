@@ -1057,6 +1057,15 @@ def test_the_first_forward_says_what_the_inputs_are(caplog):
     assert_same(trained(net, waiting, 2), trained(third, fresh, 2))
 
 
+def test_a_step_without_gradients_still_waits_for_the_first_forward():
+    net = Pair()
+    optimizer = LearnedOptimizer(net, TinyRule())
+    optimizer.step()
+    net(torch.ones(3, 4), torch.ones(3, 3)).sum().backward()
+    optimizer.step()
+    assert not optimizer.wiring.notes and optimizer.wiring.sets[optimizer.wiring.by_name["a.weight"].target].permutable
+
+
 def test_without_a_forward_of_the_module_it_is_told_what_to_do(caplog):
     net = Pair()
     optimizer = LearnedOptimizer(net, TinyRule())

@@ -267,7 +267,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        self.settle(final=True)
+        self.settle(final=any(p.grad is not None for outside in (False, True) for p in self._params(outside=outside)))
         seen, self._observed = (result if isinstance(result, Tensor | Real) else self._observed), None
         loss = self._loss(seen)
         concerned = [(outside, self._concerned(outside)) for outside in (False, True)]
