@@ -13,7 +13,7 @@ PACKAGE = ROOT / "weightedit"
 # Bottom to top: a module imports only from its own folder and from those that stand before it.
 ORDER = (
     ["errors", "capacity", "files", "network", "graph", "testing", "plots", "training", "inr", "data"]
-    + ["metanet", "delta", "prediction", "optim", "editing", "metatrain", "loading", "door", "cli"]
+    + ["metanet", "delta", "prediction", "optim", "editing", "metatrain", "loading", "door", "cli", "__main__"]
 )  # fmt: skip
 
 

@@ -257,6 +257,14 @@ def test_help_is_written_for_newcomers_and_answers_at_once():
     assert "one network is one image" in shown and shown.splitlines()[-1] == "[]"
 
 
+def test_the_package_runs_as_a_module():
+    words = [sys.executable, "-m", "weightedit", "--version"]
+    assert (
+        subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        == f"weightedit {weightedit.__version__}\n"
+    )
+
+
 def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])

@@ -9,6 +9,7 @@ from torch.nn import functional
 from weightedit.editing.curvature import LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import OPERATIONS, operation
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig, warp
@@ -18,6 +19,7 @@ from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.fitting import fit
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
+from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 from weightedit.network.symmetry import act, random_element
 from weightedit.testing import assert_equivariant
 
@@ -221,3 +223,13 @@ def test_operations_by_degrees(name):
     for wrong in (-1.0, float("inf"), torch.ones(2)):
         with pytest.raises(WeightEditError, match="strength"):
             chosen.at(images, wrong)
+
+
+def test_inrs_of_other_channels_are_refused_with_a_way_out():
+    stack = make_stack((2, 7, 3))
+    with pytest.raises(
+        ParamsError, match=r"\(3, 3, 9, 8\) came; expected \[N, 1, H, W\]: take an editor made for them"
+    ):
+        make_editor()(stack, TWO[0])
+    with pytest.raises(SpecError, match="2 inputs and 3 outputs came; expected 2 and 1.*: take one made for these"):
+        OneShotEditor(ScaleGMN(ScaleGMNConfig(node_width=4, edge_width=4, layers=1)), "dilate")(stack)

@@ -104,7 +104,8 @@ class Predictor(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != self.config.channels:
             raise ParamsError(
-                f"renderings of shape {tuple(images.shape)} came; expected [N, {self.config.channels}, H, W]."
+                f"renderings of shape {tuple(images.shape)} came; expected [N, {self.config.channels}, H, W]: take an "
+                "editor made for them, or edit by the operation alone, which needs none."
             )
         if not self.config.graded:
             full = self._predict(images, codes, torch.ones_like(strengths))

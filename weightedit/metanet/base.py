@@ -177,5 +177,5 @@ def check_ends(graph: NeuralGraph, inputs: int, outputs: int) -> None:
         if any(known not in (0, end) for known, end in zip((inputs, outputs), ends, strict=True)):
             raise SpecError(
                 f"a network with {ends[0]} inputs and {ends[1]} outputs came; expected {inputs} and {outputs}. Hidden "
-                "widths and depth are free; the two ends are fixed by the config."
+                "widths and depth are free; the two ends are fixed by the config: take one made for these."
             )

@@ -158,7 +158,8 @@ class PyGAdapter(Metanetwork):
             if (spec.widths[0], spec.widths[-1]) != ends:
                 raise SpecError(
                     f"a network with {spec.widths[0]} inputs and {spec.widths[-1]} outputs came; expected {ends[0]} "
-                    f"and {ends[1]}. Hidden widths and depth are free; the two ends are fixed by the config."
+                    f"and {ends[1]}. Hidden widths and depth are free; the two ends are fixed by the config: take one "
+                    "made for these."
                 )
         layout = flat.layout
         assert isinstance(layout, IndexedLayout)
