@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 import weightedit as we
 from weightedit.editing.curvature import KFAC, LearnedKFAC
 from weightedit.editing.refinement import refine, target_of
+from weightedit.inr.convention import convert
 from weightedit.inr.fitting import FitOptions
 from weightedit.inr.fitting import fit as fit_all
 from weightedit.inr.widening import widen
@@ -128,3 +130,16 @@ def test_read_gives_what_metanetworks_take() -> None:
     params = spec.params_of(net)
     delta = we.propose_delta(we.make_metanet("scalegmn", [spec], probes=0), spec, params)
     assert {name: change.shape for name, change in delta.items()} == {name: p.shape for name, p in params.items()}
+
+
+def test_inrs_that_end_in_a_sine_are_sent_to_a_fit_which_edits_take():
+    stack = we.fit(torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)), (6,), seed=0, max_steps=2)
+    ended = replace(stack, convention=replace(stack.convention, last="sine"))
+    with pytest.raises(
+        we.WeightEditError, match="sine after its last; expected sine and linear.*fit the pictures anew"
+    ):
+        we.edit(ended, "invert", steps=1)
+    with pytest.raises(we.ParamsError, match="use what was made for sine, or render it and fit the pictures anew"):
+        convert(ended.params, ended.convention, stack.convention)
+    anew = we.fit(ended.render().clamp(0, 1), (6,), seed=0, max_steps=2)
+    assert len(we.edit(anew, "invert", steps=1)) == 1

@@ -163,7 +163,9 @@ def test_frequencies_say_no_more_than_is_needed():
     assert SIREN_PYTORCH.omegas(4) == (30.0, 1.0, 1.0, 1.0)
     with pytest.raises(WeightEditError, match="expected one for all layers"):
         _ = SIREN_PYTORCH.frequency
-    with pytest.raises(WeightEditError, match="expected one frequency, coordinates in"):
+    with pytest.raises(
+        WeightEditError, match="expected one frequency, and coordinates in .*: convert it to convention.plain"
+    ):
         TURNED.check_plain_siren()
     TURNED.plain.check_plain_siren()
 

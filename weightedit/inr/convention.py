@@ -30,6 +30,7 @@ LAST = ("linear", "sine", "sigmoid", "tanh")
 
 _NAME = re.compile(r"layers\.(0|[1-9][0-9]*)\.(weight|bias)")
 _RANGE = (-1.0, 1.0)
+_ANEW = "render it and fit the pictures anew"
 
 
 def _number(name: str, value: object) -> float:
@@ -160,10 +161,15 @@ class Convention:
     def check_plain_siren(self) -> None:
         """Raise WeightEditError unless all layers are sines of one frequency, the last one is linear, and the
         coordinates are in [-1, 1]; `convert` to `plain` mends all but the functions."""
-        if self != self.plain or (self.activation, self.last) != ("sine", "linear"):
+        if (self.activation, self.last) != ("sine", "linear"):
             raise WeightEditError(
-                f"an INR of {self} came; expected one frequency, coordinates in [-1, 1], {self.activation} replaced by "
-                "sine and a linear last layer: convert it to convention.plain where that is enough."
+                f"an INR came with {self.activation} after its hidden layers and {self.last} after its last; expected "
+                f"sine and linear, which no change of weights makes of them: {_ANEW}."
+            )
+        if self != self.plain:
+            raise WeightEditError(
+                f"an INR of {self} came; expected one frequency, and coordinates in [-1, 1]: convert it to "
+                "convention.plain."
             )
 
     @property
@@ -302,7 +308,7 @@ def _check_functions(source: Convention, target: Convention) -> None:
         if mine != other:
             raise ParamsError(
                 f"an INR with {mine} after {what} came where {other} is expected, which no change of weights makes of "
-                f"it: use what was made for {mine}, or edit by refinement alone (--operation)."
+                f"it: use what was made for {mine}, or {_ANEW}."
             )
     before, after = ((c.low, c.high, c.offset) for c in (source, target))
     if source.last != "linear" and before != after:
