@@ -107,9 +107,9 @@ def test_widths_are_read_and_bad_networks_are_refused():
 
 
 def test_what_no_weights_can_mend_is_refused():
-    with pytest.raises(ParamsError, match="sine after its last layer came where linear is expected"):
+    with pytest.raises(ParamsError, match="sine after its last layer; expected linear"):
         convert(_params(), Convention(last="sine"), DWSNETS)
-    with pytest.raises(ParamsError, match="relu after its hidden layers came where sine is expected"):
+    with pytest.raises(ParamsError, match="relu after its hidden layers; expected sine"):
         convert(_params(), Convention(activation="relu"), DWSNETS)
     with pytest.raises(ParamsError, match="ends in a sigmoid came with .low, high, offset."):
         convert(_params(), Convention(last="sigmoid"), Convention(last="sigmoid", offset=0.0))

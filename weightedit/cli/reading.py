@@ -24,7 +24,7 @@ LEAST_PSNR = 20.0  # dB; a fit below is no picture of anything
 MARGIN = 3.0  # dB, by which another convention must fit better
 # Renderings of fits to 48 images each of MNIST, Fashion-MNIST and CIFAR-10, 2-64-64-C, 35 dB; the medians over them.
 CONTRAST = (
-    0.05  # standard deviation over the pixels: 0.22 to 0.33 where read right, below 0.04 by a lost sine at the end
+    0.05  # standard deviation over the pixels: 0.22 to 0.33 where read right, below 0.04 with a frequency too low
 )
 INSIDE = 0.5  # share of values in [-0.25, 1.25]: 1, against 0.13 to 0.8 without an offset of 0.5
 ROUGHNESS = 0.7  # squared difference of neighbours over twice the variance: 0.12 to 0.22; noise 1, omega doubled 0.99

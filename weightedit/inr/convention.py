@@ -307,8 +307,8 @@ def _check_functions(source: Convention, target: Convention) -> None:
     ):
         if mine != other:
             raise ParamsError(
-                f"an INR with {mine} after {what} came where {other} is expected, which no change of weights makes of "
-                f"it: use what was made for {mine}, or {_ANEW}."
+                f"got an INR with {mine} after {what}; expected {other}, which no change of weights makes of it: use "
+                f"what was made for {mine}, or {_ANEW}."
             )
     before, after = ((c.low, c.high, c.offset) for c in (source, target))
     if source.last != "linear" and before != after:
