@@ -223,7 +223,7 @@ def learned_rule(name: str) -> UpdateRule:
         return rule
     if not isinstance(rule, LearnedRule):
         raise WeightEditError(
-            f"{name} came, of kind {rule.kind}; expected the rule of a metanetwork, which has base steps beside what "
+            f"got {name}, of kind {rule.kind}; expected the rule of a metanetwork, which has base steps beside what "
             f"it proposes: take {folder}."
         )
     with torch.no_grad():
@@ -310,21 +310,21 @@ def main(config: Config) -> dict[str, Any]:
         or config.control_seeds < 0
     ):
         raise WeightEditError(
-            f"problem {config.problem!r}, unseen {config.unseen!r}, {config.steps} steps evaluated every "
-            f"{config.evaluate_every}, {config.seeds} seeds (controls: {config.control_seeds}) came; expected problems "
+            f"got problem {config.problem!r}, unseen {config.unseen!r}, {config.steps} steps evaluated every "
+            f"{config.evaluate_every}, {config.seeds} seeds (controls: {config.control_seeds}); expected problems "
             f"among {', '.join(problems)} (fits: compare_editors.py), and steps and seeds, of each at least one: "
             "correct them."
         )
     if config.steps % config.evaluate_every:
         raise WeightEditError(
-            f"{config.steps} steps evaluated every {config.evaluate_every} came; expected a multiple, so that the last "
+            f"got {config.steps} steps evaluated every {config.evaluate_every}; expected a multiple, so that the last "
             f"evaluation is at the end: give --steps {config.steps - config.steps % config.evaluate_every}, or another "
             "--evaluate-every."
         )
     if not 0 < config.lowest_rate <= config.highest_rate or min(config.rates, config.tuning_seeds) < 1:
         raise WeightEditError(
-            f"{config.rates} rates from {config.lowest_rate} to {config.highest_rate} with {config.tuning_seeds} seeds "
-            "came; expected at least one of each, from a positive rate to one no lower: correct them."
+            f"got {config.rates} rates from {config.lowest_rate} to {config.highest_rate} with {config.tuning_seeds} "
+            "seeds; expected at least one of each, from a positive rate to one no lower: correct them."
         )
     names = list(dict.fromkeys(["adam", *config.rules]))
     learned = {name: learned_rule(name) for name in names if not is_by_hand(name)}

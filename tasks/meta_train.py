@@ -205,7 +205,7 @@ def new_rule(config: Config, problems: Sequence[Optimizee]) -> RuleModule:
     specs = [problem.wiring.spec for problem in problems]
     if None in specs:
         raise WeightEditError(
-            f"{config.rule} came for a problem that is no network which a spec describes; expected networks that are "
+            f"got {config.rule} for a problem that is no network which a spec describes; expected networks that are "
             "read as a whole: take --rule lean."
         )
     own = default_config(config.rule)
@@ -236,7 +236,7 @@ def main(config: Config) -> TrainResult:
         config = replace(config, problems=("digits-mlp",), particles=2, training=short, **few)
     if config.estimator not in ESTIMATORS or not config.problems:
         raise WeightEditError(
-            f"estimator {config.estimator!r} and problems {config.problems} came; expected one of "
+            f"got estimator {config.estimator!r} and problems {config.problems}; expected one of "
             f"{', '.join(ESTIMATORS)} and at least one problem: choose."
         )
     begun = time.process_time()

@@ -77,7 +77,7 @@ def test_rules_of_folders_of_one_name_are_told_apart(comparison: ModuleType) -> 
 
 
 def test_steps_that_end_between_two_evaluations_are_refused(comparison: ModuleType) -> None:
-    with pytest.raises(WeightEditError, match="1000 steps evaluated every 300 came; expected a multiple.*--steps 900"):
+    with pytest.raises(WeightEditError, match="1000 steps evaluated every 300; expected a multiple.*--steps 900"):
         comparison.main(comparison.Config(steps=1000, evaluate_every=300))
     with pytest.raises(WeightEditError, match="evaluated every 0"):
         comparison.main(comparison.Config(evaluate_every=0))
@@ -160,7 +160,7 @@ def test_every_metanetwork_is_meta_trained_by_its_name(meta_training: ModuleType
 
 
 def test_a_metanetwork_is_no_rule_for_what_is_no_network(meta_training: ModuleType) -> None:
-    with pytest.raises(WeightEditError, match="dws came for a problem that is no network which a spec describes"):
+    with pytest.raises(WeightEditError, match="dws for a problem that is no network which a spec describes"):
         meta_training.new_rule(meta_training.Config(rule="dws"), [Quadratic()])
 
 

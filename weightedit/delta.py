@@ -101,7 +101,7 @@ def apply_delta(params: Mapping[str, Tensor], delta: Mapping[str, Tensor], *, in
             f"{name} {moves.get(name, 'missing')} for {shapes.get(name, 'none')}" for name in differing[:8]
         )
         raise ParamsError(
-            f"a delta came whose tensors are {listed}; expected the names and shapes of the parameters. Use a delta "
+            f"got a delta whose tensors are {listed}; expected the names and shapes of the parameters. Use a delta "
             "that propose_delta made for these parameters."
         )
     if not inplace:

@@ -1,6 +1,6 @@
 """The exceptions of the public door.
 
-Every message says, in this order, what came, what was expected, and what to do. All but one are ValueErrors, so that
+Every message says, in this order, what it got, what it expected, and what to do. All but one are ValueErrors, so that
 code which catches ValueError keeps working; wrong wiring of channel types is a TypeError. What cannot happen is an
 assert inside the library, not an exception from here.
 """

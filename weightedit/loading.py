@@ -66,7 +66,7 @@ def load(source: str | Path, **options: Any) -> Any:
         splits = list(read_json(Path(source) / CARD).get("splits", {}))
         if len(splits) != 1:
             raise WeightEditError(
-                f"{source} is a {kind.name} of the splits {', '.join(splits)}, and none came; expected one: split=..."
+                f"got {source} is a {kind.name} of the splits {', '.join(splits)}, and none; expected one: split=..."
             )
         options["split"] = splits[0]
     try:

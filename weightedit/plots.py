@@ -255,7 +255,7 @@ def _figure(panels: int) -> Figure:
     from matplotlib.figure import Figure
 
     if panels < 1:
-        raise WeightEditError("no panels came; expected at least one: give what is to be drawn.")
+        raise WeightEditError("got no panels; expected at least one: give what is to be drawn.")
     figure = Figure(figsize=(4.2 * panels + 2.4, 4.2), dpi=_DPI, facecolor="white", layout="constrained")
     figure.subplots(1, panels, sharey=True)
     return figure
@@ -280,13 +280,13 @@ def _checked(columns: Sequence[ImageColumn | ChangeColumn], labels: Sequence[str
     lengths |= {len(labels)} if labels else set()
     if len(lengths) != 1 or 0 in lengths:
         raise WeightEditError(
-            f"columns, captions and labels of the lengths {sorted(lengths)} came; expected one length of at least 1 "
+            f"got columns, captions and labels of the lengths {sorted(lengths)}; expected one length of at least 1 "
             "for all: pass as many of each as there are rows."
         )
     for column, tensor in zip(columns, values, strict=True):
         if isinstance(column, ImageColumn) and (tensor.dim() != 4 or tensor.shape[1] not in (1, 3)):
             raise WeightEditError(
-                f"images of shape {tuple(tensor.shape)} came to be drawn; expected (N, channels, height, width) with "
+                f"got images of shape {tuple(tensor.shape)} to be drawn; expected (N, channels, height, width) with "
                 "1 channel (grey) or 3 (RGB): choose the channels to draw."
             )
     return lengths.pop()

@@ -75,13 +75,13 @@ def test_every_convention_can_be_stated(words, expected):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--last sine --size 9", "--last came without --convention; expected the convention that it changes"),
-        ("--convention coin", "--convention coin came without a size"),
+        ("--last sine --size 9", "--last without --convention; expected the convention that it changes"),
+        ("--convention coin", "--convention coin without a size"),
         ("--convention plain --coordinates ij,0-1", "expected xy or ij, and ranges such as 0..1"),
         ("--convention plain --coordinates yx", "convention --coordinates 'yx'"),
         ("--convention plain --last cosine", "convention --last 'cosine'"),
-        ("--convention plain --rename last_layer", "--rename last_layer came; expected NAME=NUMBER"),
-        ("--convention plain --rename last=2", "--rename last came, but the tensors are named"),
+        ("--convention plain --rename last_layer", "--rename last_layer; expected NAME=NUMBER"),
+        ("--convention plain --rename last=2", "--rename last, but the tensors are named"),
     ],
 )
 def test_wrong_words_are_one_line(place, fitted, capsys, words, message):

@@ -132,7 +132,7 @@ def test_last_checkpoints_choices_and_joins():
     assert len(zoo[2:5]) == 3 and zoo[2:5].facts["config.optimizer"] == zoo.facts["config.optimizer"][2:5]
     moved = zoo.with_params({name: 2 * tensor for name, tensor in zoo.params.items()})
     assert torch.equal(moved.numbers("test_accuracy"), zoo.numbers("test_accuracy"))
-    with pytest.raises(WeightEditError, match="the fact 'config.optimizer' came; expected one of step, test_accuracy"):
+    with pytest.raises(WeightEditError, match="the fact 'config.optimizer'; expected one of step, test_accuracy"):
         zoo.numbers("config.optimizer")
     with pytest.raises(WeightEditError, match="zoos of different specs or facts"):
         concatenate_zoos([zoo, CNNZoo(zoo.spec, zoo.params, zoo.network, {})])
@@ -140,7 +140,7 @@ def test_last_checkpoints_choices_and_joins():
 
 def test_zoos_that_do_not_fit_are_refused(tmp_path):
     zoo = _zoo()
-    with pytest.raises(WeightEditError, match=r"network torch.float32 .* came for 20 checkpoints; expected int64"):
+    with pytest.raises(WeightEditError, match=r"network torch.float32 .* for 20 checkpoints; expected int64"):
         CNNZoo(SPEC, zoo.params, zoo.network.float(), zoo.facts)
     with pytest.raises(WeightEditError, match=r"expected int64 \(N,\), and float64"):
         CNNZoo(SPEC, zoo.params, zoo.network, {"step": zoo.numbers("step").float()})
@@ -148,7 +148,7 @@ def test_zoos_that_do_not_fit_are_refused(tmp_path):
         CNNZoo(SPEC, {**zoo.params, "layers.0.bias": zoo.params["layers.0.bias"] / 0}, zoo.network, zoo.facts)
     with pytest.raises(WeightEditError, match="expected at least one network in each"):
         split_by_network(_zoo(3), (0.1, 0.1))
-    with pytest.raises(WeightEditError, match="splits came that share a network"):
+    with pytest.raises(WeightEditError, match="splits that share a network"):
         save_zoo(tmp_path / "a", {"train": zoo, "test": zoo}, {})
     with pytest.raises(WeightEditError, match="are no JSON"):
         save_zoo(tmp_path / "b", {"train": zoo}, {"rate": float("nan")})

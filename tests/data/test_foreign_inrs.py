@@ -184,7 +184,7 @@ def test_truncated_files_are_refused(tmp_path):
 CONTENT_FAULTS = {
     "list": ([torch.ones(2)], "holds a list; expected a state dict"),
     "no network": ({"state_dict": {"step": 3}}, "a tensor named 'state_dict.step': expected the weight and bias of"),
-    "empty": ({}, "no layers came; expected the weight and bias of at least one"),
+    "empty": ({}, "no layers; expected the weight and bias of at least one"),
     "missing": ({k: v for k, v in as_dwsnets(make_params(0)).items() if k != "seq.1.bias"}, "add what is missing"),
     "gap": (
         {f"seq.{i}.{k}": torch.ones(2, 2) for i in (0, 1, 3) for k in ("weight", "bias")},

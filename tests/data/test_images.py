@@ -262,7 +262,7 @@ def test_only_pictures_of_some_formats_are_decoded_and_only_up_to_a_size(tmp_pat
         header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
         chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
         (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
-        with pytest.raises(FileFormatError, match="pixels came; expected at most 67,108,864|exceeds limit"):
+        with pytest.raises(FileFormatError, match="pixels; expected at most 67,108,864|exceeds limit"):
             load_picture(tmp_path / "a.png")
     os.mkfifo(tmp_path / "b.png")
     with pytest.raises(FileFormatError, match="is a folder, pipe or device"):

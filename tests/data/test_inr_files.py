@@ -182,7 +182,7 @@ HEADER_FAULTS = [
     ({"low": "2.0"}, r"low=2.0, high=1.0: expected low < high"),
     ({"height": "2.5"}, "height is 2.5; expected a whole number from 1"),
     ({"width": "0"}, "width is 0; expected a whole number from 1"),
-    ({"height": "100000", "width": "700"}, "100000 x 700 pixels came; expected at most"),
+    ({"height": "100000", "width": "700"}, "100000 x 700 pixels; expected at most"),
     ({"layers": "[[" * 60_000}, "the header has layers .*; expected JSON"),
     ({"layers": "[2, 8, 3]"}, r"layers \[2, 8, 3\], the tensors \[2, 8, 8, 3\]"),
     ({"provenance": "[1]"}, r"provenance is \[1\]; expected an object"),

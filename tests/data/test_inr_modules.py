@@ -61,7 +61,7 @@ def test_modules_that_compute_something_else_are_refused():
         from_module(nn.Sequential(*make_siren().layers, nn.Flatten(0)), DWSNETS, 4, 4)
     with pytest.raises(ParamsError, match=r"layer 1 of the Sequential .* has no bias"):
         from_module(nn.Sequential(nn.Linear(2, 8), Sine(), nn.Linear(8, 1, bias=False)), DWSNETS, 4, 4)
-    with pytest.raises(ParamsError, match="no layers came"):
+    with pytest.raises(ParamsError, match="no layers"):
         from_module(nn.ReLU(), DWSNETS, 4, 4)
 
 

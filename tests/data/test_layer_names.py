@@ -131,9 +131,9 @@ def test_words_decide_where_both_ends_fit():
 
 
 def test_wrong_renames_are_refused():
-    with pytest.raises(ParamsError, match="--rename last came, but the tensors are named .*'last_layer.linear.bias'"):
+    with pytest.raises(ParamsError, match="--rename last, but the tensors are named .*'last_layer.linear.bias'"):
         canonical_params(named(NAMES["COIN"]), {"last": 3})
-    with pytest.raises(ParamsError, match="--rename last_layer.linear=-1 came; expected the number of a layer from 0"):
+    with pytest.raises(ParamsError, match="--rename last_layer.linear=-1; expected the number of a layer from 0"):
         canonical_params(named(NAMES["COIN"]), {"last_layer.linear": -1})
     with pytest.raises(ParamsError, match="are both layer 1 by --rename; expected one number for each"):
         canonical_params(named(NAMES["COIN"]), {"net.*": 1})

@@ -298,7 +298,7 @@ CARD_FAULTS = {
     "widths": ({"widths": [2, 9, 3]}, r"states the parameters .* for widths \[2, 9, 3\]"),
     "channels": ({"channels": 1}, "and 1 channels; expected"),
     "height": ({"height": "4"}, "height is '4'; expected a whole number from 1"),
-    "pixels": ({"height": 10**6, "width": 10**6}, "1000000 x 1000000 pixels came; expected at most"),
+    "pixels": ({"height": 10**6, "width": 10**6}, "1000000 x 1000000 pixels; expected at most"),
     "splits": ({"splits": ["train"]}, r"splits is \['train'\]; expected an object"),
     "path": ({"splits": {"../train": {}}}, "splits key is '../train'; expected 'train' or"),
     "parameters": ({"parameters": 3}, "parameters is 3; expected a list"),

@@ -48,7 +48,7 @@ def test_what_is_declared_is_held_against_the_size(tmp_path):
     with pytest.raises(FileFormatError, match="or 67,108,864: write it again"):
         check_declared(path, FREE + 1)
     check_pixels(8192, 8192)
-    with pytest.raises(FileFormatError, match="100000 x 700 pixels came; expected at most 67,108,864"):
+    with pytest.raises(FileFormatError, match="100000 x 700 pixels; expected at most 67,108,864"):
         check_pixels(100_000, 700)
 
 

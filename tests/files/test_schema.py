@@ -17,7 +17,7 @@ class Point:
 
     def __post_init__(self) -> None:
         if self.x == 13:
-            raise SpecError(f"x {self.x} came; expected luck.")
+            raise SpecError(f"x {self.x}; expected luck.")
 
 
 class Whole(TypedDict):
@@ -72,7 +72,7 @@ def test_values_come_out_as_they_are_described():
         ({"point": {"x": 1, "way": ["up"]}}, r"point.way is \['up'\]; expected 'up' or 'down'"),
         ({"point": {"y": 1}}, "point lacks x; expected the keys way, x, y"),
         ({"point": {"x": 1, "a b": 1}}, "point has the unknown key 'a b'; expected the keys"),
-        ({"point": {"x": 13}}, "point does not hold together: x 13 came; expected luck: correct it"),
+        ({"point": {"x": 13}}, "point does not hold together: x 13; expected luck: correct it"),
         ({"stated": {"x": 1}}, "stated lacks way, y"),
         ({"sizes": []}, "sizes is .*; expected a list of length 1 to 3, not 0"),
         ({"sizes": [10]}, r"sizes\[0\] is 10; expected a whole number from 1 to 9"),
@@ -98,5 +98,5 @@ def test_the_whole_and_its_error_are_the_callers():
     with pytest.raises(FileFormatError, match="is 0; expected null"):
         conform(type(None), 0, "a card")
     for value in ({"x": 1}, {"x": 1, "y": 1, "z": 1}, [1]):
-        with pytest.raises(SpecError, match=r"entries \[.* came; expected \['way', 'x', 'y'\]"):
+        with pytest.raises(SpecError, match=r"entries \[.*; expected \['way', 'x', 'y'\]"):
             conform_fields(Point, value, {"way"}, SpecError)  # type: ignore[arg-type]

@@ -151,16 +151,14 @@ def weights(spec):
 
 def test_what_does_not_fit_is_refused():
     three, five = MIXED[:2]
-    with pytest.raises(SpecError, match="kernels of 5 x 5 came to NGGNN for kernels of 3 x 3; expected none that is l"):
+    with pytest.raises(SpecError, match="kernels of 5 x 5 to NGGNN for kernels of 3 x 3; expected none that is l"):
         propose_delta(make("ng-gnn", [three[0]]), *five)
-    with pytest.raises(ParamsError, match="kernels of 5 x 5 came to a frame of 3 x 3; expected one that holds them"):
+    with pytest.raises(ParamsError, match="kernels of 5 x 5 to a frame of 3 x 3; expected one that holds them"):
         to_pyg(*five, frame=Frame(3, 3))
-    with pytest.raises(
-        SpecError, match=r"a kernel of \(3, 3\) came with 4 channels; expected .* a channel per position"
-    ):
+    with pytest.raises(SpecError, match=r"a kernel of \(3, 3\) with 4 channels; expected .* a channel per position"):
         make("ng-gnn", [three[0]], **{"channels": 4})
     frames = [to_pyg(*three, frame=Frame(5, 5)), to_pyg(*three, frame=Frame(5, 5))]
     frames[1].frame = "[1, 25, 0]"
-    with pytest.raises(ParamsError, match="different channel types or frames came in one batch; expected the same in"):
+    with pytest.raises(ParamsError, match="different channel types or frames in one batch; expected the same in"):
         from_pyg(next(iter(DataLoader(frames, batch_size=2))))
     assert str(Frame(3, 3, 7)) == "3 x 3 and 7 further positions"

@@ -163,7 +163,7 @@ def test_what_needs_a_chain_is_refused():
         graph.to_features,
     ]
     for call in calls:
-        with pytest.raises(SpecError, match=r"networks that are no chains came .* take scalegmn, ng-gnn or ng"):
+        with pytest.raises(SpecError, match=r"networks that are no chains .* take scalegmn, ng-gnn or ng"):
             call()
 
 
@@ -173,11 +173,11 @@ def test_what_cannot_share_a_graph_is_refused():
         graph_from_params([(spec, params)] * 2, [[(GRADIENT, params)], []])
     with pytest.raises(ParamsError, match="missing tensors: norm.bias"):
         graph_from_params([(spec, {k: p for k, p in params.items() if k != "norm.bias"})])
-    with pytest.raises(ParamsError, match="no network came; expected at least one pair"):
+    with pytest.raises(ParamsError, match="no network; expected at least one pair"):
         graph_from_params([])
-    with pytest.raises(ParamsError, match="no network came; expected at least one spec for a GraphLayout"):
+    with pytest.raises(ParamsError, match="no network; expected at least one spec for a GraphLayout"):
         GraphLayout([])
     other = GraphSpec.from_module(Small(classes=3))
     layout = GraphLayout([spec, other])
-    with pytest.raises(SpecError, match=r"networks with \[1\] inputs and \[2, 3\] outputs came in one batch"):
+    with pytest.raises(SpecError, match=r"networks with \[1\] inputs and \[2, 3\] outputs in one batch"):
         layout.ends(torch.zeros(sum(layout.sizes), 1))

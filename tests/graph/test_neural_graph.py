@@ -81,7 +81,7 @@ def test_unstack_and_with_features():
         assert all(torch.equal(value, stack[key][i]) for key, value in graph.to_params().items())
     other = graphs[0].with_features(graphs[1].nodes, graphs[1].edges, (DELTA,))
     assert other.types == (DELTA,) and other.layout is graphs[0].layout
-    with pytest.raises(ParamsError, match="unstack came for a graph that is not a stack"):
+    with pytest.raises(ParamsError, match="unstack for a graph that is not a stack"):
         graphs[0].unstack()
 
 
@@ -180,7 +180,7 @@ def test_means_and_ends_of_networks():
     assert torch.equal(ragged.ends(flat)[0], torch.stack([nodes[0, :2], nodes[1, :2], nodes[2, :2]]))
     assert torch.equal(ragged.ends(flat)[1][1], nodes[1, -3:])
     odd = RaggedLayout([SPEC, NetworkSpec.siren((1, 4, 3))])
-    with pytest.raises(SpecError, match=r"networks with \[1, 2\] inputs and \[3\] outputs came in one batch"):
+    with pytest.raises(SpecError, match=r"networks with \[1, 2\] inputs and \[3\] outputs in one batch"):
         odd.ends(_random(NODES + 8, 1))
 
 

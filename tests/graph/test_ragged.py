@@ -88,15 +88,15 @@ def test_one_network_in_a_batch_and_repeated_networks():
 def test_what_is_not_a_network_is_refused():
     spec, stack = SPECS["relu"], random_params(SPECS["relu"], count=2)
     single = {key: tensor[0] for key, tensor in stack.items()}
-    with pytest.raises(ParamsError, match="stacked networks came; expected one network per Data"):
+    with pytest.raises(ParamsError, match="stacked networks; expected one network per Data"):
         to_pyg(spec, stack)
     with pytest.raises(ParamsError, match="missing tensors"):
         to_pyg(spec, {})
-    with pytest.raises(ParamsError, match=r"nodes \(2, 14, 1\) came; expected single dense networks.*unstack"):
+    with pytest.raises(ParamsError, match=r"nodes \(2, 14, 1\); expected single dense networks.*unstack"):
         ragged_from_params([(spec, stack)])
-    with pytest.raises(ParamsError, match="no network came"):
+    with pytest.raises(ParamsError, match="no network"):
         RaggedLayout([])
-    with pytest.raises(ParamsError, match="no network came"):
+    with pytest.raises(ParamsError, match="no network"):
         ragged_graph([])
     plain = NeuralGraph.from_params(spec, single)
     with_gradient = NeuralGraph.from_params(spec, single, [(GRADIENT, single)])
@@ -107,9 +107,9 @@ def test_what_is_not_a_network_is_refused():
 def test_changed_graphs_are_refused():
     spec = SPECS["relu"]
     data = to_pyg(spec, random_params(spec))
-    with pytest.raises(ParamsError, match="a Data without `spec` and `types` came"):
+    with pytest.raises(ParamsError, match="a Data without `spec` and `types`"):
         from_pyg(Data(x=data.x, edge_index=data.edge_index, edge_attr=data.edge_attr))
-    with pytest.raises(ParamsError, match="a Data without x, edge_attr or edge_index came"):
+    with pytest.raises(ParamsError, match="a Data without x, edge_attr or edge_index"):
         from_pyg(Data(x=data.x, edge_index=data.edge_index, spec=data.spec, types=data.types))
     dropped, swapped, short, extra = (data.clone() for _ in range(4))
     dropped.edge_index, dropped.edge_attr = data.edge_index[:, 1:], data.edge_attr[1:]

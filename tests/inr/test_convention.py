@@ -111,9 +111,9 @@ def test_what_no_weights_can_mend_is_refused():
         convert(_params(), Convention(last="sine"), DWSNETS)
     with pytest.raises(ParamsError, match="relu after its hidden layers; expected sine"):
         convert(_params(), Convention(activation="relu"), DWSNETS)
-    with pytest.raises(ParamsError, match="ends in a sigmoid came with .low, high, offset."):
+    with pytest.raises(ParamsError, match="ends in a sigmoid with .low, high, offset."):
         convert(_params(), Convention(last="sigmoid"), Convention(last="sigmoid", offset=0.0))
-    with pytest.raises(ParamsError, match="a network of 3 inputs came under a convention with 2 ranges"):
+    with pytest.raises(ParamsError, match="a network of 3 inputs under a convention with 2 ranges"):
         convert(_params((3, 4, 1)), TURNED, DWSNETS)
 
 
@@ -146,7 +146,7 @@ def test_places_are_the_axes_in_order_and_in_range():
     turned = places((2, 3, 4), Convention(ranges=((0.0, 3.0), (0.0, 2.0), (0.0, 1.0))))
     torch.testing.assert_close(turned, expected.flip(-1))
     assert places((5,), Convention()).squeeze(-1).tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
-    with pytest.raises(ParamsError, match="a network of 1 inputs came under a convention with 2 ranges"):
+    with pytest.raises(ParamsError, match="a network of 1 inputs under a convention with 2 ranges"):
         places((5,), TURNED)
 
 

@@ -48,7 +48,7 @@ def test_any_number_of_ends_is_treated_and_all_are_alike(name):
 def test_ends_that_have_codes_of_their_own_keep_their_number(name):
     spec, params = params_of(3, 4)
     metanet = make_metanet(name, [params_of(1, 10)[0]], layers=1).double()
-    with pytest.raises(SpecError, match="3 inputs and 4 outputs came; expected"):
+    with pytest.raises(SpecError, match="3 inputs and 4 outputs; expected"):
         propose_delta(metanet, spec, params)
 
 
@@ -58,9 +58,9 @@ def test_ends_that_have_codes_of_their_own_keep_their_number(name):
         (
             "scalegmn",
             {"embedding": 4},
-            "0 inputs and 10 outputs came with probes 0 and embedding 4; expected numbers of",
+            "0 inputs and 10 outputs with probes 0 and embedding 4; expected numbers of",
         ),
-        ("ng-t", {"inputs": -1}, "-1 inputs and 10 outputs came"),
+        ("ng-t", {"inputs": -1}, "-1 inputs and 10 outputs"),
         ("nfn-hnp", {}, "expected positive sizes"),
         ("dws", {}, "expected positive sizes"),
     ],

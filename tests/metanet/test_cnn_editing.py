@@ -265,8 +265,8 @@ def test_it_is_saved_and_loaded_exactly(name, tmp_path):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_networks_of_another_kernel_are_refused(name):
     metanet, other = _make(name, CNNS["relu"]), NetworkSpec.cnn((1, 5, 4, 3, 4), "relu", kernel=(5, 5))
-    clear = SpecError, "kernels of 5 x 5 came to .* for kernels of 3 x 3; expected none that is larger"
-    error, match = (TypeMismatchError, "came; expected") if name == "mlp" else clear
+    clear = SpecError, "kernels of 5 x 5 to .* for kernels of 3 x 3; expected none that is larger"
+    error, match = (TypeMismatchError, "; expected") if name == "mlp" else clear
     with pytest.raises(error, match=match):
         propose_delta(metanet, other, random_params(other))
 
@@ -278,7 +278,7 @@ def test_one_that_reads_only_names_who_edits():
 
 @pytest.mark.parametrize("options", [{"probes": 3}, {"probes": 0, "forecast": 3}, {"probes": 3, "embedding": 4}])
 def test_probes_and_forecasts_are_refused(options):
-    with pytest.raises(SpecError, match="9 channels per quantity came with .* expected probes=0 and forecast=0"):
+    with pytest.raises(SpecError, match="9 channels per quantity with .* expected probes=0 and forecast=0"):
         ScaleGMNConfig(channels=9, **options)
 
 

@@ -99,5 +99,5 @@ def test_config_round_trip_and_refusals():
         with pytest.raises(SpecError, match=message):
             DWSConfig.from_dict({**config.to_dict(), **spoil})
     spec = NetworkSpec.siren((2, 4, 3))
-    with pytest.raises(SpecError, match="2 layers, 2 inputs and 3 outputs came; expected 3 layers"):
+    with pytest.raises(SpecError, match="2 layers, 2 inputs and 3 outputs; expected 3 layers"):
         propose_delta(DWS(DWSConfig(**SMALL)), spec, random_params(spec, dtype=torch.float32))

@@ -280,10 +280,10 @@ def test_config_round_trip_and_refusals():
     with pytest.raises(SpecError, match="activation 'cosine' is unknown"):
         MonomialConfig(activations=("cosine",))
     spec = SPECS["relu"]
-    with pytest.raises(SpecError, match=r"\('relu', 'relu'\) came; expected \('sine', 'sine'\)"):
+    with pytest.raises(SpecError, match=r"\('relu', 'relu'\); expected \('sine', 'sine'\)"):
         propose_delta(Monomial(MonomialConfig(outputs=3)), spec, random_params(spec, dtype=torch.float32))
     spec = NetworkSpec.siren((2, 4, 3))
-    with pytest.raises(SpecError, match="2 layers, 2 inputs and 3 outputs came; expected 3 layers"):
+    with pytest.raises(SpecError, match="2 layers, 2 inputs and 3 outputs; expected 3 layers"):
         propose_delta(Monomial(MonomialConfig(outputs=3)), spec, random_params(spec, dtype=torch.float32))
 
 

@@ -260,16 +260,16 @@ def test_config_round_trip_and_refusals(name):
     refused = [
         ({"layers": 0}, "expected positive sizes"),
         ({"embedding": -1}, "probes and embedding of at least 0"),
-        ({"probes": 4, "channels": 9}, "4 probes came with 9 channels per quantity"),
+        ({"probes": 4, "channels": 9}, "4 probes with 9 channels per quantity"),
     ]
     if name == "ng-gnn":
-        refused += [({"scalers": ["linear"]}, "scalers .*linear.* came"), ({"typical_degree": 0.0}, "positive degree")]
+        refused += [({"scalers": ["linear"]}, "scalers .*linear.*"), ({"typical_degree": 0.0}, "positive degree")]
     else:
-        refused += [({"heads": 3}, "3 heads came for an attention of width 16"), ({"heads": 0}, "0 heads came")]
+        refused += [({"heads": 3}, "3 heads for an attention of width 16"), ({"heads": 0}, "0 heads")]
     for spoil, message in refused:
         with pytest.raises(SpecError, match=message):
             kind.from_dict({**config.to_dict(), **spoil})
-    with pytest.raises(SpecError, match="entries .* came; expected"):
+    with pytest.raises(SpecError, match="entries .*; expected"):
         kind.from_dict({"inputs": 2})
 
 

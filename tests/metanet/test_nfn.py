@@ -69,7 +69,7 @@ def test_folding_is_lossless(widths, permuted_ends):
 
 
 def test_a_term_that_is_not_there_is_refused():
-    with pytest.raises(SpecError, match=r"from b1 to w3 that keeps the axes \(1,\) came; expected one of"):
+    with pytest.raises(SpecError, match=r"from b1 to w3 that keeps the axes \(1,\); expected one of"):
         _layer((2, 5, 4, 3)).matrix("w3", "b1", 1)
 
 
@@ -159,5 +159,5 @@ def test_config_round_trip_and_refusals():
     ):
         with pytest.raises(SpecError, match=message):
             NFNConfig.from_dict({**config.to_dict(), **spoil})
-    with pytest.raises(SpecError, match="entries .* came; expected"):
+    with pytest.raises(SpecError, match="entries .*; expected"):
         NFNConfig.from_dict({"inputs": 2})

@@ -210,7 +210,7 @@ def test_config_round_trip_and_refusals():
         ({"readout": "last"}, "readout 'last' is unknown; expected one of full, outputs"),
         ({"layers": 0}, "expected positive sizes"),
         ({"dropout": 1.0}, r"a dropout in \[0, 1\)"),
-        ({"node_codes": False, "layer_codes": True}, "layer_codes came without node_codes"),
+        ({"node_codes": False, "layer_codes": True}, "layer_codes without node_codes"),
     ):
         with pytest.raises(SpecError, match=message):
             PaperScaleGMNConfig(**spoil)

@@ -133,7 +133,7 @@ def test_compiled_models_are_told_the_networks_too():
 
 @pytest.mark.parametrize("name", DEAF)
 def test_a_model_that_would_pool_over_the_whole_batch_is_refused(name):
-    with pytest.raises(SpecError, match="pools over a graph came in .* which takes no batch; expected one that hands"):
+    with pytest.raises(SpecError, match="pools over a graph in .* which takes no batch; expected one that hands"):
         PyGAdapter(DEAF[name](), PyGAdapterConfig(node_width=8, width_out=8, edge_argument=""))
     normalised_by_node = Sequential("x, edges", [(LayerNorm(8, mode="node"), "x -> x")])
     PyGAdapter(normalised_by_node, PyGAdapterConfig(node_width=8, width_out=8, edge_argument=""))
@@ -169,7 +169,7 @@ def test_it_learns_classes_by_heart():
 
 def test_what_does_not_fit_is_refused(tmp_path):
     spec, params = SPECS["relu"], random_params(SPECS["relu"])
-    with pytest.raises(SpecError, match="2 inputs and 3 outputs came; expected 2 and 1.*: take one made for these"):
+    with pytest.raises(SpecError, match="2 inputs and 3 outputs; expected 2 and 1.*: take one made for these"):
         propose_delta(_metanet(outputs=1), spec, params)
     with pytest.raises(ParamsError, match=r"GAT returned \(14, 8\); expected node features \(14, 9\)"):
         propose_delta(_metanet(width_out=9), spec, params)

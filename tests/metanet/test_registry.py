@@ -21,7 +21,7 @@ def test_words_become_fields():
     }
     assert config_options(words) == expected
     for word in ("layers", "=3"):
-        with pytest.raises(SpecError, match=f"the option '{word}' came; expected name=value"):
+        with pytest.raises(SpecError, match=f"the option '{word}'; expected name=value"):
             config_options((word,))
 
 
@@ -30,5 +30,5 @@ def test_one_that_reads_says_so_when_it_is_asked_for_a_delta(name):
     spec, params = CNNS["relu"], random_params(CNNS["relu"], dtype=torch.float32)
     metanet = make_metanet(name, [spec], embedding=4)
     for ask in (lambda: propose_delta(metanet, spec, params), lambda: propose_deltas(metanet, [(spec, params)])):
-        with pytest.raises(SpecError, match="came with embedding 4; expected 0 for deltas: call embed"):
+        with pytest.raises(SpecError, match="with embedding 4; expected 0 for deltas: call embed"):
             ask()

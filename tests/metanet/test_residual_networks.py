@@ -385,7 +385,7 @@ def test_further_quantities_come_with_the_parameters():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_others_refuse_what_is_no_chain(name):
-    with pytest.raises(SpecError, match=f"{name} came for a network that is no chain; expected one of scalegmn"):
+    with pytest.raises(SpecError, match=f"{name} for a network that is no chain; expected one of scalegmn"):
         make_metanet(name, [GraphSpec.from_module(Small())])
 
 
@@ -409,17 +409,15 @@ def test_the_others_refuse_one_that_comes(name, embedding):
 def test_what_does_not_fit_is_refused():
     net, params = trained(Small)
     spec = GraphSpec.from_module(net)
-    with pytest.raises(
-        SpecError, match="links of the kind batch_norm came to link_kinds 1; expected at most the first"
-    ):
+    with pytest.raises(SpecError, match="links of the kind batch_norm to link_kinds 1; expected at most the first"):
         propose_delta(editor("ng-gnn", spec, link_kinds=1), spec, params)
-    with pytest.raises(SpecError, match="4 probes came with 6 kinds of links; expected probes=0"):
+    with pytest.raises(SpecError, match="4 probes with 6 kinds of links; expected probes=0"):
         NGGNNConfig(probes=4, link_kinds=6)
-    with pytest.raises(SpecError, match="link_kinds 7 came; expected at least 1 and at most 6 kinds of links"):
+    with pytest.raises(SpecError, match="link_kinds 7; expected at least 1 and at most 6 kinds of links"):
         NGGNNConfig(link_kinds=7)
-    with pytest.raises(SpecError, match="links of the kind batch_norm came to link_kinds 1"):
+    with pytest.raises(SpecError, match="links of the kind batch_norm to link_kinds 1"):
         propose_delta(make_metanet("scalegmn", [CNNS["relu"]]), spec, params)
-    with pytest.raises(SpecError, match="a network with 1 inputs and 3 outputs came; expected 1 and 2"):
+    with pytest.raises(SpecError, match="a network with 1 inputs and 3 outputs; expected 1 and 2"):
         other, parameters = trained(lambda: Small(classes=3))
         propose_delta(editor("ng-t", spec), GraphSpec.from_module(other), parameters)
     with pytest.raises(ParamsError, match="holds NaN or infinite"):

@@ -338,19 +338,19 @@ def test_config_round_trip_and_refusals():
     for spoil, message in (
         ({"symmetry": "mirror"}, "symmetry is 'mirror'; expected 'full' or"),
         ({"layers": 0}, "expected positive sizes"),
-        ({"embedding": 4, "forecast": 4}, "embedding 4 came with a forecast of 4"),
+        ({"embedding": 4, "forecast": 4}, "embedding 4 with a forecast of 4"),
         ({"probes": -1}, "probes and neuron codes of at least 0"),
         ({"grid": True, "probes": 10, "forecast": 4}, "grid has 10 probes"),
-        ({"solved": True, "probes": 0}, "solved came without probes"),
-        ({"refit": True, "forecast": 0}, "refit came without probes or without a forecast"),
+        ({"solved": True, "probes": 0}, "solved without probes"),
+        ({"refit": True, "forecast": 0}, "refit without probes or without a forecast"),
     ):
         with pytest.raises(SpecError, match=message):
             ScaleGMNConfig.from_dict({**config.to_dict(), **spoil})
-    with pytest.raises(SpecError, match="entries .* came; expected"):
+    with pytest.raises(SpecError, match="entries .*; expected"):
         ScaleGMNConfig.from_dict({"inputs": 2})
     older = {name: value for name, value in ScaleGMNConfig().to_dict().items() if name != "rank_one"}
     assert ScaleGMNConfig.from_dict(older) == ScaleGMNConfig()
-    with pytest.raises(SpecError, match="entries .* came; expected"):
+    with pytest.raises(SpecError, match="entries .*; expected"):
         ScaleGMNConfig.from_dict({**config.to_dict(), "width": 2})
 
 

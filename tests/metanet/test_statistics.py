@@ -29,7 +29,7 @@ def test_any_width_one_depth_kernels_without_their_padding():
     for widths in ((2, 5, 4, 3), (4, 9, 9, 1)):
         spec = NetworkSpec.mlp(widths, [SPECS["relu"].layers[0].activation] * 2)
         assert metanet.embed(NeuralGraph.from_params(spec, random_params(spec, count=2))).shape == (2, 4)
-    with pytest.raises(SpecError, match="a network with 5 layers came; expected 3"):
+    with pytest.raises(SpecError, match="a network with 5 layers; expected 3"):
         metanet.embed(NeuralGraph.from_params(SPECS["mixed"], random_params(SPECS["mixed"])))
     cnn = NetworkSpec.cnn((1, 3, 4, 2), SPECS["relu"].layers[0].activation)
     params = {name: torch.randn(2, *shape).double() for name, shape in cnn.param_shapes().items()}

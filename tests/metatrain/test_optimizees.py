@@ -168,7 +168,7 @@ class Number(nn.Module):
     [
         (lambda: Reparametrised(Quadratic(), "layer"), WeightEditError, "level 'layer'"),
         (lambda: Reparametrised(Quadratic(), low=2.0, high=1.0), WeightEditError, "0 < low <= high"),
-        (lambda: TaskFamily(Quadratic, {"condition": []}), WeightEditError, "no values came for condition"),
+        (lambda: TaskFamily(Quadratic, {"condition": []}), WeightEditError, "no values for condition"),
         (lambda: LabelledImages.of(DATA.images[0], DATA.labels), WeightEditError, "n, C, H, W"),
         (lambda: DATA.split(1.0), WeightEditError, "two parts"),
         (lambda: ClassifierOptimizee(DATA, init_name="large"), WeightEditError, "initialisation 'large'"),

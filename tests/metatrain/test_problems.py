@@ -64,7 +64,7 @@ def test_a_family_varies_what_it_is_told_to():
     assert len({problem.spec for problem in drawn}) > 3
     with pytest.raises(WeightEditError, match="variations"):
         family("digits-mlp", data, None, ("colour",))
-    with pytest.raises(WeightEditError, match="colour.* of fashion-cnn came; expected some of hidden, activation"):
+    with pytest.raises(WeightEditError, match="colour.* of fashion-cnn; expected some of hidden, activation"):
         optimizee("fashion-cnn", data, colour="red")
     plain, large = (optimizee("fashion-cnn", data, initial_scale=scale, activation="tanh") for scale in (1.0, 2.0))
     small, twice = (problem.init(torch.Generator().manual_seed(0), 1)[0] for problem in (plain, large))

@@ -95,12 +95,12 @@ def test_the_types_are_those_of_the_table():
 
 def test_types_that_do_not_fit_are_refused():
     check_types([DELTA], (DELTA,), "here")
-    with pytest.raises(TypeMismatchError, match=r"here: channels of type \[none\] came; expected \[\(\+1, odd\)\]"):
+    with pytest.raises(TypeMismatchError, match=r"here: channels of type \[none\]; expected \[\(\+1, odd\)\]"):
         check_types([], [DELTA], "here")
-    with pytest.raises(TypeMismatchError, match=r"\[\(-1, odd\)\] came; expected \[\(\+1, odd\)\]"):
+    with pytest.raises(TypeMismatchError, match=r"\[\(-1, odd\)\]; expected \[\(\+1, odd\)\]"):
         check_types([GRADIENT], [DELTA], "here")
     features = features_from_params(SPECS["relu"], random_params(SPECS["relu"]))
-    with pytest.raises(TypeMismatchError, match=r"features with \[1\] channels came with 2 types"):
+    with pytest.raises(TypeMismatchError, match=r"features with \[1\] channels with 2 types"):
         replace(features, types=(PARAMETER, GRADIENT))
     with pytest.raises(TypeMismatchError, match=r"features with \[1, 2\] channels"):
         WeightSpaceFeatures((torch.zeros(3, 2, 1),), (torch.zeros(3, 2),), (PARAMETER,))
@@ -108,9 +108,9 @@ def test_types_that_do_not_fit_are_refused():
 
 def test_params_and_extra_must_be_stacked_alike():
     spec = SPECS["relu"]
-    with pytest.raises(ParamsError, match="params of 3 stacked networks came with extra tensors of a single network"):
+    with pytest.raises(ParamsError, match="params of 3 stacked networks with extra tensors of a single network"):
         features_from_params(spec, random_params(spec, count=3), [(GRADIENT, random_params(spec))])
-    with pytest.raises(ParamsError, match="params of 3 stacked networks came with extra tensors of 2 stacked"):
+    with pytest.raises(ParamsError, match="params of 3 stacked networks with extra tensors of 2 stacked"):
         features_from_params(spec, random_params(spec, count=3), [(GRADIENT, random_params(spec, count=2))])
     with pytest.raises(ParamsError, match="missing tensors: layers.0.bias, layers.0.weight"):
         features_from_params(spec, random_params(spec), [(GRADIENT, {})])

@@ -240,14 +240,14 @@ def test_links_and_levels_are_checked():
     with pytest.raises(SpecError, match="link kind 'jump' is unknown; expected one of weight, skip"):
         Link(0, 1, "jump")
     for wrong in ((2, 1, "skip"), (0, 1), (0, 1, "weight", "a", (3,)), (0, 1, "batch_norm", "a", (3, 3))):
-        with pytest.raises(SpecError, match="came; expected a link to a later level"):
+        with pytest.raises(SpecError, match="; expected a link to a later level"):
             Link(*wrong)
-    with pytest.raises(SpecError, match="1 levels came; expected inputs, outputs and a link"):
+    with pytest.raises(SpecError, match="1 levels; expected inputs, outputs and a link"):
         GraphSpec(levels[:1], ())
     for wrong in (Link(0, 1, "skip"), Link(0, 3, "weight", "c", (3, 2)), Link(0, 1, "weight", "c", (4, 2))):
-        with pytest.raises(SpecError, match="came between levels of widths .* expected a parameter whose first axis"):
+        with pytest.raises(SpecError, match="between levels of widths .* expected a parameter whose first axis"):
             GraphSpec(levels, (first, second, wrong))
-    with pytest.raises(SpecError, match=r"read the levels \[0\] and reach \[1\] came; expected every level"):
+    with pytest.raises(SpecError, match=r"read the levels \[0\] and reach \[1\]; expected every level"):
         GraphSpec(levels, (first,))
     with pytest.raises(SpecError, match="expected each of them once"):
         GraphSpec(levels, (first, replace(second, parameter="a.weight")))
@@ -260,7 +260,7 @@ def test_parameters_are_checked():
     spec = GraphSpec.from_module(net)
     with pytest.raises(ParamsError, match=r"missing tensors: first.bias; unexpected tensors: other"):
         spec.check_params({("other" if k == "first.bias" else k): p for k, p in params.items()})
-    with pytest.raises(ParamsError, match="stacked networks came with a GraphSpec; expected one network"):
+    with pytest.raises(ParamsError, match="stacked networks with a GraphSpec; expected one network"):
         spec.check_params({k: torch.stack([p, p]) for k, p in params.items()})
     with pytest.raises(ParamsError, match="norm.weight holds NaN or infinite values"):
         spec.check_params(params | {"norm.weight": torch.full((4,), torch.nan)})

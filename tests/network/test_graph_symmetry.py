@@ -164,9 +164,7 @@ def test_an_element_is_undone_and_stacks_have_one_each(name):
 def test_what_does_not_fit_is_refused():
     _, spec, *_ = network("scan")
     element, other = random_element(spec, generator()), SPECS["mixed"]
-    with pytest.raises(
-        ParamsError, match=r"a group element of widths \(4, 4, 4\) came; expected \(7, 5, 6, 4\), the hid"
-    ):
+    with pytest.raises(ParamsError, match=r"a group element of widths \(4, 4, 4\); expected \(7, 5, 6, 4\), the hid"):
         act(element, GraphSpec.of(other), random_params(other))
     with pytest.raises(ParamsError, match="missing tensors"):
         act(element, spec, {})

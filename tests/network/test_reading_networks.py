@@ -194,7 +194,7 @@ def test_parameters_without_elements_are_outside():
     wiring = wiring_of(nn.Sequential(nn.Linear(4, 0), nn.ReLU(), nn.Linear(0, 3), nn.Linear(3, 2)))
     assert wiring.outside == ("0.weight", "0.bias", "2.weight")
     assert [(s.size, str(s)) for s in wiring.sets] == [(3, "permutation + scale + flip"), (2, "none")]
-    with pytest.raises(SpecError, match="w of shape .0, 2. came as a wire; expected a parameter with elements"):
+    with pytest.raises(SpecError, match="w of shape .0, 2. as a wire; expected a parameter with elements"):
         Wiring((NeuronSet("a", 0), NeuronSet("b", 2)), (Wire("w", (0, 2), "weight", 0, 1, 2),))
 
 

@@ -57,5 +57,5 @@ def test_each_kind_moves_one_factor():
 def test_kinds_are_those_that_the_activations_allow(name):
     assert kinds_of(CNNS[name]) == ALLOWED[name]
     for kind in ("shuffled", *set(KINDS) - set(ALLOWED[name])):
-        with pytest.raises(SpecError, match=f"'{kind.replace('^', '.')}' came; expected one of permuted"):
+        with pytest.raises(SpecError, match=f"'{kind.replace('^', '.')}'; expected one of permuted"):
             reparametrised(CNNS[name], random_params(CNNS[name], count=2), kind, generator())

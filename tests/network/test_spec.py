@@ -122,11 +122,11 @@ def test_stacks_are_counted():
         (lambda: Activation("softplus"), "activation 'softplus' is unknown; expected one of identity, relu"),
         (lambda: Activation("sine"), "omega = 0.0; expected a positive number"),
         (lambda: Activation("sine", math.nan), "omega = nan"),
-        (lambda: Activation("relu", 2.0), "takes no parameter, but 2.0 came; leave it out"),
+        (lambda: Activation("relu", 2.0), "takes no parameter, but 2.0; leave it out"),
         (lambda: NetworkSpec(()), "without layers"),
         (lambda: NetworkSpec((Layer("a", None, 2, 3), Layer("b", None, 4, 1))), "b reads 4 inputs, but a has 3"),
         (lambda: NetworkSpec((Layer("a", None, 2, 3, Activation("relu")),)), "the last layer ends in relu"),
-        (lambda: NetworkSpec.mlp((2, 3, 1), [IDENTITY] * 2), "came with 2 activations"),
+        (lambda: NetworkSpec.mlp((2, 3, 1), [IDENTITY] * 2), "with 2 activations"),
         (lambda: NetworkSpec.mlp((2,), []), "at least two positive widths"),
         (lambda: NetworkSpec.mlp((2, 3, 1), "swish"), "'swish' is unknown"),
         (lambda: NetworkSpec.mlp((2, 0, 1), Activation("relu")), "at least two positive widths"),
@@ -179,11 +179,11 @@ def test_a_single_network_with_nan_is_refused_without_a_number():
 
 
 def test_params_that_are_no_siren_are_refused():
-    with pytest.raises(ParamsError, match="tensors named 0.bias, 0.weight came; expected layers.0.weight"):
+    with pytest.raises(ParamsError, match="tensors named 0.bias, 0.weight; expected layers.0.weight"):
         NetworkSpec.from_params({"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)})
-    with pytest.raises(ParamsError, match=r"weights of shape \[\(3,\)\] came"):
+    with pytest.raises(ParamsError, match=r"weights of shape \[\(3,\)\]"):
         NetworkSpec.from_params({"layers.0.weight": torch.zeros(3), "layers.0.bias": torch.zeros(3)})
-    with pytest.raises(ParamsError, match="tensors named none came"):
+    with pytest.raises(ParamsError, match="tensors named none"):
         NetworkSpec.from_params({})
 
 

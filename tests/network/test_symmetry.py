@@ -176,7 +176,7 @@ def test_a_shift_moves_raw_biases_but_not_deltas():
 def test_elements_that_do_not_fit_are_refused():
     params = random_params(SPECS["relu"])
     element = random_element(NetworkSpec.mlp((2, 4, 5, 3), ACTIVATIONS["relu"]), generator())
-    with pytest.raises(ParamsError, match=r"widths \(4, 5\) came; expected \(5, 4\)"):
+    with pytest.raises(ParamsError, match=r"widths \(4, 5\); expected \(5, 4\)"):
         act(element, SPECS["relu"], params)
     with pytest.raises(ParamsError, match="missing tensors"):
         act(element, SPECS["relu"], {})

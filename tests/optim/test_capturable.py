@@ -57,10 +57,10 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(rule, before):
 
 
 def test_what_must_be_read_is_refused():
-    with pytest.raises(WeightEditError, match="capturable=True came with nonfinite='raise'.*expected 'skip'"):
+    with pytest.raises(WeightEditError, match="capturable=True with nonfinite='raise'.*expected 'skip'"):
         LearnedOptimizer(network(), Adam(), capturable=True)
     net = network()
-    with pytest.raises(WeightEditError, match="capturable=True came.*a group cannot choose"):
+    with pytest.raises(WeightEditError, match="capturable=True.*a group cannot choose"):
         LearnedOptimizer([{"params": net.parameters(), "capturable": True}], Adam(), net=net)
 
 

@@ -166,7 +166,7 @@ def test_adams_horizon_is_torchs_cosine():
     _close(_train(Adam(0.1, horizon=10), params, centre, 10)[0], expected)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon with torch 2.9")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_muon_is_torchs_muon_and_adamw(dtype, nesterov):

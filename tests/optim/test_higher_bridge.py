@@ -255,21 +255,21 @@ def test_traps_are_refused_by_name():
     net = network()
     lr = torch.tensor(0.1, requires_grad=True)
     for optimizer, message in (
-        (torch.optim.SGD(net.parameters(), 0.1, maximize=True), "SGD came with maximize=True"),
-        (torch.optim.Adam(net.parameters(), maximize=True), "Adam came with maximize=True"),
-        (torch.optim.Adam([{"params": net.parameters(), "lr": lr}]), "Adam came with a lr that requires a gradient"),
+        (torch.optim.SGD(net.parameters(), 0.1, maximize=True), "SGD with maximize=True"),
+        (torch.optim.Adam(net.parameters(), maximize=True), "Adam with maximize=True"),
+        (torch.optim.Adam([{"params": net.parameters(), "lr": lr}]), "Adam with a lr that requires a gradient"),
         (
             torch.optim.SGD([{"params": net.parameters(), "rule": TinyRule()}], 0.1),
-            "SGD came with TinyRule as rule in a parameter group",
+            "SGD with TinyRule as rule in a parameter group",
         ),
     ):
         with pytest.raises(WeightEditError, match=message):
             unrolled(net, optimizer)
     optimizer = torch.optim.Adam(net.parameters())
     optimizer.param_groups[0]["decoupled_weight_decay"] = True
-    with pytest.raises(WeightEditError, match="Adam came with decoupled_weight_decay=True"):
+    with pytest.raises(WeightEditError, match="Adam with decoupled_weight_decay=True"):
         unrolled(net, optimizer)
     with pytest.raises(
-        WeightEditError, match="override of learning_rate came, which would do nothing; expected amsgrad, betas"
+        WeightEditError, match="override of learning_rate, which would do nothing; expected amsgrad, betas"
     ):
         unrolled(net, torch.optim.Adam(net.parameters()), override={"learning_rate": [0.1]})

@@ -295,11 +295,11 @@ def test_a_rule_steps_networks_with_other_numbers_of_inputs_and_outputs(name):
 
 def test_what_is_refused():
     spec = spec_of(mlp())
-    with pytest.raises(SpecError, match="ScaleGMN came with embedding 3 as a rule; expected one that edits"):
+    with pytest.raises(SpecError, match="ScaleGMN with embedding 3 as a rule; expected one that edits"):
         LearnedRule(make_metanet("scalegmn", [spec], embedding=3, probes=0))
     with pytest.raises(TypeMismatchError, match="LearnedRule: channels of type"):
         LearnedRule(make_metanet("scalegmn", [spec], probes=0, extra_types=((-1, True),)))
-    with pytest.raises(SpecError, match="statistics came as a rule; expected a metanetwork that edits"):
+    with pytest.raises(SpecError, match="statistics as a rule; expected a metanetwork that edits"):
         make_rule("statistics", [spec])
     with pytest.raises(SpecError, match="not registered"):
         config = LearnedRuleConfig()
@@ -312,7 +312,7 @@ def test_what_is_refused():
     with pytest.raises(SpecError, match="LSTM"):
         LearnedOptimizer(nn.LSTM(3, 4), rule)
     wiring = replace(LearnedOptimizer(net, rule).wiring, spec=None)
-    with pytest.raises(SpecError, match="a network without a spec came to a rule of ScaleGMN; expected one that is"):
+    with pytest.raises(SpecError, match="a network without a spec to a rule of ScaleGMN; expected one that is"):
         for p in net.parameters():
             p.grad = torch.ones_like(p)
         LearnedOptimizer(list(net.named_parameters()), rule, wiring=wiring).step()

@@ -51,7 +51,7 @@ def test_two_processes_are_one_with_all_the_data(tmp_path):
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["drift"] == 0.0
     torch.testing.assert_close(torch.tensor(two["weights"]), torch.tensor(one["weights"]))
-    assert "0.weight came as a" in two["refusal"] and "train with DDP instead of FSDP" in two["refusal"]
+    assert "0.weight as a" in two["refusal"] and "train with DDP instead of FSDP" in two["refusal"]
 
 
 # Imitations, as plain as their originals are long; the originals below, where they are installed.

@@ -83,11 +83,11 @@ def test_several_architectures_at_once_and_other_floating_point_types():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(SpecError, match="dropout 1 came; expected an embedding, outputs and hidden of at least 1"):
+    with pytest.raises(SpecError, match="dropout 1; expected an embedding, outputs and hidden of at least 1"):
         _predictor(dropout=1)
     with pytest.raises(SpecError, match="this predictor was made without a convention"):
         _predictor().predict_stack(_stack())
-    with pytest.raises(ParamsError, match="0 INRs and batch_size 64 came"):
+    with pytest.raises(ParamsError, match="0 INRs and batch_size 64"):
         _predictor(Convention()).predict_stack(_stack()[:0])
     broken = {name: tensor * torch.nan for name, tensor in _stack().params.items()}
     with pytest.raises(ParamsError, match="holds NaN"):

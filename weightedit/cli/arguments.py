@@ -57,7 +57,7 @@ def size_argument(text: str) -> tuple[int, int]:
 def count_argument(text: str) -> int:
     """A whole number of at least 1; argparse's error for anything else."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 1")
     return int(text)
 
 
@@ -110,7 +110,7 @@ def check_words(options: argparse.Namespace) -> None:
     """Raise WeightEditError on an option or argument that came empty, as `--editor "$UNSET"` does."""
     for name, value in vars(options).items():
         if any(isinstance(word, str) and not word.strip() for word in (value if isinstance(value, list) else [value])):
-            raise WeightEditError(f"{name!r} came empty; expected a value: give one, or leave it out.")
+            raise WeightEditError(f"got an empty {name!r}; expected a value: give one, or leave it out.")
 
 
 def check_output(path: str | Path, suffix: str) -> Path:

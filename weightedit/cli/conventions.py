@@ -62,7 +62,7 @@ def stated_convention(options: argparse.Namespace, size: tuple[int, int] | None)
     if options.convention is None:
         if changes:
             raise WeightEditError(
-                f"--{next(iter(changes))} came without --convention; expected the convention that it changes: add "
+                f"got --{next(iter(changes))} without --convention; expected the convention that it changes: add "
                 f"--convention plain, or one of {', '.join(NAMED[1:])}."
             )
         return None
@@ -86,7 +86,7 @@ def stated_rename(options: argparse.Namespace) -> dict[str, int | None] | None:
         name, equals, number = word.rpartition("=")
         if not (name and equals and (number == "-" or (number.isdecimal() and len(number) < 7))):
             raise WeightEditError(
-                f"--rename {word} came; expected NAME=NUMBER, such as last_layer=4, or NAME=- for what is no layer: "
+                f"got --rename {word}; expected NAME=NUMBER, such as last_layer=4, or NAME=- for what is no layer: "
                 "correct it."
             )
         found[name] = None if number == "-" else int(number)
@@ -99,7 +99,7 @@ def _start(name: str, size: tuple[int, int] | None) -> Convention:
     if name == "coin":
         if size is None:
             raise WeightEditError(
-                "--convention coin came without a size; expected the size of the fitted pictures, on which COIN's "
+                "got --convention coin without a size; expected the size of the fitted pictures, on which COIN's "
                 "coordinates depend: add --size."
             )
         return coin_convention(*size)
@@ -119,6 +119,6 @@ def _coordinates(text: str) -> tuple[str, tuple[tuple[float, float], ...]]:
             found.append((float(ends[1]), float(ends[2])))
         except ValueError:
             raise WeightEditError(
-                f"--coordinates {text} came; expected xy or ij, and ranges such as 0..1 after commas: correct it."
+                f"got --coordinates {text}; expected xy or ij, and ranges such as 0..1 after commas: correct it."
             ) from None
     return order, tuple(found)

@@ -110,7 +110,7 @@ def run_demo(
     name = editor.operations[0] if name is None else name
     if name not in editor.operations:
         known = ", ".join(editor.operations)
-        raise WeightEditError(f"operation {name!r} came; this editor knows {known}: choose one of them.")
+        raise WeightEditError(f"got operation {name!r}; this editor knows {known}: choose one of them.")
     wanted = operation(name)
     images, labels = digit_images(count)
     options, generator = FitOptions(), torch.Generator().manual_seed(seed)

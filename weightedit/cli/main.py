@@ -165,7 +165,7 @@ def edit(options: argparse.Namespace) -> int:
     operation = named_operation(str(options.operation)) if alone else None
     stack = _load_stack(options, options.size)
     if preview is not None and stack.widths[-1] not in (1, 3):
-        raise WeightEditError(f"--preview came for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
+        raise WeightEditError(f"got --preview for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
     editor = None if alone else _load_editor(options.editor)
     from weightedit.cli.preview import draw_edit, targets_of
     from weightedit.door import edit as edit_inrs
@@ -177,7 +177,7 @@ def edit(options: argparse.Namespace) -> int:
     targets = targets_of(choice, stack, options.strength)
     steps = options.steps if options.steps is not None else editor.steps if editor else _STEPS
     if options.rule and not steps:
-        raise WeightEditError("--rule came without steps; expected both or none: add --steps N, or drop --rule.")
+        raise WeightEditError("got --rule without steps; expected both or none: add --steps N, or drop --rule.")
     has_own = editor is not None and "rule" not in editor.takes
     rule = _load_rule(options.rule) if options.rule or (steps and not has_own) else None
     given: dict[str, Any] = {"steps": steps, "widen": options.widen, "rule": rule, "progress": progress}
@@ -314,7 +314,7 @@ def _fitted_pictures(options: argparse.Namespace, stack: INRStack) -> Tensor | N
     outputs = stack.widths[-1]
     if stack.widths[0] != 2 or outputs not in (1, 3) or len(options.image) > len(stack):
         raise WeightEditError(
-            f"{len(options.image)} of --image came for {len(stack)} INRs from {stack.widths[0]} inputs to {outputs} "
+            f"got {len(options.image)} of --image for {len(stack)} INRs from {stack.widths[0]} inputs to {outputs} "
             "outputs; expected at most one for each, of INRs from 2 inputs to 1 or 3: leave the others out."
         )
     size = (stack.height, stack.width)
@@ -349,14 +349,14 @@ def _read_images(options: argparse.Namespace) -> tuple[ImageSet, dict[int, str]]
     if not picture:
         if len(options.images) > 1:
             raise WeightEditError(
-                f"{len(options.images)} sources came, of which {first} is no picture; expected picture "
+                f"got {len(options.images)} sources, of which {first} is no picture; expected picture "
                 "files, or one data set: run fit once for each."
             )
         columns = options.columns and (options.columns[0], options.columns[1] if options.columns[1:] else None)
         wanted = {"limit": options.limit, "size": options.size, "channels": options.channels, "columns": columns}
         return load_images(options.images[0], options.split, **wanted), {}
     if options.split is not None:
-        raise WeightEditError(f"--split {options.split} came with picture files; expected it with a data set: drop it.")
+        raise WeightEditError(f"got --split {options.split} with picture files; expected it with a data set: drop it.")
     names = options.images[: options.limit]
     loaded = [load_picture(name, size=options.size, channels=options.channels) for name in names]
     for name, image in zip(names, loaded, strict=True):

@@ -91,7 +91,7 @@ class CNNFitOptions:
         steps = self.checkpoints
         rising = bool(steps) and steps[0] >= 0 and all(a < b for a, b in zip(steps, steps[1:], strict=False))
         if not rising or min(self.batch_size, self.test_on_train) < 1:
-            raise WeightEditError(f"{self} came; expected ascending checkpoints and positive sizes.")
+            raise WeightEditError(f"got {self}; expected ascending checkpoints and positive sizes.")
 
 
 def draw_recipes(count: int, generator: torch.Generator) -> Recipes:

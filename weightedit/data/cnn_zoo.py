@@ -91,7 +91,7 @@ class CNNZoo:
                 name: (f.dtype, tuple(f.shape)) if isinstance(f, Tensor) else len(f) for name, f in self.facts.items()
             }
             raise WeightEditError(
-                f"network {self.network.dtype} {tuple(self.network.shape)} and facts {kinds} came for {count} "
+                f"got network {self.network.dtype} {tuple(self.network.shape)} and facts {kinds} for {count} "
                 "checkpoints; expected int64 (N,), and float64 (N,) or N strings each."
             )
 
@@ -112,7 +112,7 @@ class CNNZoo:
         fact = self.facts.get(name)
         if not isinstance(fact, Tensor):
             known = ", ".join(key for key, value in self.facts.items() if isinstance(value, Tensor))
-            raise WeightEditError(f"the fact {name!r} came; expected one of {known}.")
+            raise WeightEditError(f"got the fact {name!r}; expected one of {known}.")
         return fact
 
     def with_params(self, params: Params) -> CNNZoo:
@@ -133,7 +133,7 @@ def concatenate_zoos(zoos: Sequence[CNNZoo]) -> CNNZoo:
     """One zoo of the checkpoints of several. Raises WeightEditError unless specs and names of facts agree."""
     first = zoos[0]
     if any(zoo.spec != first.spec or set(zoo.facts) != set(first.facts) for zoo in zoos):
-        raise WeightEditError("zoos of different specs or facts came; expected the same in all: join like with like.")
+        raise WeightEditError("got zoos of different specs or facts; expected the same in all: join like with like.")
     facts: Facts = {}
     for name, fact in first.facts.items():
         parts = [zoo.facts[name] for zoo in zoos]
@@ -161,7 +161,7 @@ def split_by_network(zoo: CNNZoo, fractions: tuple[float, float] = (0.15, 0.25),
     sizes = [len(networks) - sum(held), *held]
     if min(sizes) < 1:
         raise WeightEditError(
-            f"fractions {fractions} of {len(networks)} networks came, {sizes} for {SPLITS}; expected at least one "
+            f"got fractions {fractions} of {len(networks)} networks, {sizes} for {SPLITS}; expected at least one "
             "network in each: take more networks."
         )
     parts = networks[order].split(sizes)
@@ -182,7 +182,7 @@ def save_zoo(folder: str | Path, splits: Mapping[str, CNNZoo], facts: Mapping[st
     networks = [set(zoo.network.tolist()) for zoo in splits.values()]
     if len(set().union(*networks)) != sum(map(len, networks)) or len({zoo.spec for zoo in splits.values()}) != 1:
         raise WeightEditError(
-            "splits came that share a network or differ in spec; expected all checkpoints of a CNN in one split: use "
+            "got splits that share a network or differ in spec; expected all checkpoints of a CNN in one split: use "
             "split_by_network."
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ class ImageSource:
 
     def __post_init__(self) -> None:
         if min(self.limit, self.test_limit, self.size) < 0:
-            raise WeightEditError(f"{self} came; expected limits and a size of at least 0, 0 being all: correct them.")
+            raise WeightEditError(f"got {self}; expected limits and a size of at least 0, 0 being all: correct them.")
 
     def read(self) -> tuple[ImageSet, Tensor]:
         """Images of all splits, test indices following the training split's, and int64 [N]: 0 train, 1 validation,

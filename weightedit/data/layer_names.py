@@ -69,7 +69,7 @@ def _flat(content: Any) -> list[tuple[str, Any, Any]]:
                 found.append((f"{prefix}{key}", holder, key))
         if len(found) + len(left) > _MOST_ENTRIES or depth > _DEEPEST:
             raise ParamsError(
-                f"more than {_MOST_ENTRIES:,} entries, or more than {_DEEPEST} nested mappings came; expected a state "
+                f"got more than {_MOST_ENTRIES:,} entries, or more than {_DEEPEST} nested mappings; expected a state "
                 "dict: save net.state_dict()."
             )
     return found
@@ -105,7 +105,7 @@ def layer_stems(tensors: Mapping[str, object], rename: Rename | None = None) -> 
                 "expected one number for each: correct it."
             )
     if not stems:
-        raise ParamsError("no layers came; expected the weight and bias of at least one: save net.state_dict().")
+        raise ParamsError("got no layers; expected the weight and bias of at least one: save net.state_dict().")
     for stem in stems.values():
         for kind in _KINDS:
             if stem + kind not in tensors:
@@ -125,11 +125,11 @@ def _kept(tensors: Mapping[str, object], rename: Rename) -> list[str]:
     for pattern, number in rename.items():
         if not any(_matches(name, pattern) for name in names):
             raise ParamsError(
-                f"--rename {pattern} came, but the tensors are named {shortened(sorted(names))}; expected one of these "
+                f"got --rename {pattern}, but the tensors are named {shortened(sorted(names))}; expected one of these "
                 "names, without .weight and .bias: correct it."
             )
         if number is not None and (isinstance(number, bool) or number < 0):
-            raise ParamsError(f"--rename {pattern}={number} came; expected the number of a layer from 0: correct it.")
+            raise ParamsError(f"got --rename {pattern}={number}; expected the number of a layer from 0: correct it.")
     return [name for name in names if all(n is not None or not _matches(name, p) for p, n in rename.items())]
 
 

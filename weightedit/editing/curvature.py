@@ -73,7 +73,7 @@ class KFAC:
 
     def __post_init__(self) -> None:
         if not (self.rate > 0 and 0 <= self.momentum < 1 and self.damping > 0):
-            raise WeightEditError(f"{self} came; expected rate > 0, momentum in [0, 1) and damping > 0: correct them.")
+            raise WeightEditError(f"got {self}; expected rate > 0, momentum in [0, 1) and damping > 0: correct them.")
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine."""
@@ -141,7 +141,7 @@ class LearnedKFACConfig:
 
     def __post_init__(self) -> None:
         if not all(isinstance(size, int) and size >= 1 for size in (self.width, self.horizon)):
-            raise WeightEditError(f"{self} came; expected a width and a horizon of at least 1: correct them.")
+            raise WeightEditError(f"got {self}; expected a width and a horizon of at least 1: correct them.")
         KFAC(self.rate, self.momentum, self.damping)
 
 

@@ -25,7 +25,7 @@ def check_guides(names: Sequence[str]) -> tuple[ChannelType, ...]:
     """The channel types of these guides; raises SpecError on a name that is not one of GUIDES."""
     unknown = [name for name in names if name not in GUIDES]
     if unknown:
-        raise SpecError(f"guides {unknown} came; expected names among {', '.join(GUIDES)}: correct them.")
+        raise SpecError(f"got guides {unknown}; expected names among {', '.join(GUIDES)}: correct them.")
     return tuple(GUIDES[name] for name in names)
 
 

@@ -49,7 +49,7 @@ class EditorOptions:
     def __post_init__(self) -> None:
         check_guides(self.guides)
         if self.widen < 1:
-            raise SpecError(f"widen {self.widen} came; expected at least 1, which keeps the width.")
+            raise SpecError(f"got widen {self.widen}; expected at least 1, which keeps the width.")
 
     @property
     def informed(self) -> bool:
@@ -101,7 +101,7 @@ class OneShotEditor(Editor):
         self.options = options or EditorOptions()
         if metanet.embedding:
             raise SpecError(
-                f"{type(metanet).__name__} came with embedding {metanet.embedding}; expected 0: this one reads, an "
+                f"got {type(metanet).__name__} with embedding {metanet.embedding}; expected 0: this one reads, an "
                 "editor needs one that edits."
             )
         check_types(metanet.types_in, (PARAMETER, *check_guides(self.options.guides)), "the editor's metanetwork")

@@ -100,11 +100,11 @@ class Operation:
         amount = torch.as_tensor(strength, dtype=images.dtype, device=images.device)
         if amount.dim() > 1 or (amount.dim() == 1 and amount.numel() != len(images)):
             raise WeightEditError(
-                f"strengths of shape {tuple(amount.shape)} came for {len(images)} images; expected one, or one each."
+                f"got strengths of shape {tuple(amount.shape)} for {len(images)} images; expected one, or one each."
             )
         if not bool((amount.isfinite() & (amount >= 0)).all()):
             raise WeightEditError(
-                f"strength {strength} came; expected finite numbers of at least 0: 1 is the operation."
+                f"got strength {strength}; expected finite numbers of at least 0: 1 is the operation."
             )
         if bool((amount == 1).all()):
             return self(images)

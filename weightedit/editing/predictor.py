@@ -53,9 +53,9 @@ class PredictorConfig:
 
     def __post_init__(self) -> None:
         if not self.operations or len(set(self.operations)) != len(self.operations):
-            raise SpecError(f"operations {self.operations} came; expected at least one, none of them twice.")
+            raise SpecError(f"got operations {self.operations}; expected at least one, none of them twice.")
         if min(self.channels, self.width, self.blocks) < 1 or self.tiles < 0:
-            raise SpecError(f"{self} came; expected channels, width and blocks of at least 1, tiles of at least 0.")
+            raise SpecError(f"got {self}; expected channels, width and blocks of at least 1, tiles of at least 0.")
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -89,7 +89,7 @@ class Predictor(nn.Module):
         """The number of an operation; raises WeightEditError if it was not trained on it."""
         if name not in self.config.operations:
             known = ", ".join(self.config.operations)
-            raise WeightEditError(f"operation {name!r} came; this editor knows {known}: choose one of them.")
+            raise WeightEditError(f"got operation {name!r}; this editor knows {known}: choose one of them.")
         return self.config.operations.index(name)
 
     def forward(self, images: Tensor, codes: Tensor, strengths: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Predictor(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != self.config.channels:
             raise ParamsError(
-                f"renderings of shape {tuple(images.shape)} came; expected [N, {self.config.channels}, H, W]: take an "
+                f"got renderings of shape {tuple(images.shape)}; expected [N, {self.config.channels}, H, W]: take an "
                 "editor made for them, or edit by the operation alone, which needs none."
             )
         if not self.config.graded:

@@ -115,7 +115,7 @@ def refine(
 
     Raises:
         WeightEditError: a negative number of steps, a chunk below 1.
-        FileFormatError: no rule came, and this copy of weightedit has no checkpoints.
+        FileFormatError: no rule is given, and this copy of weightedit has no checkpoints.
         ParamsError: targets that do not fit the stack, or that are not floating point in [0, 1].
     """
     for name, number, least in (("steps", steps, 0), ("chunk", chunk, 1)):

@@ -113,7 +113,7 @@ class RenderingProblem:
         widths, count = widths_of(params), len(params["layers.0.weight"])
         if widths[0] != 2 or widths[-1] != self.targets.shape[2] or count != len(self.targets) or len(widths) < 3:
             raise ParamsError(
-                f"{count} networks of widths {widths} came for {len(self.targets)} targets of {self.targets.shape[2]} "
+                f"got {count} networks of widths {widths} for {len(self.targets)} targets of {self.targets.shape[2]} "
                 "channels; expected one SIREN 2-hidden-..-channels per target: choose the targets of these INRs."
             )
         found = []

@@ -106,7 +106,7 @@ def check_declared(path: str | Path, declared: int) -> None:
 def check_pixels(height: int, width: int) -> None:
     """Refuse pictures of more than PIXELS pixels, before any of them is decoded or rendered; FileFormatError."""
     if height * width > PIXELS:
-        raise FileFormatError(f"{height} x {width} pixels came; expected at most {PIXELS:,}: take a smaller picture")
+        raise FileFormatError(f"got {height} x {width} pixels; expected at most {PIXELS:,}: take a smaller picture")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

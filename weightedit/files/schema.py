@@ -93,7 +93,7 @@ def conform_fields(
     expected = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(value, Mapping) or not expected - set(later) <= set(value) <= expected:
         came = sorted(map(str, value)) if isinstance(value, Mapping) else value
-        raise error(f"entries {shortened(came)} came; expected {sorted(expected)}.")
+        raise error(f"got entries {shortened(came)}; expected {sorted(expected)}.")
     return conform(kind, value, kind.__name__, error)
 
 

@@ -60,7 +60,7 @@ class IndexedLayout(Layout):
 
     def __init__(self, specs: Sequence[Any], device: torch.device | str = "cpu") -> None:
         if not specs:
-            raise ParamsError(f"no network came; expected at least one spec for a {type(self).__name__}.")
+            raise ParamsError(f"got no network; expected at least one spec for a {type(self).__name__}.")
         super().__init__(Frame.of(*dict.fromkeys(specs)))
         self.specs = tuple(specs)
         self.sizes = [sum(spec.widths) for spec in self.specs]
@@ -202,7 +202,7 @@ class IndexedLayout(Layout):
         inputs, outputs = ({spec.widths[end] for spec in self.specs} for end in (0, -1))
         if max(len(inputs), len(outputs)) > 1:
             raise SpecError(
-                f"networks with {sorted(inputs)} inputs and {sorted(outputs)} outputs came in one batch; expected "
+                f"got networks with {sorted(inputs)} inputs and {sorted(outputs)} outputs in one batch; expected "
                 "equally many in all of them. Put networks with other ends into a batch of their own."
             )
         low = [torch.arange(start, start + min(inputs)) for start in first[:-1]]

@@ -151,7 +151,7 @@ class GraphLayout(IndexedLayout):
 
     def _chains_only(self) -> NoReturn:
         raise SpecError(
-            "networks that are no chains came to what goes level by level; expected chains of layers (NetworkSpec): "
+            "got networks that are no chains for what goes level by level; expected chains of layers (NetworkSpec): "
             "take scalegmn, ng-gnn or ng-t, without probes, for networks with residual additions or normalisations."
         )
 
@@ -186,7 +186,7 @@ def graph_from_params(
     batch.
     """
     if not networks:
-        raise ParamsError("no network came; expected at least one pair of spec and parameters.")
+        raise ParamsError("got no network; expected at least one pair of spec and parameters.")
     found = [_features(*pair, more) for pair, more in zip(networks, extra or [()] * len(networks), strict=True)]
     for _, _, types in found:
         check_types(types, found[0][2], "graph_from_params")

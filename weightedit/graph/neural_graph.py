@@ -506,6 +506,6 @@ class NeuralGraph:
         """The N networks of a stacked dense graph, one graph each."""
         if not isinstance(self.layout, DenseLayout) or self.nodes.dim() != 3:
             raise ParamsError(
-                "unstack came for a graph that is not a stack; expected dense [N, n, C] nodes. Use it as it is."
+                "got unstack for a graph that is not a stack; expected dense [N, n, C] nodes. Use it as it is."
             )
         return [self.with_features(n, e, self.types) for n, e in zip(self.nodes, self.edges, strict=True)]

@@ -97,11 +97,11 @@ def ragged_graph(graphs: Sequence[NeuralGraph]) -> NeuralGraph:
     Raises ParamsError for stacked graphs (unstack them) and TypeMismatchError for different channel types.
     """
     if not graphs:
-        raise ParamsError("no network came; expected at least one graph for a ragged batch.")
+        raise ParamsError("got no network; expected at least one graph for a ragged batch.")
     for graph in graphs:
         if not isinstance(graph.layout, DenseLayout) or graph.nodes.dim() != 2:
             raise ParamsError(
-                f"a graph with nodes {tuple(graph.nodes.shape)} came; expected single dense networks, nodes (n, C). "
+                f"got a graph with nodes {tuple(graph.nodes.shape)}; expected single dense networks, nodes (n, C). "
                 "Call unstack() on a stack first."
             )
     frame = joined(graph.layout.frame for graph in graphs)
@@ -144,12 +144,12 @@ def to_pyg(spec: AnySpec, params: Params, *, frame: Frame | None = None) -> Data
     from torch_geometric.data import Data
 
     if spec.check_shapes(params) is not None:
-        raise ParamsError("stacked networks came; expected one network per Data. Call to_pyg for each of them.")
+        raise ParamsError("got stacked networks; expected one network per Data. Call to_pyg for each of them.")
     graph = ragged_from_params([(spec, params)])
     frame = frame or graph.layout.frame
     if not frame.holds(graph.layout.frame):
         raise ParamsError(
-            f"kernels of {graph.layout.frame} came to a frame of {frame}; expected one that holds them: Frame.of all "
+            f"got kernels of {graph.layout.frame} for a frame of {frame}; expected one that holds them: Frame.of all "
             "specs of the batch."
         )
     graph = graph.in_frame(frame)
@@ -174,25 +174,25 @@ def from_pyg(data: Data) -> NeuralGraph:
     """
     specs, types, frames = (getattr(data, key, None) for key in ("spec", "types", "frame"))
     if specs is None or types is None:
-        raise ParamsError("a Data without `spec` and `types` came; expected one made by weightedit.to_pyg.")
+        raise ParamsError("got a Data without `spec` and `types`; expected one made by weightedit.to_pyg.")
     if isinstance(specs, str):
         specs, types, frames = [specs], [types], None if frames is None else [frames]
     x, values, index = data.x, data.edge_attr, data.edge_index
     if x is None or values is None or index is None:
-        raise ParamsError("a Data without x, edge_attr or edge_index came; expected one made by weightedit.to_pyg.")
+        raise ParamsError("got a Data without x, edge_attr or edge_index; expected one made by weightedit.to_pyg.")
     layout = _layout([_parsed(text) for text in specs], x.device)
     if frames is not None:  # which older ones do not have
         layout = layout.in_frame(Frame(*json.loads(frames[0])))
     nodes, edges = sum(layout.sizes), layout.edge_index.shape[1]
     if (len(x), len(values)) != (nodes, edges) or not torch.equal(index, layout.edge_index):
         raise ParamsError(
-            f"a graph of {len(x)} nodes, {len(values)} edges, edge_index {tuple(index.shape)} came; expected "
+            f"got a graph of {len(x)} nodes, {len(values)} edges, edge_index {tuple(index.shape)}; expected "
             f"{nodes} nodes and {edges} edges as to_pyg made them. Do not drop, add or reorder nodes or edges (a zero "
             "weight stays an edge)."
         )
     if len(set(types)) != 1 or len(set(frames or [None])) != 1:
         raise ParamsError(
-            "networks with different channel types or frames came in one batch; expected the same in all: "
+            "got networks with different channel types or frames in one batch; expected the same in all: "
             "to_pyg(..., frame=Frame.of(spec, other))."
         )
     return NeuralGraph(x, values, layout, tuple(ChannelType(*kind) for kind in json.loads(types[0])))

@@ -137,7 +137,7 @@ class Convention:
         """First and last coordinate of each of `inputs` inputs, in their order; ParamsError if others are stated."""
         if self.ranges and len(self.ranges) != inputs:
             raise ParamsError(
-                f"a network of {inputs} inputs came under a convention with {len(self.ranges)} ranges of coordinates; "
+                f"got a network of {inputs} inputs under a convention with {len(self.ranges)} ranges of coordinates; "
                 "expected one for each input: state them all, in the inputs' order."
             )
         return self.ranges or (_RANGE,) * inputs
@@ -147,7 +147,7 @@ class Convention:
         """The one frequency of all sine layers; raises WeightEditError where they differ."""
         if isinstance(self.omega, tuple):
             raise WeightEditError(
-                f"a convention with the frequencies {self.omega} came; expected one for all layers: convert the "
+                f"got a convention with the frequencies {self.omega}; expected one for all layers: convert the "
                 "weights to convention.plain first."
             )
         return self.omega
@@ -163,12 +163,12 @@ class Convention:
         coordinates are in [-1, 1]; `convert` to `plain` mends all but the functions."""
         if (self.activation, self.last) != ("sine", "linear"):
             raise WeightEditError(
-                f"an INR came with {self.activation} after its hidden layers and {self.last} after its last; expected "
+                f"got an INR with {self.activation} after its hidden layers and {self.last} after its last; expected "
                 f"sine and linear, which no change of weights makes of them: {_ANEW}."
             )
         if self != self.plain:
             raise WeightEditError(
-                f"an INR of {self} came; expected one frequency, and coordinates in [-1, 1]: convert it to "
+                f"got an INR of {self}; expected one frequency, and coordinates in [-1, 1]: convert it to "
                 "convention.plain."
             )
 
@@ -313,7 +313,7 @@ def _check_functions(source: Convention, target: Convention) -> None:
     before, after = ((c.low, c.high, c.offset) for c in (source, target))
     if source.last != "linear" and before != after:
         raise ParamsError(
-            f"an INR whose last layer ends in a {source.last} came with (low, high, offset) {before} where {after} is "
+            f"got an INR whose last layer ends in a {source.last} with (low, high, offset) {before} where {after} is "
             "expected; no change of weights rescales what comes after it: keep its range and offset."
         )
 

@@ -39,7 +39,7 @@ def widen(stack: INRStack, factor: int, *, seed: int = 0) -> INRStack:
         WeightEditError: a factor below 1, or networks that this machine cannot hold.
     """
     if factor < 1:
-        raise WeightEditError(f"factor {factor} came; expected at least 1: 2 doubles the hidden widths.")
+        raise WeightEditError(f"got factor {factor}; expected at least 1: 2 doubles the hidden widths.")
     if factor == 1:
         return stack
     plain = stack.convention.plain

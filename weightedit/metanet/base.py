@@ -52,7 +52,7 @@ class Metanetwork(nn.Module):
         """
         if self.embedding:
             raise SpecError(
-                f"{type(self).__name__} came with embedding {self.embedding}; expected 0 for deltas: call embed, or "
+                f"got {type(self).__name__} with embedding {self.embedding}; expected 0 for deltas: call embed, or "
                 "build it with embedding=0."
             )
         framed = self._framed(graph)
@@ -71,7 +71,7 @@ class Metanetwork(nn.Module):
         """
         if not self.embedding:
             raise SpecError(
-                f"{type(self).__name__} came with embedding 0; expected the width of a vector per network: build it "
+                f"got {type(self).__name__} with embedding 0; expected the width of a vector per network: build it "
                 "with embedding > 0."
             )
         framed = self._framed(graph)
@@ -84,7 +84,7 @@ class Metanetwork(nn.Module):
             return graph
         if not frame.holds(own):
             raise SpecError(
-                f"networks with kernels of {own} came to {type(self).__name__} for kernels of {frame}; expected none "
+                f"got networks with kernels of {own} in {type(self).__name__} for kernels of {frame}; expected none "
                 "that is larger: build it with make_metanet for all of these networks."
             )
         return graph.in_frame(frame)
@@ -112,7 +112,7 @@ def frame_of(kernel: tuple[int, int] | None, channels: int) -> Frame | None:
         return None
     if min(kernel) < 1 or math.prod(kernel) > channels:
         raise SpecError(
-            f"a kernel of {kernel} came with {channels} channels; expected positive sizes, and a channel per position."
+            f"got a kernel of {kernel} with {channels} channels; expected positive sizes, and a channel per position."
         )
     return Frame(*kernel, channels - math.prod(kernel))
 
@@ -120,14 +120,14 @@ def frame_of(kernel: tuple[int, int] | None, channels: int) -> Frame | None:
 def check_dropout(dropout: float) -> None:
     """Raises SpecError unless it is a share that leaves something."""
     if not 0 <= dropout < 1:
-        raise SpecError(f"a dropout of {dropout} came; expected a share in [0, 1).")
+        raise SpecError(f"got a dropout of {dropout}; expected a share in [0, 1).")
 
 
 def check_chains(graph: NeuralGraph, name: str) -> None:
     """Raises SpecError if networks that are no chains come to the metanetwork `name`, which goes layer by layer."""
     if graph.layout.link_kind is not None:
         raise SpecError(
-            f"networks that are no chains came to {name}; expected chains of layers (NetworkSpec): take scalegmn, "
+            f"got networks that are no chains in {name}; expected chains of layers (NetworkSpec): take scalegmn, "
             "ng-gnn or ng-t for networks with residual additions or normalisations."
         )
 
@@ -135,16 +135,16 @@ def check_chains(graph: NeuralGraph, name: str) -> None:
 def check_link_kinds(kinds: int, probes: int) -> None:
     """Raises SpecError unless so many kinds of links can be told apart, beside so many probes."""
     if not 1 <= kinds <= len(LINK_KINDS):
-        raise SpecError(f"link_kinds {kinds} came; expected at least 1 and at most {len(LINK_KINDS)} kinds of links.")
+        raise SpecError(f"got link_kinds {kinds}; expected at least 1 and at most {len(LINK_KINDS)} kinds of links.")
     if probes and kinds > 1:
-        raise SpecError(f"{probes} probes came with {kinds} kinds of links; expected probes=0: probes are for chains.")
+        raise SpecError(f"got {probes} probes with {kinds} kinds of links; expected probes=0: probes are for chains.")
 
 
 def check_links(graph: NeuralGraph, kinds: int) -> None:
     """Raises SpecError if a graph has other kinds of links than the first so many."""
     if graph.layout.link_kinds > kinds:
         raise SpecError(
-            f"networks with links of the kind {LINK_KINDS[graph.layout.link_kinds - 1]} came to link_kinds {kinds}; "
+            f"got networks with links of the kind {LINK_KINDS[graph.layout.link_kinds - 1]} for link_kinds {kinds}; "
             f"expected at most the first so many of {', '.join(LINK_KINDS)}. Build it with make_metanet for such "
             "networks."
         )
@@ -161,7 +161,7 @@ def check_any_ends(inputs: int, outputs: int, probes: int, embedding: int) -> No
     """Raises SpecError for any number of inputs or outputs, 0, in a config whose probes or vectors need to know it."""
     if min(inputs, outputs) < 0 or (not (inputs and outputs) and (probes or embedding)):
         raise SpecError(
-            f"{inputs} inputs and {outputs} outputs came with probes {probes} and embedding {embedding}; expected "
+            f"got {inputs} inputs and {outputs} outputs with probes {probes} and embedding {embedding}; expected "
             "numbers of at least 1, or 0 for any number with probes=0 and embedding=0: probes are inputs, and vectors "
             "are read off every end."
         )
@@ -176,6 +176,6 @@ def check_ends(graph: NeuralGraph, inputs: int, outputs: int) -> None:
         ends = (spec.widths[0], spec.widths[-1])
         if any(known not in (0, end) for known, end in zip((inputs, outputs), ends, strict=True)):
             raise SpecError(
-                f"a network with {ends[0]} inputs and {ends[1]} outputs came; expected {inputs} and {outputs}. Hidden "
+                f"got a network with {ends[0]} inputs and {ends[1]} outputs; expected {inputs} and {outputs}. Hidden "
                 "widths and depth are free; the two ends are fixed by the config: take one made for these."
             )

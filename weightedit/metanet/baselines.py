@@ -54,7 +54,7 @@ class FlatMLPConfig:
         object.__setattr__(self, "extra_types", tuple((int(k), bool(odd)) for k, odd in self.extra_types))  # from JSON
         check_dropout(self.dropout)
         if len(self.widths) < 2 or min(*self.widths, self.hidden, self.layers, self.channels) < 1 or self.embedding < 0:
-            raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
+            raise SpecError(f"got {self}; expected positive sizes, and an embedding of at least 0.")
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -119,7 +119,7 @@ class FlatMLP(Metanetwork):
         if not isinstance(layout, DenseLayout) or layout.spec.widths != self.config.widths:
             widths = [spec.widths for spec in layout.specs]
             raise SpecError(
-                f"networks of widths {widths} came; expected {self.config.widths}: a flat MLP reads no others."
+                f"got networks of widths {widths}; expected {self.config.widths}: a flat MLP reads no others."
             )
         found, units = [], []
         for number in range(1 + len(self.config.extra_types)):

@@ -73,7 +73,7 @@ class PyGAdapterConfig:
     def __post_init__(self) -> None:
         sizes = (self.inputs, self.outputs, self.node_width, self.edge_width, self.width_out, self.channels)
         if min(*sizes, self.levels) < 1 or self.embedding < 0:
-            raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
+            raise SpecError(f"got {self}; expected positive sizes, and an embedding of at least 0.")
 
 
 class PyGAdapter(Metanetwork):
@@ -157,7 +157,7 @@ class PyGAdapter(Metanetwork):
         for spec in set(flat.layout.specs):
             if (spec.widths[0], spec.widths[-1]) != ends:
                 raise SpecError(
-                    f"a network with {spec.widths[0]} inputs and {spec.widths[-1]} outputs came; expected {ends[0]} "
+                    f"got a network with {spec.widths[0]} inputs and {spec.widths[-1]} outputs; expected {ends[0]} "
                     f"and {ends[1]}. Hidden widths and depth are free; the two ends are fixed by the config: take one "
                     "made for these."
                 )
@@ -224,7 +224,7 @@ def _check_pooling(model: nn.Module) -> None:
             continue
         if inner := [type(module).__name__ for module in outer.modules() if _pools(module)]:
             raise SpecError(
-                f"{inner[0]} that pools over a graph came in {type(outer).__name__}, which takes no batch; expected "
+                f"got {inner[0]} that pools over a graph in {type(outer).__name__}, which takes no batch; expected "
                 "one that hands batch on: else all networks of a batch would be pooled as one. Give its forward an "
                 "argument batch, or take a normalisation of single nodes (LayerNorm with mode node)."
             )

@@ -106,18 +106,18 @@ def make_metanet(
     """
     found, known, specs = entry(name), {item.name for item in fields(entry(name).config)}, specs_of(networks)
     if not specs:
-        raise SpecError("no network came; expected at least one spec of the networks to treat.")
+        raise SpecError("got no network; expected at least one spec of the networks to treat.")
     if unknown := sorted(set(options) - known):
         raise SpecError(f"{name} has no option {', '.join(unknown)}; expected some of {', '.join(sorted(known))}.")
     graphs = any(isinstance(spec, GraphSpec) for spec in specs)
     if graphs and "link_kinds" not in known:
         raise SpecError(
-            f"{name} came for a network that is no chain; expected one of {', '.join(_FOR_GRAPHS)}: the others go "
+            f"got {name} for a network that is no chain; expected one of {', '.join(_FOR_GRAPHS)}: the others go "
             "through networks level by level."
         )
     for key, value in found.fixed.items():
         if options.get(key, value) != value:
-            raise SpecError(f"{key} {options[key]} came with {name}, which is {key} {value}; take another name.")
+            raise SpecError(f"got {key} {options[key]} with {name}, which is {key} {value}; take another name.")
     values = {key: read(specs) for key, read in _FROM_NETWORKS.items() if key in known}
     if "probes" in known and (graphs or any(spec.channels > 1 for spec in specs)):
         values["probes"] = 0  # probes are for chains without convolutions
@@ -145,7 +145,7 @@ def config_options(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, given, value = word.partition("=")
         if not key or not given:
-            raise SpecError(f"the option {word!r} came; expected name=value, such as layers=6.")
+            raise SpecError(f"got the option {word!r}; expected name=value, such as layers=6.")
         try:
             parsed = json.loads(value)
         except ValueError:

@@ -55,10 +55,10 @@ class WeightStatisticsConfig:
     def __post_init__(self) -> None:
         check_dropout(self.dropout)
         if min(self.depth, self.channels, self.hidden, self.layers) < 1 or self.embedding < 0:
-            raise SpecError(f"{self} came; expected positive sizes.")
+            raise SpecError(f"got {self}; expected positive sizes.")
         if not self.embedding:
             raise SpecError(
-                "statistics came with embedding 0, to edit; expected embedding > 0: statistics do not tell which "
+                "got statistics with embedding 0, to edit; expected embedding > 0: statistics do not tell which "
                 "neuron is which. Take another metanetwork for an editor."
             )
 
@@ -97,7 +97,7 @@ class WeightStatistics(Metanetwork):
         for spec in graph.layout.specs:
             if spec.depth != self.config.depth:
                 raise SpecError(
-                    f"a network with {spec.depth} layers came; expected {self.config.depth}: statistics are listed "
+                    f"got a network with {spec.depth} layers; expected {self.config.depth}: statistics are listed "
                     "layer by layer. Widths are free."
                 )
         found = graph.to_params()

@@ -45,7 +45,7 @@ class Horizons:
 
     def __post_init__(self) -> None:
         if not 1 <= self.low <= self.high:
-            raise WeightEditError(f"{self} came; expected 1 <= low <= high: correct it.")
+            raise WeightEditError(f"got {self}; expected 1 <= low <= high: correct it.")
 
     def draw(self, generator: torch.Generator, count: int) -> Tensor:
         """[count] int64."""
@@ -84,14 +84,14 @@ class Estimator(ABC):
     def __post_init__(self) -> None:
         if self.particles < 1 or (self.truncation is not None and self.truncation < 1):
             raise WeightEditError(
-                f"{self.particles} particles and a truncation of {self.truncation} steps came; expected at least one "
+                f"got {self.particles} particles and a truncation of {self.truncation} steps; expected at least one "
                 "each (None: whole runs)."
             )
         if not 0 <= self.part < self.parts:
-            raise WeightEditError(f"part {self.part} of {self.parts} came; expected one from 0 to parts - 1.")
+            raise WeightEditError(f"got part {self.part} of {self.parts}; expected one from 0 to parts - 1.")
         if not isinstance(self.unroll.rule, nn.Module) or not dict(self.unroll.rule.named_parameters()):
             raise WeightEditError(
-                f"a {type(self.unroll.rule).__name__} came; expected a rule with weights, an nn.Module: there is "
+                f"got a {type(self.unroll.rule).__name__}; expected a rule with weights, an nn.Module: there is "
                 "nothing to train in this one."
             )
 
@@ -193,7 +193,7 @@ class TruncatedBackprop(Estimator):
         super().__post_init__()
         if not self.unroll.fresh and (self.truncation or self.horizons.low) < 2:
             raise WeightEditError(
-                "backpropagation through one step came, whose loss is taken before it; expected at least two, or "
+                "got backpropagation through one step, whose loss is taken before it; expected at least two, or "
                 "Unroll(fresh=True)."
             )
 
@@ -223,7 +223,7 @@ class Antithetic(Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sigma > 0:
-            raise WeightEditError(f"sigma = {self.sigma} came; expected a positive number.")
+            raise WeightEditError(f"got sigma = {self.sigma}; expected a positive number.")
 
     def gradient(self, weights: Mapping[str, Tensor], state: State) -> tuple[Weights, State, dict[str, Tensor]]:
         """See Estimator.gradient."""

@@ -52,7 +52,7 @@ def unrolled(rule: nn.Module, run: ModuleRun) -> Tensor:
 
     if not isinstance(rule, nn.Module) or not dict(rule.named_parameters()):
         raise WeightEditError(
-            f"a {type(rule).__name__} came; expected a rule with weights, an nn.Module: there is nothing to train in "
+            f"got a {type(rule).__name__}; expected a rule with weights, an nn.Module: there is nothing to train in "
             "this one."
         )
     register_with_higher()
@@ -64,7 +64,7 @@ def unrolled(rule: nn.Module, run: ModuleRun) -> Tensor:
             losses.append(run.loss(fast, batch))
     if len(losses) < 2:
         raise WeightEditError(
-            f"{len(losses)} batches came for a run; expected at least two: the first loss is taken before any step."
+            f"got {len(losses)} batches for a run; expected at least two: the first loss is taken before any step."
         )
     return torch.stack(losses)
 
@@ -81,7 +81,7 @@ def meta_gradient(rule: nn.Module, runs: Sequence[ModuleRun]) -> tuple[Weights, 
         NonFiniteError: a run whose steps, loss or gradient are not finite.
     """
     if not runs:
-        raise WeightEditError("no runs came; expected at least one.")
+        raise WeightEditError("got no runs; expected at least one.")
     named = dict(rule.named_parameters())
     total, mean = {name: torch.zeros_like(weight) for name, weight in named.items()}, torch.zeros(())
     for i, run in enumerate(runs):

@@ -56,7 +56,7 @@ class LabelledImages:
         """
         if images.dim() != 4 or labels.shape != images.shape[:1] or not len(labels) or labels.is_floating_point():
             raise WeightEditError(
-                f"images {tuple(images.shape)} and labels {tuple(labels.shape)} {labels.dtype} came; expected "
+                f"got images {tuple(images.shape)} and labels {tuple(labels.shape)} {labels.dtype}; expected "
                 "(n, C, H, W) and n integers, n > 0: reshape them."
             )
         values = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
@@ -74,7 +74,7 @@ class LabelledImages:
         cut = round(fraction * len(order))
         if not 0 < cut < len(order):
             raise WeightEditError(
-                f"a part of {fraction} of {len(order)} images came; expected two parts that are not empty: choose "
+                f"got a part of {fraction} of {len(order)} images; expected two parts that are not empty: choose "
                 "another fraction."
             )
         first, second = (
@@ -184,7 +184,7 @@ class ClassifierOptimizee(Classifier):
     def __post_init__(self) -> None:
         if self.init_name not in INITIALISATIONS:
             raise WeightEditError(
-                f"initialisation {self.init_name!r} came; expected one of {', '.join(INITIALISATIONS)}: choose one."
+                f"got initialisation {self.init_name!r}; expected one of {', '.join(INITIALISATIONS)}: choose one."
             )
         widths = (self.data.images[0].numel(), *self.hidden, self.data.classes)
         object.__setattr__(self, "spec", NetworkSpec.mlp(widths, self.activation))
@@ -237,8 +237,8 @@ class ModuleOptimizee(Classifier):
         outside = [*wiring.outside, *(wire.name for wire in wiring.wires if wire.stored)]
         if buffers or outside or not list(net.parameters()):
             raise SpecError(
-                f"a {type(net).__name__} with buffers {buffers} and parameters outside the neural graph "
-                f"{outside} came; expected parameters, all in the graph, and no buffers: use normalisations "
+                f"got a {type(net).__name__} with buffers {buffers} and parameters outside the neural graph "
+                f"{outside}; expected parameters, all in the graph, and no buffers: use normalisations "
                 "without running statistics, and no embeddings."
             )
         with suppress(SpecError):  # then only rules that are metanetworks have nothing to read
@@ -325,7 +325,7 @@ class SirenOptimizee:
                 continue
             if images.dim() != 4 or not len(images) or images.shape[1:] != self.images.shape[1:]:
                 raise WeightEditError(
-                    f"{name} {tuple(images.shape)} came; expected (n, C, H, W), of one size: reshape them."
+                    f"got {name} {tuple(images.shape)}; expected (n, C, H, W), of one size: reshape them."
                 )
             if images.dtype == torch.uint8:
                 object.__setattr__(self, name, images.float() / 255)

@@ -178,7 +178,7 @@ class Reparametrised:
     def __post_init__(self) -> None:
         if self.level not in get_args(Level) or not 0 < self.low <= self.high:
             raise WeightEditError(
-                f"a reparametrisation at level {self.level!r} between {self.low} and {self.high} came; expected a "
+                f"got a reparametrisation at level {self.level!r} between {self.low} and {self.high}; expected a "
                 f"level among {', '.join(get_args(Level))} and 0 < low <= high: correct it."
             )
 
@@ -242,9 +242,7 @@ class TaskFamily:
     def __post_init__(self) -> None:
         empty = [name for name, values in self.choices.items() if not len(values)]
         if empty:
-            raise WeightEditError(
-                f"no values came for {', '.join(empty)}; expected at least one: leave the choice out."
-            )
+            raise WeightEditError(f"got no values for {', '.join(empty)}; expected at least one: leave the choice out.")
 
     def draw(self, generator: torch.Generator) -> tuple[Optimizee, dict[str, Any]]:
         """A problem, and the values that made it; a function of the generator's state alone."""

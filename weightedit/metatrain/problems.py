@@ -166,10 +166,10 @@ def family(name: str, data: LabelledImages, held_out: LabelledImages | None, var
 def _check_changes(name: str, changes: Iterable[str]) -> None:
     known = VARIATIONS[_problem(name).kind]
     if unknown := sorted(set(changes) - set(known)):
-        raise WeightEditError(f"variations {unknown} of {name} came; expected some of {', '.join(known)}: choose.")
+        raise WeightEditError(f"got variations {unknown} of {name}; expected some of {', '.join(known)}: choose.")
 
 
 def _problem(name: str) -> Problem:
     if name not in PROBLEMS:
-        raise WeightEditError(f"problem {name!r} came; expected one of {', '.join(PROBLEMS)}: choose.")
+        raise WeightEditError(f"got problem {name!r}; expected one of {', '.join(PROBLEMS)}: choose.")
     return PROBLEMS[name]

@@ -90,10 +90,10 @@ class InnerState:
             elif name not in ("seed", "step"):
                 kind = ""
             if not kind:
-                raise ParamsError(f"a tensor {name!r} came for an inner state; expected what to_tensors wrote.")
+                raise ParamsError(f"got a tensor {name!r} for an inner state; expected what to_tensors wrote.")
         missing = [name for name in ("seed", "step") if name not in tensors]
         if missing or not parts["params"]:
-            raise ParamsError(f"an inner state without {missing or 'parameters'} came; expected what to_tensors wrote.")
+            raise ParamsError(f"got an inner state without {missing or 'parameters'}; expected what to_tensors wrote.")
         return cls(parts["params"], parts["rule"], parts["task"], tensors["seed"], tensors["step"])
 
     def _parts(self) -> tuple[Any, ...]:
@@ -155,12 +155,12 @@ class Unroll:
 
     def _check(self, steps: int, weights: Weights | None) -> None:
         if steps < 1:
-            raise WeightEditError(f"{steps} steps came; expected at least one.")
+            raise WeightEditError(f"got {steps} steps; expected at least one.")
         if weights is not None:
             own = dict(self.rule.named_parameters()) if isinstance(self.rule, nn.Module) else {}
             if set(own) != set(weights):
                 raise WeightEditError(
-                    f"rule weights {sorted(weights)} came; expected those of the rule, {sorted(own)}: give them by "
+                    f"got rule weights {sorted(weights)}; expected those of the rule, {sorted(own)}: give them by "
                     "name, or None for a rule that has none."
                 )
 

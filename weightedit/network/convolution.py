@@ -30,7 +30,7 @@ def convolve(layer: Layer, weight: Tensor, bias: Tensor | None, x: Tensor) -> Te
     room = [size + 2 * layer.padding - k for size, k in zip(x.shape[-2:], layer.kernel or (1, 1), strict=True)]
     if x.dim() not in axes or x.shape[-3] != layer.fan_in or min(room) < 0:
         raise ParamsError(
-            f"{layer.weight}: images of shape {tuple(x.shape)} came; expected [P, {layer.fan_in}, H, W] (or such a set "
+            f"{layer.weight}: got images of shape {tuple(x.shape)}; expected [P, {layer.fan_in}, H, W] (or such a set "
             f"per stacked network) with images at least as large as the kernel {layer.kernel}."
         )
     if not stacked:

@@ -50,7 +50,7 @@ def check_types(given: Sequence[ChannelType], expected: Sequence[ChannelType], w
     if tuple(given) != tuple(expected):
         left, right = (", ".join(map(str, side)) or "none" for side in (given, expected))
         raise TypeMismatchError(
-            f"{where}: channels of type [{left}] came; expected [{right}]. Pass features of these types in this order."
+            f"{where}: got channels of type [{left}]; expected [{right}]. Pass features of these types in this order."
         )
 
 
@@ -72,7 +72,7 @@ class WeightSpaceFeatures:
         channels = {tensor.shape[-1] for tensor in (*self.weights, *self.biases)}
         if channels != {len(self.types)}:
             raise TypeMismatchError(
-                f"features with {sorted(channels)} channels came with {len(self.types)} types; expected one type each."
+                f"got features with {sorted(channels)} channels with {len(self.types)} types; expected one type each."
             )
 
 
@@ -93,7 +93,7 @@ def features_from_params(
     for other in others:
         if other != count:
             raise ParamsError(
-                f"params of {_networks(count)} came with extra tensors of {_networks(other)}; expected the same number "
+                f"got params of {_networks(count)} with extra tensors of {_networks(other)}; expected the same number "
                 "of networks in both. Stack the extra tensors as the parameters are."
             )
 

@@ -46,24 +46,24 @@ class GraphSpec:
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
-            raise SpecError(f"{len(self.levels)} levels came; expected inputs, outputs and a link at least.")
+            raise SpecError(f"got {len(self.levels)} levels; expected inputs, outputs and a link at least.")
         for link in self.links:
             if link.target >= len(self.levels) or not self._fits(link):
                 raise SpecError(
-                    f"{link} came between levels of widths {self.widths}; expected a parameter whose first axis is the "
+                    f"got {link} between levels of widths {self.widths}; expected a parameter whose first axis is the "
                     "target's width and whose second is the source's, or a link between levels of one width."
                 )
         read, received = ({getattr(link, end) for link in self.links} for end in ("source", "target"))
         places = range(len(self.levels))
         if read != set(places[:-1]) or received != set(places[1:]):
             raise SpecError(
-                f"links that read the levels {sorted(read)} and reach {sorted(received)} came; expected every level "
+                f"got links that read the levels {sorted(read)} and reach {sorted(received)}; expected every level "
                 "but the last to be read, and every one but the first to be reached."
             )
         names = [level.bias for level in self.levels] + [link.parameter for link in self.links]
         named = [name for name in names if name is not None]
         if len(set(named)) < len(named) or self.levels[0].bias is not None:
-            raise SpecError(f"parameters {named} came; expected each of them once, and no bias of the inputs.")
+            raise SpecError(f"got parameters {named}; expected each of them once, and no bias of the inputs.")
 
     def _fits(self, link: Link) -> bool:
         source, target = self.levels[link.source].width, self.levels[link.target].width
@@ -186,7 +186,7 @@ class GraphSpec:
         """Raises ParamsError on missing or unexpected names, on shapes that do not fit, and for a stack of networks."""
         if check_shapes(self.param_shapes(), params) is not None:
             raise ParamsError(
-                "stacked networks came with a GraphSpec; expected one network, without a leading axis. Pass them as "
+                "got stacked networks with a GraphSpec; expected one network, without a leading axis. Pass them as "
                 "pairs of spec and params, which share a ragged batch."
             )
 

@@ -67,9 +67,9 @@ class Activation:
         if self.name not in _GROUPS:
             raise SpecError(f"activation {self.name!r} is unknown; expected one of {', '.join(_GROUPS)}.")
         if self.name == "sine" and not (math.isfinite(self.parameter) and self.parameter > 0):
-            raise SpecError(f"sine came with omega = {self.parameter}; expected a positive number (30 for most INRs).")
+            raise SpecError(f"got sine with omega = {self.parameter}; expected a positive number (30 for most INRs).")
         if self.name not in _PARAMETER_NAMES and self.parameter:
-            raise SpecError(f"activation {self.name!r} takes no parameter, but {self.parameter} came; leave it out.")
+            raise SpecError(f"got activation {self.name!r} takes no parameter, but {self.parameter}; leave it out.")
 
     @property
     def group(self) -> NeuronGroup:
@@ -149,7 +149,7 @@ class Layer:
         conv = self.kernel is not None and len(self.kernel) == 2 and min(*self.kernel, self.stride) >= 1
         if not plain and not (conv and self.padding >= 0):
             raise SpecError(
-                f"{self.weight} came with kernel {self.kernel}, stride {self.stride} and padding {self.padding}; "
+                f"got {self.weight} with kernel {self.kernel}, stride {self.stride} and padding {self.padding}; "
                 "expected (height, width) and a stride of at least 1, padding of at least 0, or none of them."
             )
 

@@ -73,7 +73,7 @@ class Link:
         fits = axes in (2, 3, 4) if self.kind == "weight" else axes == (0 if self.parameter is None else 1)
         if not 0 <= self.source < self.target or (self.kind == "weight") > (self.parameter is not None) or not fits:
             raise SpecError(
-                f"{self} came; expected a link to a later level: a weight with its parameter's (out, in), "
+                f"got {self}; expected a link to a later level: a weight with its parameter's (out, in), "
                 "(out, in, width) or (out, in, height, width), or a gain of shape (n,), or neither parameter nor shape."
             )
 

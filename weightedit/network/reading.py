@@ -90,7 +90,7 @@ def read(net: nn.Module, inputs: Any = None) -> Reading:
     lazy = next((name for name, p in net.named_parameters() if is_lazy(p)), None)
     if lazy is not None:
         raise SpecError(
-            f"{lazy} came without a shape, as a lazy layer has it; expected parameters that are made: call the network "
+            f"got {lazy} without a shape, as a lazy layer has it; expected parameters that are made: call the network "
             "on one batch first."
         )
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if p.is_floating_point()}

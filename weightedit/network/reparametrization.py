@@ -45,7 +45,7 @@ def reparametrised(spec: NetworkSpec, params: Mapping[str, Tensor], kind: str, g
     Raises SpecError on a kind that is unknown or that the activations do not allow.
     """
     if kind not in kinds_of(spec):
-        raise SpecError(f"{kind!r} came; expected one of {', '.join(kinds_of(spec))}, which these activations allow.")
+        raise SpecError(f"got {kind!r}; expected one of {', '.join(kinds_of(spec))}, which these activations allow.")
     count = spec.check_params(params)
     element = random_element(spec, generator, count=count, scale_range=(math.exp(-6), math.exp(6)))
     moved = act(_only(element, kind, generator), spec, {name: tensor.double() for name, tensor in params.items()})

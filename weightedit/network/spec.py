@@ -42,7 +42,7 @@ class NetworkSpec:
 
     def __post_init__(self) -> None:
         if not self.layers:
-            raise SpecError("a network without layers came; expected at least one linear layer.")
+            raise SpecError("got a network without layers; expected at least one linear layer.")
         for before, after in zip(self.layers, self.layers[1:], strict=False):
             if before.fan_out != after.fan_in:
                 raise SpecError(
@@ -81,7 +81,7 @@ class NetworkSpec:
             activations = (activations,) * hidden
         if hidden < 0 or len(activations) != hidden or any(width < 1 for width in widths):
             raise SpecError(
-                f"widths {tuple(widths)} came with {len(activations)} activations; expected at least two positive "
+                f"got widths {tuple(widths)} with {len(activations)} activations; expected at least two positive "
                 "widths and one activation per hidden layer."
             )
         layers = [
@@ -123,13 +123,13 @@ class NetworkSpec:
         names = {f"layers.{i}.{kind}" for i in range(count) for kind in ("weight", "bias")}
         if not count or set(params) != names:
             raise ParamsError(
-                f"tensors named {_listed(params)} came; expected layers.0.weight, layers.0.bias, layers.1.weight, ... "
+                f"got tensors named {_listed(params)}; expected layers.0.weight, layers.0.bias, layers.1.weight, ... "
                 "(inr_files.load_inrs reads other formats)."
             )
         weights = [params[f"layers.{i}.weight"] for i in range(count)]
         if any(weight.dim() not in (2, 3) for weight in weights):
             raise ParamsError(
-                f"weights of shape {[tuple(w.shape) for w in weights]} came; expected (out, in) or (N, out, in)."
+                f"got weights of shape {[tuple(w.shape) for w in weights]}; expected (out, in) or (N, out, in)."
             )
         spec = cls.siren([weights[0].shape[-1], *(weight.shape[-2] for weight in weights)], omega)
         spec.check_shapes(params)

@@ -103,7 +103,7 @@ class _Unwritten(TorchDispatchMode):
             given = args[i] if i < len(args) else kwargs.get(argument.name)
             if any(isinstance(one, Tensor) and _address(one) in self.kept for one in tree_leaves(given)):
                 raise SpecError(
-                    f"a forward that writes to a parameter ({func}) came; expected one that only reads them: write to "
+                    f"got a forward that writes to a parameter ({func}); expected one that only reads them: write to "
                     "buffers instead."
                 )
         return func(*args, **kwargs)

@@ -185,7 +185,7 @@ def _act_on_channel(
 def _check_element(element: GroupElement, spec: AnySpec) -> None:
     widths = tuple(q.shape[-1] for q in element.scale)
     if widths != spec.widths[1:-1]:
-        raise ParamsError(f"a group element of widths {widths} came; expected {spec.widths[1:-1]}, the hidden widths.")
+        raise ParamsError(f"got a group element of widths {widths}; expected {spec.widths[1:-1]}, the hidden widths.")
 
 
 def _act_on_links(element: GroupElement, spec: GraphSpec, params: Mapping[str, Tensor], kind: ChannelType) -> Params:

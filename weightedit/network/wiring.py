@@ -155,7 +155,7 @@ class Wiring:
         for wire in self.wires:
             if 0 in wire.shape:
                 raise SpecError(
-                    f"{wire.name} of shape {wire.shape} came as a wire; expected a parameter with elements: leave it "
+                    f"got {wire.name} of shape {wire.shape} as a wire; expected a parameter with elements: leave it "
                     "out."
                 )
             targets, sources, _ = wire.view
@@ -164,7 +164,7 @@ class Wiring:
                 sizes.append(sources == self.sets[wire.source].size)
             if not all(sizes) or math.prod(wire.view) != math.prod(wire.shape):
                 raise SpecError(
-                    f"{wire.name} of shape {wire.shape} came between sets of "
+                    f"got {wire.name} of shape {wire.shape} between sets of "
                     f"{self.sets[wire.target].size} and {sources} neurons; expected axes that run over them."
                 )
 
@@ -181,13 +181,13 @@ class Wiring:
             axes = tensor.dim() - len(shape or ())
             if shape is None or axes not in (0, 1) or tuple(tensor.shape[axes:]) != shape:
                 raise ParamsError(
-                    f"{name} of shape {tuple(tensor.shape)} came; expected {shape or 'a parameter of this network'}, "
+                    f"got {name} of shape {tuple(tensor.shape)}; expected {shape or 'a parameter of this network'}, "
                     "with one leading axis for a stack of networks or none."
                 )
             found.add(tuple(tensor.shape[:axes]))
         if len(found) != 1:
             raise ParamsError(
-                f"parameters with leading axes {sorted(found)} came; expected the same for all: one network, or one "
+                f"got parameters with leading axes {sorted(found)}; expected the same for all: one network, or one "
                 "stack."
             )
         return found.pop()

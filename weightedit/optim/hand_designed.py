@@ -46,7 +46,7 @@ class Adam:
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or not all(0 <= beta < 1 for beta in self.betas) or self.epsilon < 0:
-            raise WeightEditError(f"{self} came; expected a positive learning rate and betas in [0, 1): correct them.")
+            raise WeightEditError(f"got {self}; expected a positive learning rate and betas in [0, 1): correct them.")
 
     def init(self, wiring: Wiring, params: Params) -> RuleState:
         """Zero moments."""
@@ -92,7 +92,7 @@ class AdamW:
     def __post_init__(self) -> None:
         self._adam()
         if self.weight_decay < 0:
-            raise WeightEditError(f"{self} came; expected a weight decay that is not negative: correct it.")
+            raise WeightEditError(f"got {self}; expected a weight decay that is not negative: correct it.")
 
     def _adam(self) -> Adam:
         return Adam(self.learning_rate, self.betas, self.epsilon)
@@ -131,7 +131,7 @@ class SGD:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
             raise WeightEditError(
-                f"{self} came; expected a positive learning rate, a momentum in [0, 1), and a positive one where "
+                f"got {self}; expected a positive learning rate, a momentum in [0, 1), and a positive one where "
                 "nesterov is asked for: correct them."
             )
 
@@ -179,7 +179,7 @@ class RMSprop:
         decays = (self.alpha, self.momentum)
         if not self.learning_rate > 0 or not all(0 <= decay < 1 for decay in decays) or self.epsilon < 0:
             raise WeightEditError(
-                f"{self} came; expected a positive learning rate, alpha and momentum in [0, 1) and an epsilon that is "
+                f"got {self}; expected a positive learning rate, alpha and momentum in [0, 1) and an epsilon that is "
                 "not negative: correct them."
             )
 
@@ -228,9 +228,9 @@ class GeometricAdam:
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or not all(0 <= beta < 1 for beta in self.betas):
-            raise WeightEditError(f"{self} came; expected a positive learning rate, betas in [0, 1): correct them.")
+            raise WeightEditError(f"got {self}; expected a positive learning rate, betas in [0, 1): correct them.")
         if self.symmetry not in SYMMETRIES:
-            raise WeightEditError(f"{self} came; expected a symmetry among {', '.join(SYMMETRIES)}: choose one.")
+            raise WeightEditError(f"got {self}; expected a symmetry among {', '.join(SYMMETRIES)}: choose one.")
 
     def init(self, wiring: Wiring, params: Params) -> RuleState:
         """Zero moments."""

@@ -53,7 +53,7 @@ class _Bridged:
         if unknown:
             known = sorted(self.param_groups[0].keys() - {"params"})
             raise WeightEditError(
-                f"override of {', '.join(unknown)} came, which would do nothing; expected {', '.join(known)}: correct "
+                f"got override of {', '.join(unknown)}, which would do nothing; expected {', '.join(known)}: correct "
                 "the name."
             )
         super()._apply_override(override)  # type: ignore[misc]
@@ -148,20 +148,20 @@ def _refuse(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
     """Raise WeightEditError for what higher would ignore, or lose by copying the group."""
     name = type(optimizer).__name__
     if group.get("maximize"):
-        raise WeightEditError(f"{name} came with maximize=True; expected False in an inner loop: negate the loss.")
+        raise WeightEditError(f"got {name} with maximize=True; expected False in an inner loop: negate the loss.")
     if group.get("decoupled_weight_decay") and type(optimizer) is torch.optim.Adam:
-        raise WeightEditError(f"{name} came with decoupled_weight_decay=True; expected False: use torch.optim.AdamW.")
+        raise WeightEditError(f"got {name} with decoupled_weight_decay=True; expected False: use torch.optim.AdamW.")
     for key, value in group.items():
         if key == "params":
             continue
         if isinstance(value, nn.Module):
             raise WeightEditError(
-                f"{name} came with {rule_name(value)} as {key} in a parameter group, where it would be copied and get "  # type: ignore[arg-type]
+                f"got {name} with {rule_name(value)} as {key} in a parameter group, where it would be copied and get "  # type: ignore[arg-type]
                 "no gradient; expected networks as attributes of the optimizer: keep it there."
             )
         if isinstance(value, Tensor) and value.requires_grad:
             raise WeightEditError(
-                f"{name} came with a {key} that requires a gradient in a parameter group, where it would be copied and "
+                f"got {name} with a {key} that requires a gradient in a parameter group, where it would be copied and "
                 f"get none; expected it in innerloop_ctx: pass override={{{key!r}: [{key}]}}."
             )
 

@@ -88,7 +88,7 @@ class LearnedRuleConfig:
         for name in ("momenta", "clock"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON gives a list back
         if not 0 <= self.memory < 1 or not self.step_size > 0:
-            raise WeightEditError(f"{self} came; expected a memory in [0, 1) and a positive step size: correct them.")
+            raise WeightEditError(f"got {self}; expected a memory in [0, 1) and a positive step size: correct them.")
         self.moments()
 
     def moments(self) -> Moments:
@@ -139,7 +139,7 @@ class LearnedRule(RuleModule):
         self.config = config = config or LearnedRuleConfig()
         if metanet.embedding:
             raise SpecError(
-                f"{type(metanet).__name__} came with embedding {metanet.embedding} as a rule; expected one that edits: "
+                f"got {type(metanet).__name__} with embedding {metanet.embedding} as a rule; expected one that edits: "
                 "build it with embedding=0."
             )
         check_types(metanet.types_in, types_of(config.extra_types, len(metanet.types_out)), type(self).__name__)
@@ -208,11 +208,11 @@ class LearnedRule(RuleModule):
     def propose(self, wiring: Wiring, params: Params, seen: Sequence[tuple[Any, Params]]) -> Params:
         """What the metanetwork says, computed in its own dtype.
 
-        Raises SpecError where nobody said what the network is, ParamsError where not all of its parameters came.
+        Raises SpecError where nobody said what the network is, ParamsError where some of its parameters are missing.
         """
         if wiring.spec is None:
             raise SpecError(
-                f"a network without a spec came to a rule of {type(self.metanet).__name__}; expected one that is read "
+                f"got a network without a spec for a rule of {type(self.metanet).__name__}; expected one that is read "
                 "as a whole: pass the network, LearnedOptimizer(net, rule), or a wiring with spec=spec_of(net)."
             )
         dtype, home = self.log_share.dtype, next(iter(params.values())).dtype
@@ -283,7 +283,7 @@ def make_rule(
     config = config or default_config(name)
     known = entry(name).config.__dataclass_fields__
     if "extra_types" not in known:
-        raise SpecError(f"{name} came as a rule; expected a metanetwork that edits, which takes gradients.")
+        raise SpecError(f"got {name} as a rule; expected a metanetwork that edits, which takes gradients.")
     small = {key: value for key, value in SMALL.items() if key in known}
     small |= {"inputs": 0, "outputs": 0} if name in ANY_ENDS else {}
     return LearnedRule(make_metanet(name, networks, **{**small, **options, "extra_types": config.extra_types}), config)

@@ -92,7 +92,7 @@ def tell_memory(rule: nn.Module, name: str, wiring: Wiring, params: Mapping[str,
     there = memory_there(device)
     if held > there:
         raise WeightEditError(
-            f"{count:,} parameters came to {name}, of which a step would hold {held / 2**30:.1f} GiB; expected at most "
+            f"got {count:,} parameters for {name}, of which a step would hold {held / 2**30:.1f} GiB; expected at most "
             f"the {there / 2**30:.1f} GiB of {device}: take a narrower metanetwork (node_width, edge_width, layers), "
             "fewer networks at once, or a rule that goes parameter by parameter (lean)."
         )

@@ -46,18 +46,18 @@ class MetanetRuleConfig:
         object.__setattr__(self, "momenta", tuple(self.momenta))  # JSON gives a list back
         if self.symmetry not in SYMMETRIES or not isinstance(self.hidden, int) or self.hidden < 1:
             raise WeightEditError(
-                f"{self} came; expected a symmetry among {', '.join(SYMMETRIES)} and a whole width of at least 1: "
+                f"got {self}; expected a symmetry among {', '.join(SYMMETRIES)} and a whole width of at least 1: "
                 "correct them."
             )
         if self.levelling is not None and (not isinstance(self.levelling, int) or self.levelling < 0):
             raise WeightEditError(
-                f"{self} came; expected levelling to be a whole number, the longest smaller side that is levelled, "
+                f"got {self}; expected levelling to be a whole number, the longest smaller side that is levelled, "
                 "None for all or 0 for none: correct it."
             )
         decays = all(0 < decay < 1 for decay in (*self.momenta, self.second)) and 0 <= self.memory < 1
         if not self.momenta or not decays or self.step_size <= 0:
             raise WeightEditError(
-                f"{self} came; expected at least one momentum, decays inside (0, 1), a memory in [0, 1) and a positive "
+                f"got {self}; expected at least one momentum, decays inside (0, 1), a memory in [0, 1) and a positive "
                 "step size: correct them."
             )
 

@@ -91,15 +91,15 @@ class MLPRuleConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         decays = (*self.momenta, self.second, *self.factors)
         if self.features not in FEATURES or self.output not in OUTPUTS:
-            raise WeightEditError(f"{self} came; expected features in {FEATURES} and an output in {OUTPUTS}: choose.")
+            raise WeightEditError(f"got {self}; expected features in {FEATURES} and an output in {OUTPUTS}: choose.")
         if not all(0 < decay < 1 for decay in decays) or not self.momenta or not self.factors:
-            raise WeightEditError(f"{self} came; expected decays inside (0, 1), at least one of each: correct them.")
+            raise WeightEditError(f"got {self}; expected decays inside (0, 1), at least one of each: correct them.")
         if self.features == "full" and len(self.factors) != len(self.momenta):
-            raise WeightEditError(f"{self} came; expected as many factors as momenta for full features: correct them.")
+            raise WeightEditError(f"got {self}; expected as many factors as momenta for full features: correct them.")
         sizes = (*self.hidden, *self.times, self.step_size)
         if not self.hidden or not all(size > 0 for size in sizes) or self.correction < 0:
             raise WeightEditError(
-                f"{self} came; expected at least one hidden layer, positive widths, times and step size, and a "
+                f"got {self}; expected at least one hidden layer, positive widths, times and step size, and a "
                 "correction that is not negative: correct them."
             )
 

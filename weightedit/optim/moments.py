@@ -47,7 +47,7 @@ class Moments:
         decays = all(0 < decay < 1 for decay in (*self.momenta, self.second))
         if not self.momenta or not decays or not all(time > 0 for time in self.clock):
             raise WeightEditError(
-                f"{self} came; expected at least one momentum, decays inside (0, 1) and positive times: correct them."
+                f"got {self}; expected at least one momentum, decays inside (0, 1) and positive times: correct them."
             )
 
     @property

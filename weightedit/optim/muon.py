@@ -57,11 +57,11 @@ class Muon:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.iterations < 1:
             raise WeightEditError(
-                f"{self} came; expected a positive learning rate, a momentum in [0, 1), a weight decay that is not "
+                f"got {self}; expected a positive learning rate, a momentum in [0, 1), a weight decay that is not "
                 "negative and at least one iteration: correct them."
             )
         if self.precision not in _PRECISIONS:
-            raise WeightEditError(f"{self} came; expected a precision among {', '.join(_PRECISIONS)}: choose one.")
+            raise WeightEditError(f"got {self}; expected a precision among {', '.join(_PRECISIONS)}: choose one.")
 
     def init(self, wiring: Wiring, params: Params) -> RuleState:
         """A zero averaged gradient for matrices, AdamW's state for the rest."""

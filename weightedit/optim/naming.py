@@ -32,22 +32,22 @@ def paired(
     complex tensor.
     """
     if isinstance(params, set | str):
-        raise TypeError(f"a {type(params).__name__} of parameters came; expected a list, whose order stays: pass one.")
+        raise TypeError(f"got a {type(params).__name__} of parameters; expected a list, whose order stays: pass one.")
     found: dict[str, Tensor] = {}
     used = set(taken)
     for item in [params] if isinstance(params, Tensor) else params:
         given, tensor = (item[0], item[-1]) if isinstance(item, tuple) and item else (None, item)
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"a {type(tensor).__name__} came as a parameter; expected tensors or (name, tensor) pairs.")
+            raise TypeError(f"got a {type(tensor).__name__} as a parameter; expected tensors or (name, tensor) pairs.")
         name = names.get(id(tensor), given)
         if name is None and not generate:
             raise ParamsError(
-                f"a parameter of shape {tuple(tensor.shape)} came without a name; expected (name, tensor) pairs, so "
+                f"got a parameter of shape {tuple(tensor.shape)} without a name; expected (name, tensor) pairs, so "
                 "that it can be found in the wiring: pass pairs, or net=, the network that it belongs to."
             )
         name = name or f"parameter.{len(used)}"
         if name in used:
-            raise ParamsError(f"two parameters called {name!r} came; expected one of each name: pass each tensor once.")
+            raise ParamsError(f"got two parameters called {name!r}; expected one of each name: pass each tensor once.")
         if tensor.is_complex():
             raise ParamsError(f"{name} is complex; expected real numbers: give such parameters to another optimizer.")
         refuse_shard(name, tensor)
@@ -74,7 +74,7 @@ def arranged(saved: list[dict[str, Any]], own: list[list[str]]) -> list[dict[str
         place = next((i for i, (theirs, _) in enumerate(left) if sorted(theirs) == sorted(mine)), None)
         if place is None:
             raise ParamsError(
-                f"a state came in which no group holds {', '.join(mine)} and nothing else; expected the same "
+                f"got a state in which no group holds {', '.join(mine)} and nothing else; expected the same "
                 "parameters in a group, since lr and weight_decay are a group's: make the optimizer with the groups "
                 "that the saved one had."
             )
@@ -125,7 +125,7 @@ def refuse_shard(name: str, tensor: Tensor, wire: Wire | None = None) -> None:
     if not whole:
         expected = "the whole parameter" if wire is None else f"the whole parameter, {'x'.join(map(str, shape))}"
         raise WeightEditError(
-            f"{name} came as a {type(tensor).__name__} of shape {tuple(tensor.shape)}, a shard; expected {expected}, "
+            f"got {name} as a {type(tensor).__name__} of shape {tuple(tensor.shape)}, a shard; expected {expected}, "
             "since an update rule reads the network as a graph: train with DDP instead of FSDP."
         )
 

@@ -119,7 +119,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._isolates = net is None and wiring is None
         if self._isolates and getattr(self.rule, "needs_wiring", False):
             raise WeightEditError(
-                f"parameters alone came for {rule_name(self.rule)}, which reads the network's graph; expected the "
+                f"got parameters alone for {rule_name(self.rule)}, which reads the network's graph; expected the "
                 "network: LearnedOptimizer(net, rule), or LearnedOptimizer(params, rule, net=net)."
             )
         self._first: FirstInputs | None = None
@@ -423,21 +423,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     given["peak"] = expected["peak"]
                 if given.keys() != expected.keys():
                     raise ParamsError(
-                        f"a state with {', '.join(given)} came for {name}; expected {', '.join(expected)} of "
+                        f"got a state with {', '.join(given)} for {name}; expected {', '.join(expected)} of "
                         f"{rule_name(rule)}: load the state of an optimizer with the same rule."
                     )
                 for quantity, tensor in expected.items():
                     shape = getattr(given[quantity], "shape", None)
                     if shape != tensor.shape:
                         raise ParamsError(
-                            f"a state whose {quantity} has shape {shape and tuple(shape)} came for {name} of shape "
+                            f"got a state whose {quantity} has shape {shape and tuple(shape)} for {name} of shape "
                             f"{tuple(param.shape)}; expected {tuple(tensor.shape)}, as {rule_name(rule)} keeps it: "
                             "load the state of the same network, with its parameters in the same order."
                         )
                     if not given[quantity].is_floating_point() or not bool(given[quantity].isfinite().all()):
                         fault = f"of {given[quantity].dtype}" if given[quantity].isfinite().all() else "not finite"
                         raise ParamsError(
-                            f"a state whose {quantity} is {fault} came for {name}; expected finite floating-point "
+                            f"got a state whose {quantity} is {fault} for {name}; expected finite floating-point "
                             "numbers: load a state that an optimizer saved, from before they broke down."
                         )
 
@@ -477,7 +477,7 @@ def _as_tensors(state: Any) -> Any:
     found = {key: torch.tensor(float(x)) if isinstance(x, Real) else x for key, x in given.items()}
     if given is not state or not all(isinstance(kept, Tensor) for kept in found.values()):
         wrong = ", ".join(f"{key} ({type(x).__name__})" for key, x in given.items() if not isinstance(x, Tensor))
-        raise ParamsError(f"a state with {wrong} came; expected tensors or numbers: load what state_dict() gave.")
+        raise ParamsError(f"got a state with {wrong}; expected tensors or numbers: load what state_dict() gave.")
     return found
 
 

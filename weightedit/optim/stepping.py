@@ -60,10 +60,10 @@ class StepOptions:
 
     def __post_init__(self) -> None:
         if self.nonfinite not in ("raise", "skip"):
-            raise WeightEditError(f"nonfinite={self.nonfinite!r} came; expected 'raise' or 'skip': pass one of these.")
+            raise WeightEditError(f"got nonfinite={self.nonfinite!r}; expected 'raise' or 'skip': pass one of these.")
         if self.capturable and self.nonfinite == "raise":
             raise WeightEditError(
-                "capturable=True came with nonfinite='raise', for which the host reads every step; expected 'skip': "
+                "got capturable=True with nonfinite='raise', for which the host reads every step; expected 'skip': "
                 "pass it, and look at skipped_steps now and then."
             )
 
@@ -260,7 +260,7 @@ def read_options(given: dict[str, Any]) -> StepOptions:
     unknown = sorted(given.keys() - known)
     if unknown:
         raise TypeError(
-            f"{', '.join(unknown)} came; expected lr, weight_decay, net, wiring, {', '.join(sorted(known))}."
+            f"got {', '.join(unknown)}; expected lr, weight_decay, net, wiring, {', '.join(sorted(known))}."
         )
     return StepOptions(**given)
 
@@ -269,13 +269,13 @@ def check_numbers(group: Mapping[str, Any]) -> None:
     """Refuse flags of torch optimizers by name, and numbers that cannot be meant."""
     for flag in _REFUSED.keys() & group.keys():
         if group[flag]:
-            raise WeightEditError(f"{flag}={group[flag]!r} came; LearnedOptimizer does not take it: {_REFUSED[flag]}.")
+            raise WeightEditError(f"got {flag}={group[flag]!r}; LearnedOptimizer does not take it: {_REFUSED[flag]}.")
     for key in ("lr", "weight_decay"):
         value = group.get(key, 0.0)
         if isinstance(value, Tensor):
             value = float(value.detach()) if value.numel() == 1 else math.nan
         if not math.isfinite(value) or value < 0:
-            raise WeightEditError(f"{key}={group[key]} came; expected one finite number >= 0: correct it.")
+            raise WeightEditError(f"got {key}={group[key]}; expected one finite number >= 0: correct it.")
 
 
 def rule_name(rule: UpdateRule) -> str:

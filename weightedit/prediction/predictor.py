@@ -76,8 +76,8 @@ class WeightSpacePredictor(Pretrained):
         super().__init__()
         if metanet.embedding < 1 or min(outputs, hidden) < 1 or not 0 <= dropout < 1:
             raise SpecError(
-                f"{type(metanet).__name__} with embedding {metanet.embedding}, {outputs} outputs, hidden {hidden} and "
-                f"dropout {dropout} came; expected an embedding, outputs and hidden of at least 1, dropout in [0, 1)."
+                f"got {type(metanet).__name__} with embedding {metanet.embedding}, {outputs} outputs, hidden {hidden} "
+                f"and dropout {dropout}; expected an embedding, outputs and hidden of at least 1, dropout in [0, 1)."
             )
         self.metanet, self.outputs, self.hidden, self.dropout = metanet, outputs, hidden, dropout
         self.convention = convention
@@ -123,9 +123,9 @@ class WeightSpacePredictor(Pretrained):
         Raises ParamsError for an empty stack, SpecError if this predictor's networks are no INRs.
         """
         if self.convention is None:
-            raise SpecError("INRs came; expected networks for `predict`: this predictor was made without a convention.")
+            raise SpecError("got INRs; expected networks for `predict`: this predictor was made without a convention.")
         if not len(stack) or batch_size < 1:
-            raise ParamsError(f"{len(stack)} INRs and batch_size {batch_size} came; expected at least one of each.")
+            raise ParamsError(f"got {len(stack)} INRs and batch_size {batch_size}; expected at least one of each.")
         device, found = next(self.parameters()).device, []
         for start in tqdm(range(0, len(stack), batch_size), desc="reading", unit="batch", disable=not progress):
             part = {name: tensor[start : start + batch_size].to(device) for name, tensor in stack.params.items()}

@@ -75,7 +75,7 @@ class ChainConfig:
         check_dropout(self.dropout)
         sizes, ends = (self.channels, self.width, self.layers), (self.inputs, self.outputs)
         if min(sizes) < 1 or min(ends) < self.fewest_ends or self.embedding < 0:
-            raise SpecError(f"{self} came; expected positive sizes, and an embedding of at least 0.")
+            raise SpecError(f"got {self}; expected positive sizes, and an embedding of at least 0.")
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -153,7 +153,7 @@ class ChainMetanet(Metanetwork):
             ends = zip((space.inputs, space.outputs), (spec.widths[0], spec.widths[-1]), strict=True)
             if spec.depth != space.depth or any(known not in (0, end) for known, end in ends):
                 raise SpecError(
-                    f"a network with {spec.depth} layers, {spec.widths[0]} inputs and {spec.widths[-1]} outputs came; "
+                    f"got a network with {spec.depth} layers, {spec.widths[0]} inputs and {spec.widths[-1]} outputs; "
                     f"expected {space.depth} layers, {space.inputs} inputs and {space.outputs} outputs: "
                     f"{type(self).__name__} has parameters per layer. Only hidden widths are free; scalegmn reads any "
                     "depth."

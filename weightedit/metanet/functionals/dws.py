@@ -47,7 +47,7 @@ class DWSConfig(ChainConfig):
         if self.pooling not in POOLINGS:
             raise SpecError(f"pooling {self.pooling!r} is unknown; expected one of {', '.join(POOLINGS)}.")
         if self.depth < 1:
-            raise SpecError(f"{self} came; expected a positive depth.")
+            raise SpecError(f"got {self}; expected a positive depth.")
 
 
 class DWS(ChainMetanet):

@@ -81,7 +81,7 @@ class MonomialConfig(ChainConfig):
             raise SpecError(f"symmetry {self.symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
         if not all(odd for _, odd in self.extra_types):
             raise SpecError(
-                f"quantities of types {self.extra_types} came; expected odd ones, which a factor brings to the type of "
+                f"got quantities of types {self.extra_types}; expected odd ones, which a factor brings to the type of "
                 "parameters: leave out squares and invariants, or take scalegmn."
             )
         self.kinds()
@@ -270,7 +270,7 @@ class Monomial(ChainMetanet):
         if groups not in self.kinds:
             names = tuple(layer.activation.name for layer in spec.layers[:-1])
             raise SpecError(
-                f"a network with activations {names} came; expected {self.config.activations}, or others that allow "
+                f"got a network with activations {names}; expected {self.config.activations}, or others that allow "
                 "the same factors. Name them in the config's activations (MonomialConfig.activations_of)."
             )
         return groups

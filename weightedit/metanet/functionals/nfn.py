@@ -58,7 +58,7 @@ class NFNConfig(ChainConfig):
         if self.variant not in VARIANTS:
             raise SpecError(f"variant {self.variant!r} is unknown; expected one of {', '.join(VARIANTS)}.")
         if self.depth < 1 or min(self.codes, self.fourier) < 0:
-            raise SpecError(f"{self} came; expected a positive depth, and codes and fourier of at least 0.")
+            raise SpecError(f"got {self}; expected a positive depth, and codes and fourier of at least 0.")
 
 
 class NFN(ChainMetanet):

@@ -218,7 +218,7 @@ class EquivariantLinear(nn.Module):
             if key in self.matrices:
                 return self.matrices[key]
         raise SpecError(
-            f"the term from {source} to {target} that keeps the axes {kept} came; expected one of "
+            f"got the term from {source} to {target} that keeps the axes {kept}; expected one of "
             f"{', '.join(self.matrices)}."
         )
 

@@ -63,13 +63,13 @@ class NeuralGraphsConfig:
         sizes = (self.node_width, self.edge_width, self.layers, self.levels, self.channels)
         if min(sizes) < 1 or min(self.probes, self.fourier, self.embedding) < 0 or not self.fourier_scale > 0:
             raise SpecError(
-                f"{self} came; expected positive sizes and fourier_scale; fourier, probes and embedding of at least 0."
+                f"got {self}; expected positive sizes and fourier_scale; fourier, probes and embedding of at least 0."
             )
         check_link_kinds(self.link_kinds, self.probes)
         check_dropout(self.dropout)
         if self.probes and self.channels > 1:
             raise SpecError(
-                f"{self.probes} probes came with {self.channels} channels per quantity; expected probes=0: probes are "
+                f"got {self.probes} probes with {self.channels} channels per quantity; expected probes=0: probes are "
                 "for networks without convolutions."
             )
 
@@ -106,7 +106,7 @@ class NGGNNConfig(NeuralGraphsConfig):
         super().__post_init__()
         if not self.scalers or not set(self.scalers) <= set(SCALERS) or self.typical_degree <= 0:
             raise SpecError(
-                f"scalers {self.scalers} with a typical degree of {self.typical_degree} came; expected some of "
+                f"got scalers {self.scalers} with a typical degree of {self.typical_degree}; expected some of "
                 f"{', '.join(SCALERS)}, and a positive degree."
             )
 
@@ -125,6 +125,6 @@ class NGTConfig(NeuralGraphsConfig):
         super().__post_init__()
         if self.heads < 1 or 2 * self.node_width % self.heads:
             raise SpecError(
-                f"{self.heads} heads came for an attention of width {2 * self.node_width}; expected a number that "
+                f"got {self.heads} heads for an attention of width {2 * self.node_width}; expected a number that "
                 "divides it."
             )

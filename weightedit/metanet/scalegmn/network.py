@@ -164,19 +164,19 @@ class ScaleGMNConfig:
         sizes = (self.node_width, self.edge_width, self.layers, self.levels, self.channels)
         if min(sizes) < 1 or min(self.probes, self.neuron_codes, self.embedding) < 0:
             raise SpecError(
-                f"{self} came; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
+                f"got {self}; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
             )
         check_link_kinds(self.link_kinds, self.probes)
         check_dropout(self.dropout)
         if self.channels > 1 and (self.probes or self.forecast):
             raise SpecError(
-                f"{self.channels} channels per quantity came with {self.probes} probes and a forecast of "
+                f"got {self.channels} channels per quantity with {self.probes} probes and a forecast of "
                 f"{self.forecast}; expected probes=0 and forecast=0: probes are inputs of networks without "
                 "convolutions, and a forecast is of what they see."
             )
         if self.refit and not (self.probes and self.forecast):
             raise SpecError(
-                "refit came without probes or without a forecast; expected both, it fits the one to the other."
+                "got refit without probes or without a forecast; expected both, it fits the one to the other."
             )
         if self.grid and not (self.forecast and self.inputs == 2 and math.isqrt(self.probes) ** 2 == self.probes):
             raise SpecError(
@@ -184,10 +184,10 @@ class ScaleGMNConfig:
                 "784 or another square, two inputs and a forecast: the grid is what the forecast convolves over."
             )
         if self.solved and not self.probes:
-            raise SpecError("solved came without probes; expected some: it solves for what they should read.")
+            raise SpecError("got solved without probes; expected some: it solves for what they should read.")
         if self.embedding and self.forecast:
             raise SpecError(
-                f"embedding {self.embedding} came with a forecast of {self.forecast}; expected forecast 0: only "
+                f"got embedding {self.embedding} with a forecast of {self.forecast}; expected forecast 0: only "
                 "an edit has changes to forecast."
             )
 

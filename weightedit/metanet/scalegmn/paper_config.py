@@ -80,11 +80,9 @@ class PaperScaleGMNConfig:
                 raise SpecError(f"{name} {value!r} is unknown; expected one of {', '.join(known)}.")
         sizes = (self.inputs, self.outputs, self.width, self.layers, self.levels, self.channels)
         if min(sizes) < 1 or self.embedding < 0 or not 0 <= self.dropout < 1:
-            raise SpecError(
-                f"{self} came; expected positive sizes, an embedding of at least 0 and a dropout in [0, 1)."
-            )
+            raise SpecError(f"got {self}; expected positive sizes, an embedding of at least 0 and a dropout in [0, 1).")
         if self.layer_codes and not self.node_codes:
-            raise SpecError("layer_codes came without node_codes; expected both: it shows these to every layer.")
+            raise SpecError("got layer_codes without node_codes; expected both: it shows these to every layer.")
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
