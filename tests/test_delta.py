@@ -160,13 +160,13 @@ def test_wrong_names_and_types_are_refused():
     spec, params = SPECS["relu"], random_params(SPECS["relu"])
     with pytest.raises(ParamsError, match="unexpected tensors: 0.weight"):
         propose_delta(Tenth(), spec, {"0.weight": torch.zeros(5, 2)})
-    with pytest.raises(TypeMismatchError, match=r"propose_delta: channels of type \[\(-1, odd\)\]"):
+    with pytest.raises(TypeMismatchError, match=r"propose_delta: got channels of type \[\(-1, odd\)\]"):
         propose_delta(Wrong(), spec, params)
-    with pytest.raises(TypeMismatchError, match="propose_deltas: channels of type"):
+    with pytest.raises(TypeMismatchError, match="propose_deltas: got channels of type"):
         propose_deltas(Wrong(), [(spec, params)])
-    with pytest.raises(TypeMismatchError, match=r"Tenth: channels of type .*\(-1, odd\)\]"):
+    with pytest.raises(TypeMismatchError, match=r"Tenth: got channels of type .*\(-1, odd\)\]"):
         propose_delta(Tenth(), spec, params, [(GRADIENT, params)])
-    with pytest.raises(TypeMismatchError, match=r"Lying output: channels of type \[\(\+1, odd, affine\)\]"):
+    with pytest.raises(TypeMismatchError, match=r"Lying output: got channels of type \[\(\+1, odd, affine\)\]"):
         Lying()(NeuralGraph.from_params(spec, params))
 
 

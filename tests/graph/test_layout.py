@@ -169,7 +169,7 @@ def test_what_needs_a_chain_is_refused():
 
 def test_what_cannot_share_a_graph_is_refused():
     spec, params = network("small")
-    with pytest.raises(TypeMismatchError, match="graph_from_params: channels of type"):
+    with pytest.raises(TypeMismatchError, match="graph_from_params: got channels of type"):
         graph_from_params([(spec, params)] * 2, [[(GRADIENT, params)], []])
     with pytest.raises(ParamsError, match="missing tensors: norm.bias"):
         graph_from_params([(spec, {k: p for k, p in params.items() if k != "norm.bias"})])

@@ -100,7 +100,7 @@ def test_what_is_not_a_network_is_refused():
         ragged_graph([])
     plain = NeuralGraph.from_params(spec, single)
     with_gradient = NeuralGraph.from_params(spec, single, [(GRADIENT, single)])
-    with pytest.raises(TypeMismatchError, match="ragged_graph: channels of type"):
+    with pytest.raises(TypeMismatchError, match="ragged_graph: got channels of type"):
         ragged_graph([plain, with_gradient])
 
 

@@ -265,7 +265,7 @@ def test_it_is_saved_and_loaded_exactly(name, tmp_path):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_networks_of_another_kernel_are_refused(name):
     metanet, other = _make(name, CNNS["relu"]), NetworkSpec.cnn((1, 5, 4, 3, 4), "relu", kernel=(5, 5))
-    clear = SpecError, "kernels of 5 x 5 to .* for kernels of 3 x 3; expected none that is larger"
+    clear = SpecError, "kernels of 5 x 5 in .* for kernels of 3 x 3; expected none that is larger"
     error, match = (TypeMismatchError, "; expected") if name == "mlp" else clear
     with pytest.raises(error, match=match):
         propose_delta(metanet, other, random_params(other))

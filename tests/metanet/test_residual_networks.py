@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tests.metanet.chain_networks import perturbed
 from tests.metanet.neural_graphs_by_hand import LinkedNetwork, lift_links, linked_deltas, linked_vector, pna_layer
-from tests.network.test_reading import acted
+from tests.network.test_read_wirings import acted
 from tests.networks import CNNS, SPECS, generator, random_params, relative
 from tests.residual_networks import RESIDUAL, Small, each_channel, one_group, trained
 from weightedit.delta import apply_delta, propose_delta, propose_deltas

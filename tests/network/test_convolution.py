@@ -210,7 +210,7 @@ def test_bad_specs_are_refused(make, message):
 @pytest.mark.parametrize("shape", [(4, 2, 9, 9), (4, 1, 2, 9), (1, 9, 9), (2, 4, 1, 9, 9)])
 def test_images_that_do_not_fit_are_refused(shape):
     spec, params = CNNS["relu"], random_params(CNNS["relu"])
-    with pytest.raises(ParamsError, match="layers.0.weight: images of shape .*; expected"):
+    with pytest.raises(ParamsError, match="layers.0.weight: got images of shape .*; expected"):
         convolve(spec.layers[0], params["layers.0.weight"], None, torch.zeros(shape, dtype=torch.float64))
 
 

@@ -95,7 +95,7 @@ def test_the_types_are_those_of_the_table():
 
 def test_types_that_do_not_fit_are_refused():
     check_types([DELTA], (DELTA,), "here")
-    with pytest.raises(TypeMismatchError, match=r"here: channels of type \[none\]; expected \[\(\+1, odd\)\]"):
+    with pytest.raises(TypeMismatchError, match=r"here: got channels of type \[none\]; expected \[\(\+1, odd\)\]"):
         check_types([], [DELTA], "here")
     with pytest.raises(TypeMismatchError, match=r"\[\(-1, odd\)\]; expected \[\(\+1, odd\)\]"):
         check_types([GRADIENT], [DELTA], "here")

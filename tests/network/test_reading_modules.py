@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from tests.modules import ResidualMLP
-from tests.network.test_reading import hold, randomized
+from tests.network.test_read_wirings import hold, randomized
 from weightedit.errors import SpecError
 from weightedit.network.reading import FirstInputs, read, wiring_of
 

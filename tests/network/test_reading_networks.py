@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.modules import CNN, GPT, ResidualMLP, ResNet, Unreadable, ViT
-from tests.network.test_reading import hold, randomized
+from tests.network.test_read_wirings import hold, randomized
 from weightedit.errors import SpecError
 from weightedit.network.reading import wiring_of
 from weightedit.network.spec import NetworkSpec

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from tests.network.test_reading import acted, randomized
+from tests.network.test_read_wirings import acted, randomized
 from weightedit.network.reading import wiring_of
 
 transformers = pytest.importorskip("transformers")

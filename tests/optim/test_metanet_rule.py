@@ -6,7 +6,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from tests.modules import CNN, ResNet, ViT
-from tests.network.test_reading import acted
+from tests.network.test_read_wirings import acted
 from tests.networks import SPECS, generator, random_params, relative
 from tests.rounding import assert_agree
 from weightedit.delta import apply_delta
