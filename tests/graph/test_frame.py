@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused():
     three, five = MIXED[:2]
     with pytest.raises(SpecError, match="kernels of 5 x 5 in NGGNN for kernels of 3 x 3; expected none that is l"):
         propose_delta(make("ng-gnn", [three[0]]), *five)
-    with pytest.raises(ParamsError, match="kernels of 5 x 5 to a frame of 3 x 3; expected one that holds them"):
+    with pytest.raises(ParamsError, match="kernels of 5 x 5 for a frame of 3 x 3; expected one that holds them"):
         to_pyg(*five, frame=Frame(3, 3))
     with pytest.raises(SpecError, match=r"a kernel of \(3, 3\) with 4 channels; expected .* a channel per position"):
         make("ng-gnn", [three[0]], **{"channels": 4})

@@ -379,7 +379,7 @@ def test_further_quantities_come_with_the_parameters():
     metanet = editor("ng-gnn", spec, extra_types=((-1, True),))
     delta = propose_delta(metanet, spec, params, [(GRADIENT, params)])
     assert {key: tensor.shape for key, tensor in delta.items()} == {key: tensor.shape for key, tensor in params.items()}
-    with pytest.raises(TypeMismatchError, match="NGGNN: channels of type"):
+    with pytest.raises(TypeMismatchError, match="NGGNN: got channels of type"):
         propose_delta(metanet, spec, params)
 
 
@@ -409,13 +409,13 @@ def test_the_others_refuse_one_that_comes(name, embedding):
 def test_what_does_not_fit_is_refused():
     net, params = trained(Small)
     spec = GraphSpec.from_module(net)
-    with pytest.raises(SpecError, match="links of the kind batch_norm to link_kinds 1; expected at most the first"):
+    with pytest.raises(SpecError, match="links of the kind batch_norm for link_kinds 1; expected at most the first"):
         propose_delta(editor("ng-gnn", spec, link_kinds=1), spec, params)
     with pytest.raises(SpecError, match="4 probes with 6 kinds of links; expected probes=0"):
         NGGNNConfig(probes=4, link_kinds=6)
     with pytest.raises(SpecError, match="link_kinds 7; expected at least 1 and at most 6 kinds of links"):
         NGGNNConfig(link_kinds=7)
-    with pytest.raises(SpecError, match="links of the kind batch_norm to link_kinds 1"):
+    with pytest.raises(SpecError, match="links of the kind batch_norm for link_kinds 1"):
         propose_delta(make_metanet("scalegmn", [CNNS["relu"]]), spec, params)
     with pytest.raises(SpecError, match="a network with 1 inputs and 3 outputs; expected 1 and 2"):
         other, parameters = trained(lambda: Small(classes=3))

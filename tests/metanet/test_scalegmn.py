@@ -137,7 +137,7 @@ def test_a_gradient_taken_for_one_more_weight_breaks_it():
 
     with pytest.raises(AssertionError, match="not equivariant"):
         assert_equivariant(delta, spec, random_params(spec))
-    with pytest.raises(TypeMismatchError, match="ScaleGMN: channels of type"):
+    with pytest.raises(TypeMismatchError, match="ScaleGMN: got channels of type"):
         propose_delta(metanet, spec, random_params(spec), [(GRADIENT, random_params(spec))])
 
 

@@ -291,7 +291,7 @@ def test_a_forward_that_returns_nothing_is_told_of():
 
 
 def test_a_lazy_layer_is_refused():
-    with pytest.raises(SpecError, match=r"0\.weight came without a shape.*call the network on one batch first"):
+    with pytest.raises(SpecError, match=r"got 0\.weight without a shape.*call the network on one batch first"):
         wiring_of(nn.Sequential(nn.LazyLinear(3), nn.ReLU()))
 
 

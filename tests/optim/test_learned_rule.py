@@ -122,7 +122,7 @@ CASES = [(name, kind) for name in [*NAMES, "pyg"] for kind in ("mlp", "cnn")] + 
 def test_every_metanetwork_trains_a_network_untrained_and_moves_every_parameter_itself(name, kind):
     net = NETWORKS[kind]().double()
     losses = train(net, rule_of(name, net))
-    assert losses[-1] < losses[0] - 0.03
+    assert losses[-1] < losses[0] - 0.02
     for key, by_base_steps in trained_by_base_steps(kind).items():
         assert relative(net.get_parameter(key).detach(), by_base_steps) > 1e-4, key
 
@@ -297,7 +297,7 @@ def test_what_is_refused():
     spec = spec_of(mlp())
     with pytest.raises(SpecError, match="ScaleGMN with embedding 3 as a rule; expected one that edits"):
         LearnedRule(make_metanet("scalegmn", [spec], embedding=3, probes=0))
-    with pytest.raises(TypeMismatchError, match="LearnedRule: channels of type"):
+    with pytest.raises(TypeMismatchError, match="LearnedRule: got channels of type"):
         LearnedRule(make_metanet("scalegmn", [spec], probes=0, extra_types=((-1, True),)))
     with pytest.raises(SpecError, match="statistics as a rule; expected a metanetwork that edits"):
         make_rule("statistics", [spec])
@@ -312,7 +312,7 @@ def test_what_is_refused():
     with pytest.raises(SpecError, match="LSTM"):
         LearnedOptimizer(nn.LSTM(3, 4), rule)
     wiring = replace(LearnedOptimizer(net, rule).wiring, spec=None)
-    with pytest.raises(SpecError, match="a network without a spec to a rule of ScaleGMN; expected one that is"):
+    with pytest.raises(SpecError, match="a network without a spec for a rule of ScaleGMN; expected one that is"):
         for p in net.parameters():
             p.grad = torch.ones_like(p)
         LearnedOptimizer(list(net.named_parameters()), rule, wiring=wiring).step()
