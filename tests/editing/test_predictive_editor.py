@@ -227,9 +227,7 @@ def test_operations_by_degrees(name):
 
 def test_inrs_of_other_channels_are_refused_with_a_way_out():
     stack = make_stack((2, 7, 3))
-    with pytest.raises(
-        ParamsError, match=r"\(3, 3, 9, 8\) came; expected \[N, 1, H, W\]: take an editor made for them"
-    ):
+    with pytest.raises(ParamsError, match=r"\(3, 3, 9, 8\); expected \[N, 1, H, W\]: take an editor made for them"):
         make_editor()(stack, TWO[0])
-    with pytest.raises(SpecError, match="2 inputs and 3 outputs came; expected 2 and 1.*: take one made for these"):
+    with pytest.raises(SpecError, match="2 inputs and 3 outputs; expected 2 and 1.*: take one made for these"):
         OneShotEditor(ScaleGMN(ScaleGMNConfig(node_width=4, edge_width=4, layers=1)), "dilate")(stack)

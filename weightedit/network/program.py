@@ -162,8 +162,8 @@ def _tensors(output: Any, depth: int = 0) -> Iterator[Tensor]:
     """What a forward returns, but for caches of keys and values; also in dataclasses and distributions."""
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, nn.Module) or depth > 8:
-        return
+    elif isinstance(output, nn.Module) or type(output).__name__.endswith("Cache") or depth > 8:
+        return  # transformers' DynamicCache and its kin, which a tuple may hold, are no outputs either
     elif isinstance(output, Mapping):
         for key, part in output.items():
             if key != "past_key_values":
