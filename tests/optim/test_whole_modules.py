@@ -1,6 +1,7 @@
 """A ResNet, a vision transformer and a small GPT, optimized end to end by the shipped rule, beside AdamW."""
 
 import logging
+import statistics
 
 import pytest
 import torch
@@ -31,10 +32,10 @@ def text():
     return torch.tensor([min(ord(letter), 127) for letter in "".join(topics[key] for key in sorted(topics))][:200000])
 
 
-def problem(name):
+def problem(name, seed=0):
     """A network, and its loss on a random batch."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         net = NETS[name]()
     source = torch.Generator().manual_seed(1)
     if name == "GPT":
@@ -68,24 +69,29 @@ def curve(optimizer, loss, steps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "steps", "fraction", "behind"),
+    ("name", "steps", "fraction", "behind", "seeds"),
     [
-        ("ResNet", 40, 0.1, 2.0),
-        ("ViT", 60, 0.3, 1.0),
-        ("GPT", 60, 0.12, 1.0),
+        ("ResNet", 40, 0.1, 1.5, 4),  # one seed says little: 0.09 to 0.16, 0.07 to 0.14 by the rule as it was
+        ("ViT", 60, 0.3, 1.0, 1),
+        ("GPT", 60, 0.12, 1.0, 1),
     ],
 )
-def test_a_whole_module_is_trained_end_to_end(name, steps, fraction, behind, caplog):
-    """Far below its first loss, no slower than AdamW at its default but on the ResNet: a half behind it on this seed
-    (the card: a quarter over six); no parameter is left behind, or left to AdamW."""
-    net, loss = problem(name)
-    before = {k: p.detach().clone() for k, p in net.named_parameters()}
-    with caplog.at_level(logging.WARNING):
-        optimizer = LearnedOptimizer(net, "checkpoints/small-classifier")
-    assert not any(group["outside"] for group in optimizer.param_groups) and not caplog.text
-    losses = curve(optimizer, loss, steps)
-    assert all(not torch.equal(p, before[k]) for k, p in net.named_parameters())
-    other, same = problem(name)
-    adam = curve(torch.optim.AdamW(other.parameters(), lr=1e-3), same, steps)
-    reached, beside = (sum(found[-5:]) / 5 for found in (losses, adam))
-    assert reached < fraction * losses[0] and reached < behind * beside, (reached, beside, losses[0])
+def test_a_whole_module_is_trained_end_to_end(name, steps, fraction, behind, seeds, caplog):
+    """Far below its first loss, no slower than AdamW at its default but on the ResNet, where it is by about a quarter
+    (small-classifier's card); no parameter is left behind, or left to AdamW."""
+    ours, adam = [], []
+    for seed in range(seeds):
+        net, loss = problem(name, seed)
+        before = {k: p.detach().clone() for k, p in net.named_parameters()}
+        with caplog.at_level(logging.WARNING):
+            optimizer = LearnedOptimizer(net, "checkpoints/small-classifier")
+        assert not any(group["outside"] for group in optimizer.param_groups) and not caplog.text
+        ours.append(curve(optimizer, loss, steps))
+        assert all(not torch.equal(p, before[k]) for k, p in net.named_parameters())
+        other, same = problem(name, seed)
+        adam.append(curve(torch.optim.AdamW(other.parameters(), lr=1e-3), same, steps))
+    first, reached, beside = (
+        statistics.fmean(loss for losses in found for loss in losses[part])
+        for found, part in ((ours, slice(1)), (ours, slice(-5, None)), (adam, slice(-5, None)))
+    )
+    assert reached < fraction * first and reached < behind * beside, (reached, beside, first)
