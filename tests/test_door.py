@@ -112,6 +112,10 @@ def test_edits_of_strength_zero_change_nothing(inrs: we.INRStack) -> None:
     for wrong, message in (({"steps": -1}, "steps=-1"), ({"strength": -1}, "strength"), ({"widen": 0}, "at least 1")):
         with pytest.raises(we.WeightEditError, match=message):
             we.edit(inrs, "invert", **wrong)
+    with pytest.raises(we.ParamsError, match=r"got a Tensor; expected INRs: we.fit\(pictures\), or we.load"):
+        we.edit(torch.rand(1, 1, 8, 8), "blur")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(we.WeightEditError, match=r"got rule 'kfac'; expected None, we.KFAC\(\), or a rule that"):
+        we.edit(inrs, "blur", rule="kfac")  # pyright: ignore[reportArgumentType]
     with pytest.raises(we.WeightEditError, match="got strength=0.5 with pictures; expected 1"):
         we.edit(inrs, inrs.render(), strength=0.5)
 

@@ -115,6 +115,9 @@ def test_what_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     for name, message in (("mnist-mutli", "the name of a shipped one .*mnist-multi"), ("a.png", "no picture file")):
         with pytest.raises(FileFormatError, match=message):
             load(name)
+    for wrong in (3, None, ""):
+        with pytest.raises(FileFormatError, match=f"got {wrong!r}; expected a path, or the name of a checkpoint"):
+            load(wrong)  # type: ignore[arg-type]
     with pytest.raises(FileFormatError, match="there is no file or folder"):
         load("a.safetensors")
 

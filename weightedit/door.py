@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from weightedit.editing.descent import choose_networks
 from weightedit.editing.operations import Operation
 from weightedit.editing.refinement import RefinementRule, refine, target_of
-from weightedit.errors import WeightEditError
+from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.fitting import FitOptions
 from weightedit.inr.fitting import fit as fit_all
 from weightedit.inr.stack import INRStack
@@ -81,8 +81,13 @@ def edit(
         progress: show a tqdm bar.
 
     Raises:
-        WeightEditError: an unknown operation, or a number out of range; ParamsError: pictures that do not fit.
+        WeightEditError: an unknown operation, a number out of range, or a rule that is none; ParamsError: what is no
+            stack of INRs, or pictures that do not fit.
     """
+    if not isinstance(inrs, INRStack):
+        raise ParamsError(f"got a {type(inrs).__name__}; expected INRs: we.fit(pictures), or we.load(a file of them).")
+    if rule is not None and not hasattr(rule, "refine"):
+        raise WeightEditError(f"got rule {rule!r}; expected None, we.KFAC(), or a rule that we.load reads.")
     amounts = torch.as_tensor(strength, dtype=torch.float32)
     if not isinstance(operation, Tensor):
         operation = target_of(operation, inrs, strength=strength)

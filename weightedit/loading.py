@@ -85,6 +85,8 @@ def kind_of(source: str | Path) -> Kind:
     Raises:
         FileFormatError: nothing that is known; the kinds are listed.
     """
+    if not isinstance(source, (str, Path)) or not str(source):
+        raise FileFormatError(f"got {source!r}; expected a path, or the name of a checkpoint: {', '.join(shipped())}.")
     path = Path(source)
     if not path.is_dir():
         for kind, suffixes in ((INRS, (SUFFIX, *TORCH_SUFFIXES)), (PICTURE_SET, (".parquet",)), (PICTURE, PICTURES)):
