@@ -5,6 +5,8 @@
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python tasks/benchmark.py optimizers --networks 2.4k 118k ResNet-18
 
 Only ratios measured together mean something on a shared machine. Compiling takes minutes per rule and is not timed.
+
+The file is long because it is three commands, which share only how they time.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ frontier: error against time of every way of editing that is here, side by side 
 study: what each ingredient of a one-shot editor buys, at equal training compute.
 transfer: an editor on weight sets and output widths that it may never have seen.
 fits: how many steps, and how much time, a SIREN needs from its random initialisation to an image.
+
+The file is long because it is four commands, one class each, where nine tasks are to be all there are.
 """
 
 from __future__ import annotations

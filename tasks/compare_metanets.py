@@ -7,6 +7,8 @@ take turns at training steps on one thread; a run then has as many steps as `sec
 system takes the learning rate of `rates` that is best on validation data in a run of a quarter of that time, of another
 seed. Written: out/costs.json, a file per finished run (started again, the comparison goes on with what is missing),
 out/metanets.json and the table, out/metanets.md.
+
+The file is long because it builds, trains and measures every system on three tasks.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ network rescaled by e^U[-U, U], which changes no function; the learning rates st
 metanetwork's rule given as FOLDER+base takes its base steps alone, to tell what the metanetwork adds. Written:
 out/comparison.json, .md and .png. Every finished run is kept in out/runs.json: started again, with more rules, rates or
 rescaled runs if you like, a comparison goes on.
+
+The file is long because tuning, runs on two problems, times and the table are one resumable protocol.
 """
 
 from __future__ import annotations

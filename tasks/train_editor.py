@@ -12,6 +12,8 @@ rule: those steps, K-FAC whose step sizes, momenta and dampings a small network 
 The best step is chosen on validation INRs, the test INRs are measured once. Started again with the same arguments, a
 run goes on where it was stopped. Several processes: `torchrun --nproc_per_node 2 tasks/train_editor.py one-shot ...`
 (on CPUs with ACCELERATE_USE_CPU=1).
+
+The file is long because it is three commands and their cards.
 """
 
 from __future__ import annotations

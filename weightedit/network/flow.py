@@ -5,6 +5,8 @@ claimed symmetry the value's entries are multiplied by that set's factors, and b
 the state of one reading and the few things that operations do to it (contract, add, multiply, bind, restrict, freeze);
 operations/ says which operation does what. A parameter is `loose` until something says what its factor is; used in
 any other way, it carries none.
+
+The file is long because sets, factors and loose parameters change together, as operations are read.
 """
 
 from __future__ import annotations

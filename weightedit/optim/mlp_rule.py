@@ -13,6 +13,8 @@ times what part of it the gradient warrants (warrant.py), since F has no size of
 
 Equivariant to permutations, and to nothing more: scales over a tensor break rescaling, a ReLU on odd features breaks
 signs. Features stand as [features, parameters], a third of the time of the other order, in pieces that fit the cache.
+
+The file is long because a step over stacks and a step by pieces are one computation.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def arranged(saved: list[dict[str, Any]], own: list[list[str]]) -> list[dict[str
             raise ParamsError(
                 f"got a state in which no group holds {', '.join(mine)} and nothing else; expected the same "
                 "parameters in a group, since lr and weight_decay are a group's: make the optimizer with the groups "
-                "that the saved one had."
+                "that the saved one had; where an earlier version grouped them, go on with "
+                "a fresh state."
             )
         theirs, group = left.pop(place)
         keys = dict(zip(theirs, group["params"], strict=True))

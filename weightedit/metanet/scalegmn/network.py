@@ -44,6 +44,8 @@ edges of a fixed number, which tie their ends, take part as others do but get no
 >>> params = {name: torch.randn(shape) for name, shape in spec.param_shapes().items()}
 >>> propose_delta(make_metanet("scalegmn-b", [spec], layers=1), spec, params)["layers.1.weight"].shape
 torch.Size([3, 4, 3, 3])
+
+The file is long because the config and its checks stand beside the network.
 """
 
 from __future__ import annotations
