@@ -34,9 +34,9 @@ from weightedit.errors import WeightEditError
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import from_pyg, to_pyg
 from weightedit.inr.siren import initial_params
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.metatrain.estimators import PES, Horizons
-from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabelledImages
+from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabeledImages
 from weightedit.metatrain.unroll import Unroll
 from weightedit.network.spec import NetworkSpec
 from weightedit.optim.hand_designed import Adam, GeometricAdam
@@ -66,7 +66,7 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast ScaleGMN is: forward and training step on DenseLayout, RaggedLayout and a plain MessagePassing twin.
+    """How fast GaugeGMN is: forward and training step on DenseLayout, RaggedLayout and a plain MessagePassing twin.
 
     The twin (tests/message_passing_twin.py) computes the same function from the same weights, the way graph code is
     usually written: per-edge gathers, and every linear map of an edge applied per edge. Peak memory is that of training
@@ -74,7 +74,7 @@ class Speed:
     SIRENs 2-32-32-1.
 
     Attributes:
-        node_width, edge_width, layers, probes, bidirectional: of the ScaleGMN.
+        node_width, edge_width, layers, probes, bidirectional: of the GaugeGMN.
         batch: networks at once.
         widths: of these networks.
         repeats: turns that count.
@@ -107,7 +107,7 @@ class Speed:
             memory = dict(zip(VARIANTS, pool.map(self.megabytes, VARIANTS, chunksize=1), strict=True))
         found = self.measure(memory)
         print(
-            f"ScaleGMN{'-B' if self.bidirectional else ''}, {self.layers} layers, width {self.node_width} / "
+            f"GaugeGMN{'-B' if self.bidirectional else ''}, {self.layers} layers, width {self.node_width} / "
             f"{self.edge_width}, batch {self.batch} of {'-'.join(map(str, self.widths))}, {self.device}, "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}, medians of {self.repeats}\n\n"
             f"{self.report(found)}"
@@ -143,16 +143,16 @@ class Speed:
         from torch_geometric.data import Batch
 
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-        from tests.message_passing_twin import ScaleGMNTwin, read_structure
+        from tests.message_passing_twin import GaugeGMNTwin, read_structure
 
         spec = NetworkSpec.siren(self.widths)
         stack = initial_params(self.batch, self.widths, generator=torch.Generator().manual_seed(0))
         names = ("node_width", "edge_width", "layers", "probes", "bidirectional")
         size: dict[str, Any] = {name: getattr(self, name) for name in names}
-        metanet = ScaleGMN(ScaleGMNConfig(inputs=self.widths[0], outputs=self.widths[-1], **size))
+        metanet = GaugeGMN(GaugeGMNConfig(inputs=self.widths[0], outputs=self.widths[-1], **size))
         singles = [to_pyg(spec, {name: tensor[i] for name, tensor in stack.items()}) for i in range(self.batch)]
         batch: Any = Batch.from_data_list([*singles])
-        structure, twin = read_structure(batch, "full").to(self.device), ScaleGMNTwin(metanet).to(self.device)
+        structure, twin = read_structure(batch, "full").to(self.device), GaugeGMNTwin(metanet).to(self.device)
         metanet, batch = metanet.to(self.device), batch.to(self.device)
         dense = NeuralGraph.from_params(spec, {name: tensor.to(self.device) for name, tensor in stack.items()})
         ragged = from_pyg(batch)
@@ -272,7 +272,7 @@ class MetaTraining:
         """Outer gradients of a rule, one after the other."""
         generator, rule = torch.Generator().manual_seed(0), LEARNED[name]()
         images, labels = torch.rand(4096, 1, 8, 8, generator=generator), torch.randint(10, (4096,), generator=generator)
-        problem = ClassifierOptimizee(LabelledImages(images, labels, 10), None, hidden=(32,))
+        problem = ClassifierOptimizee(LabeledImages(images, labels, 10), None, hidden=(32,))
         unroll, long = Unroll(rule, problem, compile=compiled), 100 * self.truncation
         estimator = PES(unroll, Horizons(long, long), self.truncation, particles, random_phase=False, sigma=0.01)
         weights = {key: parameter.detach() for key, parameter in rule.named_parameters()}

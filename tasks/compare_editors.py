@@ -9,7 +9,7 @@
 frontier: error against time of every way of editing that is here, side by side in one run.
 study: what each ingredient of a one-shot editor buys, at equal training compute.
 transfer: an editor on weight sets and output widths that it may never have seen.
-fits: how many steps, and how much time, a SIREN needs from its random initialisation to an image.
+fits: how many steps, and how much time, a SIREN needs from its random initialization to an image.
 
 The file is long because it is four commands, one class each, where nine tasks are to be all there are.
 """
@@ -47,7 +47,7 @@ from weightedit.inr.fitting import fit_directly
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
-from weightedit.metanet.scalegmn.network import ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.rule_module import RuleModule
 from weightedit.plots import Curve, frontier
@@ -282,7 +282,7 @@ def best_within(points: list[Point], name: str, size: int, budget: float) -> flo
 class Row:
     """One small editor of the study: what differs from the base."""
 
-    metanet: ScaleGMNConfig
+    metanet: GaugeGMNConfig
     around: EditorOptions = field(default_factory=EditorOptions)
     augment: bool = False
     weights: str = ""
@@ -347,7 +347,7 @@ class Study:
 
     def rows(self) -> dict[str, Row]:
         """Every row by its name; the first is the base."""
-        start = ScaleGMNConfig(node_width=24, edge_width=8, layers=2, probes=16, forecast=64, initial_scale=0.03)
+        start = GaugeGMNConfig(node_width=24, edge_width=8, layers=2, probes=16, forecast=64, initial_scale=0.03)
 
         def net(**changes: Any) -> Row:
             return Row(replace(start, **changes))
@@ -416,7 +416,7 @@ class Study:
 
     def editor(self, row: Row, stack: INRStack) -> OneShotEditor:
         """An untrained editor of a row."""
-        return make_editor(self.operation, stack, scalegmn=row.metanet, around=row.around)
+        return make_editor(self.operation, stack, gauge_gmn=row.metanet, around=row.around)
 
     def cost(self, row: Row) -> float:
         """GFLOP of the matrix products of one training step, of two INRs."""
@@ -566,7 +566,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Fits:
-    """How many steps, and how much time, a SIREN needs from its random initialisation to an image.
+    """How many steps, and how much time, a SIREN needs from its random initialization to an image.
 
     Contenders: Adam, Adam with the last layer solved, K-FAC (each tuned on a grid over other images for the fewest
     steps to the higher level), and a learned rule as it is. Counted is the least number of steps after which the share

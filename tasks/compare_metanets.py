@@ -38,7 +38,7 @@ from weightedit.prediction.classes import accuracies, class_examples, labels_of,
 from weightedit.prediction.generalization import (
     LOSSES,
     accuracy_examples,
-    reparametrised_tests,
+    reparametrized_tests,
     taus,
     train_accuracy_predictor,
 )
@@ -51,8 +51,8 @@ from weightedit.training.timing import gigaflop, peak_megabytes, take_turns
 from weightedit.training.workers import in_processes
 
 SIZES: dict[str, tuple[str, ...]] = {
-    "scalegmn": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
-    "scalegmn-b": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
+    "gauge-gmn": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
+    "gauge-gmn-b": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
     "ng-gnn": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
     "ng-t": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
     "monomial": ("width=48",),
@@ -260,7 +260,7 @@ class Generalization:
         """See Task."""
         predictor = self.build(job)
         result = train_accuracy_predictor(predictor, self.splits, out / "run", job.training(self.config.batch))
-        found = taus(predictor, reparametrised_tests(self.splits["test"]))
+        found = taus(predictor, reparametrized_tests(self.splits["test"]))
         return {"validation": result.best_validation, **{f"tau {kind}": tau for kind, tau in found.items()}}
 
 

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from weightedit.cli.main import told_in_one_line
 from weightedit.errors import WeightEditError
-from weightedit.metatrain.image_optimizees import Classifier, LabelledImages
+from weightedit.metatrain.image_optimizees import Classifier, LabeledImages
 from weightedit.metatrain.optimizee import Optimizee
 from weightedit.metatrain.problems import PROBLEMS, TRAINED, images_of, optimizee
 from weightedit.metatrain.unroll import InnerState, Unroll, start
@@ -138,12 +138,12 @@ class Contest:
 
     config: Config
     optimizee: Optimizee
-    held_out: LabelledImages
-    test: LabelledImages
+    held_out: LabeledImages
+    test: LabeledImages
     measured: Measured
 
     @torch.no_grad()
-    def loss_on(self, data: LabelledImages, params: Params) -> Tensor:
+    def loss_on(self, data: LabeledImages, params: Params) -> Tensor:
         """Mean loss of every network on all images, [N]."""
         count, total = len(next(iter(params.values()))), 0.0
         for rows in torch.arange(len(data.labels)).split(1000):
@@ -153,7 +153,7 @@ class Contest:
         return torch.as_tensor(total) / len(data.labels)
 
     @torch.no_grad()
-    def accuracy_on(self, data: LabelledImages, params: Params) -> list[float]:
+    def accuracy_on(self, data: LabeledImages, params: Params) -> list[float]:
         """Share of images that every network names rightly."""
         count, right = len(next(iter(params.values()))), 0.0
         assert isinstance(self.optimizee, Classifier)
@@ -164,7 +164,7 @@ class Contest:
 
     @torch.no_grad()
     def run(
-        self, rule: UpdateRule, count: int, seed: int, data: LabelledImages, rescale: float = 0.0
+        self, rule: UpdateRule, count: int, seed: int, data: LabeledImages, rescale: float = 0.0
     ) -> tuple[Tensor, Params]:
         """Runs that all rules share: losses on `data` [points, count], infinite once a network has diverged, and the
         networks at the end."""

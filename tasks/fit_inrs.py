@@ -1,4 +1,4 @@
-"""Make a weight set: one SIREN (or several) per image, from independent random initialisations.
+"""Make a weight set: one SIREN (or several) per image, from independent random initializations.
 
     python tasks/fit_inrs.py --images ylecun/mnist --out runs/mnist-inrs
 
@@ -40,9 +40,9 @@ class Config:
     """What to fit.
 
     Attributes:
-        source: the images; its seed is that of the initialisations, too.
+        source: the images; its seed is that of the initializations, too.
         out: folder of the weight set; its parent is made if needed.
-        repeats: INRs per image, each from its own initialisation (in all three splits).
+        repeats: INRs per image, each from its own initialization (in all three splits).
         hidden: hidden widths of the SIREN.
         init: "siren" or "dwsnets".
         method: "fast" or "adam", see weightedit/inr/fitting.py.

@@ -3,7 +3,7 @@
     python tasks/make_cnn_zoo.py --images zalando-datasets/fashion_mnist --activation relu --out runs/zoo-relu
 
 The networks are those of the Small CNN Zoo (Unterthiner et al. 2020): three convolutions of 16 filters, 3x3, stride 2,
-global average pooling, a linear layer; 4,970 parameters. Learning rate, weight decay, dropout, initialisation,
+global average pooling, a linear layer; 4,970 parameters. Learning rate, weight decay, dropout, initialization,
 optimizer and fraction of the training images are random. They are trained in stacks, each a function of (seed, stack)
 alone: a run that was stopped goes on where it was, and one that is finished says so. All checkpoints of a network are
 in one split.
@@ -24,7 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from weightedit.cli.main import told_in_one_line
-from weightedit.data.cnn_fitting import CentredImages, CNNFitOptions, draw_recipes, fit_cnns
+from weightedit.data.cnn_fitting import CenteredImages, CNNFitOptions, draw_recipes, fit_cnns
 from weightedit.data.cnn_zoo import (
     CARD,
     SPLITS,
@@ -49,7 +49,7 @@ class Config:
     """What to train.
 
     Attributes:
-        images: a hub name, or a local folder with train and test splits; read as grey.
+        images: a hub name, or a local folder with train and test splits; read as gray.
         out: folder of the zoo; its parent is made if needed.
         activation: "relu" or "tanh".
         networks: how many CNNs.
@@ -155,10 +155,10 @@ def join_stacks(config: Config, parts: Path) -> CNNZoo:
     return concatenate_zoos(found)
 
 
-def read_images(source: str, split: str, limit: int) -> CentredImages:
-    """Grey images in [-1, 1] as in the Small CNN Zoo (of colours: Pillow's luma here, the channels' mean there)."""
+def read_images(source: str, split: str, limit: int) -> CenteredImages:
+    """Gray images in [-1, 1] as in the Small CNN Zoo (of colors: Pillow's luma here, the channels' mean there)."""
     images = load_images(source, split, limit=limit or None, channels=1)
-    return CentredImages(2 * images.floats() - 1, images.labels)
+    return CenteredImages(2 * images.floats() - 1, images.labels)
 
 
 def train_stack(
@@ -166,8 +166,8 @@ def train_stack(
     spec: NetworkSpec,
     number: int,
     size: int,
-    train: CentredImages,
-    test: CentredImages,
+    train: CenteredImages,
+    test: CenteredImages,
     told: Callable[[int], object],
 ) -> CNNZoo:
     """One stack, from its own generator."""

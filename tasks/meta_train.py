@@ -1,7 +1,7 @@
 """Meta-train an update rule: inner loops train many small networks with it, the outer loop trains the rule.
 
     python tasks/meta_train.py --problems fashion-mlp --rule lean --out runs/rule
-    python tasks/meta_train.py --problems fashion-cnn --rule scalegmn-b --out runs/graph-rule
+    python tasks/meta_train.py --problems fashion-cnn --rule gauge-gmn-b --out runs/graph-rule
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 tasks/meta_train.py ...     two processes, twice the particles
 
 The first is 1,500 outer steps, a quarter of an hour of one core; in the second a metanetwork reads the whole network at
@@ -36,7 +36,7 @@ from weightedit.errors import WeightEditError
 from weightedit.metanet.registry import METANETS, config_options
 from weightedit.metatrain.estimators import ES, PES, ESSingle, Estimator, Horizons, TruncatedBackprop
 from weightedit.metatrain.memory import memory_of
-from weightedit.metatrain.optimizee import Level, Optimizee, Reparametrised
+from weightedit.metatrain.optimizee import Level, Optimizee, Reparametrized
 from weightedit.metatrain.problems import TRAINED, family, images_of
 from weightedit.metatrain.unroll import Unroll, start
 from weightedit.optim.learned_rule import default_config, make_rule
@@ -71,7 +71,7 @@ class Config:
         step_size: of the first steps of a new rule that is no lean one; 0 for its default.
         vary: what varies beside every problem itself: hidden, activation, initial_scale, batch_size.
         members: varied problems per name; 0 without `vary`.
-        reparametrise: rescale what the rule sees, per global, tensor or parameter; empty for no.
+        reparametrize: rescale what the rule sees, per global, tensor or parameter; empty for no.
         estimator: pes, es, es-single or backprop.
         particles: inner runs per problem and process, for the evolution strategies pairs of runs.
         truncation: inner steps per outer step; 0 for whole runs.
@@ -92,7 +92,7 @@ class Config:
     step_size: float = 0.0
     vary: tuple[str, ...] = ()
     members: int = 2
-    reparametrise: Literal["", "global", "tensor", "parameter"] = ""
+    reparametrize: Literal["", "global", "tensor", "parameter"] = ""
     estimator: str = "pes"
     particles: int = 16
     truncation: int = 50
@@ -222,9 +222,9 @@ def inner_problems(config: Config) -> list[Optimizee]:
         found.append(family(name, data, held_out).draw(generator)[0])
         varied = family(name, data, held_out, config.vary)
         found += [varied.draw(generator)[0] for _ in range(config.members if config.vary else 0)]
-    if config.reparametrise:
-        level: Level = config.reparametrise
-        found = [Reparametrised(problem, level) for problem in found]
+    if config.reparametrize:
+        level: Level = config.reparametrize
+        found = [Reparametrized(problem, level) for problem in found]
     return found
 
 

@@ -40,8 +40,8 @@ from weightedit.editing.predictor_training import prediction_errors, train_predi
 from weightedit.editing.rule_training import RuleProblems, rule_errors, rule_examples, train_rule
 from weightedit.editing.training import edit_error, floor_error, make_editor, train_editor
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig
 from weightedit.metanet.registry import describe_metanet
-from weightedit.metanet.scalegmn.network import ScaleGMNConfig
 from weightedit.training.loop import TrainOptions
 from weightedit.training.plan import derive_seed
 from weightedit.training.report import run_facts, table, write_result
@@ -68,9 +68,9 @@ class OneShot:
         validation_limit: INRs to choose the best step on; 0 for all.
         test_limit: INRs of the test figure; 0 for all.
         floor_count: test INRs whose target is fitted directly for the floor.
-        name: which metanetwork, by its name in weightedit.metanet.registry; "" for the ScaleGMN of --metanet.*, which
-            also hold for the names scalegmn and scalegmn-b, except for the direction.
-        metanet: of the ScaleGMN; its switches are the ingredients of the study (compare_editors.py study). extra_types
+        name: which metanetwork, by its name in weightedit.metanet.registry; "" for the GaugeGMN of --metanet.*, which
+            also hold for the names gauge-gmn and gauge-gmn-b, except for the direction.
+        metanet: of the GaugeGMN; its switches are the ingredients of the study (compare_editors.py study). extra_types
             follow from the guides, inputs and outputs from the INRs where a name is given.
         metanet_options: config fields of any metanetwork that is named, as layers=6 width=128; values are JSON.
         editor: what surrounds it: guides made from the known target, a solved last layer, wider INRs.
@@ -93,7 +93,7 @@ class OneShot:
     floor_count: int = 256
     name: Annotated[str, tyro.conf.arg(name="metanet")] = ""
     metanet_options: tuple[str, ...] = ()
-    metanet: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
+    metanet: GaugeGMNConfig = field(default_factory=GaugeGMNConfig)
     editor: EditorOptions = field(default_factory=EditorOptions)
     augment: bool = False
     training: TrainOptions = field(
@@ -118,7 +118,7 @@ class OneShot:
         splits, out, chosen = self.splits(), Path(self.out), self.operation
         test, around = (
             splits["test"],
-            {"scalegmn": self.metanet, "options": self.metanet_options, "around": self.editor},
+            {"gauge_gmn": self.metanet, "options": self.metanet_options, "around": self.editor},
         )
         editor, about = make_editor(chosen, test.stack, name=self.name, **around), {"weights": self.weights}
         if self.images:
@@ -157,7 +157,7 @@ class OneShot:
         made = {}
         for number, (name, limit) in enumerate(limits.items()):
             rows = (split == number).nonzero().squeeze(1)[: limit or None]
-            # On the CPU, so that another device fits from the same initialisations.
+            # On the CPU, so that another device fits from the same initializations.
             generator = torch.Generator().manual_seed(derive_seed(self.training.seed, "fit", name))
             made[name] = fit_set(
                 images[rows],
@@ -190,7 +190,7 @@ image is edited:
 
 {lines}
 
-Protocol P1: one SIREN per image from independent random initialisations, one shot, {"".join(told)},
+Protocol P1: one SIREN per image from independent random initializations, one shot, {"".join(told)},
 output {width}, target made from the source image.
 {counts["train"]:,} training, {counts["validation"]:,} validation (choice of the best step) and {counts["test"]:,} test
 INRs. The floor is the same SIREN fitted to the target itself, on {min(self.floor_count, counts["test"])} of the test
@@ -288,7 +288,7 @@ was learned from {counts["train"]:,} pairs of an INR and an edited source image.
 {told}
 
 Mean squared error, image in [0, 1], against the operation of the source image, {counts["test"]:,} test INRs, one SIREN
-per image from independent random initialisations, output of the same size:
+per image from independent random initializations, output of the same size:
 
 {lines}
 
@@ -379,7 +379,7 @@ class Rule:
 K-FAC with the last layer in closed form, whose step sizes, momenta and dampings a small network chooses per INR, layer
 and step from invariants. It refines a SIREN towards operation(its own rendering). Trained on
 {", ".join(problems.operations)} with {facts["counts"]["train"]:,} INRs of {widths},
-widened {", ".join(map(str, dict.fromkeys(problems.widen)))} times, with fits from random initialisations of up to
+widened {", ".join(map(str, dict.fromkeys(problems.widen)))} times, with fits from random initializations of up to
 {problems.longest_fit} steps {problems.fits} times as often as each, 1 to {problems.longest} inner steps each.
 
 Mean squared error x 1e-2 against operation(source image), {facts["tested"]:,} test INRs of

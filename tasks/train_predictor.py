@@ -1,9 +1,9 @@
 """Train a predictor: a metanetwork reads the weights of networks and says something of each.
 
     python tasks/fit_inrs.py --out runs/mnist-inrs
-    python tasks/train_predictor.py classes --weights runs/mnist-inrs --metanet scalegmn-b --out runs/mnist-classes
+    python tasks/train_predictor.py classes --weights runs/mnist-inrs --metanet gauge-gmn-b --out runs/mnist-classes
     python tasks/make_cnn_zoo.py --out runs/zoo-relu
-    python tasks/train_predictor.py accuracy --zoo runs/zoo-relu --metanet statistics scalegmn --out runs/tau-relu
+    python tasks/train_predictor.py accuracy --zoo runs/zoo-relu --metanet statistics gauge-gmn --out runs/tau-relu
 
 classes: the class of an INR's image, which is never rendered.
 accuracy: a CNN's test accuracy, from its weights alone; networks are ranked by it.
@@ -36,7 +36,7 @@ from weightedit.prediction.generalization import (
     LOSSES,
     UNCHANGED,
     predicted,
-    reparametrised_tests,
+    reparametrized_tests,
     taus,
     train_accuracy_predictor,
 )
@@ -76,7 +76,7 @@ class Classes:
 
     weights: str = "runs/mnist-inrs"
     out: str = "runs/mnist-classes"
-    metanet: str = "scalegmn-b"
+    metanet: str = "gauge-gmn-b"
     metanet_options: tuple[str, ...] = ()
     embedding: int = 128
     hidden: int = 128
@@ -207,7 +207,7 @@ class Accuracy:
     small_cnn_zoo: str = ""
     activation: str = "relu"
     out: str = "runs/tau-relu"
-    metanet: tuple[str, ...] = ("statistics", "scalegmn")
+    metanet: tuple[str, ...] = ("statistics", "gauge-gmn")
     options: tuple[str, ...] = ()
     embedding: int = 64
     hidden: int = 128
@@ -238,7 +238,7 @@ class Accuracy:
                 f"{', '.join(LOSSES)}, last or all, and a seed: correct them."
             )
         splits = self.splits()
-        tests, wanted = reparametrised_tests(splits["test"]), splits["test"].numbers("test_accuracy")
+        tests, wanted = reparametrized_tests(splits["test"]), splits["test"].numbers("test_accuracy")
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in self.metanet}
         main = True
         for name in self.metanet:

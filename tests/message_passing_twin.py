@@ -1,10 +1,10 @@
-"""ScaleGMN a second time, as plain torch_geometric MessagePassing: slow, obvious, and no line shared with the layers.
+"""GaugeGMN a second time, as plain torch_geometric MessagePassing: slow, obvious, and no line shared with the layers.
 
-The twin takes its weights from a ScaleGMN and computes the same function on a batch of networks, the way graph code is
+The twin takes its weights from a GaugeGMN and computes the same function on a batch of networks, the way graph code is
 usually written: the ends of every edge are gathered, and all linear maps that an edge needs are applied per edge.
 Message passing runs through `propagate`, from source to target and, in the other direction, from target to source.
 Constants of the nodes come from loops over neurons. It reads nothing of neural_graph.py, ragged.py (but the edge
-order of `to_pyg`), canonicalization.py or probing.py. Letters as in weightedit/metanet/scalegmn/layers.py.
+order of `to_pyg`), canonicalization.py or probing.py. Letters as in weightedit/metanet/gauge_gmn/layers.py.
 """
 
 import json
@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
-from weightedit.metanet.scalegmn.network import ScaleGMN
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.network.spec import Activation, NetworkSpec, Symmetry
 
 
@@ -190,10 +190,10 @@ class Node(nn.Module):
         }
 
 
-class ScaleGMNTwin(nn.Module):
+class GaugeGMNTwin(nn.Module):
     """The function of `metanet`, from its weights. Layers hold clones of the weights they cut into pieces."""
 
-    def __init__(self, metanet: ScaleGMN) -> None:
+    def __init__(self, metanet: GaugeGMN) -> None:
         super().__init__()
         assert not metanet.config.refit, "the refit works on whole networks, no messages are passed in it"
         self.metanet = metanet

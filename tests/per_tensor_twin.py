@@ -85,8 +85,8 @@ def _seen(rule, wiring, wire, gradient, weight, state):
     factor = (r.mean() / r[:, None] / c).sqrt()
     adam = 1 + min(range(len(config.momenta)), key=lambda k: abs(config.momenta[k] - 0.9))
     level = direct[adam]
-    if wire.kind == "weight" and (config.levelling is None or min(gradient.shape) <= config.levelling):
-        level = _levelled(sum(share * average for share, average in zip(rule.mix, averages, strict=True)))
+    if wire.kind == "weight" and (config.leveling is None or min(gradient.shape) <= config.leveling):
+        level = _leveled(sum(share * average for share, average in zip(rule.mix, averages, strict=True)))
     odd = [*direct, averages[0] * factor, averages[adam] * factor, weight, level]
     agreement = [a * b for a, b in zip(direct, direct[1:], strict=False)]
     even = [x / (1 + x.abs()) for x in [*(x.square() for x in odd), *agreement]] + [(v / mean + 1e-6).log() / 4]
@@ -101,7 +101,7 @@ def _seen(rule, wiring, wire, gradient, weight, state):
     }
 
 
-def _levelled(matrix):
+def _leveled(matrix):
     a, b, c = COEFFICIENTS
     x = matrix / matrix.norm()
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Small networks that are no chains: residual additions in the places where people put them, and normalisations."""
+"""Small networks that are no chains: residual additions in the places where people put them, and normalizations."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from tests.networks import generator
 
 
 class PreActivation(nn.Module):
-    """A residual stream that normalisations and activations read; its blocks end in a factor."""
+    """A residual stream that normalizations and activations read; its blocks end in a factor."""
 
     def __init__(self, channels=1, width=4, classes=3, norm=nn.BatchNorm2d):
         super().__init__()
@@ -27,7 +27,7 @@ class PreActivation(nn.Module):
 
 
 class Small(nn.Module):
-    """One convolution, a normalisation, and another convolution with or without a skip around it."""
+    """One convolution, a normalization, and another convolution with or without a skip around it."""
 
     def __init__(self, skip=True, norm=nn.BatchNorm2d, channels=1, width=4, classes=2, affine=True):
         super().__init__()

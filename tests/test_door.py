@@ -24,7 +24,7 @@ NAMES = """
     Adam AdamW CNNZoo Convention ES Editor EditorOptions FileFormatError FitOptions GeometricAdam GraphSpec
     Horizons INRStack KFAC LearnedKFAC LearnedOptimizer LearnedRule LearnedRuleConfig METANETS MLPRule MetanetRule
     ModuleRun Muon NetworkSpec NeuralGraph NonFiniteError OPERATIONS OneShotEditor Operation PES ParamsError
-    PredictiveEditor Predictor PredictorConfig PyGAdapter SGD ScaleGMN ScaleGMNConfig SpecError TrainOptions
+    PredictiveEditor Predictor PredictorConfig PyGAdapter SGD GaugeGMN GaugeGMNConfig SpecError TrainOptions
     TrainResult TruncatedBackprop TypeMismatchError Unroll UpdateRule WeightEditError WeightSet
     WeightSpacePredictor act apply_delta assert_equivariant canonicalize edit fit from_pyg load load_images
     load_picture make_metanet make_rule mean_squared_errors meta_gradient optimizer_factory propose_delta
@@ -132,7 +132,7 @@ def test_read_gives_what_metanetworks_take() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     spec = we.read(net)
     params = spec.params_of(net)
-    delta = we.propose_delta(we.make_metanet("scalegmn", [spec], probes=0), spec, params)
+    delta = we.propose_delta(we.make_metanet("gauge-gmn", [spec], probes=0), spec, params)
     assert {name: change.shape for name, change in delta.items()} == {name: p.shape for name, p in params.items()}
 
 

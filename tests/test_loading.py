@@ -64,8 +64,8 @@ def test_what_was_written_comes_back(tmp_path: Path, name: str) -> None:
     found = load(tmp_path / place, **options)
     assert isinstance(found, expected) and kind_of(tmp_path / place).name == name.removeprefix("foreign ")
     assert isinstance(load(str(tmp_path / place), **options), expected)
-    with pytest.raises(WeightEditError, match="got an unexpected keyword argument 'colour'; expected options among"):
-        load(tmp_path / place, **options, colour=1)
+    with pytest.raises(WeightEditError, match="got an unexpected keyword argument 'color'; expected options among"):
+        load(tmp_path / place, **options, color=1)
 
 
 def test_every_kind_is_tried() -> None:

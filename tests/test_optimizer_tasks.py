@@ -16,7 +16,7 @@ from tests.test_tasks import ROOT
 from weightedit.errors import WeightEditError
 from weightedit.metanet.registry import METANETS, describe_metanet
 from weightedit.metatrain.estimators import PES, Horizons, TruncatedBackprop
-from weightedit.metatrain.image_optimizees import LabelledImages
+from weightedit.metatrain.image_optimizees import LabeledImages
 from weightedit.metatrain.optimizee import Quadratic
 from weightedit.metatrain.problems import TRAINED, images_of, optimizee
 from weightedit.metatrain.unroll import Unroll
@@ -114,7 +114,7 @@ def meta_training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_fits_are_validated_on_images_that_no_inner_step_saw(meta_training: ModuleType) -> None:
     """The images of training are black, those held out white: a rule that does nothing shows which it was asked."""
-    black = LabelledImages(torch.zeros(4, 1, 6, 6), torch.zeros(4, dtype=torch.long), 1)
+    black = LabeledImages(torch.zeros(4, 1, 6, 6), torch.zeros(4, dtype=torch.long), 1)
     white = replace(black, images=torch.ones(4, 1, 6, 6))
     rule = MLPRule(MLPRuleConfig.per_parameter(1e-30))
     validated, (expected, trained) = (

@@ -18,11 +18,11 @@ def _pixels(path):
 
 def _columns(count=3):
     ramp = torch.linspace(-1, 2, 36).reshape(1, 1, 6, 6).expand(count, 1, 6, 6)
-    colours = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    colors = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     change = torch.randn(count, 4, 5, generator=torch.Generator().manual_seed(0))
     return [
-        ImageColumn("grey", ramp, [f"MSE {n}" for n in range(count)]),
-        ImageColumn("colour\nRGB", colours),
+        ImageColumn("gray", ramp, [f"MSE {n}" for n in range(count)]),
+        ImageColumn("color\nRGB", colors),
         ChangeColumn("change\n4 × 5", change),
     ]
 
@@ -41,11 +41,11 @@ def test_all_images_share_the_range_from_0_to_1(tmp_path):
     for value, shown in ((0.25, 64), (1.0, 255), (-3.0, 0), (7.0, 255)):
         path = sheet([ImageColumn("one", torch.full((1, 1, 4, 4), value))], tmp_path / "sheet.png")
         pixels = _pixels(path)
-        centre = pixels[pixels.shape[0] * 2 // 3, pixels.shape[1] // 2]
-        assert abs(centre - shown).max() <= 1, value
+        center = pixels[pixels.shape[0] * 2 // 3, pixels.shape[1] // 2]
+        assert abs(center - shown).max() <= 1, value
 
 
-def test_changes_are_centred_at_zero(tmp_path):
+def test_changes_are_centered_at_zero(tmp_path):
     halves = torch.zeros(1, 2, 3)
     halves[0, :, 0], halves[0, :, 2] = -1e-3, 2e-3
     pixels = _pixels(sheet([ChangeColumn("change", halves)], tmp_path / "sheet.png"))
@@ -53,7 +53,7 @@ def test_changes_are_centred_at_zero(tmp_path):
     third = pixels.shape[1] // 2
     blue, white, red = row[third - 55], row[third], row[third + 55]
     assert blue[2] > blue[0] + 50 and red[0] > red[2] + 50 and white.min() > 240
-    assert 2 * abs(int(blue.min()) - 250) > 50 and blue.min() > red.min()  # half the change, half the colour
+    assert 2 * abs(int(blue.min()) - 250) > 50 and blue.min() > red.min()  # half the change, half the color
 
 
 def test_the_scale_leaves_out_one_value_in_a_hundred_and_survives_zeros():
@@ -74,8 +74,8 @@ def test_one_image_is_a_plain_picture(tmp_path):
     path = mosaic(image, tmp_path / "one.png")
     expected = (image[0].permute(1, 2, 0) * 255).round().long().numpy()
     assert (_pixels(path) == expected).all()
-    with Image.open(mosaic(image[:, :1], tmp_path / "grey.png")) as grey:
-        assert (grey.mode, grey.size) == ("L", (7, 5))
+    with Image.open(mosaic(image[:, :1], tmp_path / "gray.png")) as gray:
+        assert (gray.mode, gray.size) == ("L", (7, 5))
 
 
 def test_several_images_stand_row_by_row(tmp_path):

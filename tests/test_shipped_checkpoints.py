@@ -100,7 +100,7 @@ def test_editors_of_any_precision_edit_alike(folder: Path) -> None:
                 assert float((found - expected).square().mean()) < allowed, (name, dtype)
 
 
-def test_the_contrast_editor_works_on_colours() -> None:
+def test_the_contrast_editor_works_on_colors() -> None:
     editor = PredictiveEditor.from_pretrained(Path(__file__).parent.parent / "checkpoints" / "cifar-contrast")
     source = torch.Generator().manual_seed(0)
     coarse = torch.rand(4, 3, 5, 5, generator=source) * 0.4 + 0.3

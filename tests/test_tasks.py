@@ -21,7 +21,7 @@ from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.metanet.registry import METANETS
-from weightedit.network.reparametrization import reparametrised
+from weightedit.network.reparametrization import reparametrized
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.rule_module import RuleModule
 from weightedit.prediction import WeightSpacePredictor
@@ -60,7 +60,7 @@ def launch(*command: str, check: bool = True) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of grey pictures, two classes, train and test: smooth blobs of 28 x 28 pixels."""
+    """A folder of gray pictures, two classes, train and test: smooth blobs of 28 x 28 pixels."""
     folder, generator = tmp_path_factory.mktemp("pictures"), torch.Generator().manual_seed(0)
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
     for split, count in (("train", 48), ("test", 24)):
@@ -225,7 +225,7 @@ def test_meta_train_goes_on(tmp_path: Path) -> None:
     logs = [read_log(folder / "run") for folder in (out, tmp_path / "parts")]
     numbers = [[(r["loss"], r["grad_norm"], r.get("validation")) for r in log] for log in logs]
     assert len(numbers[0]) == 4 and numbers[0] == numbers[1]
-    single = ["--rule", "per-parameter", "--estimator", "backprop", "--reparametrise", "tensor", "--vary", "hidden"]
+    single = ["--rule", "per-parameter", "--estimator", "backprop", "--reparametrize", "tensor", "--vary", "hidden"]
     run_task("meta_train", "--smoke", *single, "--out", str(tmp_path / "single"))
     wrong = run_task("meta_train", "--smoke", "--estimator", "guess", "--out", str(tmp_path / "no"), check=False)
     assert wrong.returncode != 0 and "guess" in wrong.stderr
@@ -274,13 +274,13 @@ def test_make_cnn_zoo_then_predict_accuracy(pictures: Path, tmp_path: Path) -> N
     zoo, out = str(tmp_path / "zoo"), str(tmp_path / "tau")
     made = run_task("make_cnn_zoo", "--smoke", "--images", str(pictures), "--out", zoo)
     assert "48 checkpoints of 24 networks, 0 were not finite" in made.stdout and len(load_zoo(zoo, "train")) == 28
-    words = ("--smoke", "--zoo", zoo, "--metanet", "statistics", "scalegmn", "--options", "scalegmn.layers=1")
+    words = ("--smoke", "--zoo", zoo, "--metanet", "statistics", "gauge-gmn", "--options", "gauge-gmn.layers=1")
     result = run_task("train_predictor accuracy", *words, "--out", out)
-    for word in ("| scalegmn |", "| statistics |", "| rescaled 1 to 1000 |", "6 test networks"):
+    for word in ("| gauge-gmn |", "| statistics |", "| rescaled 1 to 1000 |", "6 test networks"):
         assert word in result.stdout
     predictor = WeightSpacePredictor.from_pretrained(f"{out}/scalegmn-seed0/predictor")
     test = load_zoo(zoo, "test").last()
-    moved = reparametrised(test.spec, test.params, "rescaled 1 to 1000", torch.Generator().manual_seed(0))
+    moved = reparametrized(test.spec, test.params, "rescaled 1 to 1000", torch.Generator().manual_seed(0))
     before, after = (predictor.predict(test.spec, params).detach() for params in (test.params, moved))
     assert torch.allclose(before, after, rtol=1e-3, atol=1e-4) and float(before.std()) > 1e-5
     wrong = run_task("train_predictor accuracy", *words, "--options", "nobody.layers=2", check=False)

@@ -29,7 +29,7 @@ Apply a metanetwork to any network
     make_metanet     a fresh metanetwork by name (METANETS) for your network; PyGAdapter: any PyTorch Geometric model
     propose_delta    metanetwork, spec, parameters -> a change of the parameters; apply_delta adds it
     WeightSpacePredictor                                                               networks -> numbers
-    ScaleGMN, ScaleGMNConfig, NeuralGraph, to_pyg, from_pyg, ragged_from_params        its parts, and PyTorch Geometric
+    GaugeGMN, GaugeGMNConfig, NeuralGraph, to_pyg, from_pyg, ragged_from_params        its parts, and PyTorch Geometric
     assert_equivariant, act, random_element, canonicalize                              symmetries, and the judge
 
 Train what is trained here
@@ -74,9 +74,9 @@ _HOMES = {
     "inr.stack": "INRStack",
     "inr.widening": "widen",
     "loading": "load",
+    "metanet.gauge_gmn.network": "GaugeGMN GaugeGMNConfig",
     "metanet.pyg_adapter": "PyGAdapter",
     "metanet.registry": "METANETS make_metanet",
-    "metanet.scalegmn.network": "ScaleGMN ScaleGMNConfig",
     "metatrain.estimators": "ES PES Horizons TruncatedBackprop",
     "metatrain.higher_unroll": "ModuleRun meta_gradient",
     "metatrain.unroll": "Unroll",

@@ -42,11 +42,11 @@ from weightedit.inr.fitting import FitOptions as FitOptions
 from weightedit.inr.stack import INRStack as INRStack
 from weightedit.inr.widening import widen as widen
 from weightedit.loading import load as load
+from weightedit.metanet.gauge_gmn.network import GaugeGMN as GaugeGMN
+from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig as GaugeGMNConfig
 from weightedit.metanet.pyg_adapter import PyGAdapter as PyGAdapter
 from weightedit.metanet.registry import METANETS as METANETS
 from weightedit.metanet.registry import make_metanet as make_metanet
-from weightedit.metanet.scalegmn.network import ScaleGMN as ScaleGMN
-from weightedit.metanet.scalegmn.network import ScaleGMNConfig as ScaleGMNConfig
 from weightedit.metatrain.estimators import ES as ES
 from weightedit.metatrain.estimators import PES as PES
 from weightedit.metatrain.estimators import Horizons as Horizons

@@ -2,7 +2,7 @@
 
 Here: drawing, and writing a PNG under a temporary name that is then moved, so that it is whole or not there. What is
 drawn is decided elsewhere. Images are drawn on the one range 0..1 whatever they hold, so that columns can be compared;
-changes on one symmetric scale per column, stated by its colour bar.
+changes on one symmetric scale per column, stated by its color bar.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _CELL, _GAP, _CAPTION = 1.2, 0.12, 0.17  # inches: a picture, the space between two, a line of small text
 _MARGIN, _LABEL, _TITLES, _HEADING, _BAR = 0.2, 0.3, 0.38, 0.34, 0.36
 _DPI = 150
-_GREY = "#555555"
-_LOUDEST = 0.99  # share of the values inside the colour scale
+_GRAY = "#555555"
+_LOUDEST = 0.99  # share of the values inside the color scale
 _TILE_GAP = 4
 
 
@@ -38,7 +38,7 @@ class ImageColumn:
 
     Attributes:
         title: above the column; what follows a line break stands smaller below it.
-        images: [N, C, H, W], C = 1 (grey) or 3 (RGB); values outside [0, 1] are drawn as the nearer end.
+        images: [N, C, H, W], C = 1 (gray) or 3 (RGB); values outside [0, 1] are drawn as the nearer end.
         captions: N short texts, one below each image, or none.
     """
 
@@ -63,7 +63,7 @@ class ChangeColumn:
 
     @property
     def limit(self) -> float:
-        """Where the colour scale ends, on both sides."""
+        """Where the color scale ends, on both sides."""
         sizes = self.matrices.detach().abs().flatten().sort().values
         return float(sizes[math.ceil(_LOUDEST * len(sizes)) - 1]) or float(sizes[-1]) or 1.0
 
@@ -107,15 +107,15 @@ def sheet(
         x = left + number * (_CELL + _GAP)
         title, _, below = column.title.partition("\n")
         _write(figure, x + _CELL / 2, top - 0.2, title, 9)
-        _write(figure, x + _CELL / 2, top - 0.06, below, 7.5, color=_GREY)
+        _write(figure, x + _CELL / 2, top - 0.06, below, 7.5, color=_GRAY)
         for row in range(count):
             y = top + sum(tall[:row])
             axes = _axes(figure, (x, y, _CELL, _CELL))
             drawn = _draw(axes, column, row)
             if column.captions:
-                _write(figure, x + _CELL / 2, y + _CELL + 0.14, column.captions[row], 7.5, color=_GREY)
+                _write(figure, x + _CELL / 2, y + _CELL + 0.14, column.captions[row], 7.5, color=_GRAY)
             if labels and number == 0:
-                _write(figure, x - label / 2, y + _CELL / 2 + 0.05, labels[row], 10, color=_GREY)
+                _write(figure, x - label / 2, y + _CELL / 2 + 0.05, labels[row], 10, color=_GRAY)
         if isinstance(column, ChangeColumn):
             _draw_scale(figure, drawn, (x, top + sum(tall) + 0.02, _CELL, 0.08), column.limit)
     buffer = io.BytesIO()
@@ -191,13 +191,13 @@ def frontier(panels: Mapping[str, Sequence[Curve]], path: str | Path, *, heading
     for axes, (title, curves) in zip(figure.axes, panels.items(), strict=True):
         others = 0
         for curve in curves:
-            colour = None if curve.own else f"{0.25 + 0.1 * others:.2f}"
+            color = None if curve.own else f"{0.25 + 0.1 * others:.2f}"
             others += not curve.own
             mark = "o" if curve.own else "sv^Dx"[(others - 1) % 5]
-            style = {"color": colour, "marker": mark, "markersize": 4, "linewidth": 2.2 if curve.own else 1.1}
+            style = {"color": color, "marker": mark, "markersize": 4, "linewidth": 2.2 if curve.own else 1.1}
             axes.plot(curve.milliseconds, curve.errors, label=curve.label, **style)
         if floor:
-            axes.axhline(floor, color=_GREY, linestyle=":", linewidth=1, label="floor")
+            axes.axhline(floor, color=_GRAY, linestyle=":", linewidth=1, label="floor")
         axes.set(xscale="log", yscale="log", xlabel="milliseconds per INR", title=title)
         axes.grid(True, which="major", color="0.9")
     return _finished(figure, "mean squared error", heading, path)
@@ -287,7 +287,7 @@ def _checked(columns: Sequence[ImageColumn | ChangeColumn], labels: Sequence[str
         if isinstance(column, ImageColumn) and (tensor.dim() != 4 or tensor.shape[1] not in (1, 3)):
             raise WeightEditError(
                 f"got images of shape {tuple(tensor.shape)} to be drawn; expected (N, channels, height, width) with "
-                "1 channel (grey) or 3 (RGB): choose the channels to draw."
+                "1 channel (gray) or 3 (RGB): choose the channels to draw."
             )
     return lengths.pop()
 
@@ -306,11 +306,11 @@ def _write(figure: Figure, x: float, y: float, text: str, size: float, *, color:
 
 
 def _draw_scale(figure: Figure, drawn: AxesImage, place: tuple[float, float, float, float], limit: float) -> None:
-    """The colour bar, its ends labelled inside its own width."""
+    """The color bar, its ends labeled inside its own width."""
     axes = _axes(figure, place)
     bar = figure.colorbar(drawn, cax=axes, orientation="horizontal", ticks=[-limit, 0, limit])
     axes.set_xticklabels([f"\N{MINUS SIGN}{limit:.2g}", "0", f"+{limit:.2g}"])
-    axes.tick_params(labelsize=7, length=2, pad=1.5, color=_GREY, labelcolor=_GREY)
+    axes.tick_params(labelsize=7, length=2, pad=1.5, color=_GRAY, labelcolor=_GRAY)
     for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
         label.set(horizontalalignment=side)
     bar.outline.set(linewidth=0.4, edgecolor="#999999")  # type: ignore[operator]

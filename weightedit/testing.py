@@ -4,7 +4,7 @@ The protocol is symmetry.md section 5: random elements, never the identity, scal
 relative to the size of each tensor by itself, and an output that does depend on its input. `tests/test_testing.py`
 holds the judges to account with maps that are wrong.
 
-Every description of a network is judged: chains (NetworkSpec), networks with residual additions and normalisations
+Every description of a network is judged: chains (NetworkSpec), networks with residual additions and normalizations
 (GraphSpec), and whatever a Wiring claims of any other module, permutations of attention heads among it.
 """
 

@@ -10,7 +10,7 @@ from weightedit.inr.convention import NFN, Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 
 SMALL = {"node_width": 4, "edge_width": 2, "layers": 1, "probes": 2, "levels": 3}
 
@@ -23,13 +23,13 @@ def _stack(widths=(2, 6, 5, 1), convention=None, dtype=torch.float32):
 @pytest.mark.parametrize(
     "stack",
     [_stack(), _stack(convention=NFN), _stack((2, 4, 3)), _stack((2, 5, 4, 3, 3)), _stack(dtype=torch.bfloat16)],
-    ids=["grey", "NFN", "shallow", "deep RGB", "bfloat16"],
+    ids=["gray", "NFN", "shallow", "deep RGB", "bfloat16"],
 )
 def test_sound_networks_pass(stack):
     results = [check_round_trip(stack), check_identity_edit(stack), check_equivariance(stack)]
     assert [result.ok for result in results] == [True] * 3, results
     assert "difference 0" in results[0].figure and "bit-equal" in results[1].figure
-    assert "layers." in results[2].figure and "fresh scalegmn" in results[2].figure
+    assert "layers." in results[2].figure and "fresh gauge-gmn" in results[2].figure
 
 
 def _far_from_a_fit(size, depth=12):
@@ -57,9 +57,9 @@ def test_rounding_excuses_no_editor_without_equivariance():
 
 @pytest.mark.parametrize("symmetry", ["full", "permutation", "sign"])
 def test_an_editor_is_judged_under_its_own_symmetry_and_convention(symmetry):
-    editor = OneShotEditor(ScaleGMN(ScaleGMNConfig(**SMALL, symmetry=symmetry)), "dilate", NFN)
+    editor = OneShotEditor(GaugeGMN(GaugeGMNConfig(**SMALL, symmetry=symmetry)), "dilate", NFN)
     result = check_equivariance(_stack(), editor)
-    assert result.ok and "scalegmn-b, dilate" in result.figure
+    assert result.ok and "gauge-gmn-b, dilate" in result.figure
     assert (symmetry == "full") != (f"under {symmetry} symmetry" in result.figure)
     assert next(editor.parameters()).dtype == torch.float32
 

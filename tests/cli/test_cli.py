@@ -31,7 +31,7 @@ from weightedit.inr.convention import DWSNETS, NFN, SIREN_PYTORCH, Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 
 WIDTHS = (2, 6, 5, 1)
 FIGURES = {"edited": 0.03, "do nothing": 0.09, "floor": 1e-4}
@@ -39,9 +39,9 @@ FIGURES = {"edited": 0.03, "do nothing": 0.09, "floor": 1e-4}
 
 @pytest.fixture(scope="session")
 def editor(tmp_path_factory):
-    config = ScaleGMNConfig(node_width=4, edge_width=2, layers=1, probes=2, levels=3)
+    config = GaugeGMNConfig(node_width=4, edge_width=2, layers=1, probes=2, levels=3)
     folder = tmp_path_factory.mktemp("editors") / "tiny"
-    return str(OneShotEditor(ScaleGMN(config), "dilate").save_pretrained(folder, "# tiny\n", {"figures": FIGURES}))
+    return str(OneShotEditor(GaugeGMN(config), "dilate").save_pretrained(folder, "# tiny\n", {"figures": FIGURES}))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_demo(place, editor, capsys):
     code, out, err = run(capsys, "demo", "--editor", editor, "--count", 2, "-o", "sheet.png")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert f"editor {editor}: dilate, scalegmn" in lines[0]
+    assert f"editor {editor}: dilate, gauge-gmn" in lines[0]
     assert next(line for line in lines if "do nothing" in line).split() == ["digit", "do", "nothing", "edited", "floor"]
     rows = [line.split() for line in lines if len(line.split()) == 4 and line.split()[0] in ("0", "1", "mean")]
     values = np.array([row[1:] for row in rows], dtype=float)
@@ -228,7 +228,7 @@ def test_info_of_everything_that_is_shipped(name, capsys):
 
 def test_info_of_an_editor_and_a_weight_set(place, editor, capsys):
     _, out, _ = run(capsys, "info", editor)
-    for words in ("operation   dilate", "scalegmn", "node_width 4", "do nothing 9.000e-02", "edited 3.000e-02"):
+    for words in ("operation   dilate", "gauge-gmn", "node_width 4", "do nothing 9.000e-02", "edited 3.000e-02"):
         assert words in out
     OneShotEditor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=4)), "erode").save_pretrained("bare", "")
     assert "not recorded" in run(capsys, "info", "bare")[1]

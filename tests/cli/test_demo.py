@@ -8,9 +8,9 @@ from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import operation
 from weightedit.errors import WeightEditError
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 
-SMALL = ScaleGMNConfig(node_width=4, edge_width=2, layers=1, probes=2, levels=3)
+SMALL = GaugeGMNConfig(node_width=4, edge_width=2, layers=1, probes=2, levels=3)
 
 
 def test_digits_are_near_to_mnist():
@@ -25,7 +25,7 @@ def test_digits_are_near_to_mnist():
     assert float(images.amax((0, 1))[[0, -1]].max()) == 0, "strokes reach the border"
 
 
-def test_the_centre_of_mass_is_in_the_middle():
+def test_the_center_of_mass_is_in_the_middle():
     images, _ = digit_images(100)
     mass = images.sum((1, 2, 3))
     rows = (images.sum((1, 3)) * torch.arange(28)).sum(1) / mass
@@ -40,19 +40,19 @@ def test_counts_out_of_range_are_refused(count):
 
 
 def test_the_run_measures_what_it_says():
-    found = run_demo(OneShotEditor(ScaleGMN(SMALL), "invert").eval(), 3)
+    found = run_demo(OneShotEditor(GaugeGMN(SMALL), "invert").eval(), 3)
     assert found.labels.tolist() == [0, 1, 2] and found.missed == 0
     assert found.fitted.psnr is not None and float(found.fitted.psnr.min()) >= 40
     assert torch.equal(found.targets, 1 - found.images)
     torch.testing.assert_close(found.errors["do nothing"], mean_squared_errors(found.fitted, found.targets))
     torch.testing.assert_close(found.errors["edited"], mean_squared_errors(found.edited, found.targets))
     assert float(found.errors["floor"].max()) < 1e-3
-    again = run_demo(OneShotEditor(ScaleGMN(SMALL), "invert").eval(), 3)
+    again = run_demo(OneShotEditor(GaugeGMN(SMALL), "invert").eval(), 3)
     assert torch.equal(again.errors["edited"], found.errors["edited"])
 
 
 def test_the_floor_starts_from_the_inrs_themselves():
-    found = run_demo(OneShotEditor(ScaleGMN(SMALL), "identity").eval(), 2)
+    found = run_demo(OneShotEditor(GaugeGMN(SMALL), "identity").eval(), 2)
     floor = fit_directly(found.fitted, found.images)
     assert floor.provenance["init"] == "given"
     assert floor.provenance["steps"] != "200 to 200" and float(mean_squared_errors(floor, found.images).max()) < 1e-4
@@ -60,4 +60,4 @@ def test_the_floor_starts_from_the_inrs_themselves():
 
 def test_an_operation_that_is_not_known_is_refused():
     with pytest.raises(WeightEditError, match="no operation 'embolden'"):
-        run_demo(OneShotEditor(ScaleGMN(SMALL), "embolden"), 2)
+        run_demo(OneShotEditor(GaugeGMN(SMALL), "embolden"), 2)

@@ -10,9 +10,9 @@ from torch.nn import functional
 from tests.networks import ACTIVATIONS, generator
 from weightedit.data.cnn_fitting import (
     FRACTIONS,
-    INITIALISATIONS,
+    INITIALIZATIONS,
     OPTIMIZERS,
-    CentredImages,
+    CenteredImages,
     CNNFitOptions,
     Recipes,
     _batches,
@@ -31,7 +31,7 @@ SPEC = NetworkSpec.cnn((1, 4, 3, 5), ACTIVATIONS["tanh"])
 def _images(count, seed=0):
     labels = torch.randint(5, (count,), generator=generator(seed))
     images = torch.randn(count, 1, 11, 12, generator=generator(seed + 1)) + labels.reshape(-1, 1, 1, 1) / 2 - 1
-    return CentredImages(images, labels)
+    return CenteredImages(images, labels)
 
 
 def _recipes(dropout=0.0):
@@ -98,7 +98,7 @@ def test_what_diverges_is_left_out():
     assert zoo.network.tolist() == [1, 2]
 
 
-def test_recipes_are_in_their_ranges_and_initialisations_have_their_deviation():
+def test_recipes_are_in_their_ranges_and_initializations_have_their_deviation():
     recipes = draw_recipes(2000, generator())
     sgd = torch.tensor([name == "sgd" for name in recipes.optimizer])
     rate = recipes.learning_rate / torch.where(sgd, 10.0, 1.0)
@@ -113,13 +113,13 @@ def test_recipes_are_in_their_ranges_and_initialisations_have_their_deviation():
         for share in (0.25, 0.5, 0.75):  # within five standard errors
             assert abs(float((place < share).double().mean()) - share) < 5 * (share * (1 - share) / 2000) ** 0.5
     assert set(recipes.train_fraction.tolist()) == set(FRACTIONS)
-    assert set(recipes.w_init) == set(INITIALISATIONS) and set(recipes.optimizer) == set(OPTIMIZERS)
+    assert set(recipes.w_init) == set(INITIALIZATIONS) and set(recipes.optimizer) == set(OPTIMIZERS)
     spec = NetworkSpec.cnn((1, 32, 32, 10), ACTIVATIONS["relu"])
     names = Recipes(
         *(getattr(recipes, f)[:5] for f in ("learning_rate", "l2", "dropout")), torch.full((5,), 0.1), *[()] * 3
     )
     names = Recipes(
-        names.learning_rate, names.l2, names.dropout, names.init_std.double(), rate[:5], INITIALISATIONS, ()
+        names.learning_rate, names.l2, names.dropout, names.init_std.double(), rate[:5], INITIALIZATIONS, ()
     )
     weight = initial_cnns(spec, names, generator())["layers.1.weight"]
     expected = [math.sqrt(2 / (2 * 288)), math.sqrt(2 / 288), 1 / math.sqrt(288), 0.1, 0.1 * 0.8796]

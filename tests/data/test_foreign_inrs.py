@@ -77,18 +77,18 @@ def test_nfn_folder(tmp_path):
     assert loaded.convention == NFN
 
 
-def test_implicit_zoo_files_are_denormalised_exactly(tmp_path):
+def test_implicit_zoo_files_are_denormalized_exactly(tmp_path):
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     params = make_params(0, outputs=3)
     save({"image_idx": 17, "params": as_dwsnets(params)}, tmp_path / "ckpts" / "06" / "000017_0000042.ckpt")
     plain = Convention(offset=0.0)
-    loaded = load_inrs(tmp_path, plain, size=SIZE, normalisation=(mean, std))
+    loaded = load_inrs(tmp_path, plain, size=SIZE, normalization=(mean, std))
     assert loaded.label.tolist() == [6] and loaded.index.tolist() == [17]
-    normalised = render_images({name: tensor[None] for name, tensor in params.items()}, plain, *SIZE)
-    expected = normalised * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    normalized = render_images({name: tensor[None] for name, tensor in params.items()}, plain, *SIZE)
+    expected = normalized * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     assert torch.allclose(loaded.render(), expected, atol=1e-6)
     with pytest.raises(FileFormatError, match="has 1 means and 3 deviations; expected 3"):
-        load_inrs(tmp_path, plain, size=SIZE, normalisation=([0.5], std))
+        load_inrs(tmp_path, plain, size=SIZE, normalization=([0.5], std))
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,8 @@ def test_resizing_and_converting(tmp_path):
     loaded = load_images(tmp_path, size=(4, 8), channels=3)
     assert loaded.images.shape == (2, 3, 4, 8)
     assert torch.equal(loaded.images[0], as_tensor(wide[None])[0])
-    grey = Image.fromarray(square[..., 0]).resize((8, 4), Image.Resampling.BICUBIC)
-    assert np.array_equal(loaded.images[1, 0].numpy(), np.asarray(grey))
+    gray = Image.fromarray(square[..., 0]).resize((8, 4), Image.Resampling.BICUBIC)
+    assert np.array_equal(loaded.images[1, 0].numpy(), np.asarray(gray))
 
 
 def test_columns_are_found_by_type_or_by_name(tmp_path):

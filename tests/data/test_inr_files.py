@@ -28,7 +28,7 @@ def full_stack(count: int = 3, seed: int = 0) -> INRStack:
         index=torch.arange(count) + 100 * seed,
         split=torch.zeros(count, dtype=torch.int64),
         psnr=torch.linspace(39.5, 41.0, count, dtype=torch.float64),
-        provenance={"init": "siren", "optimiser": 'Adam "tuned", 5e-3 | größer'},
+        provenance={"init": "siren", "optimizer": 'Adam "tuned", 5e-3 | größer'},
     )
 
 
@@ -130,8 +130,8 @@ def test_a_given_convention_or_size_must_agree(tmp_path):
         load_inrs(path, NFN)
     with pytest.raises(FileFormatError, match=r"states the size \(5, 7\), but \(28, 28\) was given"):
         load_inrs(path, size=(28, 28))
-    with pytest.raises(FileFormatError, match="never normalised"):
-        load_inrs(path, normalisation=([0.0] * 3, [1.0] * 3))
+    with pytest.raises(FileFormatError, match="never normalized"):
+        load_inrs(path, normalization=([0.0] * 3, [1.0] * 3))
 
 
 def test_missing_things_are_named(tmp_path):

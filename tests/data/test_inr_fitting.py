@@ -47,7 +47,7 @@ def test_every_image_has_its_inrs_beside_it():
     errors = (stack.render() - made.floats()).square().mean((1, 2, 3))
     assert bool((errors <= 10**-3.0).all())
     first = stack.params["layers.0.weight"]
-    assert not torch.equal(first[0], first[1])  # initialisations of their own
+    assert not torch.equal(first[0], first[1])  # initializations of their own
 
 
 def test_what_missed_its_target_is_left_out():

@@ -41,7 +41,7 @@ def make_set(count: int = 24, per_image: int = 3, channels: int = 3, known: bool
         split=split_by_image(which, fractions=(0.5, 0.25, 0.25), seed=1),
         label=which % 10 if known else None,
         psnr=30 + 10 * torch.rand(count, generator=generator) if known else None,
-        provenance={"init": "siren", "optimiser": "Adam"},
+        provenance={"init": "siren", "optimizer": "Adam"},
     )
     return WeightSet(stack, pictures[which])
 

@@ -39,7 +39,7 @@ PICTURES = ("dot", "line", "noise", "flat")
 
 @pytest.fixture(scope="module")
 def stack() -> INRStack:
-    """Fits of one white pixel in black, a thin line, noise, and nothing but grey."""
+    """Fits of one white pixel in black, a thin line, noise, and nothing but gray."""
     images = torch.zeros(4, 1, 12, 12)
     images[0, 0, 3, 7] = 1
     images[1, 0, 2:10, 5] = 1

@@ -17,7 +17,7 @@ from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.network.features import DELTA, PARAMETER
 
 WIDTHS = (2, 7, 5, 1)
@@ -25,7 +25,7 @@ WIDTHS = (2, 7, 5, 1)
 
 def make_editor(**config) -> OneShotEditor:
     defaults = {"node_width": 6, "edge_width": 4, "layers": 1, "probes": 3, "levels": 3, "initial_scale": 0.1}
-    return OneShotEditor(ScaleGMN(ScaleGMNConfig(**{**defaults, **config})), "dilate").eval()
+    return OneShotEditor(GaugeGMN(GaugeGMNConfig(**{**defaults, **config})), "dilate").eval()
 
 
 def make_stack(count=5, convention=None, dtype=torch.float32) -> INRStack:
@@ -93,10 +93,10 @@ def test_inrs_of_another_type_keep_it(dtype):
     assert_close({name: tensor.float() for name, tensor in edited.params.items()}, single, 1e-2)
 
 
-@pytest.mark.parametrize("kind", ["scalegmn", "mlp"])
+@pytest.mark.parametrize("kind", ["gauge-gmn", "mlp"])
 def test_saving_and_loading_is_exact(tmp_path, kind):
     editor = (
-        make_editor() if kind == "scalegmn" else OneShotEditor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=8)), "erode", NFN)
+        make_editor() if kind == "gauge-gmn" else OneShotEditor(FlatMLP(FlatMLPConfig(WIDTHS, hidden=8)), "erode", NFN)
     )
     folder = editor.save_pretrained(tmp_path / "editor", "# a card\n", {"steps": 3})
     loaded = OneShotEditor.from_pretrained(folder)
@@ -126,9 +126,9 @@ def _changed(folder, change):
         (lambda f: _changed(f, lambda c: c.pop("operation")), "lacks operation"),
         (lambda f: _changed(f, lambda c: c["metanet"].update(name="oracle")), "'oracle' is unknown"),
         (lambda f: _changed(f, lambda c: c["metanet"]["config"].update(extra=1)), "holds no editor"),
-        (lambda f: _changed(f, lambda c: c.update(metanet="scalegmn")), "holds no editor"),
+        (lambda f: _changed(f, lambda c: c.update(metanet="gauge-gmn")), "holds no editor"),
         (lambda f: _changed(f, lambda c: c["convention"].pop("omega")), "holds no editor"),
-        (lambda f: _changed(f, lambda c: c["metanet"]["config"].update(node_width=7)), "do not fit ScaleGMN"),
+        (lambda f: _changed(f, lambda c: c["metanet"]["config"].update(node_width=7)), "do not fit GaugeGMN"),
     ],
 )
 def test_truncated_forged_and_foreign_checkpoints_are_refused(tmp_path, forge, message):
@@ -225,7 +225,7 @@ def test_it_overfits_sixteen_inrs():
 
 def test_refined_edits_lie_nearer_to_the_operation() -> None:
     """One INR alone as in a stack, as by hand; other conventions too."""
-    editor = OneShotEditor(ScaleGMN(ScaleGMNConfig(layers=1, node_width=8, edge_width=4, probes=4)), "invert")
+    editor = OneShotEditor(GaugeGMN(GaugeGMNConfig(layers=1, node_width=8, edge_width=4, probes=4)), "invert")
     params = initial_params(3, (2, 8, 8, 1), generator=torch.Generator().manual_seed(0))
     stack = INRStack(convert(params, Convention(), NFN), NFN, 9, 9)
     targets = target_of("invert", stack)

@@ -14,7 +14,7 @@ from weightedit.errors import SpecError, TypeMismatchError, WeightEditError
 from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.testing import assert_equivariant
 
 
@@ -26,8 +26,8 @@ def make_stack(count=3) -> INRStack:
 def make_editor(seed=0, **options) -> OneShotEditor:
     wanted = EditorOptions(**options)
     extra = tuple((GUIDES[name].scale, GUIDES[name].odd) for name in wanted.guides)
-    config = ScaleGMNConfig(node_width=6, edge_width=4, layers=1, probes=3, levels=3, extra_types=extra, seed=seed)
-    return OneShotEditor(ScaleGMN(config), "dilate", options=wanted).eval().double()
+    config = GaugeGMNConfig(node_width=6, edge_width=4, layers=1, probes=3, levels=3, extra_types=extra, seed=seed)
+    return OneShotEditor(GaugeGMN(config), "dilate", options=wanted).eval().double()
 
 
 def test_the_gradient_is_autograds_and_kfac_steps_to_where_kfac_goes():
@@ -115,6 +115,6 @@ def test_wrong_options():
     with pytest.raises(SpecError, match="at least 1"):
         EditorOptions(widen=0)
     with pytest.raises(TypeMismatchError, match="the editor's metanetwork"):
-        OneShotEditor(ScaleGMN(ScaleGMNConfig(layers=1)), "dilate", options=EditorOptions(guides=("gradient",)))
+        OneShotEditor(GaugeGMN(GaugeGMNConfig(layers=1)), "dilate", options=EditorOptions(guides=("gradient",)))
     with pytest.raises(WeightEditError, match="got no size"):
         make_editor(solve_last=True).edit_params(make_stack().params)

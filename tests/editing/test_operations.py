@@ -18,7 +18,7 @@ def byte_images(count: int, channels: int, height: int = 28, width: int = 32) ->
 
 
 def smooth_images(count: int) -> torch.Tensor:
-    """Colour images [count, 3, 32, 32] with structure, as uint8: noise enlarged."""
+    """Color images [count, 3, 32, 32] with structure, as uint8: noise enlarged."""
     small = byte_images(count, 3, 6, 6).float()
     return torch.nn.functional.interpolate(small, size=(32, 32), mode="bicubic").clamp(0, 255).round().to(torch.uint8)
 
@@ -68,7 +68,7 @@ def test_the_published_contrast_differs_from_the_right_one():
     assert torch.equal(operation("contrast-nfn")(images.flip(1)).flip(1), right)
 
 
-def test_contrast_of_a_grey_image_is_clahe_of_its_channel():
+def test_contrast_of_a_gray_image_is_clahe_of_its_channel():
     images = byte_images(3, 1)
     expected = [cv2.createCLAHE(clipLimit=1.0, tileGridSize=(3, 3)).apply(image[0].numpy()) for image in images]
     edited = operation("contrast")(images.float() / 255)
@@ -228,17 +228,17 @@ def test_a_function_of_the_user_may_return_a_mask_or_miss_the_range_by_rounding(
 
 @pytest.mark.parametrize("size", [(21, 21), (12, 25)])
 def test_rotate_is_a_rotation_in_pixels(size):
-    """Against scipy's interpolation at the places that a rotation by 15 degrees anticlockwise comes from."""
+    """Against scipy's interpolation at the places that a rotation by 15 degrees counterclockwise comes from."""
     image = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows, columns = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in size), indexing="ij")
     angle = np.deg2rad(15)
-    # Rows point down: what is now at (row, column) was turned anticlockwise from the place read here.
+    # Rows point down: what is now at (row, column) was turned counterclockwise from the place read here.
     from_row = np.cos(angle) * rows + np.sin(angle) * columns
     from_column = -np.sin(angle) * rows + np.cos(angle) * columns
     places = [from_row + (size[0] - 1) / 2, from_column + (size[1] - 1) / 2]
     expected = ndimage.map_coordinates(image[0, 0].numpy(), places, order=1, mode="nearest")
     assert np.allclose(operation("rotate")(image)[0, 0].numpy(), expected, atol=1e-9)
     bright = torch.zeros(1, 1, 21, 21)
-    bright[..., 10, 18] = 1.0  # right of the centre
+    bright[..., 10, 18] = 1.0  # right of the center
     row, column = np.unravel_index(int(operation("rotate")(bright).argmax()), (21, 21))
     assert row < 10 and column > 10  # went up

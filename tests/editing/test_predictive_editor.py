@@ -19,7 +19,7 @@ from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.fitting import fit
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.network.symmetry import act, random_element
 from weightedit.testing import assert_equivariant
 
@@ -230,4 +230,4 @@ def test_inrs_of_other_channels_are_refused_with_a_way_out():
     with pytest.raises(ParamsError, match=r"\(3, 3, 9, 8\); expected \[N, 1, H, W\]: take an editor made for them"):
         make_editor()(stack, TWO[0])
     with pytest.raises(SpecError, match="2 inputs and 3 outputs; expected 2 and 1.*: take one made for these"):
-        OneShotEditor(ScaleGMN(ScaleGMNConfig(node_width=4, edge_width=4, layers=1)), "dilate")(stack)
+        OneShotEditor(GaugeGMN(GaugeGMNConfig(node_width=4, edge_width=4, layers=1)), "dilate")(stack)

@@ -33,8 +33,8 @@ from weightedit.optim.hand_designed import Adam
 
 SIZE = (7, 6)
 CASES = {
-    "grey": (Convention(), (2, 9, 8, 1)),
-    "colour, deep, other convention": (Convention(20.0, "ij", -1.0, 1.0, 0.0), (2, 8, 7, 6, 3)),
+    "gray": (Convention(), (2, 9, 8, 1)),
+    "color, deep, other convention": (Convention(20.0, "ij", -1.0, 1.0, 0.0), (2, 8, 7, 6, 3)),
     "one hidden layer": (Convention(), (2, 10, 1)),
 }
 RULES = {
@@ -175,7 +175,7 @@ def test_levenberg_marquardt_takes_the_dense_step(case):
 
 def test_levenberg_marquardt_takes_back_what_does_not_lower_the_loss():
     """Six steps against each network by itself, with the damping kept by hand; some steps are taken back."""
-    stack, targets = _networks("grey")
+    stack, targets = _networks("gray")
     rule = LevenbergMarquardt(damping=1e-4, shrink=0.1, grow=4.0)
     found = rule.refine(RenderingProblem(stack.convention, targets), stack.params, 6)
     verdicts = []
@@ -228,7 +228,7 @@ def test_a_kfac_step_is_the_dense_formula(case):
 @pytest.mark.parametrize("solve_last", [False, True])
 def test_gradient_steps_are_torchs(solve_last):
     """Adam on the images' mean squared error, against torch.optim on the plain renderer."""
-    stack, targets = _networks("colour, deep, other convention")
+    stack, targets = _networks("color, deep, other convention")
     found = refine(stack, targets, 4, rule=GradientSteps(Adam(1e-3), solve_last))
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in stack.params.items()}
     last = [name for name in leaves if name.startswith("layers.3.")]
@@ -272,7 +272,7 @@ def test_a_rule_is_told_the_loss_that_its_gradients_are_of(case):
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_every_rule_lowers_the_error_and_treats_networks_one_by_one(rule):
-    stack, targets = _networks("grey", count=5, dtype=torch.float32)
+    stack, targets = _networks("gray", count=5, dtype=torch.float32)
     errors = [float(mean_squared_errors(refine(stack, targets, steps, rule=rule), targets).mean()) for steps in (0, 8)]
     before = float(mean_squared_errors(stack, targets).mean())
     assert errors[1] < 0.5 * before and errors[1] < errors[0] <= before * (1 + 1e-6)
@@ -299,7 +299,7 @@ def test_curvature_rules_are_equivariant(case, rule):
 
 
 def test_learned_rule_begins_as_kfac_and_comes_back_from_disk(tmp_path):
-    stack, targets = _networks("grey")
+    stack, targets = _networks("gray")
     config = LearnedKFACConfig(width=5, rate=0.2, momentum=0.4, damping=0.05)
     problem, rule = RenderingProblem(stack.convention, targets), LearnedKFAC(config).double()
     expected = KFAC(0.2, 0.4, 0.05).refine(problem, stack.params, 4)
@@ -321,7 +321,7 @@ def test_the_learned_rule_sees_what_it_says(horizon):
     steps, widths = 4, (2, 9, 16, 1)
     params = initial_params(3, widths, generator=torch.Generator().manual_seed(1))
     stack = INRStack(
-        {name: tensor.double() for name, tensor in params.items()}, CASES["colour, deep, other convention"][0], *SIZE
+        {name: tensor.double() for name, tensor in params.items()}, CASES["color, deep, other convention"][0], *SIZE
     )
     targets = torch.rand(3, 1, *SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     rule, seen = LearnedKFAC(LearnedKFACConfig(13, horizon, rate=0.2)).double(), []
@@ -344,7 +344,7 @@ def test_the_learned_rule_sees_what_it_says(horizon):
 
 
 def test_the_learned_rule_steers_every_number_by_itself():
-    stack, targets = _networks("grey")
+    stack, targets = _networks("gray")
     problem, rule, says = RenderingProblem(stack.convention, targets), LearnedKFAC().double(), (0.3, -0.4, 0.5, -0.6)
     with torch.no_grad():
         rule.last.bias.copy_(torch.tensor(says, dtype=torch.float64))
@@ -362,7 +362,7 @@ def test_the_learned_rule_steers_every_number_by_itself():
 
 
 def test_the_shipped_learned_rule_is_the_default(monkeypatch):
-    stack, targets = _networks("grey", dtype=torch.float32)
+    stack, targets = _networks("gray", dtype=torch.float32)
     expected = refine(stack, targets, 2, rule=LearnedKFAC.from_pretrained("refine-rule"))
     for name, tensor in refine(stack, targets, 2).params.items():
         assert torch.equal(tensor, expected.params[name])
@@ -372,7 +372,7 @@ def test_the_shipped_learned_rule_is_the_default(monkeypatch):
 
 
 def test_learned_rule_refines_float64_too():
-    stack, targets = _networks("grey")
+    stack, targets = _networks("gray")
     found = refine(stack, targets, 3, rule=LearnedKFAC())
     expected = refine(stack, targets, 3, rule=KFAC())
     for name, tensor in found.params.items():
@@ -381,7 +381,7 @@ def test_learned_rule_refines_float64_too():
 
 
 def test_gradients_reach_the_learned_rule_through_all_steps():
-    stack, targets = _networks("grey", dtype=torch.float64)
+    stack, targets = _networks("gray", dtype=torch.float64)
     rule = LearnedKFAC().double()
     torch.nn.init.normal_(rule.last.weight, std=0.05, generator=torch.Generator().manual_seed(0))
     problem = RenderingProblem(stack.convention, targets)
@@ -405,7 +405,7 @@ def test_gradients_reach_the_learned_rule_through_all_steps():
 
 
 def test_any_function_of_images_is_a_target():
-    stack, _ = _networks("grey", dtype=torch.float32)
+    stack, _ = _networks("gray", dtype=torch.float32)
 
     def mirrored(images):
         return images.flip(-1)
@@ -414,7 +414,7 @@ def test_any_function_of_images_is_a_target():
 
 
 def test_strength_of_a_target():
-    stack, _ = _networks("grey", dtype=torch.float32)
+    stack, _ = _networks("gray", dtype=torch.float32)
     picture, wanted = stack.render().clamp(0, 1), target_of("invert", stack)
     assert torch.equal(target_of("invert", stack, strength=0.0), picture)
     torch.testing.assert_close(target_of("invert", stack, strength=0.25), 0.75 * picture + 0.25 * wanted)
@@ -422,14 +422,14 @@ def test_strength_of_a_target():
 
 
 def test_levenberg_marquardt_refuses_pictures_whose_matrix_does_not_fit(monkeypatch):
-    stack, targets = _networks("grey", dtype=torch.float32)
+    stack, targets = _networks("gray", dtype=torch.float32)
     monkeypatch.setattr("weightedit.capacity.memory_of_machine", lambda: 3 * 42**2 * 4 - 1)
     with pytest.raises(WeightEditError, match="Levenberg-Marquardt on 3 pictures of 42 pixels.*choose KFAC"):
         refine(stack, targets, 1, rule=LevenbergMarquardt())
 
 
 def test_what_diverges_stays_as_it_was():
-    stack, targets = _networks("grey", dtype=torch.float32)
+    stack, targets = _networks("gray", dtype=torch.float32)
 
     class Explodes:
         def refine(self, problem, params, steps):
@@ -442,7 +442,7 @@ def test_what_diverges_stays_as_it_was():
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf])
 def test_one_number_that_is_not_finite_takes_back_its_network_alone(fault):
     """Wherever it stands: the other networks keep their step, and this one keeps none of it."""
-    stack, targets = _networks("grey", dtype=torch.float32)
+    stack, targets = _networks("gray", dtype=torch.float32)
     better = refine(stack, targets, 3, rule=KFAC()).params
     for spoiled in stack.params:
 
@@ -458,7 +458,7 @@ def test_one_number_that_is_not_finite_takes_back_its_network_alone(fault):
 
 
 def test_a_rule_that_raises_the_error_of_some_networks_changes_the_others_alone():
-    stack, targets = _networks("grey", dtype=torch.float32)
+    stack, targets = _networks("gray", dtype=torch.float32)
     better = refine(stack, targets, 3, rule=KFAC()).params
 
     class Gambles:
@@ -478,7 +478,7 @@ class Untouched:
 
 
 def test_wrong_input(tmp_path):
-    stack, targets = _networks("grey", dtype=torch.float32)
+    stack, targets = _networks("gray", dtype=torch.float32)
     with pytest.raises(WeightEditError, match="got steps=-1"):
         refine(stack, targets, -1)
     for wrong, message in (

@@ -16,10 +16,10 @@ from weightedit.errors import WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.scalegmn.network import ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig
 from weightedit.training.plan import TrainOptions
 
-TINY = ScaleGMNConfig(node_width=6, edge_width=4, layers=1, probes=3, symmetry="full")
+TINY = GaugeGMNConfig(node_width=6, edge_width=4, layers=1, probes=3, symmetry="full")
 
 
 def make_set(count=5, widths=(2, 6, 5, 1), omega=30.0) -> WeightSet:
@@ -32,7 +32,7 @@ def make_set(count=5, widths=(2, 6, 5, 1), omega=30.0) -> WeightSet:
 def test_a_step_of_an_editor_waits_for_nothing(augment):
     """So that a GPU replays it as one graph; a random group element is drawn on the device."""
     weights = make_set()
-    editor, generator = make_editor("dilate", weights.stack, scalegmn=TINY), torch.Generator()
+    editor, generator = make_editor("dilate", weights.stack, gauge_gmn=TINY), torch.Generator()
     batch = edit_examples(weights, "dilate")[torch.arange(3)]
 
     def step():
@@ -46,7 +46,7 @@ def test_a_step_of_an_editor_waits_for_nothing(augment):
 
 def test_an_equivariant_editor_gains_nothing_by_augmentation():
     weights = make_set()
-    editor = make_editor("dilate", weights.stack, scalegmn=TINY)
+    editor = make_editor("dilate", weights.stack, gauge_gmn=TINY)
     batch = edit_examples(weights, "dilate")[torch.arange(5)]
     plain, moved = edit_loss(editor, batch), augmented_loss(editor, batch, torch.Generator().manual_seed(3))
     torch.testing.assert_close(moved, plain, rtol=1e-3, atol=0)
@@ -55,7 +55,7 @@ def test_an_equivariant_editor_gains_nothing_by_augmentation():
 def test_an_editor_is_made_by_name_with_its_guides_and_options():
     stack = make_set().stack
     around = EditorOptions(guides=("gradient",), widen=2)
-    editor = make_editor("erode", stack, name="scalegmn", scalegmn=TINY, options=("layers=2",), around=around)
+    editor = make_editor("erode", stack, name="gauge-gmn", gauge_gmn=TINY, options=("layers=2",), around=around)
     assert editor.operation == "erode" and len(editor.metanet.types_in) == 2
     assert (editor.metanet.config.layers, editor.metanet.config.node_width) == (2, 6)
     assert not editor.metanet.config.bidirectional and make_editor("erode", stack).metanet.config.bidirectional

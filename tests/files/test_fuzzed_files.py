@@ -88,7 +88,7 @@ def _damage_checkpoint(rng: random.Random, folder: Path, files: dict[Path, bytes
 
 
 def _make_editor(folder: Path) -> None:
-    metanet = make_metanet("scalegmn-b", [SIREN], node_width=4, edge_width=4, layers=1, probes=2, levels=1)
+    metanet = make_metanet("gauge-gmn-b", [SIREN], node_width=4, edge_width=4, layers=1, probes=2, levels=1)
     OneShotEditor(metanet, "dilate", DWSNETS).save_pretrained(folder, "card", {"figures": {"edited": 0.5}})
 
 

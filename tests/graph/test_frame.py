@@ -31,7 +31,7 @@ SPECS = [
     NetworkSpec.cnn((1, 3, 4, 4), "tanh", kernel=(2, 4)),
 ]
 MIXED = [(spec, random_params(spec, seed=i)) for i, spec in enumerate(SPECS)]
-INDEXED = ("scalegmn", "scalegmn-b", "scalegmn-paper", "scalegmn-b-paper", "ng-gnn", "ng-t", "pyg")
+INDEXED = ("gauge-gmn", "gauge-gmn-b", "scalegmn", "scalegmn-b", "ng-gnn", "ng-t", "pyg")
 PER_LAYER = ("monomial", "nfn-np", "nfn-hnp", "dws")
 SMALL = {"node_width": 8, "edge_width": 6, "width": 8, "layers": 2}
 
@@ -92,7 +92,7 @@ def test_each_network_of_a_mixed_batch_gets_what_it_gets_alone(name):
     assert_as_alone(make(name, SPECS), MIXED)
 
 
-@pytest.mark.parametrize("name", ["scalegmn-b", "ng-gnn", "ng-t"])
+@pytest.mark.parametrize("name", ["gauge-gmn-b", "ng-gnn", "ng-t"])
 def test_so_does_each_beside_networks_that_are_no_chains(name):
     """Kernels of 5 of a chain, of 3 of a residual network, and a layer that reads 16 positions of a channel."""
     flat = torch.nn.Sequential(
@@ -115,7 +115,7 @@ def test_vectors_of_a_mixed_batch_are_those_of_each_alone(name):
 def test_what_has_parameters_per_layer_mixes_kernels_and_refuses_other_depths_in_a_line(name):
     three, five = NetworkSpec.cnn((1, 5, 4, 4), "relu"), NetworkSpec.cnn((1, 3, 6, 4), "relu", kernel=(5, 5))
     assert_as_alone(make(name, [three, five]), [(three, random_params(three)), (five, random_params(five))])
-    with pytest.raises(SpecError, match="has parameters per layer. Only hidden widths are free; scalegmn") as caught:
+    with pytest.raises(SpecError, match="has parameters per layer. Only hidden widths are free; gauge-gmn") as caught:
         propose_deltas(make(name, SPECS[:2]), MIXED[:2])
     assert "\n" not in str(caught.value)
 

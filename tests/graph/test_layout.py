@@ -145,7 +145,7 @@ def test_one_graph_spec_puts_chains_on_its_layout():
 def test_what_is_kept_serves_a_training_wherever_it_was_made():
     spec, params = network("pre-activation")
     _layout.cache_clear()
-    metanet = make_metanet("scalegmn-b", [spec], node_width=8, edge_width=8, layers=1).double()
+    metanet = make_metanet("gauge-gmn-b", [spec], node_width=8, edge_width=8, layers=1).double()
     with torch.inference_mode():
         propose_delta(metanet, spec, params)
     sum(t.square().sum() for t in propose_delta(metanet, spec, params).values()).backward()
@@ -163,7 +163,7 @@ def test_what_needs_a_chain_is_refused():
         graph.to_features,
     ]
     for call in calls:
-        with pytest.raises(SpecError, match=r"networks that are no chains .* take scalegmn, ng-gnn or ng"):
+        with pytest.raises(SpecError, match=r"networks that are no chains .* take gauge-gmn, ng-gnn or ng"):
             call()
 
 

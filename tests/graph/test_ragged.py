@@ -10,7 +10,7 @@ from weightedit.delta import propose_delta, propose_deltas
 from weightedit.errors import ParamsError, TypeMismatchError
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import RaggedLayout, from_pyg, ragged_from_params, ragged_graph, to_pyg
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.network.features import GRADIENT
 from weightedit.network.spec import NetworkSpec
 
@@ -59,8 +59,8 @@ def test_edges_of_a_data_carry_the_weights_between_their_ends():
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("probes", [0, 4])
 def test_a_loader_batch_of_mixed_networks_gives_each_its_own_delta(bidirectional, probes):
-    config = ScaleGMNConfig(node_width=8, edge_width=6, layers=2, probes=probes, bidirectional=bidirectional, levels=3)
-    metanet, networks = ScaleGMN(config).double(), _networks()
+    config = GaugeGMNConfig(node_width=8, edge_width=6, layers=2, probes=probes, bidirectional=bidirectional, levels=3)
+    metanet, networks = GaugeGMN(config).double(), _networks()
     alone = [propose_delta(metanet, spec, params) for spec, params in networks]
     loader = DataLoader([to_pyg(spec, params) for spec, params in networks], batch_size=4)
     found = [delta for batch in loader for delta in metanet(from_pyg(batch)).to_params()]
@@ -74,7 +74,7 @@ def test_a_loader_batch_of_mixed_networks_gives_each_its_own_delta(bidirectional
 
 def test_one_network_in_a_batch_and_repeated_networks():
     metanet, (spec, params) = (
-        ScaleGMN(ScaleGMNConfig(node_width=4, edge_width=4, layers=1, probes=2)).double(),
+        GaugeGMN(GaugeGMNConfig(node_width=4, edge_width=4, layers=1, probes=2)).double(),
         (
             MIXED[1],
             random_params(MIXED[1]),

@@ -139,7 +139,7 @@ def test_deep_networks_are_fitted_at_the_default_rate(hidden):
     assert fit(images, widths=(2, *hidden, 3), options=options, generator=_generator()).missed.tolist() == []
 
 
-def test_defaults_follow_the_initialisation_and_the_size():
+def test_defaults_follow_the_initialization_and_the_size():
     assert FitOptions().target == 40 and FitOptions(init="dwsnets").target == 18
     assert (
         FitOptions(init="dwsnets", method="adam").target == 25 and FitOptions(init="dwsnets", target_psnr=9).target == 9
@@ -170,11 +170,11 @@ def test_adam_is_that_of_torch():
     options = FitOptions(method="adam", max_steps=11, learning_rate=2e-3, target_psnr=90.0)
     fast = fit(images, widths=widths, options=options, initial=start).stack.params
     slow = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
-    optimiser = torch.optim.Adam(slow.values(), lr=2e-3)
+    optimizer = torch.optim.Adam(slow.values(), lr=2e-3)
     for _ in range(10):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (render_images(slow, convention, 16, 16) - images).square().mean((1, 2, 3)).sum().backward()
-        optimiser.step()
+        optimizer.step()
     for name, tensor in slow.items():
         torch.testing.assert_close(fast[name], tensor.detach(), rtol=1e-8, atol=1e-9)
 

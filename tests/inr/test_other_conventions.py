@@ -16,7 +16,7 @@ from weightedit.inr.fitting import FitOptions, fit
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 
 SIZE = (9, 6)
 SOLVABLE = {
@@ -84,7 +84,7 @@ def test_a_fit_and_a_refinement_are_those_of_the_plain_convention(convention):
 @pytest.mark.parametrize("convention", SOLVABLE.values(), ids=SOLVABLE)
 def test_editors_and_wider_inrs_take_it(convention):
     stack = stack_under(convention)
-    editor = OneShotEditor(ScaleGMN(ScaleGMNConfig(outputs=3, node_width=4, edge_width=2, layers=1)), "invert").double()
+    editor = OneShotEditor(GaugeGMN(GaugeGMNConfig(outputs=3, node_width=4, edge_width=2, layers=1)), "invert").double()
     plain = dataclasses.replace(
         stack, params=convert(stack.params, convention, convention.plain), convention=convention.plain
     )
@@ -98,7 +98,7 @@ def test_what_only_sirens_with_a_linear_end_can_do_is_refused(name):
     with pytest.raises(WeightEditError, match="expected sine and linear"):
         fit(torch.rand(1, 3, *SIZE), convention=stack.convention)
     with pytest.raises(ParamsError, match="which no change of weights makes of it"):
-        OneShotEditor(ScaleGMN(ScaleGMNConfig(outputs=3, node_width=4, edge_width=2, layers=1)), "invert")(stack)
+        OneShotEditor(GaugeGMN(GaugeGMNConfig(outputs=3, node_width=4, edge_width=2, layers=1)), "invert")(stack)
 
 
 def test_modules_with_other_functions_are_read_and_found_out():

@@ -1,4 +1,4 @@
-"""SIRENs: the batched rendering equals the module, initialisations follow their rule, grids are laid out as stated."""
+"""SIRENs: the batched rendering equals the module, initializations follow their rule, grids are laid out as stated."""
 
 import math
 
@@ -99,7 +99,7 @@ def test_module_has_canonical_names_and_a_reproducible_start():
         ("dwsnets", [math.sqrt(6 / 2) / 30, math.sqrt(6 / 32) / 30, math.sqrt(6 / 32) / 30]),
     ],
 )
-def test_initialisations_follow_their_rule(init, bounds):
+def test_initializations_follow_their_rule(init, bounds):
     params = initial_params(400, (2, 32, 32, 1), init=init, omega=30.0, generator=_generator())
     for layer, bound in enumerate(bounds):
         weight, bias = params[f"layers.{layer}.weight"], params[f"layers.{layer}.bias"]
@@ -132,7 +132,7 @@ def test_images_are_laid_out_as_rows_and_columns(convention):
 
 def test_bad_input_is_refused():
     params = initial_params(2, (2, 6, 3), generator=_generator())
-    with pytest.raises(WeightEditError, match="initialisation 'kaiming'"):
+    with pytest.raises(WeightEditError, match="initialization 'kaiming'"):
         initial_params(1, (2, 3, 1), init="kaiming")
     for widths in ((2, 1), (2, 0, 1), (2, 3.5, 1)):
         with pytest.raises(WeightEditError, match="at least one hidden layer"):

@@ -196,8 +196,8 @@ def mlp(reader, x):
     """Linear, LayerNorm, SiLU, linear."""
     first, norm, _, last = reader.body
     h = first.weight @ x + first.bias
-    centred = h - h.mean()
-    h = centred / (centred.square().mean() + 1e-5).sqrt() * norm.weight + norm.bias
+    centered = h - h.mean()
+    h = centered / (centered.square().mean() + 1e-5).sqrt() * norm.weight + norm.bias
     return last.weight @ (h * torch.sigmoid(h)) + last.bias
 
 

@@ -196,7 +196,7 @@ class LinkedNetwork:
     """One network that is no chain: neurons, and edges (i, j, link), of which two may join the same neurons.
 
     Kofinas et al. 2024: a residual addition is edges of weight 1 between neurons and their counterparts; a
-    normalisation is neurons of its own, its gains on edges from their counterparts, its biases on them.
+    normalization is neurons of its own, its gains on edges from their counterparts, its biases on them.
 
     Args:
         levels: width, name of the bias or None, and name of the activation, each reading from the one before at most.

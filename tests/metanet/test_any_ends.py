@@ -11,7 +11,7 @@ from weightedit.metanet.registry import make_metanet
 from weightedit.metatrain.image_optimizees import conv_net
 from weightedit.network.graph_spec import spec_of
 
-NAMES = ("scalegmn", "scalegmn-b", "ng-gnn", "ng-t", "nfn-np")
+NAMES = ("gauge-gmn", "gauge-gmn-b", "ng-gnn", "ng-t", "nfn-np")
 
 
 def params_of(inputs, outputs):
@@ -56,7 +56,7 @@ def test_ends_that_have_codes_of_their_own_keep_their_number(name):
     ("name", "options", "message"),
     [
         (
-            "scalegmn",
+            "gauge-gmn",
             {"embedding": 4},
             "0 inputs and 10 outputs with probes 0 and embedding 4; expected numbers of",
         ),

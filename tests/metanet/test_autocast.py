@@ -4,12 +4,12 @@ import torch
 
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.inr.siren import initial_params, render_images
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 
 
 def test_bf16_changes_the_delta_by_percents_and_the_rendering_by_nothing() -> None:
-    config = ScaleGMNConfig(layers=1, node_width=16, edge_width=8, probes=9, forecast=16, refit=True)
-    editor = OneShotEditor(ScaleGMN(config), "dilate")
+    config = GaugeGMNConfig(layers=1, node_width=16, edge_width=8, probes=9, forecast=16, refit=True)
+    editor = OneShotEditor(GaugeGMN(config), "dilate")
     params = initial_params(4, (2, 16, 16, 1), generator=torch.Generator().manual_seed(0))
     expected, picture = editor.edit_params(params), render_images(params, editor.convention, 9, 9)
     with torch.autocast("cpu", dtype=torch.bfloat16):

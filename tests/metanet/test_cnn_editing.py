@@ -19,8 +19,8 @@ from weightedit.errors import SpecError, TypeMismatchError
 from weightedit.files.checkpoint import load_checkpoint, save_checkpoint
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
+from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig
 from weightedit.metanet.registry import build_metanet, describe_metanet, make_metanet
-from weightedit.metanet.scalegmn.network import ScaleGMNConfig
 from weightedit.network.features import DELTA, GRADIENT, SQUARED_GRADIENT
 from weightedit.network.spec import SYMMETRIES, NetworkSpec
 from weightedit.testing import assert_equivariant, equivariance_error
@@ -28,10 +28,10 @@ from weightedit.testing import assert_equivariant, equivariance_error
 _NODES = {"node_width": 16, "edge_width": 8, "layers": 2}
 _PARTS = {"width": 12, "layers": 2}
 SYSTEMS = {
-    "scalegmn": _NODES,
-    "scalegmn-b": _NODES,
-    "scalegmn-paper": _PARTS,
-    "scalegmn-b-paper": _PARTS,
+    "gauge-gmn": _NODES,
+    "gauge-gmn-b": _NODES,
+    "scalegmn": _PARTS,
+    "scalegmn-b": _PARTS,
     "ng-gnn": _NODES,
     "ng-t": _NODES,
     "monomial": {**_PARTS, "products": True},
@@ -40,7 +40,7 @@ SYSTEMS = {
     "dws": _PARTS,
     "mlp": {"hidden": 24},
 }
-SCALEGMN = ["scalegmn", "scalegmn-b"]
+GAUGE_GMN = ["gauge-gmn", "gauge-gmn-b"]
 # The flat MLP reads one architecture, and no ragged batches.
 RAGGED = [name for name in SYSTEMS if name != "mlp"]
 # Networks that have a symmetry, and for what is not declared one that shows it.
@@ -83,7 +83,7 @@ def test_declared_symmetries_are_kept_and_no_others(name, symmetry):
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("network", ["relu", "tanh", "sine"])
-@pytest.mark.parametrize("name", SCALEGMN)
+@pytest.mark.parametrize("name", GAUGE_GMN)
 def test_a_part_of_the_symmetry_is_kept(name, network, symmetry):
     spec = CNNS[network]
     if spec.neuron_groups(symmetry) == spec.neuron_groups("permutation"):
@@ -93,7 +93,7 @@ def test_a_part_of_the_symmetry_is_kept(name, network, symmetry):
     assert_equivariant(editing(metanet, spec), spec, random_params(spec, count=2), symmetry=symmetry)
 
 
-@pytest.mark.parametrize("name", SCALEGMN)
+@pytest.mark.parametrize("name", GAUGE_GMN)
 @pytest.mark.parametrize(("network", "missed"), [("relu", "scale"), ("tanh", "sign"), ("sine", "full")])
 def test_a_symmetry_that_is_not_declared_is_not_kept(name, network, missed):
     spec = CNNS[network]
@@ -103,7 +103,7 @@ def test_a_symmetry_that_is_not_declared_is_not_kept(name, network, missed):
 
 
 @pytest.mark.parametrize("switch", [{"rank_one": False}, {"edge_skip": False}, {"relative_signs": False}])
-@pytest.mark.parametrize("name", SCALEGMN)
+@pytest.mark.parametrize("name", GAUGE_GMN)
 def test_every_switch_does_something_and_keeps_the_symmetry(name, switch):
     spec, params = CNNS["mixed"], random_params(CNNS["mixed"])
     on, off = (editing(_make(name, spec, **kept), spec) for kept in ({}, switch))
@@ -153,7 +153,7 @@ def test_every_position_gets_a_delta_of_its_own(name):
     assert len(delta) == 9 and float(sizes[-1]) > 1e-3 * float(sizes[0]), sizes
 
 
-@pytest.mark.parametrize("name", SCALEGMN)
+@pytest.mark.parametrize("name", GAUGE_GMN)
 def test_each_part_of_the_head_has_a_row_per_position(name):
     """A position's delta reaches the rows of its own in every term, and no other position's."""
     spec = CNNS["tanh"]
@@ -168,7 +168,7 @@ def test_each_part_of_the_head_has_a_row_per_position(name):
 
 
 @pytest.mark.parametrize("network", ["relu", "sine", "mixed"])
-@pytest.mark.parametrize("name", SCALEGMN)
+@pytest.mark.parametrize("name", GAUGE_GMN)
 def test_equivariant_with_gradients_as_further_quantities(name, network):
     spec = CNNS[network]
     metanet = _make(name, spec, extra_types=((-1, True), (-2, False)))
@@ -198,11 +198,11 @@ def test_zero_networks_dead_channels_and_empty_positions(name):
     sum(tensor.square().sum() for tensor in delta.values()).backward()
     for tensors in (delta.values(), [p.grad for p in metanet.parameters()], [t.grad for t in leaves.values()]):
         assert all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)
-    if name in SCALEGMN:
+    if name in GAUGE_GMN:
         assert bool((delta["layers.2.weight"][0, ..., 0, 2] != 0).any()), "an empty position can be moved"
 
 
-@pytest.mark.parametrize("name", SCALEGMN)
+@pytest.mark.parametrize("name", GAUGE_GMN)
 def test_dead_channels_keep_equivariance(name):
     spec, params = CNNS["relu"], random_params(CNNS["relu"])
     params["layers.0.weight"][1], params["layers.0.bias"][1] = 0, 0
@@ -211,7 +211,7 @@ def test_dead_channels_keep_equivariance(name):
     assert_equivariant(editing(metanet, spec), spec, params)
 
 
-@pytest.mark.parametrize("name", SCALEGMN)
+@pytest.mark.parametrize("name", GAUGE_GMN)
 @pytest.mark.parametrize("network", ["relu", "sine", "silu"])
 def test_sizes_at_the_start_are_sound(name, network):
     """Deltas near initial_scale of their layer's weights, in every layer, whatever the padding; all parameters used."""
@@ -228,10 +228,10 @@ def test_sizes_at_the_start_are_sound(name, network):
     assert [key for key, p in metanet.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-_LATER = [pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS if name != "scalegmn-b"]
+_LATER = [pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS if name != "gauge-gmn-b"]
 
 
-@pytest.mark.parametrize("name", ["scalegmn-b", *_LATER])
+@pytest.mark.parametrize("name", ["gauge-gmn-b", *_LATER])
 def test_it_learns_eight_edits_by_heart(name):
     """To mirror every kernel, which takes weights from position to position and leaves biases as they are."""
     spec = NetworkSpec.cnn((1, 4, 3, 2), ACTIVATIONS["tanh"], kernel=(2, 3))
@@ -243,9 +243,9 @@ def test_it_learns_eight_edits_by_heart(name):
         delta = propose_delta(metanet, spec, params)
         return sum((delta[key] - goal).square().mean() for key, goal in goals.items())
 
-    losses = descend(metanet.parameters(), loss, 80 if name in SCALEGMN else 150, 1e-2)
+    losses = descend(metanet.parameters(), loss, 80 if name in GAUGE_GMN else 150, 1e-2)
     still = float(sum(goal.square().mean() for goal in goals.values()))
-    assert losses[-1] < still / (10 if name in SCALEGMN else 20), (losses[-1], still)
+    assert losses[-1] < still / (10 if name in GAUGE_GMN else 20), (losses[-1], still)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -279,13 +279,13 @@ def test_one_that_reads_only_names_who_edits():
 @pytest.mark.parametrize("options", [{"probes": 3}, {"probes": 0, "forecast": 3}, {"probes": 3, "embedding": 4}])
 def test_probes_and_forecasts_are_refused(options):
     with pytest.raises(SpecError, match="9 channels per quantity with .* expected probes=0 and forecast=0"):
-        ScaleGMNConfig(channels=9, **options)
+        GaugeGMNConfig(channels=9, **options)
 
 
 def test_one_channel_has_no_parameters_for_positions():
     """So that editors of networks without convolutions are what they were."""
     spec = NetworkSpec.mlp((2, 5, 3), "relu")
-    head = make_metanet("scalegmn-b", [spec], probes=0, **_NODES).head
+    head = make_metanet("gauge-gmn-b", [spec], probes=0, **_NODES).head
     assert head.rank_mix is None and head.change_mix is None
     assert head.read_edges.weight.shape == (1, 8) and head.product.weight.shape == (2, 16)
-    assert math.prod(make_metanet("scalegmn-b", [CNNS["relu"]], **_NODES).head.rank_mix.shape) == 9 * 16
+    assert math.prod(make_metanet("gauge-gmn-b", [CNNS["relu"]], **_NODES).head.rank_mix.shape) == 9 * 16

@@ -1,4 +1,4 @@
-"""Chains with convolutions, read by ScaleGMN: invariant to what activations allow. Edits are in test_cnn_editing.py."""
+"""Chains with convolutions, read by GaugeGMN: invariant to what activations allow. Edits are in test_cnn_editing.py."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch
 from tests.networks import CNNS, generator, random_params, relative
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.metanet.registry import make_metanet
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 from weightedit.network.features import GRADIENT, PARAMETER
 from weightedit.network.spec import SYMMETRIES
 from weightedit.testing import assert_invariant, invariance_error
@@ -15,7 +15,7 @@ from weightedit.testing import assert_invariant, invariance_error
 
 def _reader(spec, **options):
     small = {"node_width": 16, "edge_width": 8, "layers": 2, "probes": 0, "embedding": 6}
-    metanet = make_metanet("scalegmn-b", [spec], **small, **options)
+    metanet = make_metanet("gauge-gmn-b", [spec], **small, **options)
     with torch.no_grad():
         for parameter in metanet.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator(1)))
@@ -71,7 +71,7 @@ def test_dead_channels_and_zero_networks_are_finite():
 
 
 def test_extra_quantities_take_as_many_channels():
-    metanet = ScaleGMN(ScaleGMNConfig(1, 4, probes=0, embedding=3, layers=1, channels=9, extra_types=((-1, True),)))
+    metanet = GaugeGMN(GaugeGMNConfig(1, 4, probes=0, embedding=3, layers=1, channels=9, extra_types=((-1, True),)))
     assert metanet.types_in[:9] == (PARAMETER,) * 9 and [t.scale for t in metanet.types_in[9:]] == [-1] * 9
     spec = CNNS["relu"]
     params, gradients = (random_params(spec, seed=i, dtype=torch.float32) for i in (0, 1))

@@ -55,11 +55,11 @@ class Case:
 
 
 CASES = {
-    "scalegmn": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, {"forecast": 4}),
-    "scalegmn-b": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, {"forecast": 4}),
-    # Its inputs are not normalised and its edges have no skip: the slowest learner of all.
-    "scalegmn-paper": Case({"width": 16, "layers": 2}, learns=False, class_steps=150),
-    "scalegmn-b-paper": Case({"width": 16, "layers": 2}, learns=False, class_steps=150),
+    "gauge-gmn": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, {"forecast": 4}),
+    "gauge-gmn-b": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, {"forecast": 4}),
+    # Its inputs are not normalized and its edges have no skip: the slowest learner of all.
+    "scalegmn": Case({"width": 16, "layers": 2}, learns=False, class_steps=150),
+    "scalegmn-b": Case({"width": 16, "layers": 2}, learns=False, class_steps=150),
     "ng-gnn": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, rate=8e-3, steps=300),
     "ng-t": Case({"node_width": 16, "edge_width": 8, "layers": 2, "probes": 5}, rate=8e-3, steps=300),
     "monomial": Case({"width": 16, "layers": 2}, {"products": True}, mixes="depth", rate=2e-2, steps=400),
@@ -113,7 +113,7 @@ def outcome(metanet, graph):
     return metanet.embed(graph) if metanet.embedding else metanet(graph).to_params()
 
 
-def neighbour(name, spec):
+def neighbor(name, spec):
     """A network of another architecture that may share a batch."""
     if CASES[name].mixes == "any":
         return NetworkSpec.siren((spec.widths[0], 6, spec.widths[-1]))
@@ -122,7 +122,7 @@ def neighbour(name, spec):
 
 def batched(metanet, name, spec):
     """The same in a ragged batch, after a network of another architecture."""
-    other = neighbour(name, spec)
+    other = neighbor(name, spec)
     first = (other, networks(other, seed=7, dtype=next(metanet.parameters()).dtype))
     return lambda params: outcome(metanet, ragged_from_params([first, (spec, params)]))[1]
 
@@ -179,7 +179,7 @@ def test_what_cannot_share_a_batch_is_refused(name):
     spec, deeper = SPECS["relu"], NetworkSpec.mlp((2, 4, 4, 4, 3), ACTIVATIONS["relu"])
     metanet, others = make(name, spec, embedding=6), [deeper]
     if CASES[name].mixes == "one":
-        others.append(neighbour(name, spec))
+        others.append(neighbor(name, spec))
     for other in others:
         with pytest.raises(SpecError, match="; expected"):
             whole(metanet, other)(networks(other))
@@ -233,7 +233,7 @@ def test_the_registry_gives_it_back(name, embedding):
     assert again.types_in == metanet.types_in and again.declared == metanet.declared
     assert {k: t.shape for k, t in again.state_dict().items()} == {k: t.shape for k, t in metanet.state_dict().items()}
     with pytest.raises(SpecError, match="; expected"):
-        build_metanet(found, {**config, "colour": 1})
+        build_metanet(found, {**config, "color": 1})
 
 
 @pytest.mark.parametrize("name", EDITORS)
@@ -333,8 +333,8 @@ def sixteen():
     """16 random SIRENs of one small architecture, and pictures that are not theirs."""
     stack = initial_params(16, (2, 12, 12, 1), generator=generator(4))
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, 9), torch.linspace(-1, 1, 9), indexing="ij")
-    centres = torch.rand(16, 2, 1, 1, generator=generator(5)) - 0.5
-    pictures = torch.exp(-4 * ((rows - centres[:, 0]).square() + (columns - centres[:, 1]).square()))
+    centers = torch.rand(16, 2, 1, 1, generator=generator(5)) - 0.5
+    pictures = torch.exp(-4 * ((rows - centers[:, 0]).square() + (columns - centers[:, 1]).square()))
     return stack, pictures.unsqueeze(1)
 
 
@@ -376,17 +376,18 @@ def test_networks_without_biases(name):
 
 def test_names_options_and_networks_are_checked():
     spec = SPECS["relu"]
-    with pytest.raises(SpecError, match="metanetwork 'gmn' is unknown; expected one of scalegmn"):
+    with pytest.raises(SpecError, match="metanetwork 'gmn' is unknown; expected one of gauge-gmn"):
         make_metanet("gmn", [spec])
-    with pytest.raises(SpecError, match="scalegmn has no option heads; expected some of"):
-        make_metanet("scalegmn", [spec], heads=2)
-    with pytest.raises(SpecError, match="bidirectional True with scalegmn, which is bidirectional False"):
-        make_metanet("scalegmn", [spec], bidirectional=True)
+    with pytest.raises(SpecError, match="gauge-gmn has no option heads; expected some of"):
+        make_metanet("gauge-gmn", [spec], heads=2)
+    with pytest.raises(SpecError, match="bidirectional True with gauge-gmn, which is bidirectional False"):
+        make_metanet("gauge-gmn", [spec], bidirectional=True)
     with pytest.raises(SpecError, match="no network"):
-        make_metanet("scalegmn", [])
+        make_metanet("gauge-gmn", [])
 
 
 def test_a_config_older_than_the_name_decides_for_itself():
-    """Checkpoints of version 0.1.0 say scalegmn and bidirectional."""
-    _, config = describe_metanet(make("scalegmn-b", SPECS["relu"]))
-    assert describe_metanet(build_metanet("scalegmn", config))[0] == "scalegmn-b"
+    """Older checkpoints of it say scalegmn, and those before scalegmn and bidirectional."""
+    _, config = describe_metanet(make("gauge-gmn-b", SPECS["relu"]))
+    for older in ("scalegmn", "scalegmn-b", "gauge-gmn"):
+        assert describe_metanet(build_metanet(older, config))[0] == "gauge-gmn-b"

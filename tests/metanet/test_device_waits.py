@@ -8,14 +8,14 @@ from weightedit.delta import propose_delta
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.metanet.registry import make_metanet
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 from weightedit.network.features import ChannelType
 from weightedit.network.spec import NetworkSpec
 
-EDITORS = ("scalegmn", "scalegmn-b", "ng-gnn", "ng-t", "monomial", "nfn-np", "nfn-hnp", "dws", "mlp")
+EDITORS = ("gauge-gmn", "gauge-gmn-b", "ng-gnn", "ng-t", "monomial", "nfn-np", "nfn-hnp", "dws", "mlp")
 WIDTHS = (2, 8, 8, 1)
-EVERYTHING = ScaleGMNConfig(
+EVERYTHING = GaugeGMNConfig(
     node_width=8, edge_width=4, layers=2, probes=16, forecast=4, refit=True, grid=True, solved=True
 )
 
@@ -29,7 +29,7 @@ def _step(editor: OneShotEditor, params: dict[str, torch.Tensor], target: torch.
 @pytest.mark.parametrize("name", [*EDITORS, "everything"])
 def test_a_training_step_waits_for_nothing(name):
     params = initial_params(3, WIDTHS, generator=torch.Generator().manual_seed(0))
-    metanet = ScaleGMN(EVERYTHING) if name == "everything" else make_metanet(name, [NetworkSpec.siren(WIDTHS)])
+    metanet = GaugeGMN(EVERYTHING) if name == "everything" else make_metanet(name, [NetworkSpec.siren(WIDTHS)])
     editor, target = OneShotEditor(metanet, "dilate"), torch.rand(3, 1, 6, 6)
     _step(editor, params, target)
     with device_waits() as found:
@@ -41,8 +41,8 @@ def test_a_training_step_waits_for_nothing(name):
 def test_gradients_and_scales_wait_for_nothing_either(activation):
     spec = NetworkSpec.mlp((3, 6, 5, 2), activation)
     params = {name: torch.randn(4, *shape) for name, shape in spec.param_shapes().items()}
-    config = ScaleGMNConfig(3, 2, node_width=8, edge_width=4, layers=1, probes=0, extra_types=((-1, True), (-2, False)))
-    metanet, extra = ScaleGMN(config), [(ChannelType(-1, True), params), (ChannelType(-2, False), params)]
+    config = GaugeGMNConfig(3, 2, node_width=8, edge_width=4, layers=1, probes=0, extra_types=((-1, True), (-2, False)))
+    metanet, extra = GaugeGMN(config), [(ChannelType(-1, True), params), (ChannelType(-2, False), params)]
     propose_delta(metanet, spec, params, extra, finite=True)
     with device_waits() as found:
         propose_delta(metanet, spec, params, extra, finite=True)
@@ -50,8 +50,8 @@ def test_gradients_and_scales_wait_for_nothing_either(activation):
 
 
 def test_an_edit_reads_values_at_its_door_only():
-    stack = INRStack(initial_params(70, WIDTHS), OneShotEditor(ScaleGMN(EVERYTHING), "dilate").convention, 6, 6)
-    editor = OneShotEditor(ScaleGMN(EVERYTHING), "dilate").eval()
+    stack = INRStack(initial_params(70, WIDTHS), OneShotEditor(GaugeGMN(EVERYTHING), "dilate").convention, 6, 6)
+    editor = OneShotEditor(GaugeGMN(EVERYTHING), "dilate").eval()
     editor(stack)
     with device_waits() as found:
         editor(stack)

@@ -135,8 +135,8 @@ def test_compiled_models_are_told_the_networks_too():
 def test_a_model_that_would_pool_over_the_whole_batch_is_refused(name):
     with pytest.raises(SpecError, match="pools over a graph in .* which takes no batch; expected one that hands"):
         PyGAdapter(DEAF[name](), PyGAdapterConfig(node_width=8, width_out=8, edge_argument=""))
-    normalised_by_node = Sequential("x, edges", [(LayerNorm(8, mode="node"), "x -> x")])
-    PyGAdapter(normalised_by_node, PyGAdapterConfig(node_width=8, width_out=8, edge_argument=""))
+    normalized_by_node = Sequential("x, edges", [(LayerNorm(8, mode="node"), "x -> x")])
+    PyGAdapter(normalized_by_node, PyGAdapterConfig(node_width=8, width_out=8, edge_argument=""))
 
 
 @pytest.mark.parametrize("embedding", [0, 5])

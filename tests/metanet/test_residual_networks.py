@@ -1,4 +1,4 @@
-"""Networks with residual additions and normalisations: treated equivariantly, as the wiring says, and not blindly.
+"""Networks with residual additions and normalizations: treated equivariantly, as the wiring says, and not blindly.
 
 The judge of which neurons move together is Wiring, which is tested on the modules' own functions; the graph never sees
 it.
@@ -22,9 +22,9 @@ from weightedit.graph import canonicalization, linked_gauge
 from weightedit.graph.layout import GraphLayout, graph_from_params
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
+from weightedit.metanet.gauge_gmn.layers import OddLinear
 from weightedit.metanet.neural_graphs.config import NGGNNConfig
 from weightedit.metanet.registry import METANETS, build_metanet, describe_metanet, make_metanet
-from weightedit.metanet.scalegmn.layers import OddLinear
 from weightedit.network.features import DELTA, GRADIENT, INVARIANT
 from weightedit.network.graph_spec import GraphSpec
 from weightedit.network.layer import NeuronGroup
@@ -34,8 +34,8 @@ from weightedit.prediction import WeightSpacePredictor
 from weightedit.testing import assert_equivariant, assert_invariant, equivariance_error
 
 NAMES = ("ng-gnn", "ng-t")
-GRAPHS = (*NAMES, "scalegmn-b")
-OTHERS = [name for name in METANETS if name not in (*GRAPHS, "scalegmn")]
+GRAPHS = (*NAMES, "gauge-gmn-b")
+OTHERS = [name for name in METANETS if name not in (*GRAPHS, "gauge-gmn")]
 SMALL = {"node_width": 16, "edge_width": 8, "layers": 2}
 
 
@@ -77,8 +77,8 @@ def test_equivariant_to_what_the_wiring_lets_move(name, network):
 
 
 @pytest.mark.parametrize("network", RESIDUAL)
-@pytest.mark.parametrize("name", ["scalegmn", "scalegmn-b"])
-def test_scalegmn_keeps_the_factors_that_links_allow(name, network):
+@pytest.mark.parametrize("name", ["gauge-gmn", "gauge-gmn-b"])
+def test_gauge_gmn_keeps_the_factors_that_links_allow(name, network):
     """With gradients beside the parameters, which scale the other way, and as a reader."""
     net, params = trained(RESIDUAL[network])
     spec = GraphSpec.from_module(net)
@@ -95,21 +95,21 @@ def test_scalegmn_keeps_the_factors_that_links_allow(name, network):
 
 
 @pytest.mark.parametrize("symmetry", ["scale", "sign", "permutation"])
-def test_scalegmn_of_a_part_of_the_group_keeps_that_part(symmetry):
+def test_gauge_gmn_of_a_part_of_the_group_keeps_that_part(symmetry):
     net, params = trained(RESIDUAL["residual mlp"])
     spec = GraphSpec.from_module(net)
-    metanet = editor("scalegmn-b", spec, symmetry=symmetry)
+    metanet = editor("gauge-gmn-b", spec, symmetry=symmetry)
     for other in ("scale", "sign", "permutation"):
         errors = equivariance_error(lambda p: propose_delta(metanet, spec, p), spec, params, symmetry=other)
         kept = other in metanet.declared
         assert (max(errors.values()) < 1e-10) if kept else (max(errors.values()) > 1e-4)
 
 
-def test_scalegmn_leaves_dead_neurons_of_a_stream_equivariant_and_finite():
+def test_gauge_gmn_leaves_dead_neurons_of_a_stream_equivariant_and_finite():
     """A stream whose first level says nothing of a neuron: its branch, what reads it, or nobody does."""
     net, params = trained(RESIDUAL["resnet"])
     spec = GraphSpec.from_module(net)
-    metanet = editor("scalegmn-b", spec)
+    metanet = editor("gauge-gmn-b", spec)
     for silent in (("bn.weight", "bn.bias"), ("bn.weight", "bn.bias", "blocks.0.bn2.weight", "blocks.0.bn2.bias")):
         dead = {key: p.clone() for key, p in params.items()}
         for key in silent:
@@ -165,10 +165,10 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("breaks", "symmetry", "network"), BROKEN)
-def test_the_judge_catches_a_scalegmn_that_is_broken(breaks, symmetry, network, monkeypatch):
+def test_the_judge_catches_a_gauge_gmn_that_is_broken(breaks, symmetry, network, monkeypatch):
     net, params = trained(RESIDUAL[network])
     spec = GraphSpec.from_module(net)
-    metanet = editor("scalegmn-b", spec)
+    metanet = editor("gauge-gmn-b", spec)
     assert_equivariant(lambda p: propose_delta(metanet, spec, p), spec, params, symmetry=symmetry)
     breaks(monkeypatch)
     with pytest.raises(AssertionError, match=f"not equivariant under symmetry '{symmetry}'"):
@@ -198,7 +198,7 @@ LINKS = [
 ]  # fmt: skip
 
 
-def test_residual_additions_and_normalisations_are_edges_as_the_paper_says():
+def test_residual_additions_and_normalizations_are_edges_as_the_paper_says():
     net, params = trained(Residual)
     spec, network = GraphSpec.from_module(net), LinkedNetwork(LEVELS, LINKS, params)
     edits, reads = editor("ng-gnn", spec), reader("ng-gnn", spec)
@@ -385,7 +385,7 @@ def test_further_quantities_come_with_the_parameters():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_others_refuse_what_is_no_chain(name):
-    with pytest.raises(SpecError, match=f"{name} for a network that is no chain; expected one of scalegmn"):
+    with pytest.raises(SpecError, match=f"{name} for a network that is no chain; expected one of gauge-gmn"):
         make_metanet(name, [GraphSpec.from_module(Small())])
 
 
@@ -397,7 +397,7 @@ def test_the_others_refuse_one_that_comes(name, embedding):
     """To a metanetwork that was made for chains: alone, beside a chain, or a chain that is given as a graph."""
     chain = CNNS["relu"]
     pairs, (net, params) = [(chain, random_params(chain))], trained(lambda: Small(classes=4))
-    permuted = [{"symmetry": "permutation"}] if name.startswith(("scalegmn", "monomial")) else []
+    permuted = [{"symmetry": "permutation"}] if name.startswith(("gauge-gmn", "monomial")) else []
     for options in ({}, *permuted):
         metanet = make_metanet(name, [chain], embedding=embedding, **options).double()
         graph = (GraphSpec.from_module(net), params)
@@ -416,7 +416,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(SpecError, match="link_kinds 7; expected at least 1 and at most 6 kinds of links"):
         NGGNNConfig(link_kinds=7)
     with pytest.raises(SpecError, match="links of the kind batch_norm for link_kinds 1"):
-        propose_delta(make_metanet("scalegmn", [CNNS["relu"]]), spec, params)
+        propose_delta(make_metanet("gauge-gmn", [CNNS["relu"]]), spec, params)
     with pytest.raises(SpecError, match="a network with 1 inputs and 3 outputs; expected 1 and 2"):
         other, parameters = trained(lambda: Small(classes=3))
         propose_delta(editor("ng-t", spec), GraphSpec.from_module(other), parameters)

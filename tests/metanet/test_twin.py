@@ -1,14 +1,14 @@
-"""ScaleGMN against its MessagePassing twin: the same numbers from the same weights, on both layouts."""
+"""GaugeGMN against its MessagePassing twin: the same numbers from the same weights, on both layouts."""
 
 import pytest
 import torch
 from torch_geometric.data import Batch
 
-from tests.message_passing_twin import ScaleGMNTwin, read_structure
+from tests.message_passing_twin import GaugeGMNTwin, read_structure
 from tests.networks import ACTIVATIONS, generator, random_params
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import from_pyg, to_pyg
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.network.features import GRADIENT, SQUARED_GRADIENT
 from weightedit.network.spec import SYMMETRIES, NetworkSpec
 
@@ -20,7 +20,7 @@ NETWORKS = [
 
 
 def _metanet(seed=0, **options):
-    metanet = ScaleGMN(ScaleGMNConfig(node_width=6, edge_width=5, layers=2, levels=3, **options)).double()
+    metanet = GaugeGMN(GaugeGMNConfig(node_width=6, edge_width=5, layers=2, levels=3, **options)).double()
     source = generator(seed)
     with torch.no_grad():
         for parameter in metanet.parameters():
@@ -39,7 +39,7 @@ def test_a_mixed_batch(symmetry, bidirectional, probes, forecast):
     metanet = _metanet(symmetry=symmetry, bidirectional=bidirectional, probes=probes, forecast=forecast)
     batch = Batch.from_data_list([to_pyg(spec, random_params(spec, seed=i)) for i, spec in enumerate(NETWORKS)])
     graph = metanet(from_pyg(batch))
-    weights, biases = ScaleGMNTwin(metanet)(batch, read_structure(batch, symmetry))
+    weights, biases = GaugeGMNTwin(metanet)(batch, read_structure(batch, symmetry))
     _agree(weights, graph.edges)
     _agree(biases, graph.nodes)
 
@@ -49,7 +49,7 @@ def test_a_stack_on_the_dense_layout_and_its_gradients():
     stack = random_params(spec, count=3)
     singles = [{name: tensor[i] for name, tensor in stack.items()} for i in range(3)]
     batch = Batch.from_data_list([to_pyg(spec, params) for params in singles])
-    graph, twin = metanet(NeuralGraph.from_params(spec, stack)), ScaleGMNTwin(metanet)
+    graph, twin = metanet(NeuralGraph.from_params(spec, stack)), GaugeGMNTwin(metanet)
     weights, biases = twin(batch, read_structure(batch, "full"))
     _agree(weights.view_as(graph.edges), graph.edges)
     _agree(biases.view_as(graph.nodes), graph.nodes)
@@ -68,6 +68,6 @@ def test_extra_channels_odd_and_even():
     expected = metanet(graph)
     data = to_pyg(spec, params)
     data.x, data.edge_attr = graph.nodes, graph.edges
-    weights, biases = ScaleGMNTwin(metanet)(data, read_structure(data, "full"))
+    weights, biases = GaugeGMNTwin(metanet)(data, read_structure(data, "full"))
     _agree(weights, expected.edges)
     _agree(biases, expected.nodes)

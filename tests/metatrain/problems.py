@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from weightedit.metatrain.image_optimizees import LabelledImages
+from weightedit.metatrain.image_optimizees import LabeledImages
 from weightedit.metatrain.optimizee import Quadratic
 from weightedit.optim.rule import started
 
@@ -65,4 +65,4 @@ def digits(dtype=torch.float32):
     """scikit-learn's handwritten digits, 8 x 8."""
     found = load_digits()
     images = torch.tensor(found.images).unsqueeze(1) / 16
-    return LabelledImages.of(images, torch.tensor(found.target), dtype=dtype)
+    return LabeledImages.of(images, torch.tensor(found.target), dtype=dtype)

@@ -27,7 +27,7 @@ def cross_entropy(net, batch):
     return nn.functional.cross_entropy(net(batch[0]), batch[1])
 
 
-def normalised():
+def normalized():
     """A CNN with BatchNorm, which has buffers, and a scalar outside the neural graph."""
 
     class Net(nn.Module):
@@ -48,7 +48,7 @@ def normalised():
 
 def some_runs():
     state, net, *_ = begun(TinyRule().double(), 2)
-    return [ModuleRun(made, list(batches(state, 4)), cross_entropy) for made in (net, normalised())]
+    return [ModuleRun(made, list(batches(state, 4)), cross_entropy) for made in (net, normalized())]
 
 
 def test_a_run_is_that_of_the_functional_unroll():

@@ -1,4 +1,4 @@
-"""The inner problems: their losses against plain torch, reparametrisation, families, and what they refuse."""
+"""The inner problems: their losses against plain torch, reparametrization, families, and what they refuse."""
 
 import math
 
@@ -14,12 +14,12 @@ from weightedit.inr.siren import render_images
 from weightedit.metatrain.draws import keys
 from weightedit.metatrain.image_optimizees import (
     ClassifierOptimizee,
-    LabelledImages,
+    LabeledImages,
     ModuleOptimizee,
     SirenOptimizee,
     conv_net,
 )
-from weightedit.metatrain.optimizee import Quadratic, Reparametrised, Rosenbrock, TaskFamily, clipped
+from weightedit.metatrain.optimizee import Quadratic, Reparametrized, Rosenbrock, TaskFamily, clipped
 from weightedit.metatrain.unroll import start, unroll
 from weightedit.network.spec import Activation
 from weightedit.optim.hand_designed import Adam
@@ -98,9 +98,9 @@ def test_a_siren_is_fitted_to_the_image_of_its_run():
 
 
 @pytest.mark.parametrize(("level", "distinct"), [("global", 1), ("tensor", 4), ("parameter", 64 * 6 + 6 + 60 + 10)])
-def test_reparametrisation_keeps_the_function_at_the_start(level, distinct):
+def test_reparametrization_keeps_the_function_at_the_start(level, distinct):
     plain = ClassifierOptimizee(digits(torch.float64), hidden=(6,), batch_size=16)
-    changed = Reparametrised(plain, level)
+    changed = Reparametrized(plain, level)
     params, task = changed.init(generator(), 3)
     factors = {name: task[f"factor of {name}"] for name in params}
     for i in range(3):
@@ -124,14 +124,14 @@ def test_a_family_draws_from_its_choices_by_seed():
         return ClassifierOptimizee(DATA, hidden=hidden, activation=Activation(activation), batch_size=4)
 
     family = TaskFamily(
-        make, {"hidden": [(4,), (5, 3)], "activation": ["relu", "tanh"], "reparametrise": [None, "tensor"]}
+        make, {"hidden": [(4,), (5, 3)], "activation": ["relu", "tanh"], "reparametrize": [None, "tensor"]}
     )
     source, again, seen = generator(), generator(), set()
     for _ in range(40):
         problem, chosen = family.draw(source)
         assert family.draw(again)[1] == chosen
-        assert isinstance(problem, Reparametrised) == (chosen["reparametrise"] == "tensor")
-        inner = problem.problem if isinstance(problem, Reparametrised) else problem
+        assert isinstance(problem, Reparametrized) == (chosen["reparametrize"] == "tensor")
+        inner = problem.problem if isinstance(problem, Reparametrized) else problem
         assert inner.hidden == chosen["hidden"] and inner.activation.name == chosen["activation"]
         seen.add(tuple(chosen.values()))
     assert len(seen) == 8
@@ -142,7 +142,7 @@ def test_held_out_batches_come_from_held_out_images():
     assert len(first.labels) + len(second.labels) == len(DATA.labels) == 1797
     assert torch.equal(DATA.split(0.8, seed=3)[0].labels, first.labels)
     problem = ClassifierOptimizee(
-        LabelledImages(first.images, first.labels * 0, 10), LabelledImages(second.images, second.labels * 0 + 1, 10)
+        LabeledImages(first.images, first.labels * 0, 10), LabeledImages(second.images, second.labels * 0 + 1, 10)
     )
     assert not problem.batch({}, KEYS)["labels"].any() and problem.batch({}, KEYS, held_out=True)["labels"].all()
 
@@ -166,12 +166,12 @@ class Number(nn.Module):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Reparametrised(Quadratic(), "layer"), WeightEditError, "level 'layer'"),
-        (lambda: Reparametrised(Quadratic(), low=2.0, high=1.0), WeightEditError, "0 < low <= high"),
+        (lambda: Reparametrized(Quadratic(), "layer"), WeightEditError, "level 'layer'"),
+        (lambda: Reparametrized(Quadratic(), low=2.0, high=1.0), WeightEditError, "0 < low <= high"),
         (lambda: TaskFamily(Quadratic, {"condition": []}), WeightEditError, "no values for condition"),
-        (lambda: LabelledImages.of(DATA.images[0], DATA.labels), WeightEditError, "n, C, H, W"),
+        (lambda: LabeledImages.of(DATA.images[0], DATA.labels), WeightEditError, "n, C, H, W"),
         (lambda: DATA.split(1.0), WeightEditError, "two parts"),
-        (lambda: ClassifierOptimizee(DATA, init_name="large"), WeightEditError, "initialisation 'large'"),
+        (lambda: ClassifierOptimizee(DATA, init_name="large"), WeightEditError, "initialization 'large'"),
         (lambda: SirenOptimizee(DATA.images[0]), WeightEditError, "n, C, H, W"),
         (lambda: SirenOptimizee(DATA.images, held_out=DATA.images[..., :7]), WeightEditError, "held_out .*1, 8, 7"),
         (lambda: ModuleOptimizee(DATA, make=lambda: nn.BatchNorm2d(1)), SpecError, "running_mean"),

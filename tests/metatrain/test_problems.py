@@ -6,8 +6,8 @@ from weightedit.data.images import load_images
 from weightedit.errors import WeightEditError
 from weightedit.metatrain import problems
 from weightedit.metatrain.draws import keys
-from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabelledImages, ModuleOptimizee, SirenOptimizee
-from weightedit.metatrain.optimizee import Reparametrised
+from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabeledImages, ModuleOptimizee, SirenOptimizee
+from weightedit.metatrain.optimizee import Reparametrized
 from weightedit.metatrain.problems import PROBLEMS, family, images_of, optimizee
 from weightedit.metatrain.unroll import start
 from weightedit.optim.hand_designed import Adam
@@ -63,9 +63,9 @@ def test_a_family_varies_what_it_is_told_to():
     drawn = [family("digits-mlp", data, None, ("hidden", "activation")).draw(generator)[0] for _ in range(12)]
     assert len({problem.spec for problem in drawn}) > 3
     with pytest.raises(WeightEditError, match="variations"):
-        family("digits-mlp", data, None, ("colour",))
-    with pytest.raises(WeightEditError, match="colour.* of fashion-cnn; expected some of hidden, activation"):
-        optimizee("fashion-cnn", data, colour="red")
+        family("digits-mlp", data, None, ("color",))
+    with pytest.raises(WeightEditError, match="color.* of fashion-cnn; expected some of hidden, activation"):
+        optimizee("fashion-cnn", data, color="red")
     plain, large = (optimizee("fashion-cnn", data, initial_scale=scale, activation="tanh") for scale in (1.0, 2.0))
     small, twice = (problem.init(torch.Generator().manual_seed(0), 1)[0] for problem in (plain, large))
     assert all(torch.equal(2 * small[name], tensor) for name, tensor in twice.items())
@@ -85,12 +85,12 @@ def test_a_siren_is_fitted_to_the_images(pictures):
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_held_out_fits_are_of_images_that_no_training_fit_draws(wrapped):
     def pictures(value):
-        return LabelledImages(torch.full((5, 1, 6, 6), value), torch.zeros(5, dtype=torch.long), 1)
+        return LabeledImages(torch.full((5, 1, 6, 6), value), torch.zeros(5, dtype=torch.long), 1)
 
     plain, both = (optimizee("mnist-siren", pictures(0.2), unseen, hidden=(4,)) for unseen in (None, pictures(0.7)))
     made = torch.Generator().manual_seed
     for problem, value in ((plain, 0.2), (both, 0.7)):
-        problem = Reparametrised(problem) if wrapped else problem
+        problem = Reparametrized(problem) if wrapped else problem
         state = start(Adam(), problem, made(0), 3, held_out=True)
         assert (problem.batch(state.task, keys(state.seed, state.step), held_out=True)["values"] == value).all()
     training, before = (start(Adam(), problem, made(0), 3).to_tensors() for problem in (both, plain))

@@ -15,12 +15,12 @@ from weightedit.errors import ParamsError, WeightEditError
 from weightedit.metatrain.draws import keys
 from weightedit.metatrain.image_optimizees import (
     ClassifierOptimizee,
-    LabelledImages,
+    LabeledImages,
     ModuleOptimizee,
     SirenOptimizee,
     conv_net,
 )
-from weightedit.metatrain.optimizee import Quadratic, Reparametrised
+from weightedit.metatrain.optimizee import Quadratic, Reparametrized
 from weightedit.metatrain.unroll import InnerState, Unroll, start, unroll
 from weightedit.network.spec import Activation
 from weightedit.optim.hand_designed import Adam
@@ -32,7 +32,7 @@ PROBLEMS = {
     "cnn": ModuleOptimizee(DATA, batch_size=4, make=lambda: conv_net(1, 10, widths=(3, 4), strides=(2, 1))),
     "siren": SirenOptimizee(DATA.images, hidden=(6, 5)),
     "quadratic": Quadratic(dtype=torch.float64),
-    "reparametrised": Reparametrised(TANH, "tensor", 0.1, 10.0),
+    "reparametrized": Reparametrized(TANH, "tensor", 0.1, 10.0),
 }
 
 
@@ -234,5 +234,5 @@ def test_refusals():
 
 def test_images_of_another_size_are_resized():
     images = torch.randint(256, (3, 1, 28, 28), generator=generator(), dtype=torch.uint8)
-    small = LabelledImages.of(images, torch.tensor([0, 1, 1]), size=8)
+    small = LabeledImages.of(images, torch.tensor([0, 1, 1]), size=8)
     assert small.images.shape == (3, 1, 8, 8) and small.classes == 2 and small.images.max() <= 1

@@ -84,7 +84,7 @@ FORWARDS = {
     "gate": lambda n, h: functional.silu(n.second(h)) * h,
     "gate of two": lambda n, h: n.second(h) * (h @ n.matrix),
     "own sum": lambda n, h: h + h.sum(-1, keepdim=True),
-    "centred": lambda n, h: h - h.mean(-1, keepdim=True),
+    "centered": lambda n, h: h - h.mean(-1, keepdim=True),
     "length": lambda n, h: h / h.norm(dim=-1, keepdim=True),
     "root mean square": lambda n, h: n.gain * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True))),
     "layer norm": lambda n, h: n.norm(h),

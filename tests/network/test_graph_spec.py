@@ -76,7 +76,7 @@ def test_the_graph_computes_what_the_module_does(name):
     torch.testing.assert_close(computed(GraphSpec.from_module(net), params, x), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_where_skips_and_normalisations_are_drawn():
+def test_where_skips_and_normalizations_are_drawn():
     spec = GraphSpec.from_module(Small())
     assert [level.name for level in spec.levels] == ["inputs", "first", "norm", "second", "head"]
     assert [level.activation.name for level in spec.levels[1:]] == ["identity", "relu", "relu", "identity"]

@@ -66,7 +66,7 @@ SHAPES = {"residual mlp": (3,), "scan": (2, 5), "waves": (3,), "to the outputs":
 
 
 def network(name):
-    """The module, its spec, parameters and inputs, in float64, its normalisations with next to no epsilon."""
+    """The module, its spec, parameters and inputs, in float64, its normalizations with next to no epsilon."""
     net, params = trained(NETWORKS[name])
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):

@@ -35,7 +35,7 @@ class Functional(nn.Module):
         return self.last(x)
 
 
-class Penalised(nn.Module):
+class Penalized(nn.Module):
     """Parameters that are read as layers and otherwise: nothing may be claimed of them."""
 
     def __init__(self):
@@ -66,7 +66,7 @@ NETS = {
         torch.randn(2, 5, 8, dtype=torch.float64),
     ),
     "functional": (lambda: Functional(), IMAGE),
-    "penalised": (lambda: Penalised(), torch.randn(7, 3, dtype=torch.float64)),
+    "penalized": (lambda: Penalized(), torch.randn(7, 3, dtype=torch.float64)),
     "bare convolution": (lambda: nn.Conv2d(3, 4, 3), IMAGE),
     "unreadable": (lambda: Unreadable(), torch.randn(7, 3, dtype=torch.float64)),
 }  # fmt: skip
@@ -89,7 +89,7 @@ EXPECTED = {  # parameter: symmetry of the neurons that it goes to
         "kernel": "permutation + scale", "shift": "permutation + scale", "weights.0": "permutation + flip",
         "weights.1": "permutation + flip", "last.weight": "none", "last.bias": "none",
     },
-    "penalised": {"first.weight": "permutation", "middle": "permutation", "last.weight": "none"},
+    "penalized": {"first.weight": "permutation", "middle": "permutation", "last.weight": "none"},
     "bare convolution": {"weight": "none", "bias": "none"},
     "unreadable": {"first.weight": "none", "last.bias": "none"},
 }  # fmt: skip

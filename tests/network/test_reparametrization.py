@@ -1,11 +1,11 @@
-"""Reparametrised networks compute what they computed, by what their kind says and nothing else."""
+"""Reparametrized networks compute what they computed, by what their kind says and nothing else."""
 
 import pytest
 import torch
 
 from tests.networks import CNNS, SPECS, generator, random_images, random_params, relative
 from weightedit.errors import SpecError
-from weightedit.network.reparametrization import KINDS, kinds_of, reparametrised
+from weightedit.network.reparametrization import KINDS, kinds_of, reparametrized
 
 ALLOWED = {
     "relu": KINDS[:3],
@@ -27,14 +27,14 @@ def _inputs(spec):
 def test_the_function_is_unchanged(name, kind, dtype):
     for spec in (CNNS[name], SPECS[name]):
         params, inputs = random_params(spec, count=4, dtype=dtype), _inputs(spec).to(dtype)
-        moved = reparametrised(spec, params, kind, generator(1))
+        moved = reparametrized(spec, params, kind, generator(1))
         # omega = 30 multiplies the rounding in the pre-activations of sine layers.
         tolerance = (1e-10 if dtype == torch.float64 else 2e-5) * (10 if name in ("sine", "mixed") else 1)
         assert relative(spec.forward(moved, inputs), spec.forward(params, inputs)) < tolerance
         assert all(tensor.dtype == dtype for tensor in moved.values())
         first = spec.layers[0].weight
         assert not torch.equal(moved[first], params[first])
-        alike = reparametrised(spec, params, kind, generator(1))
+        alike = reparametrized(spec, params, kind, generator(1))
         assert all(torch.equal(alike[key], moved[key]) for key in moved)
 
 
@@ -42,14 +42,14 @@ def test_each_kind_moves_one_factor():
     spec, params = CNNS["relu"], random_params(CNNS["relu"], count=50)
     first = params["layers.0.weight"]
     for kind, low, high in ((KINDS[1], 1, 1000), (KINDS[2], 2.4e-3, 404)):
-        ratio = reparametrised(spec, params, kind, generator())["layers.0.weight"] / first
+        ratio = reparametrized(spec, params, kind, generator())["layers.0.weight"] / first
         assert float(ratio.std(-1).max()) < 1e-9 * high and low <= float(ratio.min()) and float(ratio.max()) <= high
         middle = ratio.flatten().median()
         assert (300 < middle < 700) if kind == KINDS[1] else (0.3 < middle < 3)
         assert not torch.equal(ratio[0], ratio[1])
-    permuted = reparametrised(spec, params, "permuted", generator())["layers.0.weight"]
+    permuted = reparametrized(spec, params, "permuted", generator())["layers.0.weight"]
     torch.testing.assert_close(permuted.flatten(1).sort(1)[0], first.flatten(1).sort(1)[0])
-    tanh = reparametrised(CNNS["tanh"], params, "sign-flipped", generator())["layers.0.weight"]
+    tanh = reparametrized(CNNS["tanh"], params, "sign-flipped", generator())["layers.0.weight"]
     assert torch.equal(tanh.abs(), first.abs()) and 0.3 < float((tanh != first).double().mean()) < 0.7
 
 
@@ -58,4 +58,4 @@ def test_kinds_are_those_that_the_activations_allow(name):
     assert kinds_of(CNNS[name]) == ALLOWED[name]
     for kind in ("shuffled", *set(KINDS) - set(ALLOWED[name])):
         with pytest.raises(SpecError, match=f"'{kind.replace('^', '.')}'; expected one of permuted"):
-            reparametrised(CNNS[name], random_params(CNNS[name], count=2), kind, generator())
+            reparametrized(CNNS[name], random_params(CNNS[name], count=2), kind, generator())

@@ -82,8 +82,8 @@ def test_a_stack_is_its_networks_and_vmap():
             assert torch.broadcast_shapes(alone[name].shape, params[name].shape[1:]) == params[name].shape[1:]
 
 
-def test_kernels_normalisations_residuals_and_flattened_images():
-    """Convolution -> normalisation -> residual block -> linear layer that reads four pixels per channel."""
+def test_kernels_normalizations_residuals_and_flattened_images():
+    """Convolution -> normalization -> residual block -> linear layer that reads four pixels per channel."""
     relu = ACTIVATIONS["relu"].group
     sets = [
         NeuronSet("inputs", 3),

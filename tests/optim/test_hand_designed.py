@@ -31,16 +31,16 @@ over_rules = pytest.mark.parametrize("rule", CONTRACT.values(), ids=CONTRACT.key
 
 
 def _problem(count=3, dtype=torch.float64):
-    """Stacked parameters, and the centre of a quadratic."""
+    """Stacked parameters, and the center of a quadratic."""
     return random_params(SPEC, count=count, dtype=dtype), random_params(SPEC, count=count, dtype=dtype, seed=1)
 
 
-def _gradient(params, centre):
-    return {name: 2 * (p - centre[name]) for name, p in params.items()}
+def _gradient(params, center):
+    return {name: 2 * (p - center[name]) for name, p in params.items()}
 
 
-def _train(rule, params, centre, steps=4):
-    return train(rule, WIRING, params, lambda now: _gradient(now, centre), steps)
+def _train(rule, params, center, steps=4):
+    return train(rule, WIRING, params, lambda now: _gradient(now, center), steps)
 
 
 def _close(got, expected, tolerance=1e-12):
@@ -51,35 +51,35 @@ def _close(got, expected, tolerance=1e-12):
 
 @over_rules
 def test_a_step_descends(rule):
-    params, centre = _problem()
+    params, center = _problem()
     before, after = (
-        sum(float((p - centre[k]).square().sum()) for k, p in q.items())
-        for q in (params, _train(rule, params, centre, 20)[0])
+        sum(float((p - center[k]).square().sum()) for k, p in q.items())
+        for q in (params, _train(rule, params, center, 20)[0])
     )
     assert after < 0.97 * before
 
 
 @over_rules
 def test_a_stack_is_its_networks(rule):
-    params, centre = _problem()
-    together, state = _train(rule, params, centre)
+    params, center = _problem()
+    together, state = _train(rule, params, center)
     for i in range(3):
-        alone, own = _train(rule, *({k: p[i] for k, p in q.items()} for q in (params, centre)))
+        alone, own = _train(rule, *({k: p[i] for k, p in q.items()} for q in (params, center)))
         _close({k: p[i] for k, p in together.items()}, alone)
         _close({k: s["step"][i] for k, s in state.items()}, {k: s["step"] for k, s in own.items()})
 
 
 @over_rules
 def test_vmap_is_the_stack(rule):
-    params, centre = _problem()
-    _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, centre), _train(rule, params, centre)[0])
+    params, center = _problem()
+    _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, center), _train(rule, params, center)[0])
 
 
 @over_rules
 def test_pure_and_deterministic(rule):
-    params, centre = _problem()
-    params, state = _train(rule, params, centre, 1)
-    inputs = [params, _gradient(params, centre), *state.values()]
+    params, center = _problem()
+    params, state = _train(rule, params, center, 1)
+    inputs = [params, _gradient(params, center), *state.values()]
     copies = [{k: t.clone() for k, t in tensors.items()} for tensors in inputs]
     first, second = (rule.update(WIRING, inputs[1], state, params)[0] for _ in range(2))
     for name in first:
@@ -105,10 +105,10 @@ def test_meta_gradients_are_finite_at_zero_gradients(rule):
 
 @over_rules
 def test_meta_gradients_are_finite_differences(rule):
-    params, centre = _problem(count=1)
+    params, center = _problem(count=1)
 
     def outcome(start):
-        return sum(p.sin().sum() for p in _train(rule, start, centre, 3)[0].values())
+        return sum(p.sin().sum() for p in _train(rule, start, center, 3)[0].values())
 
     leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
     found = torch.autograd.grad(outcome(leaves), list(leaves.values()))
@@ -121,8 +121,8 @@ def test_meta_gradients_are_finite_differences(rule):
 
 @over_rules
 def test_float32_stays_float32(rule):
-    params, centre = _problem(dtype=torch.float32)
-    params, state = _train(rule, params, centre, 2)
+    params, center = _problem(dtype=torch.float32)
+    params, state = _train(rule, params, center, 2)
     assert {t.dtype for tensors in (params, *state.values()) for t in tensors.values()} == {torch.float32}
 
 
@@ -140,18 +140,18 @@ TORCHS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("rule, theirs, numbers", TORCHS.values(), ids=TORCHS.keys())
 def test_ten_steps_are_torchs(rule, theirs, numbers, dtype):
-    params, centre = _problem(dtype=dtype)
+    params, center = _problem(dtype=dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-6
-    _close(_train(rule, params, centre, 10)[0], _torchs(theirs, numbers, params, centre), tolerance)
+    _close(_train(rule, params, center, 10)[0], _torchs(theirs, numbers, params, center), tolerance)
 
 
-def _torchs(optimizer, numbers, params, centre, schedule=None):
+def _torchs(optimizer, numbers, params, center, schedule=None):
     leaves = {k: p.clone().requires_grad_() for k, p in params.items()}
     optimizer = optimizer(leaves.values(), **numbers)
     schedule = schedule and schedule(optimizer)
     for _ in range(10):
         for k, leaf in leaves.items():
-            leaf.grad = 2 * (leaf.detach() - centre[k])
+            leaf.grad = 2 * (leaf.detach() - center[k])
         optimizer.step()
         if schedule:
             schedule.step()
@@ -159,34 +159,34 @@ def _torchs(optimizer, numbers, params, centre, schedule=None):
 
 
 def test_adams_horizon_is_torchs_cosine():
-    params, centre = _problem()
+    params, center = _problem()
     expected = _torchs(
-        torch.optim.Adam, {"lr": 0.1}, params, centre, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10)
+        torch.optim.Adam, {"lr": 0.1}, params, center, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10)
     )
-    _close(_train(Adam(0.1, horizon=10), params, centre, 10)[0], expected)
+    _close(_train(Adam(0.1, horizon=10), params, center, 10)[0], expected)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon with torch 2.9")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_muon_is_torchs_muon_and_adamw(dtype, nesterov):
-    params, centre = ({k: p[0] for k, p in q.items()} for q in _problem(dtype=dtype))
+    params, center = ({k: p[0] for k, p in q.items()} for q in _problem(dtype=dtype))
     rule = Muon(0.02, 0.9, nesterov, 0.3, others=AdamW(0.05, weight_decay=0.1))
-    got = _train(rule, params, centre, 10)[0]
+    got = _train(rule, params, center, 10)[0]
     for kind, theirs, numbers in (
         ("weight", torch.optim.Muon, {"lr": 0.02, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.3}),
         ("bias", torch.optim.AdamW, {"lr": 0.05, "weight_decay": 0.1}),
     ):
         part = {k: p for k, p in params.items() if k.endswith(kind)}
-        expected = _torchs(theirs, numbers, part, centre)
+        expected = _torchs(theirs, numbers, part, center)
         _close({k: got[k] for k in part}, expected, 1e-12 if dtype == torch.float64 else 2e-6)
 
 
 def test_muon_equalizes_singular_values():
-    params, centre = _problem(count=1)
+    params, center = _problem(count=1)
     for precision, tolerance in (("parameters", 1e-9), ("bfloat16", 0.05)):
         rule = Muon(1.0, weight_decay=0.0, precision=precision)
-        delta, _ = rule.update(WIRING, _gradient(params, centre), rule.init(WIRING, params), params)
+        delta, _ = rule.update(WIRING, _gradient(params, center), rule.init(WIRING, params), params)
         for i in range(3):
             values = torch.linalg.svdvals(delta[f"layers.{i}.weight"])
             rows, columns = delta[f"layers.{i}.weight"].shape[-2:]

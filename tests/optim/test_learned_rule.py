@@ -114,7 +114,7 @@ def trained_by_base_steps(kind):
 
 
 CASES = [(name, kind) for name in [*NAMES, "pyg"] for kind in ("mlp", "cnn")] + [
-    (name, "residual") for name in ("ng-gnn", "ng-t", "pyg", "scalegmn-b")
+    (name, "residual") for name in ("ng-gnn", "ng-t", "pyg", "gauge-gmn-b")
 ]
 
 
@@ -139,8 +139,8 @@ def scrambled(net, seed=3):
     return copied
 
 
-KEPT = {"scalegmn": True, "scalegmn-b": True, "ng-gnn": False, "ng-t": False}
-SCRAMBLED = [*product(KEPT, ("mlp", "cnn")), *product(("scalegmn", "scalegmn-b", "ng-gnn"), ("resnet",))]
+KEPT = {"gauge-gmn": True, "gauge-gmn-b": True, "ng-gnn": False, "ng-t": False}
+SCRAMBLED = [*product(KEPT, ("mlp", "cnn")), *product(("gauge-gmn", "gauge-gmn-b", "ng-gnn"), ("resnet",))]
 
 
 @pytest.mark.parametrize(("name", "kind"), SCRAMBLED)
@@ -162,7 +162,7 @@ def test_a_scrambled_copy_stays_the_same_function_under_what_keeps_scales_and_no
 
 def test_what_a_fresh_rule_proposes_fades_and_its_base_steps_do_not():
     net = mlp().double()
-    full, base = rule_of("scalegmn", net), rule_of("scalegmn", net)
+    full, base = rule_of("gauge-gmn", net), rule_of("gauge-gmn", net)
     with torch.no_grad():
         base.log_share.fill_(-math.inf)
     wiring, params = LearnedOptimizer(net, full).wiring, {name: p.detach() for name, p in net.named_parameters()}
@@ -188,9 +188,9 @@ def test_editing_and_optimizing_go_through_propose_delta(monkeypatch):
     for module in both:
         monkeypatch.setattr(module, "propose_delta", counted)
     net = mlp().double()
-    rule = rule_of("scalegmn", net)
+    rule = rule_of("gauge-gmn", net)
     train(net, rule, steps=3)
-    editor = editing.OneShotEditor(make_metanet("scalegmn", [NetworkSpec.siren((2, 4, 4, 1))]), "dilate")
+    editor = editing.OneShotEditor(make_metanet("gauge-gmn", [NetworkSpec.siren((2, 4, 4, 1))]), "dilate")
     editor.edit_params(initial_params(2, (2, 4, 4, 1)))
     assert calls == [rule.metanet] * 3 + [editor.metanet]
 
@@ -230,7 +230,7 @@ def test_estimators_reach_every_weight_of_the_metanetwork(name):
         assert sum(float(g.abs().max()) > 0 for g in gradient.values()) > 0.8 * len(gradient)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("scalegmn-b", "cnn"), ("ng-gnn", "residual"), ("nfn-np", "cnn")])
+@pytest.mark.parametrize(("name", "kind"), [("gauge-gmn-b", "cnn"), ("ng-gnn", "residual"), ("nfn-np", "cnn")])
 def test_stacks_of_modules_move_as_their_networks_do_with_shared_weights_and_with_their_own(name, kind):
     problem = ModuleOptimizee(digits(torch.float64), batch_size=4, make=NETWORKS[kind])
     rule = perturbed(make_rule(name, [problem.wiring.spec]), 0.05)
@@ -259,7 +259,7 @@ def test_a_rule_comes_back_from_its_folder(name, tmp_path):
 def test_the_rule_in_higher_is_the_rule_in_the_optimizer():
     from weightedit.metatrain.higher_unroll import ModuleRun, meta_gradient, unrolled
 
-    net, rule = mlp().double(), perturbed(rule_of("scalegmn-b", mlp()), 0.1)
+    net, rule = mlp().double(), perturbed(rule_of("gauge-gmn-b", mlp()), 0.1)
     batches = [(X[i : i + 16], Y[i : i + 16]) for i in range(0, 64, 16)]
 
     def loss(net, batch):
@@ -295,10 +295,10 @@ def test_a_rule_steps_networks_with_other_numbers_of_inputs_and_outputs(name):
 
 def test_what_is_refused():
     spec = spec_of(mlp())
-    with pytest.raises(SpecError, match="ScaleGMN with embedding 3 as a rule; expected one that edits"):
-        LearnedRule(make_metanet("scalegmn", [spec], embedding=3, probes=0))
+    with pytest.raises(SpecError, match="GaugeGMN with embedding 3 as a rule; expected one that edits"):
+        LearnedRule(make_metanet("gauge-gmn", [spec], embedding=3, probes=0))
     with pytest.raises(TypeMismatchError, match="LearnedRule: got channels of type"):
-        LearnedRule(make_metanet("scalegmn", [spec], probes=0, extra_types=((-1, True),)))
+        LearnedRule(make_metanet("gauge-gmn", [spec], probes=0, extra_types=((-1, True),)))
     with pytest.raises(SpecError, match="statistics as a rule; expected a metanetwork that edits"):
         make_rule("statistics", [spec])
     with pytest.raises(SpecError, match="not registered"):
@@ -308,11 +308,11 @@ def test_what_is_refused():
         LearnedRuleConfig(step_size=0.0)
     with pytest.raises(WeightEditError, match="at least one momentum, decays inside"):
         LearnedRuleConfig(clock=(0.0,))
-    net, rule = mlp(), make_rule("scalegmn", [spec])
+    net, rule = mlp(), make_rule("gauge-gmn", [spec])
     with pytest.raises(SpecError, match="LSTM"):
         LearnedOptimizer(nn.LSTM(3, 4), rule)
     wiring = replace(LearnedOptimizer(net, rule).wiring, spec=None)
-    with pytest.raises(SpecError, match="a network without a spec for a rule of ScaleGMN; expected one that is"):
+    with pytest.raises(SpecError, match="a network without a spec for a rule of GaugeGMN; expected one that is"):
         for p in net.parameters():
             p.grad = torch.ones_like(p)
         LearnedOptimizer(list(net.named_parameters()), rule, wiring=wiring).step()
@@ -322,7 +322,7 @@ def test_what_is_refused():
 def test_neither_the_unit_of_the_loss_nor_a_smaller_gradient_stops_a_rule(unit):
     """What a gradient warrants is linear, from a thousandth of the largest on; the metanetwork sees units as logs."""
     net, lengths = mlp().double(), []
-    optimizer = LearnedOptimizer(net, rule_of("scalegmn", net))
+    optimizer = LearnedOptimizer(net, rule_of("gauge-gmn", net))
     for size in (1.0, 1e-2):
         before = [p.detach().clone() for p in net.parameters()]
         optimizer.zero_grad()

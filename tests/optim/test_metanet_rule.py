@@ -17,7 +17,7 @@ from weightedit.network.spec import NetworkSpec
 from weightedit.network.wiring import NeuronSet, Wire, Wiring
 from weightedit.optim.gauge import neuron_scales
 from weightedit.optim.hand_designed import SGD, Adam
-from weightedit.optim.metanet_features import DEPTH, levelled, place
+from weightedit.optim.metanet_features import DEPTH, leveled, place
 from weightedit.optim.metanet_passes import Passes
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
@@ -25,7 +25,7 @@ from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.muon import COEFFICIENTS, Muon
 
 STEPS = 100
-LEVELLING = COEFFICIENTS[0] ** 5  # what five rounds of levelling do to an error in a small singular value
+LEVELING = COEFFICIENTS[0] ** 5  # what five rounds of leveling do to an error in a small singular value
 
 
 def random_rule(seed=0, **config):
@@ -72,7 +72,7 @@ def test_steps_do_not_grow_with_the_weights():
     wiring, rule = Wiring.of(spec), MetanetRule(MetanetRuleConfig(averaging=False)).double()
     larger = {name: p * (3 if name.endswith("weight") else 1) for name, p in params.items()}
     steps, wider = (rule.update(wiring, grads, rule.init(wiring, p), p)[0] for p in (params, larger))
-    assert_agree(wider, steps, LEVELLING)
+    assert_agree(wider, steps, LEVELING)
     sizes = [steps[f"layers.{i}.bias"].square().mean().sqrt() for i in range(5)]
     assert max(sizes) < 3 * min(sizes)
 
@@ -116,7 +116,7 @@ def test_deltas_transform_as_weights_in_any_module(net):
             delta, state = rule.update(wiring, potential, state, params)
             changed, other = rule.update(wiring, moved, other, copy)
             expected = acted(wiring, delta)
-            assert_agree(changed, {k: expected[k] for k in changed}, LEVELLING)
+            assert_agree(changed, {k: expected[k] for k in changed}, LEVELING)
 
 
 def inverse_transpose(wiring, params, grads):
@@ -139,10 +139,10 @@ def test_a_stack_is_its_networks_one_by_one_and_so_is_vmap():
             alone, last = rule(
                 wiring, *({k: v[i] for k, v in grads.items()}, one), {k: v[i] for k, v in params.items()}
             )
-            assert_agree({k: v[i] for k, v in delta.items()}, alone, LEVELLING)
+            assert_agree({k: v[i] for k, v in delta.items()}, alone, LEVELING)
             for k in delta:
                 assert_agree(after[k]["rows"][i], last[k]["rows"])
-    assert_agree(mapped, delta, LEVELLING)
+    assert_agree(mapped, delta, LEVELING)
 
 
 @pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet()], ids=["CNN", "ResNet"])
@@ -154,12 +154,12 @@ def test_pieces_of_rows_make_no_difference(net, monkeypatch):
         whole, state = rule(wiring, grads, rule.init(wiring, params), params)
         monkeypatch.setattr("weightedit.optim.metanet_step.PIECES", {"cpu": 50})
         parts, again = rule(wiring, grads, rule.init(wiring, params), params)
-    assert_agree(parts, whole, LEVELLING)
+    assert_agree(parts, whole, LEVELING)
     for k in params:
         assert_agree(again[k]["columns"], state[k]["columns"])
 
 
-@pytest.mark.parametrize("options", [{}, {"mixing": False}, {"symmetry": "permutation", "levelling": 0}])
+@pytest.mark.parametrize("options", [{}, {"mixing": False}, {"symmetry": "permutation", "leveling": 0}])
 @pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet()], ids=["CNN", "ResNet"])
 def test_unit_by_unit_as_for_a_compiler_is_the_same(net, options, monkeypatch):
     wiring, rule, source = wiring_of(net.double()), random_rule(**options), generator(2)
@@ -170,18 +170,18 @@ def test_unit_by_unit_as_for_a_compiler_is_the_same(net, options, monkeypatch):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         monkeypatch.setattr("weightedit.optim.metanet_step.FROM", 1)
         unitwise, _ = rule(wiring, grads, rule.init(wiring, params), params)
-    assert_agree(unitwise, plain, LEVELLING)
+    assert_agree(unitwise, plain, LEVELING)
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {},
-        {"levelling": 5, "loss": True},
+        {"leveling": 5, "loss": True},
         {"mixing": False, "momenta": (0.5, 0.8, 0.95)},
-        {"symmetry": "permutation", "levelling": 0, "averaging": False, "memory": 0.0},
+        {"symmetry": "permutation", "leveling": 0, "averaging": False, "memory": 0.0},
     ],
-    ids=["default", "levelling", "mixing", "permutation"],
+    ids=["default", "leveling", "mixing", "permutation"],
 )
 @pytest.mark.parametrize("name", ["CNN", "ResNet", "sine", "relu"])
 def test_large_tensors_pass_by_pass_are_the_same(name, options, monkeypatch):
@@ -202,45 +202,45 @@ def test_large_tensors_pass_by_pass_are_the_same(name, options, monkeypatch):
             grads = {k: torch.randn(p.shape, generator=source, dtype=p.dtype) for k, p in params.items()}
             plain, state = rule(wiring, grads, state, params, loss=loss)
             passed, other = rule.step(wiring, (grads, other, params), loss, passes)
-            assert_agree(passed, plain, LEVELLING)
-            assert_agree(other, state, LEVELLING)
+            assert_agree(passed, plain, LEVELING)
+            assert_agree(other, state, LEVELING)
             params = apply_delta(params, plain)
     assert len(seen) == 3 * sum(15 <= p.numel() > len(p) > 1 for p in params.values()) > 0
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
-def test_levelled_matrices_are_those_of_muon(shape):
+def test_leveled_matrices_are_those_of_muon(shape):
     x = torch.randn(2, *shape, generator=generator(), dtype=torch.float64)
     expected = Muon(precision="parameters")._orthogonal(x) * max(shape) ** 0.5
-    assert_agree(levelled([x])[0], expected, LEVELLING)
-    assert_agree(levelled([x, x[0].mT, x[:1]])[1], expected[0].mT, LEVELLING)
-    assert not levelled([torch.zeros(shape)])[0].any()
+    assert_agree(leveled([x])[0], expected, LEVELING)
+    assert_agree(leveled([x, x[0].mT, x[:1]])[1], expected[0].mT, LEVELING)
+    assert not leveled([torch.zeros(shape)])[0].any()
 
 
 @pytest.mark.parametrize("shape", [(300, 320), (320, 300)])
-def test_matrices_of_every_size_are_levelled(shape, monkeypatch):
+def test_matrices_of_every_size_are_leveled(shape, monkeypatch):
     """In bfloat16, as on a GPU: along what float64 says, singular values in the band that the iteration leads to."""
     x = torch.randn(2, *shape, generator=generator(), dtype=torch.float64)
-    (exact,) = levelled([x])
+    (exact,) = leveled([x])
     monkeypatch.setattr("weightedit.optim.metanet_features._is_coarse", lambda _: True)
-    (coarse,) = levelled([x.float()])
+    (coarse,) = leveled([x.float()])
     assert coarse.dtype == torch.float32
     along = (exact * coarse).sum() / exact.norm() / coarse.norm()
-    assert along > 1 - LEVELLING**0.5 * torch.finfo(torch.bfloat16).eps
+    assert along > 1 - LEVELING**0.5 * torch.finfo(torch.bfloat16).eps
     assert coarse.square().mean().sqrt() == pytest.approx(1, abs=0.3)
 
 
-def test_by_default_no_matrix_is_too_large_to_be_levelled():
+def test_by_default_no_matrix_is_too_large_to_be_leveled():
     """Beside a rule that levels up to the smaller side, and one that stops below it."""
     spec = NetworkSpec.mlp((260, 258, 3), ("relu",))
     wiring, params, grads = Wiring.of(spec), random_params(spec), random_params(spec, seed=1)
     found = []
-    for levelling in (None, 258, 257):
-        rule = MetanetRule(MetanetRuleConfig(levelling=levelling)).double()
+    for leveling in (None, 258, 257):
+        rule = MetanetRule(MetanetRuleConfig(leveling=leveling)).double()
         with torch.no_grad():
             found.append(rule.update(wiring, grads, rule.init(wiring, params), params)[0]["layers.0.weight"])
     assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], rtol=0.01)
-    assert MetanetRuleConfig().levelling is None
+    assert MetanetRuleConfig().leveling is None
 
 
 def test_averaging_is_schedule_free():
@@ -260,7 +260,7 @@ def test_averaging_is_schedule_free():
             z = {k: z[k] + step[k] for k in z}
             x = {k: (1 - fresh) * x[k] + fresh * z[k] for k in z}
             y = apply_delta(y, delta)
-            assert_agree(y, {k: beta * x[k] + (1 - beta) * z[k] for k in y}, LEVELLING)
+            assert_agree(y, {k: beta * x[k] + (1 - beta) * z[k] for k in y}, LEVELING)
 
 
 def paced(column, size, losses):
@@ -387,7 +387,7 @@ def test_every_network_may_have_rule_weights_of_its_own():
     for i, rule in enumerate(rules):
         one = {k: {key: x[i] for key, x in values.items()} for k, values in state.items()}
         alone, _ = rule(wiring, {k: v[i] for k, v in grads.items()}, one, {k: v[i] for k, v in params.items()})
-        assert_agree({k: v[i] for k, v in found.items()}, alone, LEVELLING)
+        assert_agree({k: v[i] for k, v in found.items()}, alone, LEVELING)
 
 
 def test_the_meta_gradient_is_finite_at_zero_gradients_and_right_elsewhere():
@@ -486,8 +486,8 @@ def test_saved_and_loaded(tmp_path):
         ({"symmetry": "all"}, "expected a symmetry"),
         ({"hidden": 0}, "whole width"),
         ({"second": 1.0}, "inside"),
-        ({"levelling": -1}, "expected levelling"),
-        ({"levelling": 0.5}, "expected levelling"),
+        ({"leveling": -1}, "expected leveling"),
+        ({"leveling": 0.5}, "expected leveling"),
         ({"memory": 1.0}, "a memory in"),
     ],
 )

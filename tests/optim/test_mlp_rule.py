@@ -28,8 +28,8 @@ def _problem(count=3):
     return random_params(SPEC, count=count), random_params(SPEC, count=count, seed=1)
 
 
-def _train(rule, params, centre, steps=3):
-    return train(rule, WIRING, params, lambda now: {k: 2 * (p - centre[k]) for k, p in now.items()}, steps)
+def _train(rule, params, center, steps=3):
+    return train(rule, WIRING, params, lambda now: {k: 2 * (p - center[k]) for k, p in now.items()}, steps)
 
 
 def _close(got, expected, tolerance=1e-11):
@@ -85,7 +85,7 @@ def _twin(rule, kind, grads, weight):
     correction = out[..., 0] * ((1e-3 * out[..., 1]).exp() if out.shape[-1] == 2 else 1)
     t, beta = len(grads), config.momenta[0]
     adam = momenta[0] / (1 - beta**t) / (v / (1 - config.second**t)).sqrt()
-    if config.output == "normalised" and kind == "weight":
+    if config.output == "normalized" and kind == "weight":
         direction = adam / (adam**2).mean().sqrt() + config.correction * correction
         direction = direction / (direction**2).mean().sqrt()
     else:
@@ -116,11 +116,11 @@ def test_agrees_with_a_slow_twin(config, monkeypatch):
 
 @over_configs
 def test_a_stack_is_its_networks_and_vmap(config):
-    rule, (params, centre) = _rule(config), _problem()
-    together, state = _train(rule, params, centre)
-    _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, centre), together)
+    rule, (params, center) = _rule(config), _problem()
+    together, state = _train(rule, params, center)
+    _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, center), together)
     for i in range(3):
-        alone, own = _train(rule, *({k: p[i] for k, p in q.items()} for q in (params, centre)))
+        alone, own = _train(rule, *({k: p[i] for k, p in q.items()} for q in (params, center)))
         _close({k: p[i] for k, p in together.items()}, alone)
         for name in own:
             _close({k: t[i] for k, t in state[name].items()}, own[name])
@@ -129,27 +129,27 @@ def test_a_stack_is_its_networks_and_vmap(config):
 @over_configs
 def test_what_is_compiled_is_the_same(config, monkeypatch):
     """The code that a compiler is given, both for large tensors and for small ones, run without one."""
-    rule, (params, centre) = _rule(config), _problem()
-    expected = _train(rule, params, centre)[0]
+    rule, (params, center) = _rule(config), _problem()
+    expected = _train(rule, params, center)[0]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     for fused_from in (1, 10**9):
         monkeypatch.setattr(mlp_rule, "FROM", fused_from)
         monkeypatch.setattr(mlp_rule, "_UNITWISE_TO", 10**9)
-        _close(_train(rule, params, centre)[0], expected)
-        _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, centre), expected)
+        _close(_train(rule, params, center)[0], expected)
+        _close(vmap(lambda p, c: _train(rule, p, c)[0])(params, center), expected)
 
 
 @over_configs
 def test_large_tensors_pass_by_pass_are_the_same(config, monkeypatch):
     """What is compiled once for all shapes, run without a compiler: deltas and all state, over three steps."""
-    rule, params, centre, seen = _rule(config), random_params(SPEC), random_params(SPEC, seed=1), []
+    rule, params, center, seen = _rule(config), random_params(SPEC), random_params(SPEC, seed=1), []
     monkeypatch.setattr("weightedit.optim.unitwise._ALONE", 15)
     monkeypatch.setattr("weightedit.optim.mlp_rule._LINE", 12)
     passes = mlp_rule._Passes(rule._gather, rule._energies, lambda *given: seen.append(given) or rule._combined(*given))
     state = other = rule.init(WIRING, params)
     with torch.no_grad():
         for step in range(3):
-            grads = {k: p - centre[k] for k, p in params.items()}
+            grads = {k: p - center[k] for k, p in params.items()}
             delta, state = rule(WIRING, grads, state, params)
             passed, other = rule.step(WIRING, (grads, other, params), None, passes)
             assert len(seen) == 3 * (step + 1)  # one tensor in two pieces
@@ -163,9 +163,9 @@ def test_large_tensors_pass_by_pass_are_the_same(config, monkeypatch):
 @over_configs
 def test_compiled(config):
     """By torch.compile, which takes half a minute and a C++ compiler; no gradients of the rule."""
-    rule, (params, centre) = MLPRule(config), _problem()
-    params, centre = ({k: p.float() for k, p in tensors.items()} for tensors in (params, centre))
-    grads, state = {k: p - centre[k] for k, p in params.items()}, rule.init(WIRING, params)
+    rule, (params, center) = MLPRule(config), _problem()
+    params, center = ({k: p.float() for k, p in tensors.items()} for tensors in (params, center))
+    grads, state = {k: p - center[k] for k, p in params.items()}, rule.init(WIRING, params)
     with torch.no_grad():
         expected, got = (step(WIRING, grads, state, params)[0] for step in (rule, torch.compile(rule, dynamic=False)))
     _close(got, expected, 1e-4)
@@ -173,11 +173,11 @@ def test_compiled(config):
 
 @over_configs
 def test_one_set_of_weights_per_network(config):
-    rules, (params, centre) = [_rule(config, seed) for seed in range(3)], _problem()
+    rules, (params, center) = [_rule(config, seed) for seed in range(3)], _problem()
     weights = {
         k: torch.stack([dict(rule.named_parameters())[k] for rule in rules]) for k in dict(rules[0].named_parameters())
     }
-    grads = {k: p - centre[k] for k, p in params.items()}
+    grads = {k: p - center[k] for k, p in params.items()}
     state = rules[0].init(WIRING, params)
 
     def step(w, g, s, p):
@@ -192,9 +192,9 @@ def test_one_set_of_weights_per_network(config):
 
 @over_configs
 def test_pure_and_deterministic(config):
-    rule, (params, centre) = _rule(config), _problem()
-    params, state = _train(rule, params, centre, 1)
-    inputs = [params, {k: p - centre[k] for k, p in params.items()}, *state.values()]
+    rule, (params, center) = _rule(config), _problem()
+    params, state = _train(rule, params, center, 1)
+    inputs = [params, {k: p - center[k] for k, p in params.items()}, *state.values()]
     copies = [{k: t.clone() for k, t in tensors.items()} for tensors in inputs]
     one, other = (rule.update(WIRING, inputs[1], state, params)[0] for _ in range(2))
     assert all(torch.equal(one[k], other[k]) for k in one)
@@ -206,11 +206,11 @@ def test_pure_and_deterministic(config):
 @over_configs
 def test_equivariant_to_permutations(config):
     rule, params = _rule(config), random_params(SPEC)
-    centre = random_params(SPEC, seed=1)
+    center = random_params(SPEC, seed=1)
     for seed in range(3):
         element = random_element(SPEC, generator(seed), symmetry="permutation")
-        moved = [act(element, SPEC, p) for p in (params, centre)]
-        ends = [_train(rule, *start)[0] for start in ((params, centre), moved)]
+        moved = [act(element, SPEC, p) for p in (params, center)]
+        ends = [_train(rule, *start)[0] for start in ((params, center), moved)]
         _close(ends[1], act(element, SPEC, ends[0]), 1e-10)
 
 
@@ -238,15 +238,15 @@ def test_starts_as_a_working_optimizer(config, seed):
 @over_configs
 def test_meta_gradient_through_five_steps(config):
     """Against finite differences, along random directions of the rule's weights and of the first parameters."""
-    rule, (params, centre) = _rule(config), _problem(count=2)
+    rule, (params, center) = _rule(config), _problem(count=2)
     weights = {k: w.detach() for k, w in rule.named_parameters()}
 
     def loss(w, p):
         state, total = rule.init(WIRING, p), 0.0
         for _ in range(5):
-            delta, state = functional_call(rule, w, (WIRING, {k: 2 * (x - centre[k]) for k, x in p.items()}, state, p))
+            delta, state = functional_call(rule, w, (WIRING, {k: 2 * (x - center[k]) for k, x in p.items()}, state, p))
             p = apply_delta(p, delta)
-            total = total + sum((x - centre[k]).square().sum() for k, x in p.items())
+            total = total + sum((x - center[k]).square().sum() for k, x in p.items())
         return total
 
     found = torch.func.grad(loss, argnums=(0, 1))(weights, params)
@@ -285,11 +285,11 @@ def test_half_precision_has_float32_state():
 
 @over_configs
 def test_saved_and_loaded(config, tmp_path):
-    rule, (params, centre) = MLPRule(config, generator(3)), _problem()
+    rule, (params, center) = MLPRule(config, generator(3)), _problem()
     rule.save_pretrained(tmp_path / "rule", "A card.", {"steps": 3})
     again = MLPRule.from_pretrained(tmp_path / "rule")
     assert again.config == config and not again.training
-    one, other = (_train(r, params, centre)[0] for r in (rule, again))
+    one, other = (_train(r, params, center)[0] for r in (rule, again))
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 

@@ -993,7 +993,7 @@ def test_a_rule_says_how_it_is_compiled(name, monkeypatch):
         name, ["update", "hidden", "_gather", "move", "move_on"]
     )
     train(other, LearnedOptimizer(other, rule), 4)
-    # Rounding of float32, which levelling amplifies; in float64 they agree to 1e-11 (test_metanet_rule.py).
+    # Rounding of float32, which leveling amplifies; in float64 they agree to 1e-11 (test_metanet_rule.py).
     assert_same(net, other, rtol=1e-4, atol=1e-6)
     before = [p.detach().clone() for p in net.parameters()]
     net[0].weight.grad[1, 1] = torch.inf

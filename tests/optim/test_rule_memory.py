@@ -37,7 +37,7 @@ def test_a_step_holds_what_was_told(name):
     assert 0.8 * alive.most < told < 1.5 * alive.most
 
 
-@pytest.mark.parametrize("name", ["scalegmn-b", "ng-gnn"])
+@pytest.mark.parametrize("name", ["gauge-gmn-b", "ng-gnn"])
 def test_so_does_a_step_of_a_network_that_is_no_chain(name):
     net, params = trained(RESIDUAL["small"], dtype=torch.float32)
     spec = GraphSpec.from_module(net)
@@ -54,7 +54,7 @@ def test_what_is_much_is_said_and_what_is_more_than_there_is_refused(caplog, mon
     """10 million parameters: nothing of that size is made but the parameters themselves, which are expanded zeros."""
     spec = NetworkSpec.mlp((5, 3000, 3000, 3), "relu")
     params = {name: torch.zeros(()).expand(shape) for name, shape in spec.param_shapes().items()}
-    rule, wiring = make_rule("scalegmn", [spec]), Wiring.of(spec)
+    rule, wiring = make_rule("gauge-gmn", [spec]), Wiring.of(spec)
     monkeypatch.setattr(memory, "memory_there", lambda _: 2**50)
     with caplog.at_level(logging.WARNING):
         tell_memory(rule, "it", wiring, params)

@@ -5,7 +5,7 @@ import torch
 
 from tests.modules import CNN, GPT, ResNet, ViT
 from tests.networks import SPECS, generator, random_params
-from tests.optim.test_metanet_rule import LEVELLING, random_rule
+from tests.optim.test_metanet_rule import LEVELING, random_rule
 from tests.per_tensor_twin import twin_step
 from tests.rounding import assert_agree
 from weightedit.delta import apply_delta
@@ -38,14 +38,14 @@ def random_like(params, source):
     [
         {},
         {"mixing": False, "momenta": (0.5, 0.8, 0.95)},
-        {"levelling": 5, "loss": True},
+        {"leveling": 5, "loss": True},
         {"symmetry": "permutation", "averaging": False, "memory": 0.0},
     ],
     ids=["default", "momenta", "loss", "permutation"],
 )
 @pytest.mark.parametrize("name", [*NETS, "relu", "sine", "mixed"])
 def test_agrees_with_one_tensor_after_another(name, options):
-    """Deltas and all of the state over three steps, to rounding as levelling and the roots amplify it."""
+    """Deltas and all of the state over three steps, to rounding as leveling and the roots amplify it."""
     (wiring, params), rule, source = network(name), random_rule(**options), generator(2)
     state = other = rule.init(wiring, params)
     with torch.no_grad():
@@ -53,12 +53,12 @@ def test_agrees_with_one_tensor_after_another(name, options):
             grads, loss = random_like(params, source), None if loss is None else torch.tensor(loss).double()
             expected, other = twin_step(rule, wiring, grads, other, params, loss)
             delta, state = rule(wiring, grads, state, params, loss=loss)
-            assert_agree(delta, expected, LEVELLING)
+            assert_agree(delta, expected, LEVELING)
             for k in params:
                 assert_agree(
                     {x: t.double() for x, t in state[k].items()},
                     {x: t.double() for x, t in other[k].items()},
-                    LEVELLING,
+                    LEVELING,
                 )
             params = apply_delta(params, expected)
 

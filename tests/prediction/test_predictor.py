@@ -12,7 +12,7 @@ from weightedit.inr.convention import Convention, convert
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.registry import make_metanet
-from weightedit.network.reparametrization import reparametrised
+from weightedit.network.reparametrization import reparametrized
 from weightedit.network.spec import NetworkSpec
 from weightedit.prediction import WeightSpacePredictor
 
@@ -21,7 +21,7 @@ NFN = Convention(coordinates="ij", low=-1.0, offset=0.0)
 
 
 def _predictor(convention=None, **options):
-    metanet = make_metanet("scalegmn", [SPEC], layers=1, node_width=8, edge_width=4, probes=3, embedding=6)
+    metanet = make_metanet("gauge-gmn", [SPEC], layers=1, node_width=8, edge_width=4, probes=3, embedding=6)
     return WeightSpacePredictor(metanet, 4, hidden=8, convention=convention, **options).eval()
 
 
@@ -49,7 +49,7 @@ def _told_apart(name, kind, **options):
     metanet = perturbed(make_metanet(name, [spec], embedding=6, **options), 0.2)
     predictor = WeightSpacePredictor(metanet, 3, hidden=8).double().eval()
     params = random_params(spec, count=4)
-    moved = reparametrised(spec, params, kind, generator(2))
+    moved = reparametrized(spec, params, kind, generator(2))
     assert all(relative(moved[f"layers.{i}.weight"], params[f"layers.{i}.weight"]) > 0.1 for i in range(spec.depth))
     found, again = predictor.predict(spec, params), predictor.predict(spec, moved)
     assert float(found.std(0).min()) > 1e-3 * float(found.abs().max()), "it does tell networks apart"
@@ -57,7 +57,7 @@ def _told_apart(name, kind, **options):
 
 
 @pytest.mark.parametrize("kind", SAME_FUNCTION)
-@pytest.mark.parametrize("name", ["scalegmn", "scalegmn-b", "monomial"])
+@pytest.mark.parametrize("name", ["gauge-gmn", "gauge-gmn-b", "monomial"])
 def test_predictors_that_know_a_symmetry_lose_nothing_under_it(name, kind):
     assert _told_apart(name, kind) < 1e-9
 

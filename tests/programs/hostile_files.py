@@ -67,7 +67,7 @@ def packed(folder: Path) -> Callable[[], object]:
 
 def editors(folder: Path) -> dict[str, Callable[[], object]]:
     """Editors whose configs were changed by hand."""
-    metanet = make_metanet("scalegmn", [NetworkSpec.siren((2, 4, 1))], layers=1, probes=0, node_width=4, edge_width=4)
+    metanet = make_metanet("gauge-gmn", [NetworkSpec.siren((2, 4, 1))], layers=1, probes=0, node_width=4, edge_width=4)
     found: dict[str, Callable[[], object]] = {}
     for change in ({"layers": 10**9}, {"layers": 10**6}, {"node_width": 10**6}, {"channels": 10**6}, {"levels": 10**6}):
         place = folder / "-".join(map(str, next(iter(change.items()))))

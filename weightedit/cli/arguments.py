@@ -186,12 +186,12 @@ INR, the image that was wanted, and how the weights changed. The table gives mea
     parser.add_argument("--operation", metavar="NAME", help="of an editor that knows several (default: its first)")
     parser.add_argument("-o", "--output", metavar="PNG", default="demo.png", help="the sheet (default: demo.png)")
     parser.add_argument("--count", type=count_argument, default=8, help="how many digits (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the SIRENs' initialisations (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the SIRENs' initializations (default: 0)")
 
 
 def _add_fit(commands) -> None:
     text = f"""\
-Every image becomes one SIREN, all from independent random initialisations. IMAGES are picture files of
+Every image becomes one SIREN, all from independent random initializations. IMAGES are picture files of
 one size (or any size, with --size), or one data set: a folder, a parquet file, or a name on the Hugging
 Face hub, with --split and --limit. An image that misses the target PSNR is named and left out.
 
@@ -206,10 +206,10 @@ Face hub, with --split and --limit. An image that misses the target PSNR is name
     parser.add_argument("--size", type=size_argument, metavar="PIXELS", help="resize first: 28, or height x width")
     columns = "names of the image column, and of the label column, of a data set where they are in doubt"
     parser.add_argument("--columns", nargs="+", metavar="NAME", help=columns)
-    parser.add_argument("--channels", type=int, choices=(1, 3), help="convert first: 1 is grey, 3 is RGB")
+    parser.add_argument("--channels", type=int, choices=(1, 3), help="convert first: 1 is gray, 3 is RGB")
     hidden = "widths of the hidden layers (default: by size: 32 32 up to 40 pixels, 64 64 64 at 64, 128 128 128 at 256)"
     parser.add_argument("--hidden", type=count_argument, nargs="+", metavar="N", help=hidden)
-    init = "named initialisation (default: siren); dwsnets rarely passes 30 dB"
+    init = "named initialization (default: siren); dwsnets rarely passes 30 dB"
     parser.add_argument("--init", choices=("siren", "dwsnets"), default="siren", help=init)
     method = "fast solves the last layer at every step, adam is what published INRs were fitted by (default: fast)"
     parser.add_argument("--method", choices=("fast", "adam"), default="fast", help=method)
@@ -219,7 +219,7 @@ Face hub, with --split and --limit. An image that misses the target PSNR is name
     parser.add_argument("--target-psnr", type=float, metavar="DB", help=target)
     most = "give up after so many (default: fast 200, adam 1000)"
     parser.add_argument("--max-steps", type=count_argument, metavar="N", help=most)
-    parser.add_argument("--seed", type=int, default=0, help="of the initialisations (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the initializations (default: 0)")
     parser.add_argument("--keep-missed", action="store_true", help="keep images that missed the target, too")
     add_convention(parser, "Of the INRs that are made (default: dwsnets).")
 
@@ -304,7 +304,7 @@ Four questions about YOUR networks, each answered "ok" or "FAILED" with the figu
   round trip     is every weight read, put on the neural graph, and given back, bit for bit?
   identity edit  does changing nothing change nothing, and is the canonical form the same picture?
   equivariance   does the metanetwork respect your network's symmetry (permuted neurons, flipped signs,
-                 shifted phases)? Without --editor a freshly made ScaleGMN is asked.
+                 shifted phases)? Without --editor a freshly made GaugeGMN is asked.
   reading        is the convention the one it was fitted under? With --image the picture decides, and the
                  convention that fits it is named; without, "unsure" where the rendering may be a picture,
                  FAILED where it cannot. INRs of sounds and volumes are checked like those of pictures.

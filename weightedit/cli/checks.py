@@ -27,8 +27,8 @@ from weightedit.graph.ragged import from_pyg, to_pyg
 from weightedit.inr.convention import convert
 from weightedit.inr.siren import raw_outputs
 from weightedit.inr.stack import INRStack
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.metanet.registry import describe_metanet
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 from weightedit.network.features import features_from_params, params_from_features
 from weightedit.network.spec import SYMMETRIES, Params
 from weightedit.network.symmetry import act
@@ -88,13 +88,13 @@ def check_identity_edit(stack: INRStack) -> Check:
 
 
 def check_equivariance(stack: INRStack, editor: Editor | None = None) -> Check:
-    """The relative equivariance error of the editor (None: of a fresh scalegmn), its worst tensor, in float64."""
+    """The relative equivariance error of the editor (None: of a fresh gauge-gmn), its worst tensor, in float64."""
     spec, params = stack.spec, _double(stack.params)
     if editor is not None and not isinstance(editor, OneShotEditor):
         return _check_whole(stack.with_params(params), editor)
     if editor is None:
-        config = ScaleGMNConfig(inputs=spec.widths[0], outputs=spec.widths[-1], node_width=16, edge_width=8, layers=2)
-        subject, judged = "a fresh scalegmn", OneShotEditor(ScaleGMN(config), "identity", stack.convention)
+        config = GaugeGMNConfig(inputs=spec.widths[0], outputs=spec.widths[-1], node_width=16, edge_width=8, layers=2)
+        subject, judged = "a fresh gauge-gmn", OneShotEditor(GaugeGMN(config), "identity", stack.convention)
     else:
         name, subject = describe_metanet(editor.metanet)[0], "the editor"
         subject, judged = f"{subject} ({name}, {editor.operation})", editor

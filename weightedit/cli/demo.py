@@ -49,9 +49,9 @@ class Demo:
 def digit_images(count: int) -> tuple[Tensor, Tensor]:
     """Handwritten digits of scikit-learn (Optical Recognition of Handwritten Digits, UCI), brought near to MNIST's.
 
-    They are 8 x 8 pixels of 17 grey values. Each is enlarged to 20 x 20 (bicubic), its contrast raised until the
+    They are 8 x 8 pixels of 17 gray values. Each is enlarged to 20 x 20 (bicubic), its contrast raised until the
     enlarged strokes are about as thin and as sharp as MNIST's (values up to 0.45 become black, from 0.8 white, linear
-    between), set into 28 x 28 with its centre of mass in the middle as MNIST's are, and rounded to 8 bits.
+    between), set into 28 x 28 with its center of mass in the middle as MNIST's are, and rounded to 8 bits.
 
     Args:
         count: how many, 1 to 1797.
@@ -73,12 +73,12 @@ def digit_images(count: int) -> tuple[Tensor, Tensor]:
     sharp = ((large - _BLACK) / (_WHITE - _BLACK)).clamp(0.0, 1.0)
     edge = (_SIZE - _INNER) // 2
     padded = functional.pad(sharp, (edge,) * 4)
-    centred = torch.stack([_centred(image, edge) for image in padded])
-    return (centred * 255.0).round() / 255.0, labels[:count]
+    centered = torch.stack([_centered(image, edge) for image in padded])
+    return (centered * 255.0).round() / 255.0, labels[:count]
 
 
-def _centred(image: Tensor, most: int) -> Tensor:
-    """The image [1, H, W] moved by whole pixels, `most` at most, so that its centre of mass is in the middle."""
+def _centered(image: Tensor, most: int) -> Tensor:
+    """The image [1, H, W] moved by whole pixels, `most` at most, so that its center of mass is in the middle."""
     shifts = []
     for axis in (1, 2):
         mass = image.sum(3 - axis).squeeze(0)
@@ -101,7 +101,7 @@ def run_demo(
         editor: for one-channel INRs; its operation is looked up by name for the targets.
         count: how many digits.
         name: which of the editor's operations; None is its first.
-        seed: of the initialisations.
+        seed: of the initializations.
         progress: show tqdm bars.
 
     Raises:

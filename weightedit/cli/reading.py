@@ -27,7 +27,7 @@ CONTRAST = (
     0.05  # standard deviation over the pixels: 0.22 to 0.33 where read right, below 0.04 with a frequency too low
 )
 INSIDE = 0.5  # share of values in [-0.25, 1.25]: 1, against 0.13 to 0.8 without an offset of 0.5
-ROUGHNESS = 0.7  # squared difference of neighbours over twice the variance: 0.12 to 0.22; noise 1, omega doubled 0.99
+ROUGHNESS = 0.7  # squared difference of neighbors over twice the variance: 0.12 to 0.22; noise 1, omega doubled 0.99
 _LEAST_SIDE = 16  # pixels, from which on these mean something
 _POINTS = 2048
 

@@ -1,7 +1,7 @@
 """Training many small CNNs at once, each by its own recipe: what a CNN zoo is made of.
 
 After Unterthiner et al. 2020, "Predicting Neural Network Accuracy from Weights", scaled down: learning rate, weight
-decay, dropout, initialisation, optimizer and fraction of the training data are drawn at random for every network; there
+decay, dropout, initialization, optimizer and fraction of the training data are drawn at random for every network; there
 are fewer steps, so that SGD's learning rates are drawn ten times as large as theirs. All networks of a stack take one
 step together: one grouped convolution per layer (convolution.py), the update rules of all optimizers in one formula.
 Everything is a function of the generator.
@@ -23,7 +23,7 @@ from weightedit.network.convolution import convolve, pooled
 from weightedit.network.spec import NetworkSpec, Params
 
 OPTIMIZERS = ("sgd", "adam", "rmsprop")
-INITIALISATIONS = ("glorot_normal", "he_normal", "orthogonal", "normal", "truncated_normal")
+INITIALIZATIONS = ("glorot_normal", "he_normal", "orthogonal", "normal", "truncated_normal")
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)
 _BETAS = {"sgd": (0.0, 0.0), "adam": (0.9, 0.999), "rmsprop": (0.0, 0.9)}
 _EVALUATIONS = 1600  # networks times images at once; more of them no longer fit a CPU's cache
@@ -37,9 +37,9 @@ class Recipes:
         learning_rate: float64 [N]; log-uniform in [5e-4, 5e-2], times 10 for SGD.
         l2: float64 [N]; weight of the sum of squared weights (not biases) in the loss, log-uniform in [1e-8, 1e-2].
         dropout: float64 [N]; rate after every convolution, uniform in [0, 0.7].
-        init_std: float64 [N]; of the normal initialisations, log-uniform in [1e-2, 0.5].
+        init_std: float64 [N]; of the normal initializations, log-uniform in [1e-2, 0.5].
         train_fraction: float64 [N]; of the training images, one of FRACTIONS.
-        w_init: N of INITIALISATIONS; biases start at zero.
+        w_init: N of INITIALIZATIONS; biases start at zero.
         optimizer: N of OPTIMIZERS.
     """
 
@@ -66,7 +66,7 @@ class Recipes:
 
 
 @dataclass(frozen=True)
-class CentredImages:
+class CenteredImages:
     """Images float32 [M, C, H, W] in [-1, 1] and their classes int64 [M]."""
 
     images: Tensor
@@ -108,13 +108,13 @@ def draw_recipes(count: int, generator: torch.Generator) -> Recipes:
     dropout = 0.7 * torch.rand(count, generator=generator, dtype=torch.float64)
     fraction = torch.tensor(FRACTIONS, dtype=torch.float64)
     fraction = fraction[torch.randint(len(FRACTIONS), (count,), generator=generator)]
-    w_init, optimizer = choices(INITIALISATIONS), choices(OPTIMIZERS)
+    w_init, optimizer = choices(INITIALIZATIONS), choices(OPTIMIZERS)
     rate = rate * torch.tensor([10.0 if name == "sgd" else 1.0 for name in optimizer], dtype=torch.float64)
     return Recipes(rate, l2, dropout, std, fraction, w_init, optimizer)
 
 
 def initial_cnns(spec: NetworkSpec, recipes: Recipes, generator: torch.Generator) -> Params:
-    """One network per recipe, [N, ...], initialised as it says (Keras's definitions)."""
+    """One network per recipe, [N, ...], initialized as it says (Keras's definitions)."""
     params: Params = {}
     for layer in spec.layers:
         window = math.prod(layer.weight_shape[2:])
@@ -145,8 +145,8 @@ def _initial(
 def fit_cnns(
     spec: NetworkSpec,
     recipes: Recipes,
-    train: CentredImages,
-    test: CentredImages,
+    train: CenteredImages,
+    test: CenteredImages,
     options: CNNFitOptions,
     generator: torch.Generator,
     *,
@@ -161,16 +161,16 @@ def fit_cnns(
         train: every network draws its batches from its own fraction of them.
         test: for test_accuracy and test_loss.
         options: see CNNFitOptions.
-        generator: of initialisations, batches and dropout (CPU).
+        generator: of initializations, batches and dropout (CPU).
         device: to train on.
         told: called with the number of every step that is done.
 
     Returns a zoo of up to N * checkpoints rows, networks numbered from 0.
     """
     params = {name: tensor.to(device) for name, tensor in initial_cnns(spec, recipes, generator).items()}
-    train, test = (CentredImages(d.images.to(device), d.labels.to(device)) for d in (train, test))
+    train, test = (CenteredImages(d.images.to(device), d.labels.to(device)) for d in (train, test))
     batches = _batches(recipes, len(train.labels), options.batch_size, generator)
-    seen = CentredImages(train.images[: options.test_on_train], train.labels[: options.test_on_train])
+    seen = CenteredImages(train.images[: options.test_on_train], train.labels[: options.test_on_train])
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in params.items()}
     found = []
     for step in range(options.checkpoints[-1] + 1):
@@ -266,7 +266,7 @@ def _per_network(values: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(spec: NetworkSpec, params: Params, data: CentredImages) -> tuple[Tensor, Tensor]:
+def measure(spec: NetworkSpec, params: Params, data: CenteredImages) -> tuple[Tensor, Tensor]:
     """Accuracy and mean cross-entropy of N networks on the images, float64 [N] each on the CPU."""
     right = loss = torch.zeros((), dtype=torch.float64, device=data.images.device)
     chunk = max(1, _EVALUATIONS // len(params[spec.layers[0].weight]))
@@ -281,7 +281,7 @@ def measure(spec: NetworkSpec, params: Params, data: CentredImages) -> tuple[Ten
 
 
 def _checkpoint(
-    spec: NetworkSpec, params: Params, recipes: Recipes, step: int, train: CentredImages, test: CentredImages
+    spec: NetworkSpec, params: Params, recipes: Recipes, step: int, train: CenteredImages, test: CenteredImages
 ) -> CNNZoo:
     kept = {name: tensor.detach().cpu() for name, tensor in params.items()}
     finite = torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in kept.values()]).all(0)

@@ -39,12 +39,12 @@ _FAMILIES = {  # the first whose names are all there, whatever stands before the
 }
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SPLITS = {"training": 0, "testing": 2}
-_NORMALISED = (
-    "Implicit-Zoo: if so, pass convention=Convention(offset=0.0) (weightedit.inr.convention), normalisation=(mean, "
-    "std), the values per channel that the images were normalised by"
+_NORMALIZED = (
+    "Implicit-Zoo: if so, pass convention=Convention(offset=0.0) (weightedit.inr.convention), normalization=(mean, "
+    "std), the values per channel that the images were normalized by"
 )
 _SUGGESTIONS = {
-    "implicit-zoo": _NORMALISED,
+    "implicit-zoo": _NORMALIZED,
     "dwsnets": "DWSNets: if so, pass convention=DWSNETS (weightedit.inr.convention)",
     "nfn": "NFN: if so, pass convention=NFN (weightedit.inr.convention)",
     "siren": "SIREN's authors: if so, pass convention=NFN (weightedit.inr.convention), which is theirs",
@@ -194,12 +194,12 @@ def join(
     paths: list[Path],
     convention: Convention,
     size: tuple[int, int],
-    normalisation: tuple[Sequence[float], Sequence[float]] | None,
+    normalization: tuple[Sequence[float], Sequence[float]] | None,
 ) -> INRStack:
     """The INRs of several foreign files as one stack; arguments as those of inr_files.load_inrs, one path per part.
 
     Raises:
-        FileFormatError: architectures that differ, or a normalisation of another number of channels.
+        FileFormatError: architectures that differ, or a normalization of another number of channels.
     """
     first = foreign[0].params
     for part, path in zip(foreign, paths, strict=True):
@@ -211,8 +211,8 @@ def join(
                 "load them apart."
             )
     params = {name: torch.cat([part.params[name] for part in foreign]) for name in first}
-    if normalisation is not None:
-        params = _absorb(params, *normalisation)
+    if normalization is not None:
+        params = _absorb(params, *normalization)
     counts = [len(part.params["layers.0.weight"]) for part in foreign]
     facts = {
         name: torch.tensor(
@@ -278,7 +278,7 @@ def _absorb(params: Params, mean: Sequence[float], std: Sequence[float]) -> Para
     weight, bias = params[f"layers.{last}.weight"], params[f"layers.{last}.bias"]
     if len(mean) != bias.shape[-1] or len(std) != bias.shape[-1]:
         raise FileFormatError(
-            f"normalisation has {len(mean)} means and {len(std)} deviations; expected {bias.shape[-1]}, one per "
+            f"normalization has {len(mean)} means and {len(std)} deviations; expected {bias.shape[-1]}, one per "
             "output: give one per channel."
         )
     scale = bias.new_tensor(list(std))

@@ -4,7 +4,7 @@ Data sets are read through Hugging Face `datasets` (a hub name, a folder or file
 single pictures through pillow. Local sources are streamed, so nothing is written to the cache of `datasets`. Not here:
 INRs of the images (inr_files.py, weight_sets.py) and what an edit does to an image (editing/operations.py).
 
-Pixels come out as the encoded bytes say; nothing is cropped, normalised or resized unless asked for. The orientation
+Pixels come out as the encoded bytes say; nothing is cropped, normalized or resized unless asked for. The orientation
 that a camera wrote into a picture's EXIF block is applied, as `datasets` does.
 """
 
@@ -102,7 +102,7 @@ def load_images(
         split: name of the split; None where the source has only one.
         limit: read the first `limit` images only, at least 1.
         size: (height, width) in pixels to resize to (bicubic); None keeps the size, which must then be common to all.
-        channels: 1 (grey) or 3 (RGB) to convert to, dropping transparency; None keeps what the pictures have.
+        channels: 1 (gray) or 3 (RGB) to convert to, dropping transparency; None keeps what the pictures have.
         columns: names of the image and label columns (None: no labels) where their feature types leave a doubt.
 
     Returns:
@@ -145,7 +145,7 @@ def load_picture(path: str | Path, *, size: tuple[int, int] | None = None, chann
     Args:
         path: of a file that pillow reads (png, jpg, ...).
         size: (height, width) in pixels to resize to (bicubic); None keeps its size.
-        channels: 1 (grey) or 3 (RGB) to convert to, dropping transparency; None keeps what the picture has.
+        channels: 1 (gray) or 3 (RGB) to convert to, dropping transparency; None keeps what the picture has.
 
     Returns:
         Float32 [C, H, W] in [0, 1].
@@ -171,7 +171,7 @@ def _check_options(size: tuple[int, int] | None, channels: int | None) -> None:
         check_capacity(5 * size[0] * size[1] * (channels or 1), what, "choose a smaller size")  # in bytes and in floats
     if channels is not None and channels not in _MODES:
         raise WeightEditError(
-            f"channels={channels!r}: expected 1 for grey or 3 for RGB, or None to keep what is there."
+            f"channels={channels!r}: expected 1 for gray or 3 for RGB, or None to keep what is there."
         )
 
 
@@ -324,7 +324,7 @@ def _with_channels(image: Image.Image, where: str, channels: int | None) -> Imag
         return image.convert("RGB")
     if image.mode not in ("L", "RGB"):
         raise FileFormatError(
-            f"{where} is a picture of pillow's mode {image.mode} (transparency or another colour space); expected grey "
+            f"{where} is a picture of pillow's mode {image.mode} (transparency or another color space); expected gray "
             "or RGB: pass channels=1 or channels=3 to convert it."
         )
     return image

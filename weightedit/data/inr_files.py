@@ -100,7 +100,7 @@ def load_inrs(
     convention: Convention | None = None,
     *,
     size: tuple[int, int] | None = None,
-    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     rename: Rename | None = None,
 ) -> INRStack:
     """INRs from a file, a list of files in the given order, or a folder (all INR files in it, in natural order).
@@ -109,7 +109,7 @@ def load_inrs(
         source: our .safetensors, or foreign .pth, .pt, .ckpt or .safetensors files; not mixed.
         convention: required for foreign files; for ours it may be left out, and is compared if it is given.
         size: (height, width) in pixels of the fitted images; required for foreign files likewise.
-        normalisation: (mean, std) per channel, where the INRs output (value - mean) / std, as Implicit-Zoo's do: the
+        normalization: (mean, std) per channel, where the INRs output (value - mean) / std, as Implicit-Zoo's do: the
             last layer is rescaled so that the output is the value itself, read under `convention`. Foreign files only.
         rename: which tensors are which layers, where their names leave it open: name without .weight and .bias (*
             matches anything) -> number from 0, None for what is no layer. Foreign files only.
@@ -136,7 +136,7 @@ def load_inrs(
             stack = INRStack.concatenate(ours)
         except ParamsError as error:
             raise FileFormatError(f"the {len(paths)} files of {source} (numbered from 0): {error}") from error
-        _compare(stack, convention, size, normalisation or rename, paths[0])
+        _compare(stack, convention, size, normalization or rename, paths[0])
         return stack
     if convention is None or size is None:
         missing = " and ".join(
@@ -146,7 +146,7 @@ def load_inrs(
             f"{paths[0]} states no {missing}, and none was given; its names are those of "
             f"{suggestion(foreign[0].family)}, and size=(height, width) of the fitted images."
         )
-    return join(foreign, paths, convention, size, normalisation)
+    return join(foreign, paths, convention, size, normalization)
 
 
 def _header(stack: INRStack) -> dict[str, str]:
@@ -275,6 +275,6 @@ def _compare(
         )
     if foreign_only:
         raise FileFormatError(
-            f"{path} is of weightedit, whose outputs are never normalised and whose names are known; expected no "
-            "normalisation or rename: leave them out."
+            f"{path} is of weightedit, whose outputs are never normalized and whose names are known; expected no "
+            "normalization or rename: leave them out."
         )

@@ -81,7 +81,7 @@ def fit_set(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> WeightSet:
-    """One SIREN or several per image, each from its own initialisation; those that missed the target are left out.
+    """One SIREN or several per image, each from its own initialization; those that missed the target are left out.
 
     Args:
         images: N of them.
@@ -89,7 +89,7 @@ def fit_set(
         hidden: hidden widths.
         repeats: INRs per image, which follow one another.
         options: None is FitOptions().
-        generator: where initialisations come from; None is PyTorch's global CPU generator.
+        generator: where initializations come from; None is PyTorch's global CPU generator.
         device: where to fit, and where weights and images then are.
     """
     rows = torch.arange(len(images)).repeat_interleave(repeats)

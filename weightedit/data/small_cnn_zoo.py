@@ -5,7 +5,7 @@
     folder/layout.csv        varname, start_idx, end_idx, shape: which columns are which variable
 
 Its networks, as its published training code says: three convolutions of 16 filters, 3x3, stride 2, without padding, on
-grey images in [-1, 1]; the activation; dropout; global average pooling; a dense layer of 10 outputs. TensorFlow keeps
+gray images in [-1, 1]; the activation; dropout; global average pooling; a dense layer of 10 outputs. TensorFlow keeps
 convolution kernels as (height, width, in, out) and dense ones as (in, out); they come out as torch has them. Nothing is
 evaluated or unpickled.
 """

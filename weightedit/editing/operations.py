@@ -6,7 +6,7 @@ the editor (weightedit.editing.editor). Everything takes and returns float image
 Protocols. Published targets are made from the 8-bit source image. `dilate` and `erode` only pick values (3x3 max and
 min filter, border ignored), so they are bit-equal to OpenCV on bytes and need no rounding. The `contrast` operations
 go through OpenCV in bytes: round(255 x), the operation, divide by 255. NFN stores its images in [-1, 1], but its
-target too is computed from the 8-bit image before that normalisation; map such images to [0, 1] first, and remember
+target too is computed from the 8-bit image before that normalization; map such images to [0, 1] first, and remember
 that an error on [-1, 1] is 4 times the mean squared error on [0, 1].
 """
 
@@ -273,7 +273,7 @@ def _rotate_by(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def moved(images: Tensor, matrix: Tensor) -> Tensor:
-    """Every pixel (x, y) of the result, about the centre, shows the source at matrix (x, y, 1); border repeated.
+    """Every pixel (x, y) of the result, about the center, shows the source at matrix (x, y, 1); border repeated.
 
     Places are found in float32 at least: half precision is too coarse to tell pixels apart.
     """
@@ -345,13 +345,11 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         known.name: known
         for known in (
             Operation("identity", "the image itself: what an editor must be able to learn first", _identity),
-            Operation(
-                "dilate", "maximum over the 3x3 neighbourhood inside the image, bit-equal to cv2.dilate", _dilate
-            ),
-            Operation("erode", "minimum over the 3x3 neighbourhood inside the image, bit-equal to cv2.erode", _erode),
+            Operation("dilate", "maximum over the 3x3 neighborhood inside the image, bit-equal to cv2.dilate", _dilate),
+            Operation("erode", "minimum over the 3x3 neighborhood inside the image, bit-equal to cv2.erode", _erode),
             Operation(
                 "contrast",
-                f"{_CLAHE} on L of LAB for RGB, on the grey channel itself for a grey image; bytes in between",
+                f"{_CLAHE} on L of LAB for RGB, on the gray channel itself for a gray image; bytes in between",
                 _contrast,
                 channels=(1, 3),
                 differentiable=False,
@@ -377,7 +375,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             ),
             Operation(
                 "rotate",
-                "15 degrees anticlockwise, bilinear, border pixels repeated; by degrees 15 s",
+                "15 degrees counterclockwise, bilinear, border pixels repeated; by degrees 15 s",
                 _rotate,
                 graded=_rotate_by,
             ),

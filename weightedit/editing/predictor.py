@@ -3,10 +3,10 @@
 A small convolutional network sees the rendering, which operation is wanted and how strongly. It is equivariant to every
 symmetry of the INR for free, since renderings are invariant; it knows no image size and no architecture. Three parts:
 
-* a warp, p -> expm(strength G) p in pixels about the centre, with one learned generator G per operation: shifts,
+* a warp, p -> expm(strength G) p in pixels about the center, with one learned generator G per operation: shifts,
   rotations and scalings are its one-parameter groups, and strength 0 is the identity exactly;
 * local 3x3 convolutions, modulated per channel by operation and strength (FiLM: Perez et al. 2018);
-* a coarse context, means over a grid of tiles, brought back bilinearly: what local histogram equalisation needs.
+* a coarse context, means over a grid of tiles, brought back bilinearly: what local histogram equalization needs.
 
 The prediction is warped + strength * change, so strength 0 leaves the picture as it was.
 """
@@ -140,7 +140,7 @@ def warp(images: Tensor, generators: Tensor) -> Tensor:
 
     Args:
         images: [N, C, H, W].
-        generators: [N, 2, 3]; pixel p of the result, (x, y, 1) about the centre, shows the source at expm(generator) p.
+        generators: [N, 2, 3]; pixel p of the result, (x, y, 1) about the center, shows the source at expm(generator) p.
     """
     # Half precision is too coarse for places, and torch's exponential in it is wrong on CPUs.
     wide = generators.to(torch.promote_types(generators.dtype, torch.float32))

@@ -1,7 +1,7 @@
 """Meta-training a refinement rule: K-FAC whose numbers a small network chooses, through all of its steps.
 
 An inner problem is one INR and some steps towards operation(its own rendering). The outer loss is the logarithm of the
-mean squared error against operation(source image) after the last step. Fits are SIRENs fresh from their initialisation
+mean squared error against operation(source image) after the last step. Fits are SIRENs fresh from their initialization
 on their way to the source image itself. Every batch comes from one set of INRs at one output width.
 """
 
@@ -50,7 +50,7 @@ class RuleProblems:
 
 
 class Fits:
-    """SIRENs as they are initialised, and the images that they are to become; the indices of a batch fix both."""
+    """SIRENs as they are initialized, and the images that they are to become; the indices of a batch fix both."""
 
     def __init__(self, like: INRStack, images: Tensor) -> None:
         self.like, self.images = like[:0], images

@@ -24,8 +24,8 @@ from weightedit.inr.fitting import fit_directly
 from weightedit.inr.siren import render_images
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.metanet.registry import config_options, describe_metanet, entry, make_metanet
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
 from weightedit.network.symmetry import randomly_moved
 from weightedit.training.examples import Examples
 from weightedit.training.loop import TrainOptions, TrainResult, train
@@ -36,7 +36,7 @@ def make_editor(
     stack: INRStack,
     *,
     name: str = "",
-    scalegmn: ScaleGMNConfig | None = None,
+    gauge_gmn: GaugeGMNConfig | None = None,
     options: Sequence[str] = (),
     around: EditorOptions | None = None,
 ) -> OneShotEditor:
@@ -45,20 +45,20 @@ def make_editor(
     Args:
         operation: what it is to learn, by name.
         stack: at least one INR.
-        name: of the metanetwork, see metanet.registry; "" for the ScaleGMN of `scalegmn`.
-        scalegmn: of that ScaleGMN; it also holds for the names scalegmn and scalegmn-b, except for the direction.
+        name: of the metanetwork, see metanet.registry; "" for the GaugeGMN of `gauge_gmn`.
+        gauge_gmn: of that GaugeGMN; it also holds for the names gauge-gmn and gauge-gmn-b, except for the direction.
         options: config fields of a metanetwork that is named, as layers=6.
         around: what surrounds the metanetwork; it reads one more channel per guide.
 
     Raises SpecError on an unknown name or option, or a metanetwork that does not edit.
     """
-    around, config = around or EditorOptions(), scalegmn or ScaleGMNConfig()
+    around, config = around or EditorOptions(), gauge_gmn or GaugeGMNConfig()
     extra = tuple((kind.scale, kind.odd) for kind in check_guides(around.guides))
     config = replace(config, extra_types=extra)
     if not name:
-        return OneShotEditor(ScaleGMN(config), operation, stack.convention, around)
+        return OneShotEditor(GaugeGMN(config), operation, stack.convention, around)
     fields: dict[str, Any] = {"seed": config.seed} | ({"extra_types": extra} if extra else {})
-    if entry(name).kind is ScaleGMN:
+    if entry(name).kind is GaugeGMN:
         fields = {k: v for k, v in asdict(config).items() if k not in ("inputs", "outputs", "bidirectional")}
     metanet = make_metanet(name, [widen(stack[:1], around.widen).spec], **{**fields, **config_options(options)})
     return OneShotEditor(metanet, operation, stack.convention, around)

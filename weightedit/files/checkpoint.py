@@ -101,6 +101,7 @@ def _read(folder: Path, required: Iterable[str]) -> tuple[dict[str, Tensor], dic
             f"{folder / CONFIG} has format_version {shortened(version)}; this version of weightedit reads "
             f"{FORMAT_VERSION}: install the version of weightedit that wrote it"
         )
+    config = _respelled(config)
     missing = [key for key in required if key not in config]
     if missing:
         raise FileFormatError(
@@ -117,6 +118,16 @@ def _read(folder: Path, required: Iterable[str]) -> tuple[dict[str, Tensor], dic
     if broken := _not_finite(tensors):
         raise FileFormatError(f"{folder / WEIGHTS}: {broken}; expected finite weights: save or copy it again")
     return tensors, config
+
+
+_RESPELLED = {"levelling": "leveling", "normalised": "normalized"}  # older checkpoints have the former
+
+
+def _respelled(data: Any) -> Any:
+    """Keys and words of a config as they are spelled today."""
+    if isinstance(data, dict):
+        return {_RESPELLED.get(key, key): _respelled(value) for key, value in data.items()}
+    return _RESPELLED.get(data, data) if isinstance(data, str) else data
 
 
 @contextmanager

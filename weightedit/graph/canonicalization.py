@@ -5,8 +5,8 @@ omega multiplies the bias: the period in b is 2 pi / omega, 0.209 at omega = 30)
 sign is made non-negative. Positive scales: every neuron's gauge n_i is made 1 (`scale_gauge`). The permutation is left
 alone. Undo with `act(element.inverse(), spec, params)`. Neurons that skips tie together are fixed as one.
 
-The scale gauge is smooth and costs next to nothing, so ScaleGMN uses it inside; the sign and
-phase representatives jump where a bias crosses zero, so ScaleGMN handles these two by equivariant layers instead.
+The scale gauge is smooth and costs next to nothing, so GaugeGMN uses it inside; the sign and
+phase representatives jump where a bias crosses zero, so GaugeGMN handles these two by equivariant layers instead.
 """
 
 from __future__ import annotations

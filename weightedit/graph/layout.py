@@ -1,4 +1,4 @@
-"""Neural graphs of networks that are no chains: residual additions, normalisations, branches; by edge indices.
+"""Neural graphs of networks that are no chains: residual additions, normalizations, branches; by edge indices.
 
 Nodes are ordered level by level, edges link by link, target-major inside a weight, one per neuron inside any other
 link. Gains and the fixed numbers of skip edges are diagonal 1 x 1 kernels: they stand where those do, in the middle of
@@ -114,7 +114,7 @@ class GraphLayout(IndexedLayout):
 
     @kept
     def scales_with_source(self) -> Tensor:
-        """[e, 1], False where the edge is of a normalisation: a gain has the scale of its target alone."""
+        """[e, 1], False where the edge is of a normalization: a gain has the scale of its target alone."""
         kinds = [LINK_KINDS.index(kind) for kind in READ_BY]
         return ~torch.isin(self._edges[3], torch.tensor(kinds, device=self._edges.device)).unsqueeze(-1)
 
@@ -152,7 +152,7 @@ class GraphLayout(IndexedLayout):
     def _chains_only(self) -> NoReturn:
         raise SpecError(
             "got networks that are no chains for what goes level by level; expected chains of layers (NetworkSpec): "
-            "take scalegmn, ng-gnn or ng-t, without probes, for networks with residual additions or normalisations."
+            "take gauge-gmn, ng-gnn or ng-t, without probes, for networks with residual additions or normalizations."
         )
 
     def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:

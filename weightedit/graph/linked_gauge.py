@@ -1,6 +1,6 @@
 """The scale gauge of networks that are no chains: one number per neuron, shared by all that skips tie to it.
 
-As in canonicalization.py, n_i^2 = sum_j w_ij^2 n_j^2 + g_i^2 + b_i^2, with the gain g_i of a normalisation, which does
+As in canonicalization.py, n_i^2 = sum_j w_ij^2 n_j^2 + g_i^2 + b_i^2, with the gain g_i of a normalization, which does
 not scale with what it reads. Of the levels that are tied the first one's sum counts: what the blocks of a residual
 stream add to it depends on the stream. A neuron to which that says nothing takes what its outgoing weights say, or else
 the other levels it is tied to (ours).

@@ -5,7 +5,7 @@ layer is written once, as functions of the last axis and the operations of `Layo
 networks of one architecture by views, broadcasts and sums over contiguous per-layer blocks: no index tensors.
 `RaggedLayout` (ragged.py) serves mixed architectures and PyTorch Geometric batches by edge indices. Both give the same
 numbers from the same weights. `GraphLayout` (layout.py) is for networks that are no chains, with residual
-additions and normalisations. The graph is that of Lim et al. 2023 and Kofinas et al. 2024.
+additions and normalizations. The graph is that of Lim et al. 2023 and Kofinas et al. 2024.
 
 The file is long because `Layout` states every operation once, and its plainest form is read beside it.
 """

@@ -63,7 +63,7 @@ def backpropagate(graph: NeuralGraph, slopes: Tensor, at_outputs: Tensor) -> tup
     """Send wished-for changes of the outputs down the network, as a gradient would go: one sweep, no autograd.
 
     Args:
-        graph: channel 0 holds the (normalised) weights.
+        graph: channel 0 holds the (normalized) weights.
         slopes: [..., n, P] of a reading.
         at_outputs: [..., n, P], wished-for changes at the output nodes; zero at all others.
 

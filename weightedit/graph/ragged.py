@@ -92,7 +92,7 @@ class RaggedLayout(IndexedLayout):
 def ragged_graph(graphs: Sequence[NeuralGraph]) -> NeuralGraph:
     """One ragged graph of single (not stacked) dense graphs, which may differ in architecture but not in quantities.
 
-    Kernels of different sizes are centred in a frame that holds all of them.
+    Kernels of different sizes are centered in a frame that holds all of them.
 
     Raises ParamsError for stacked graphs (unstack them) and TypeMismatchError for different channel types.
     """

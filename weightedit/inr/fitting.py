@@ -1,6 +1,6 @@
 """From images to INRs: thousands of SIRENs fitted at once to a target PSNR.
 
-Here are the options, the checks, initialisations and retries; the loop over steps and chunks is fitting_loop.py's, one
+Here are the options, the checks, initializations and retries; the loop over steps and chunks is fitting_loop.py's, one
 step's values and gradients are fitting_kernel.py's. Two methods are offered by name:
 
 * "fast" (ours): the last, linear layer is solved in closed form at every step and Adam moves the sine layers only, its
@@ -23,11 +23,11 @@ from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import Convention, Params, convert, widths_of
 from weightedit.inr.fitting_kernel import ParameterLayout
 from weightedit.inr.fitting_loop import METHODS, FitLoop
-from weightedit.inr.siren import INITIALISATIONS, check_widths, initial_params
+from weightedit.inr.siren import INITIALIZATIONS, check_widths, initial_params
 from weightedit.inr.stack import INRStack
 
 TARGETS = {("dwsnets", "fast"): 18.0, ("dwsnets", "adam"): 25.0}
-"""Default target in dB of these initialisations and methods; 40 of all others."""
+"""Default target in dB of these initializations and methods; 40 of all others."""
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class FitOptions:
         max_steps: per attempt; None is the method's default (fast 200, adam 1,000).
         learning_rate: per step, in units of the parameters; None is the method's default, which for fast is 8e-3
             with two hidden layers of 32, and less with more or wider ones.
-        retries: how often an INR that missed the target starts again from a fresh initialisation.
+        retries: how often an INR that missed the target starts again from a fresh initialization.
         chunk: INRs worked on at once; None chooses by memory: what fits in cache on a CPU, thousands on a GPU. It does
             not change what is fitted beyond rounding.
 
@@ -61,7 +61,7 @@ class FitOptions:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("init", INITIALISATIONS)):
+        for name, known in (("method", METHODS), ("init", INITIALIZATIONS)):
             if getattr(self, name) not in known:
                 raise WeightEditError(
                     f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}; choose one."
@@ -128,8 +128,8 @@ def fit(
             coordinates than [-1, 1], is fitted as its `plain` and then converted.
         options: None is FitOptions().
         initial: stacked parameters to start from, N of them, under `convention`; then nothing is drawn and nothing
-            retried. None draws an independent initialisation for every image.
-        generator: where initialisations come from; None is PyTorch's global CPU generator.
+            retried. None draws an independent initialization for every image.
+        generator: where initializations come from; None is PyTorch's global CPU generator.
         progress: show a tqdm bar.
         device: where to work and where the result lies; None is the device of `images`.
 

@@ -10,7 +10,7 @@ linear layer, t target, r = y A^T + b - t.
 * First layer: its phase is p + q with p a function of the row and q of the column, so sin(p + q) = sin p cos q +
   cos p sin q and cos(p + q) = cos p cos q - sin p sin q need sines on H + W places, not on H * W.
 * Last layer: min over A, b of mean |r|^2 + ridge |A|^2 is a linear system of the size of the last hidden layer; b is
-  eliminated by centring. At that minimum the gradient with respect to everything else is that of mean |r|^2 with A
+  eliminated by centering. At that minimum the gradient with respect to everything else is that of mean |r|^2 with A
   and b held fixed (the envelope theorem), which makes it cost no more than plain backpropagation.
 """
 

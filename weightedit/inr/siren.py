@@ -1,9 +1,9 @@
 """SIRENs: networks that map a coordinate to a value through sin(omega * (W x + b)), one or thousands at once.
 
-Here are the module, the named initialisations, coordinate grids and the rendering of a whole stack by batched
+Here are the module, the named initializations, coordinate grids and the rendering of a whole stack by batched
 products. What the output means as an image is convention.py's; fitting is in fitting.py.
 
-Source of the network and its initialisation: Sitzmann et al., "Implicit Neural Representations with Periodic
+Source of the network and its initialization: Sitzmann et al., "Implicit Neural Representations with Periodic
 Activation Functions" (2020), section 3.2 and the authors' published code.
 """
 
@@ -32,7 +32,7 @@ def _dwsnets_bounds(layer: int, fan_in: int, omega: float) -> tuple[float, float
     return math.sqrt(6.0 / fan_in) / omega, 0.0
 
 
-INITIALISATIONS: dict[str, Callable[[int, int, float], tuple[float, float]]] = {
+INITIALIZATIONS: dict[str, Callable[[int, int, float], tuple[float, float]]] = {
     "siren": _siren_bounds,
     "dwsnets": _dwsnets_bounds,
 }
@@ -49,7 +49,7 @@ def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
     if len(result) < 3 or not all(isinstance(width, int) and width > 0 for width in result):
         raise WeightEditError(
             f"widths {result}: expected positive integers (inputs, hidden, ..., outputs) with at least one hidden "
-            "layer; (2, 32, 32, 1) is the usual SIREN for grey images."
+            "layer; (2, 32, 32, 1) is the usual SIREN for gray images."
         )
     return result
 
@@ -67,7 +67,7 @@ def initial_params(
     omega: float = 30.0,
     generator: torch.Generator | None = None,
 ) -> Params:
-    """Parameters of `count` independently initialised SIRENs.
+    """Parameters of `count` independently initialized SIRENs.
 
     Every weight and bias is uniform on [-bound, bound]; with n the layer's number of inputs the bounds are
 
@@ -91,14 +91,14 @@ def initial_params(
         WeightEditError: unknown `init`, widths as in `check_widths`, or more of them than this machine can hold.
     """
     widths = check_widths(widths)
-    if init not in INITIALISATIONS:
-        raise WeightEditError(f"initialisation {init!r}: expected one of {', '.join(INITIALISATIONS)}; choose one.")
+    if init not in INITIALIZATIONS:
+        raise WeightEditError(f"initialization {init!r}: expected one of {', '.join(INITIALIZATIONS)}; choose one.")
     device = generator.device if generator is not None else torch.device("cpu")
     what = f"{count:,} SIREN{'s' * (count != 1)} of widths {'-'.join(map(str, widths))}"
     check_capacity(4 * count * parameter_count(widths), what, "choose fewer or narrower ones", device)
     params: Params = {}
     for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        bounds = INITIALISATIONS[init](i, fan_in, omega)
+        bounds = INITIALIZATIONS[init](i, fan_in, omega)
         shapes = ((count, fan_out, fan_in), (count, fan_out))
         for kind, bound, shape in zip(("weight", "bias"), bounds, shapes, strict=True):
             uniform = torch.rand(shape, generator=generator, device=device)

@@ -30,7 +30,7 @@ class INRStack:
         index: number of the source image in its data set, int [N], or None.
         split: 0 train, 1 validation, 2 test, int [N], or None.
         psnr: of the rendering against the fitted image in [0, 1], dB [N], or None.
-        provenance: how the INRs came to be (initialisation, optimiser, target), plain strings.
+        provenance: how the INRs came to be (initialization, optimizer, target), plain strings.
 
     Raises:
         ParamsError: parameters that are no stacked canonical network, a size below 1, or a per-INR tensor that has

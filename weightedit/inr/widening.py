@@ -22,7 +22,7 @@ from weightedit.network.spec import Params
 def widen(stack: INRStack, factor: int, *, seed: int = 0) -> INRStack:
     """The same pictures from SIRENs whose hidden layers are `factor` times as wide.
 
-    New neurons are drawn as in a fresh SIREN of the new widths (initialisation "siren"), the same ones for every INR.
+    New neurons are drawn as in a fresh SIREN of the new widths (initialization "siren"), the same ones for every INR.
     They read the coordinates and each other, old neurons read old ones, and the outputs read old ones only
     (block-diagonal), so the function is the same up to the rounding of sums, and what an equivariant map makes of the
     wider INR does not depend on how the old neurons were ordered, signed or shifted.

@@ -127,8 +127,8 @@ def check_chains(graph: NeuralGraph, name: str) -> None:
     """Raises SpecError if networks that are no chains come to the metanetwork `name`, which goes layer by layer."""
     if graph.layout.link_kind is not None:
         raise SpecError(
-            f"got networks that are no chains in {name}; expected chains of layers (NetworkSpec): take scalegmn, "
-            "ng-gnn or ng-t for networks with residual additions or normalisations."
+            f"got networks that are no chains in {name}; expected chains of layers (NetworkSpec): take gauge-gmn, "
+            "ng-gnn or ng-t for networks with residual additions or normalizations."
         )
 
 

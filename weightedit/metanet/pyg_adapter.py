@@ -5,7 +5,7 @@ level, counted from both ends, and of every input and output neuron) are lifted 
 there in both directions, with a channel that tells them apart. From the model's nodes, deltas are read at edges from
 both ends and their weight, and at nodes; or hidden nodes are averaged, ends read one by one, for a vector per network.
 Dense stacks become one graph of as many components (ragged.py), so the model never sees another form. Which network a
-node belongs to is handed to a model that takes `batch` (and `batch_size`), as PyTorch Geometric's do that normalise or
+node belongs to is handed to a model that takes `batch` (and `batch_size`), as PyTorch Geometric's do that normalize or
 attend over a whole graph, so that each network is treated as if alone; only a BatchNorm in training mixes them, as its
 purpose is. In networks that are no chains, residual edges and gains are edges like others: their kind is not told.
 
@@ -211,7 +211,7 @@ def _arguments(module: nn.Module) -> Collection[str]:
 
 
 def _pools(module: nn.Module) -> bool:
-    """Whether it needs `batch` to tell graphs apart: PyTorch Geometric's normalisations over graphs, and GPSConv."""
+    """Whether it needs `batch` to tell graphs apart: PyTorch Geometric's normalizations over graphs, and GPSConv."""
     of_graphs = ("torch_geometric.nn.norm", "torch_geometric.nn.conv.gps_conv")
     found = type(module).__module__.startswith(of_graphs) and "batch" in _arguments(module)
     return found and getattr(module, "mode", "graph") != "node"
@@ -226,7 +226,7 @@ def _check_pooling(model: nn.Module) -> None:
             raise SpecError(
                 f"got {inner[0]} that pools over a graph in {type(outer).__name__}, which takes no batch; expected "
                 "one that hands batch on: else all networks of a batch would be pooled as one. Give its forward an "
-                "argument batch, or take a normalisation of single nodes (LayerNorm with mode node)."
+                "argument batch, or take a normalization of single nodes (LayerNorm with mode node)."
             )
 
 

@@ -21,11 +21,11 @@ from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.functionals.dws import DWS, DWSConfig
 from weightedit.metanet.functionals.monomial import Monomial, MonomialConfig
 from weightedit.metanet.functionals.nfn import NFN, NFNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.metanet.neural_graphs.config import NGGNNConfig, NGTConfig
 from weightedit.metanet.neural_graphs.network import NGGNN, NGT
-from weightedit.metanet.scalegmn.network import ScaleGMN, ScaleGMNConfig
-from weightedit.metanet.scalegmn.paper import PaperScaleGMN
-from weightedit.metanet.scalegmn.paper_config import PaperScaleGMNConfig
+from weightedit.metanet.scalegmn.config import ScaleGMNConfig
+from weightedit.metanet.scalegmn.network import ScaleGMN
 from weightedit.metanet.statistics import WeightStatistics, WeightStatisticsConfig
 from weightedit.network.graph_spec import AnySpec, GraphSpec, specs_of
 
@@ -47,10 +47,10 @@ class MetanetConfig(TypedDict):
 
 
 METANETS: dict[str, Entry] = {
+    "gauge-gmn": Entry(GaugeGMN, GaugeGMNConfig, {"bidirectional": False}),
+    "gauge-gmn-b": Entry(GaugeGMN, GaugeGMNConfig, {"bidirectional": True}),
     "scalegmn": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": False}),
     "scalegmn-b": Entry(ScaleGMN, ScaleGMNConfig, {"bidirectional": True}),
-    "scalegmn-paper": Entry(PaperScaleGMN, PaperScaleGMNConfig, {"bidirectional": False}),
-    "scalegmn-b-paper": Entry(PaperScaleGMN, PaperScaleGMNConfig, {"bidirectional": True}),
     "ng-gnn": Entry(NGGNN, NGGNNConfig),
     "ng-t": Entry(NGT, NGTConfig),
     "monomial": Entry(Monomial, MonomialConfig),
@@ -88,6 +88,8 @@ def build_metanet(name: str, config: Mapping[str, object]) -> Metanetwork:
 
     Raises SpecError on an unknown name or a config that does not fit it.
     """
+    if name in ("scalegmn", "scalegmn-b") and "node_width" in config:  # what gauge-gmn was called once
+        name = name.replace("scalegmn", "gauge-gmn")
     found = entry(name)
     return found.kind(found.config.from_dict({**found.fixed, **config}))
 

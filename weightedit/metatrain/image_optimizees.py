@@ -1,7 +1,7 @@
 """Inner problems on images: MLPs and any module that classify them, SIRENs that are fitted to them.
 
 Images come as tensors and are kept whole, as floats; reading them from files is data/images.py's. The small problem of
-learned_optimizers.md section 1 is ClassifierOptimizee(LabelledImages.of(images, labels, size=8)).
+learned_optimizers.md section 1 is ClassifierOptimizee(LabeledImages.of(images, labels, size=8)).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from weightedit.network.wiring import Wiring
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages:
+class LabeledImages:
     """Images [n, C, H, W] in [0, 1], labels [n] from 0 to classes - 1."""
 
     images: Tensor
@@ -41,7 +41,7 @@ class LabelledImages:
     @classmethod
     def of(
         cls, images: Tensor, labels: Tensor, *, size: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> LabelledImages:
+    ) -> LabeledImages:
         """From images as they are stored.
 
         Args:
@@ -68,7 +68,7 @@ class LabelledImages:
             values = torch.cat(pieces)
         return cls(values, labels.long(), int(labels.max()) + 1)
 
-    def split(self, fraction: float, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
+    def split(self, fraction: float, seed: int = 0) -> tuple[LabeledImages, LabeledImages]:
         """A random part of round(fraction n) images and the rest, in an order that `seed` fixes."""
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed)).to(self.labels.device)
         cut = round(fraction * len(order))
@@ -78,7 +78,7 @@ class LabelledImages:
                 "another fraction."
             )
         first, second = (
-            LabelledImages(self.images[part], self.labels[part], self.classes) for part in (order[:cut], order[cut:])
+            LabeledImages(self.images[part], self.labels[part], self.classes) for part in (order[:cut], order[cut:])
         )
         return first, second
 
@@ -91,16 +91,16 @@ class LabelledImages:
         return {"images": held.images[drawn], "labels": held.labels[drawn]}
 
     @cached_property
-    def _copies(self) -> dict[torch.device, LabelledImages]:
+    def _copies(self) -> dict[torch.device, LabeledImages]:
         return {}
 
-    def _on(self, device: torch.device) -> LabelledImages:
+    def _on(self, device: torch.device) -> LabeledImages:
         if self.images.device == device:
             return self
         if device not in self._copies:
             with _disable_current_modes():  # a step that is being traced would copy them every time
                 copies = self.images.to(device), self.labels.to(device)
-            self._copies[device] = LabelledImages(*copies, self.classes)
+            self._copies[device] = LabeledImages(*copies, self.classes)
         return self._copies[device]
 
 
@@ -118,7 +118,7 @@ def _zero_biases(fan_in: int) -> tuple[float, float]:
     return (3 / fan_in) ** 0.5, 0.0
 
 
-INITIALISATIONS: dict[str, Callable[[int], tuple[float, float]]] = {"uniform": _uniform, "zero-biases": _zero_biases}
+INITIALIZATIONS: dict[str, Callable[[int], tuple[float, float]]] = {"uniform": _uniform, "zero-biases": _zero_biases}
 """Name -> fan_in -> bounds of the uniform draws of weight and bias. "uniform" is that of torch's Linear;
 "zero-biases" has weights of variance 1 / fan_in."""
 
@@ -133,8 +133,8 @@ class Classifier:
         batch_size: images per step.
     """
 
-    data: LabelledImages
-    held_out: LabelledImages | None = None
+    data: LabeledImages
+    held_out: LabeledImages | None = None
     batch_size: int = 128
 
     @property
@@ -168,11 +168,11 @@ class ClassifierOptimizee(Classifier):
         data, held_out, batch_size: as above.
         hidden: widths of the hidden layers.
         activation: of all of them.
-        init: one of INITIALISATIONS.
+        init: one of INITIALIZATIONS.
         initial_scale: factor on all weights at the start.
 
     Raises:
-        WeightEditError: an unknown initialisation; SpecError: widths that are none.
+        WeightEditError: an unknown initialization; SpecError: widths that are none.
     """
 
     hidden: tuple[int, ...] = (32,)
@@ -182,9 +182,9 @@ class ClassifierOptimizee(Classifier):
     spec: NetworkSpec = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.init_name not in INITIALISATIONS:
+        if self.init_name not in INITIALIZATIONS:
             raise WeightEditError(
-                f"got initialisation {self.init_name!r}; expected one of {', '.join(INITIALISATIONS)}: choose one."
+                f"got initialization {self.init_name!r}; expected one of {', '.join(INITIALIZATIONS)}: choose one."
             )
         widths = (self.data.images[0].numel(), *self.hidden, self.data.classes)
         object.__setattr__(self, "spec", NetworkSpec.mlp(widths, self.activation))
@@ -198,7 +198,7 @@ class ClassifierOptimizee(Classifier):
         """Fresh networks; there is no task."""
         params: Params = {}
         for layer in self.spec.layers:
-            bounds = INITIALISATIONS[self.init_name](layer.fan_in)
+            bounds = INITIALIZATIONS[self.init_name](layer.fan_in)
             shapes = {layer.weight: (count, layer.fan_out, layer.fan_in), layer.bias: (count, layer.fan_out)}
             for bound, factor, (name, shape) in zip(bounds, (self.initial_scale, 1.0), shapes.items(), strict=True):
                 assert name is not None
@@ -217,7 +217,7 @@ class ModuleOptimizee(Classifier):
 
     Args:
         data, held_out, batch_size: as above.
-        make: a freshly initialised module; called under a seed of its own (torch's global generators are put back).
+        make: a freshly initialized module; called under a seed of its own (torch's global generators are put back).
 
     Raises:
         SpecError: a module with buffers, or one that has parameters outside its neural graph.
@@ -238,7 +238,7 @@ class ModuleOptimizee(Classifier):
         if buffers or outside or not list(net.parameters()):
             raise SpecError(
                 f"got a {type(net).__name__} with buffers {buffers} and parameters outside the neural graph "
-                f"{outside}; expected parameters, all in the graph, and no buffers: use normalisations "
+                f"{outside}; expected parameters, all in the graph, and no buffers: use normalizations "
                 "without running statistics, and no embeddings."
             )
         with suppress(SpecError):  # then only rules that are metanetworks have nothing to read

@@ -1,4 +1,4 @@
-"""Inner problems: what a rule is trained to optimize. The protocol, analytic problems, reparametrisation, families.
+"""Inner problems: what a rule is trained to optimize. The protocol, analytic problems, reparametrization, families.
 
 Every problem is a stack of N networks of one architecture, and a pure function of what it is given: parameters, what
 one inner run is about (its task), and keys that name the batch (draws.py). Problems on images are
@@ -155,7 +155,7 @@ class Rosenbrock:
 
 
 @dataclass(frozen=True)
-class Reparametrised:
+class Reparametrized:
     """A problem whose rule sees theta' = theta / c in place of theta (task augmentation; learned_optimizers.md, 2).
 
     The function at the start is the one that the problem would start with. Factors of single parameters change what
@@ -178,7 +178,7 @@ class Reparametrised:
     def __post_init__(self) -> None:
         if self.level not in get_args(Level) or not 0 < self.low <= self.high:
             raise WeightEditError(
-                f"got a reparametrisation at level {self.level!r} between {self.low} and {self.high}; expected a "
+                f"got a reparametrization at level {self.level!r} between {self.low} and {self.high}; expected a "
                 f"level among {', '.join(get_args(Level))} and 0 < low <= high: correct it."
             )
 
@@ -229,8 +229,8 @@ class TaskFamily:
 
     Args:
         make: a problem from one value of each choice, given by name.
-        choices: name -> values, none of them empty; `Reparametrised` is applied to what `make` returns where a choice
-            "reparametrise" holds a Level (None leaves the problem as it is).
+        choices: name -> values, none of them empty; `Reparametrized` is applied to what `make` returns where a choice
+            "reparametrize" holds a Level (None leaves the problem as it is).
 
     Raises:
         WeightEditError: a choice without values.
@@ -250,6 +250,6 @@ class TaskFamily:
             name: values[int(torch.randint(len(values), (), generator=generator, device=generator.device))]
             for name, values in self.choices.items()
         }
-        made = self.make(**{name: value for name, value in chosen.items() if name != "reparametrise"})
-        level = chosen.get("reparametrise")
-        return (made if level is None else Reparametrised(made, level)), chosen
+        made = self.make(**{name: value for name, value in chosen.items() if name != "reparametrize"})
+        level = chosen.get("reparametrize")
+        return (made if level is None else Reparametrized(made, level)), chosen

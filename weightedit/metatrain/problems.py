@@ -19,7 +19,7 @@ from weightedit.data.images import load_images
 from weightedit.errors import WeightEditError
 from weightedit.metatrain.image_optimizees import (
     ClassifierOptimizee,
-    LabelledImages,
+    LabeledImages,
     ModuleOptimizee,
     SirenOptimizee,
     conv_net,
@@ -82,7 +82,7 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 
-def images_of(name: str, folder: str | Path, *, split: str = "train") -> LabelledImages:
+def images_of(name: str, folder: str | Path, *, split: str = "train") -> LabeledImages:
     """The images of problem `name`, at its size.
 
     Args:
@@ -101,12 +101,12 @@ def images_of(name: str, folder: str | Path, *, split: str = "train") -> Labelle
         images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
         labels = torch.as_tensor(targets)
         part = slice(None, 1400) if split == "train" else slice(1400, None)
-        return LabelledImages.of(images[part], labels[part])
+        return LabeledImages.of(images[part], labels[part])
     found = load_images(str(Path(folder) / problem.source) if str(folder) else HUB[problem.source], split)
-    return LabelledImages.of(found.images, found.labels, size=problem.size)
+    return LabeledImages.of(found.images, found.labels, size=problem.size)
 
 
-def optimizee(name: str, data: LabelledImages, held_out: LabelledImages | None = None, **changes: Any) -> Optimizee:
+def optimizee(name: str, data: LabeledImages, held_out: LabeledImages | None = None, **changes: Any) -> Optimizee:
     """Problem `name` on these images.
 
     Args:
@@ -152,7 +152,7 @@ VARIATIONS: dict[str, dict[str, Sequence[Any]]] = {
 """By kind of problem: what may vary, and the values it takes in a family."""
 
 
-def family(name: str, data: LabelledImages, held_out: LabelledImages | None, vary: Sequence[str] = ()) -> TaskFamily:
+def family(name: str, data: LabeledImages, held_out: LabeledImages | None, vary: Sequence[str] = ()) -> TaskFamily:
     """What a rule for problem `name` is trained on: the problem itself, and variations in what `vary` names.
 
     Raises WeightEditError on an unknown variation.

@@ -8,7 +8,7 @@ Raw parameters are odd of scale +1, and their biases also take the shift itself;
 
 In a chain with convolutions an edge carries a whole kernel: every quantity takes K channels of one type, the positions
 of the largest kernel row by row. Smaller kernels, and the weights of linear layers, are padded with zeros about their
-centre (by one more below and to the right where that is odd); biases stand in the first of the K channels. Without
+center (by one more below and to the right where that is odd); biases stand in the first of the K channels. Without
 convolutions K is 1.
 """
 
@@ -134,7 +134,7 @@ def params_from_features(spec: NetworkSpec, features: WeightSpaceFeatures, quant
 
 
 def _margins(kernel: tuple[int, int] | None, box: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Free (top, bottom, left, right) of a kernel, centred in the box of the largest kernel."""
+    """Free (top, bottom, left, right) of a kernel, centered in the box of the largest kernel."""
     (height, width), (rows, columns) = kernel or (1, 1), box
     top, left = (rows - height) // 2, (columns - width) // 2
     return top, rows - height - top, left, columns - width - left

@@ -1,13 +1,13 @@
 """What a network is whose values branch and join: levels of neurons and the links between them, as plain data.
 
-`NetworkSpec` (spec.py) describes a chain of layers; a `GraphSpec` also holds residual additions and normalisations, as
+`NetworkSpec` (spec.py) describes a chain of layers; a `GraphSpec` also holds residual additions and normalizations, as
 Kofinas et al. 2024 draw them (link.py), and a chain is one of its cases. Reading one from an nn.Module is
 module_links.py's. What a link does not show is not seen: strides, paddings, and running statistics of a BatchNorm,
 which are no parameters.
 
 The symmetry follows from the links (ours; Godfrey et al. 2022 for the factors of activations). Levels that anything but
 a weight joins are permuted together. A skip also ties the factors of a neuron and its counterpart, so all branches that
-are added share them. A normalisation ends them: its gain takes the factors of the neurons it computes, and of those it
+are added share them. A normalization ends them: its gain takes the factors of the neurons it computes, and of those it
 reads it leaves what link.READ_BY says. Inputs, outputs, and what is tied to them, carry none.
 """
 
@@ -74,7 +74,7 @@ class GraphSpec:
 
     @classmethod
     def from_module(cls, net: nn.Module, inputs: Any = None) -> GraphSpec:
-        """Read `net`: convolutions, linear layers, normalisations and residual additions, as module_links.py says.
+        """Read `net`: convolutions, linear layers, normalizations and residual additions, as module_links.py says.
 
         Factors that the wiring of `net` denies, which sees more than links (pooling by maximum), are none here either.
 

@@ -1,7 +1,7 @@
 """The parts of a network that is more than a chain, in the words a GraphSpec is made of: levels of neurons, and links.
 
 Kofinas et al. 2024: a residual addition is edges of a fixed weight 1 between the neurons that it joins; a
-normalisation is a diagonal linear layer, with its gain on edges from every neuron to a node of its own, and its bias on
+normalization is a diagonal linear layer, with its gain on edges from every neuron to a node of its own, and its bias on
 that node. So a link either runs from all neurons of one level to all of another and carries a weight, or from every
 neuron to its counterpart and carries a gain or a fixed number.
 """
@@ -15,7 +15,7 @@ from weightedit.network.layer import IDENTITY, Activation, NeuronGroup
 
 # In a fixed order, which embeddings of links rely on: new ones go last.
 LINK_KINDS = ("weight", "skip", "batch_norm", "layer_norm", "group_norm", "instance_norm")
-# What a normalisation leaves of the factors of the neurons it reads: one that takes every channel by itself divides
+# What a normalization leaves of the factors of the neurons it reads: one that takes every channel by itself divides
 # positive scales out (up to its epsilon); one that takes them together knows each neuron's share.
 READ_BY = {
     "batch_norm": NeuronGroup(scale=True),
@@ -28,7 +28,7 @@ ANY_FACTOR = NeuronGroup(scale=True, flip=True, shift=True)
 
 @dataclass(frozen=True)
 class Level:
-    """Neurons that are computed together: units of a linear map, channels of a convolution or of a normalisation.
+    """Neurons that are computed together: units of a linear map, channels of a convolution or of a normalization.
 
     Attributes:
         name: of the module or operation that computes them, for messages.
@@ -53,7 +53,7 @@ class Link:
         source: index of the level that is read.
         target: index of the level that receives.
         kind: one of LINK_KINDS. A "weight" joins all pairs of neurons, the others every neuron with its counterpart:
-            "skip" by a fixed number, a normalisation by its gain.
+            "skip" by a fixed number, a normalization by its gain.
         parameter: name of the weight or gain; None where the edges carry the fixed `value`.
         shape: of the parameter, targets first: (out, in), (out, in, kernel...), (out, in * positions) or (n,).
         value: on the edges of a link without a parameter.

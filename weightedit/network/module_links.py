@@ -118,7 +118,7 @@ class _Drawing:
         self.places[step.node] = _Place(level, alone and not closes)
 
     def layer(self, step: Step, source: int) -> int:
-        """A linear map, a convolution or a normalisation: a level of its own and the link into it."""
+        """A linear map, a convolution or a normalization: a level of its own and the link into it."""
         module: Any = step.module
         name, width = str(step.node.target), self.levels[source].width
         kind = _norm_kind(module) if step.kind == "norm" else "weight"

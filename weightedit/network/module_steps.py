@@ -144,7 +144,7 @@ def _same(node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
     return given[0] if len(given) == 1 else None
 
 
-def _normalisation(node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
+def _normalization(node: fx.Node, module: Any, given: list[_Value]) -> _Value | None:
     """Over the neurons, of which every one stays what it is."""
     value = given[0]
     if len(given) != 1 or value.size is None or value.flat:
@@ -251,13 +251,13 @@ def _reader_of(module: nn.Module) -> _Reader | None:
 
 _KINDS: dict[Any, Literal["weight", "norm", "sum", "factor"]] = {
     _layer: "weight",
-    _normalisation: "norm",
+    _normalization: "norm",
     _sum: "sum",
     _product: "factor",
 }
 _MODULES: list[tuple[Any, _Reader]] = [
     ((nn.Linear, *_CONVOLUTIONS), _layer),
-    ((*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm), _normalisation),
+    ((*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm), _normalization),
     (nn.ReLU, _Activation("relu")),
     (nn.LeakyReLU, _Activation("leaky_relu")),
     (nn.Tanh, _Activation("tanh")),

@@ -33,7 +33,7 @@ def kinds_of(spec: NetworkSpec) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if allowed[kind])
 
 
-def reparametrised(spec: NetworkSpec, params: Mapping[str, Tensor], kind: str, generator: torch.Generator) -> Params:
+def reparametrized(spec: NetworkSpec, params: Mapping[str, Tensor], kind: str, generator: torch.Generator) -> Params:
     """Other parameters of the same functions, in the same dtype.
 
     Args:

@@ -6,7 +6,7 @@ is in symmetry.py; layers and activations are in layer.py.
 
 A chain may begin with convolutions, whose neurons are channels; the linear layer after the last of them reads each
 channel's mean over the image (global average pooling). What they compute is in convolution.py. Networks with
-normalisations or residual additions, which would tie, free or remove the factors of `neuron_groups`, are no chains:
+normalizations or residual additions, which would tie, free or remove the factors of `neuron_groups`, are no chains:
 graph_spec.py describes them.
 """
 

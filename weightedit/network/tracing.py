@@ -107,7 +107,7 @@ class _Chain:
         return SpecError(
             f"{type(self.net).__name__} holds {what}, which cannot be treated; expected {_SUPPORTED}. Replace that "
             "part, or read a submodule that is such a chain. GraphSpec.from_module reads residual additions and "
-            "normalisations."
+            "normalizations."
         )
 
     def finish(self) -> tuple[Layer, ...]:

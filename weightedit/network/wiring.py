@@ -1,7 +1,7 @@
 """Which axis of which parameter runs over which neurons, and what those neurons may carry: all that update rules see.
 
 NetworkSpec and GraphSpec describe networks of which metanetworks read and write everything. An optimizee may be any
-module: convolutions, normalisations, residual streams, attention, and parts nobody knows. Its wiring says for every
+module: convolutions, normalizations, residual streams, attention, and parts nobody knows. Its wiring says for every
 parameter that is read as a matrix, [targets, sources, kernel positions], between which sets of neurons it lies, and
 claims symmetry only where that is known. Reading one from a module is reading.py's.
 """
@@ -50,7 +50,7 @@ class NeuronSet:
         size: how many.
         group: the factors that a neuron may carry.
         permutable: False for inputs, outputs, and neurons of which nothing is known.
-        order: sets of the same order are permuted together (a normalisation's outputs with its inputs).
+        order: sets of the same order are permuted together (a normalization's outputs with its inputs).
         parts: outermost first, for neurons that are permuted by parts alone (heads, and places within them); () where
             any permutation is one of theirs.
     """
@@ -81,7 +81,7 @@ class Wire:
     Attributes:
         name: of the parameter.
         shape: of the parameter, targets first; see `arranged`.
-        kind: "weight"; "gain" (the factor of a normalisation) or "bias", both one number per target.
+        kind: "weight"; "gain" (the factor of a normalization) or "bias", both one number per target.
         target: index of the set of neurons that axis 0 runs over.
         source: index of the set that axis 1 runs over, kernel positions or pixels within each channel; None for gains
             and biases.

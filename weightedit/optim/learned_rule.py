@@ -18,7 +18,7 @@ how much before it is taken.
 >>> from weightedit.metatrain.image_optimizees import conv_net
 >>> from weightedit.optim.optimizer import LearnedOptimizer
 >>> net = conv_net(1, 10)
->>> optimizer = LearnedOptimizer(net, make_rule("scalegmn", net))
+>>> optimizer = LearnedOptimizer(net, make_rule("gauge-gmn", net))
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _SHARE = 1.0  # b over what the metanetwork's own scales say, at first: less, an
 _FADE, _FADING = 4.0, 300.0  # b falls by up to e^-7 about this step: meta-training sees few late steps
 CLOCK = (100.0, 1000.0)
 """Times of the clock's channels, for metanetworks that take even quantities."""
-ANY_ENDS = ("scalegmn", "scalegmn-b", "ng-gnn", "ng-t", "nfn-np")
+ANY_ENDS = ("gauge-gmn", "gauge-gmn-b", "ng-gnn", "ng-t", "nfn-np")
 """Metanetworks whose rules step networks of any number of inputs and outputs, whatever they were trained on."""
 SMALL = {"node_width": 8, "edge_width": 8, "width": 8, "hidden": 32, "layers": 2, "probes": 0}
 """Fields of a metanetwork's config for a rule, where it has them: it is run at every step."""

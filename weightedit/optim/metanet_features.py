@@ -23,7 +23,7 @@ DEPTH = 9  # among the places
 WEIGHT = -2  # w^ among the odd features
 _ITERATIONS = 5
 EXACT = 256
-"""The longest smaller side of matrices that are levelled in their own precision on every device."""
+"""The longest smaller side of matrices that are leveled in their own precision on every device."""
 DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
 
 
@@ -100,7 +100,7 @@ def features(seen: Seen, adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
     Args:
         seen: of a stack, or a part of it.
         adam: place of the momentum that is Adam's among gradient and momenta; its direction also stands where a
-            tensor is not levelled.
+            tensor is not leveled.
         signed: whether the even features are joined by the odd ones, which gives up sign equivariance.
     """
     calm, damping, inverse, *rest = seen.numbers.unbind(-3)
@@ -141,14 +141,14 @@ def squashed(x: Tensor) -> Tensor:
     return x / (1 + x.abs())
 
 
-def levelled(matrices: Sequence[Tensor]) -> list[Tensor]:
+def leveled(matrices: Sequence[Tensor]) -> list[Tensor]:
     """U V^T of matrices U S V^T [.., rows, columns], nearly, in units of root mean square 1; zero stays zero.
 
     By Muon's iteration (muon.py), which permutations and signs of rows and columns commute with. All whose smaller
     sides are alike go through it together. On a GPU float32 matrices with both sides above EXACT go through it in
     bfloat16, as Muon does.
     """
-    found = [_coarsely_levelled(x) if _is_coarse(x) else x for x in matrices]
+    found = [_coarsely_leveled(x) if _is_coarse(x) else x for x in matrices]
     sides: dict[int, list[int]] = {}
     for i, x in enumerate(matrices):
         if found[i] is x:
@@ -177,8 +177,8 @@ def _polynomial(gram: Tensor) -> Tensor:
     return size * total
 
 
-def _coarsely_levelled(matrix: Tensor) -> Tensor:
-    """`levelled` in bfloat16; on the matrix itself, since its square has too few digits there."""
+def _coarsely_leveled(matrix: Tensor) -> Tensor:
+    """`leveled` in bfloat16; on the matrix itself, since its square has too few digits there."""
     flat = matrix.flatten(0, -3) if matrix.dim() > 2 else matrix
     found = orthogonal(flat.bfloat16(), COEFFICIENTS, _ITERATIONS).to(matrix.dtype)
     return math.sqrt(max(matrix.shape[-2:])) * found.view_as(matrix)

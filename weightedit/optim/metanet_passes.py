@@ -27,7 +27,7 @@ _PIECE = 2**16  # parameters of a line: what is read and written of it fits the 
 class Gathered(NamedTuple):
     """A stack's gradient and value as they are, [.., tensors, rows, columns]; its moments in the gauge, after the step.
 
-    `mixed`: what is to be levelled; `squares`: means of the squared gradient by row and by column.
+    `mixed`: what is to be leveled; `squares`: means of the squared gradient by row and by column.
     """
 
     gradient: Tensor
@@ -51,12 +51,12 @@ class Large(NamedTuple):
 
     gradient: Tensor
     weight: Tensor
-    level: Tensor  # levelled averages, if `numbers` say so: one compiled function for both
+    level: Tensor  # leveled averages, if `numbers` say so: one compiled function for both
     momenta: Tensor
     second: Tensor
     scales: tuple[Tensor, Tensor]  # [rows, 1] and [1, columns], whose product is its scale
     factors: tuple[Tensor, Tensor]  # and Adafactor's factor
-    numbers: Tensor  # factor of the squares and what is added; Seen's inverse; whether it is levelled; corrections
+    numbers: Tensor  # factor of the squares and what is added; Seen's inverse; whether it is leveled; corrections
 
     def part(self, start: int, end: int) -> Part:
         """Rows start to end."""
@@ -80,12 +80,12 @@ class Part(NamedTuple):
 
     def units(self) -> Units:
         """As the features take it."""
-        calm, damping, inverse, levelled, *corrections = self.numbers.unbind()
+        calm, damping, inverse, leveled, *corrections = self.numbers.unbind()
         momenta = zip(self.momenta.unbind(), corrections, strict=True)
         return Units(
             [self.gradient * self.scale, *(momentum * correction for momentum, correction in momenta)],
             *(self.second * calm + damping, inverse, self.factor),
-            *((levelled > 0, self.level), self.weight / self.scale),
+            *((leveled > 0, self.level), self.weight / self.scale),
         )
 
 
@@ -163,7 +163,7 @@ class Passes:
             joined: gradient, value, momenta and squares.
             scales: as in Seen.
             rates: what a new gradient counts in each momentum, [momenta], and its square.
-            mix: what gradient and momenta count in what is to be levelled, [1, 1 + momenta].
+            mix: what gradient and momenta count in what is to be leveled, [1, 1 + momenta].
         """
         gradient, weight, momenta, second = (_alone(tensor) for tensor in joined)
         counts = rates[0].new_zeros(1 + len(rates[0])) if mix is None else _alone(mix)
@@ -189,8 +189,8 @@ class LargeLook:
         scales, factors = ((_alone(rows), _alone(columns)) for rows, columns in (seen.scales, seen.factors))
         calm, damping, inverse, *corrections = seen.numbers.flatten().detach().unbind()
         level = seen.gradient if seen.level is None else seen.level
-        levelled = torch.full_like(calm, float(seen.level is not None))
-        (known,) = steady(torch.stack([calm, damping, inverse, levelled, *corrections]))
+        leveled = torch.full_like(calm, float(seen.level is not None))
+        (known,) = steady(torch.stack([calm, damping, inverse, leveled, *corrections]))
         gradient, weight, level, momenta, second = map(_alone, (seen.gradient, seen.weight, level, *seen[3:5]))
         self._large = Large(gradient, weight, level, momenta, second, scales, factors, known)
         own = (x if i in (0, 2) else _alone(x) for i, x in enumerate(layers))  # the weights are all tensors'
@@ -256,14 +256,14 @@ def _gather(
     fresh: tuple[Tensor, float],
     mix: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Momenta and squares of which the gradient is a part, what may be levelled, means of squares by row and column.
+    """Momenta and squares of which the gradient is a part, what may be leveled, means of squares by row and column.
 
     Args:
         gradient: as it came, [rows, columns].
         before: momenta and squares of the step before.
         scale: as in Large.
         fresh: what the new gradient counts in each momentum, [momenta], and its square.
-        mix: what gradient and momenta count in what is to be levelled, [1 + momenta].
+        mix: what gradient and momenta count in what is to be leveled, [1 + momenta].
     """
     gradient, rates = gradient * (scale[0] * scale[1]), numbers(fresh[0])
     momenta = [old + rate * (gradient - old) for old, rate in zip(before[0].unbind(), rates, strict=True)]

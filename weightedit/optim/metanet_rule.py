@@ -36,7 +36,7 @@ from torch.nn import functional
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root, layers_before, root
 from weightedit.optim.gauge_lines import Gauge
-from weightedit.optim.metanet_features import DAMPING, DEPTH, PLACES, WEIGHT, Seen, levelled, place
+from weightedit.optim.metanet_features import DAMPING, DEPTH, PLACES, WEIGHT, Seen, leveled, place
 from weightedit.optim.metanet_passes import Average, Gathered, Layers, Passes
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.metanet_step import Look, piece
@@ -98,7 +98,7 @@ class MetanetRule(RuleModule):
         base[-1] = 1.0
         # The place of Adam's direction among the odd features.
         self._adam = 1 + min(range(len(config.momenta)), key=lambda k: abs(config.momenta[k] - 0.9))
-        if config.levelling != 0:
+        if config.leveling != 0:
             mix = torch.zeros(1 + len(config.momenta))
             mix[0] = mix[self._adam] = 0.5
             self.mix = nn.Parameter(mix)
@@ -219,8 +219,8 @@ class MetanetRule(RuleModule):
         return plan.pairs(rows, columns.reciprocal())
 
     def _mixes(self, plan: Plan, clock: Clock) -> list[Tensor | None]:
-        """What gradient and momenta count in what is levelled, per stack [.., tensors, 1 + momenta, 1, 1]; or None."""
-        if self.config.levelling == 0:
+        """What gradient and momenta count in what is leveled, per stack [.., tensors, 1 + momenta, 1, 1]; or None."""
+        if self.config.leveling == 0:
             return [None] * len(plan.stacks)
         counts = self.mix.to(clock.steps.dtype) * functional.pad(clock.corrections, (1, 0), value=1.0)
         parts = zip(plan.stacks, plan.per_stack(counts[..., None, None], -4), strict=True)
@@ -234,7 +234,7 @@ class MetanetRule(RuleModule):
         known: tuple[tuple[Tensor, Tensor], Tensor | None],
         passes: Passes | None,
     ) -> Gathered:
-        """`joined`: gradient, value, momenta and squares of the stack; `known`: scales, and what is to be levelled."""
+        """`joined`: gradient, value, momenta and squares of the stack; `known`: scales, and what is to be leveled."""
         (gradient, weight, momenta, second), (scales, mix) = joined, known
         rates = self.fresh.to(gradient.dtype), 1 - self.config.second
         if passes is not None and stack.alone:
@@ -325,7 +325,7 @@ class MetanetRule(RuleModule):
         return self.config.symmetry == "permutation"
 
     def _levels(self, stack: Stack) -> bool:
-        most = self.config.levelling
+        most = self.config.leveling
         return stack.wires[0].kind == "weight" and (most is None or min(stack.rows, stack.columns) <= most)
 
     def _looks(
@@ -338,7 +338,7 @@ class MetanetRule(RuleModule):
     ) -> list[Look]:
         """What is seen of every stack. `known`: scales, numbers and factors, as Seen has them."""
         (scales, numbers, factors), kept, looks = known, 0, []
-        levels = iter(levelled([one.mixed for one in gathered if one.mixed is not None]))
+        levels = iter(leveled([one.mixed for one in gathered if one.mixed is not None]))
         for stack, one, scale, own, factor, network in zip(
             plan.stacks, gathered, scales, plan.per_stack(numbers[..., None, None], -4), factors, layers, strict=True
         ):

@@ -19,7 +19,7 @@ class MetanetRuleConfig:
         momenta: decays of the averaged gradients, ascending.
         second: decay of the averaged squares, also of Adafactor's rows and columns.
         mixing: exchange over neurons, layers and the network; without it the rule is a per-parameter one.
-        levelling: matrices whose smaller side is at most this long are also seen with all singular values made alike,
+        leveling: matrices whose smaller side is at most this long are also seen with all singular values made alike,
             as Muon does, and move along that at the start; None for all matrices, 0 for none.
         averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
         memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale; 0: what it
@@ -36,7 +36,7 @@ class MetanetRuleConfig:
     momenta: tuple[float, ...] = (0.9, 0.99)
     second: float = 0.99
     mixing: bool = True
-    levelling: Count | None = None
+    leveling: Count | None = None
     averaging: bool = True
     memory: float = 0.999
     step_size: float = 0.05
@@ -49,9 +49,9 @@ class MetanetRuleConfig:
                 f"got {self}; expected a symmetry among {', '.join(SYMMETRIES)} and a whole width of at least 1: "
                 "correct them."
             )
-        if self.levelling is not None and (not isinstance(self.levelling, int) or self.levelling < 0):
+        if self.leveling is not None and (not isinstance(self.leveling, int) or self.leveling < 0):
             raise WeightEditError(
-                f"got {self}; expected levelling to be a whole number, the longest smaller side that is levelled, "
+                f"got {self}; expected leveling to be a whole number, the longest smaller side that is leveled, "
                 "None for all or 0 for none: correct it."
             )
         decays = all(0 < decay < 1 for decay in (*self.momenta, self.second)) and 0 <= self.memory < 1

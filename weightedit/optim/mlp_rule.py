@@ -2,7 +2,7 @@
 
 The features are mlp_features.py's, each divided by its root mean square over the tensor, and the time as tanh(t / tau -
 1), which is the same for a whole tensor and enters as a bias. The full set of features and the exponential output are
-those of Metz et al. (2022); the size and the normalised output of the lean preset are those of Celo2 (2026), its
+those of Metz et al. (2022); the size and the normalized output of the lean preset are those of Celo2 (2026), its
 selection of features is ours.
 
 The rule adds to Adam's direction instead of replacing it, so that it optimizes before any meta-training:
@@ -48,7 +48,7 @@ from weightedit.optim.unitwise import (
 )
 from weightedit.optim.warrant import of_entries, of_tensor
 
-FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalised")
+FEATURES, OUTPUTS = ("full", "lean"), ("exponential", "normalized")
 _MAGNITUDE = 1e-3  # of Metz et al., as are the times
 _TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
 _PIECES = {"cpu": 16384}  # parameters that go through the network at once
@@ -64,7 +64,7 @@ class MLPRuleConfig:
     Attributes:
         features: "full" for all of the paper's, "lean" for ten of them.
         hidden: widths of the hidden layers.
-        output: "exponential" for F = direction exp(1e-3 magnitude); "normalised" for one number, the sum with Adam's
+        output: "exponential" for F = direction exp(1e-3 magnitude); "normalized" for one number, the sum with Adam's
             direction divided by its root mean square over the tensor (biases and gains are not: few of them would never
             come to rest).
         momenta: decays of the averaged gradients, the first one also of Adam's direction.
@@ -80,7 +80,7 @@ class MLPRuleConfig:
 
     features: str = "lean"
     hidden: tuple[int, ...] = (8, 8)
-    output: str = "normalised"
+    output: str = "normalized"
     momenta: tuple[float, ...] = (0.9, 0.99)
     second: float = 0.999
     factors: tuple[float, ...] = (0.999,)
@@ -241,9 +241,9 @@ class MLPRule(RuleModule):
                 factors[1].mean((-2, -1), keepdim=True),
             ]
             known = seen(gradient, parameter, moments, stack.means(moments["second"]), averages)
-            normalised = self._normalises(stack.wires[0])
-            direction = self._direction(known, clocks[i], None if normalised else warm[i], stack.real)
-            size = self._sized(sizes[i], direction) if normalised else sizes[i]
+            normalized = self._normalizes(stack.wires[0])
+            direction = self._direction(known, clocks[i], None if normalized else warm[i], stack.real)
+            size = self._sized(sizes[i], direction) if normalized else sizes[i]
             for key, tensor in (("delta", size[..., None, None] * direction), *list(moments.items())[:2]):
                 parts[key] += stack.parts(tensor, lead)
         after: dict[str, Sequence[Tensor]] = {
@@ -254,8 +254,8 @@ class MLPRule(RuleModule):
         deltas = {name: after["delta"][i].to(grads[name].dtype) for i, name in enumerate(plan.names)}
         return deltas, {name: {key: after[key][i] for key in before} for i, name in enumerate(plan.names)}
 
-    def _normalises(self, wire: Wire) -> bool:
-        return self.config.output == "normalised" and wire.kind == "weight"
+    def _normalizes(self, wire: Wire) -> bool:
+        return self.config.output == "normalized" and wire.kind == "weight"
 
     def _sized(self, size: Tensor, direction: Tensor) -> Tensor:
         """The factor of a direction [.., rows, columns] whose root mean square over the tensor is to be 1."""
@@ -269,12 +269,12 @@ class MLPRule(RuleModule):
         steps, slow = before["step"] + 1, self.config.factors.index(max(self.config.factors))
         clock, warm = self._clocks(steps, dtype)
         matrices = wire.flat(grad.to(dtype)), wire.flat(param.to(dtype))
-        normalised = self._normalises(wire)
-        direction, new = self._passed(passes, wire, matrices, before, (clock, None if normalised else warm))
+        normalized = self._normalizes(wire)
+        direction, new = self._passed(passes, wire, matrices, before, (clock, None if normalized else warm))
         mean = new["rows"][slow].mean(-1) / warmth(self.config.factors[slow], steps).to(dtype)
         warranted, new["peak"] = of_tensor(matrices[0].square().mean(), mean, before["peak"])
         size = -self.log_step_size.exp().to(dtype) * warranted
-        size = self._sized(size, direction) if normalised else size
+        size = self._sized(size, direction) if normalized else size
         return (size * direction).reshape(grad.shape).to(grad.dtype), {**new, "step": steps}
 
     def compiled_passes(self) -> _Passes | None:

@@ -1,6 +1,6 @@
 """What a gradient warrants: factors in [0, 1] of a learned rule's step, so that it vanishes where the gradient does.
 
-Much of what a learned direction is made of has no size of its own: levelled matrices, features over their root mean
+Much of what a learned direction is made of has no size of its own: leveled matrices, features over their root mean
 squares, the weights themselves. It would go on at full size where gradients have ended. So steps are multiplied by
 
     of a tensor   min(1, rms(g) / (FLOOR rms(largest averaged gradient so far)))    the largest fades by FADING a step

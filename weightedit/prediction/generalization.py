@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.data.cnn_zoo import CNNZoo
-from weightedit.network.reparametrization import kinds_of, reparametrised
+from weightedit.network.reparametrization import kinds_of, reparametrized
 from weightedit.network.symmetry import randomly_moved
 from weightedit.prediction.predictor import WeightSpacePredictor
 from weightedit.training.examples import Examples
@@ -89,12 +89,12 @@ def kendall_tau(one: Tensor, other: Tensor) -> float:
     return 0.0 if math.isnan(found.statistic) else float(found.statistic)
 
 
-def reparametrised_tests(test: CNNZoo) -> dict[str, CNNZoo]:
+def reparametrized_tests(test: CNNZoo) -> dict[str, CNNZoo]:
     """The test networks as they are, and under every kind of other parameters that their activations allow."""
     found = {UNCHANGED: test}
     for number, kind in enumerate(kinds_of(test.spec)):
         generator = torch.Generator().manual_seed(number)
-        found[kind] = test.with_params(reparametrised(test.spec, test.params, kind, generator))
+        found[kind] = test.with_params(reparametrized(test.spec, test.params, kind, generator))
     return found
 
 

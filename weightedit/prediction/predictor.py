@@ -55,7 +55,7 @@ class WeightSpacePredictor(Pretrained):
     >>> from weightedit.metanet.registry import make_metanet
     >>> from weightedit.network.spec import NetworkSpec
     >>> spec = NetworkSpec.siren((2, 16, 16, 1))
-    >>> predictor = WeightSpacePredictor(make_metanet("scalegmn", [spec], layers=1, embedding=8), outputs=10)
+    >>> predictor = WeightSpacePredictor(make_metanet("gauge-gmn", [spec], layers=1, embedding=8), outputs=10)
     >>> predictor.predict(spec, initial_params(3, spec.widths)).shape
     torch.Size([3, 10])
     """

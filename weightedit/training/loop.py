@@ -53,7 +53,7 @@ __all__ = ["Data", "TrainOptions", "TrainResult", "train"]
 
 _logger = logging.getLogger(__name__)
 _WARM_UP = 3  # steps before one is captured
-_READ_EVERY = 20  # steps whose losses wait on an accelerator before they are read in one synchronisation
+_READ_EVERY = 20  # steps whose losses wait on an accelerator before they are read in one synchronization
 _RECORD = ("device", "log_bytes", "seconds", "best_step", "best_validation", "skipped", "skipped_in_row")
 
 

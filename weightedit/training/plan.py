@@ -142,7 +142,7 @@ class BatchOrder:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from named parts (SHA-256), so that neighbouring seeds and steps give unrelated streams."""
+    """A 63-bit seed from named parts (SHA-256), so that neighboring seeds and steps give unrelated streams."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 

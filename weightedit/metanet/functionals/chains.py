@@ -3,7 +3,7 @@
 They act per layer with parameters of each layer's own, so they treat chains of one depth, given inputs and outputs, and
 any hidden widths. Ragged graphs are cut into stacks of one architecture each and joined again. Inputs are divided,
 per network and parameter tensor, by the root mean square of its entries (in the scale gauge where neurons carry a
-positive factor), and deltas multiplied by it: ours, the papers normalise over their data set or not at all. The
+positive factor), and deltas multiplied by it: ours, the papers normalize over their data set or not at all. The
 logarithms of these sizes are features of the reading ending. Further quantities (gradients, moments: `extra_types`) are
 further channels, each divided by a size of its own; invariants (a clock) are left as they are. The linear layers are in
 weight_space.py.
@@ -120,7 +120,7 @@ class ChainMetanet(Metanetwork):
         """The delta of a dense graph."""
 
     @abstractmethod
-    def summarise(self, graph: NeuralGraph) -> Tensor:
+    def summarize(self, graph: NeuralGraph) -> Tensor:
         """The vectors [..., embedding] of a dense graph."""
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
@@ -139,10 +139,10 @@ class ChainMetanet(Metanetwork):
         """Raises SpecError if a network is no chain, or has another depth, or other numbers of inputs or outputs."""
         self._check(graph)
         if isinstance(graph.layout, DenseLayout):
-            return self.summarise(graph)
+            return self.summarize(graph)
         found = [graph.nodes] * len(graph.layout.specs)
         for stack, numbers in _stacks(graph):
-            for number, vector in zip(numbers, self.summarise(stack), strict=True):
+            for number, vector in zip(numbers, self.summarize(stack), strict=True):
                 found[number] = vector
         return torch.stack(found)
 
@@ -155,7 +155,7 @@ class ChainMetanet(Metanetwork):
                 raise SpecError(
                     f"got a network with {spec.depth} layers, {spec.widths[0]} inputs and {spec.widths[-1]} outputs; "
                     f"expected {space.depth} layers, {space.inputs} inputs and {space.outputs} outputs: "
-                    f"{type(self).__name__} has parameters per layer. Only hidden widths are free; scalegmn reads any "
+                    f"{type(self).__name__} has parameters per layer. Only hidden widths are free; gauge-gmn reads any "
                     "depth."
                 )
 

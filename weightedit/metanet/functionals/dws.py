@@ -2,15 +2,15 @@
 
 Every layer has a block per pair of parameter tensors (weights or biases to weights or biases), made of three
 operations: pooling over the neurons that only the one has, a matrix on channels, broadcasting over those that only the
-other has; input and output neurons are part of the channels. With the mean, which gives the paper's characterisation of
+other has; input and output neurons are part of the channels. With the mean, which gives the paper's characterization of
 all linear layers and is our default, a layer is the same function of its matrices as an HNP layer (nfn.py). The
 published code's defaults are the maximum, which `pooling` chooses, and attention in its set layers, which is not
 offered (theirs are linear by an option). What else differs here from NFN: no feature but the
-normalised entries themselves, a skip from those of the parameters to the delta, and an invariant layer that pools as
+normalized entries themselves, a skip from those of the parameters to the delta, and an invariant layer that pools as
 the others do.
 
-Ours: inputs are normalised per tensor (chains.py), and every layer's features divided by their root mean square per
-tensor, in the place of batch normalisation.
+Ours: inputs are normalized per tensor (chains.py), and every layer's features divided by their root mean square per
+tensor, in the place of batch normalization.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class DWS(ChainMetanet):
         found = [x + s * part for x, s, part in zip(moved, self.skip, own, strict=True)]
         return self.delta_graph(graph, self.sizes(found, sizes))
 
-    def summarise(self, graph: NeuralGraph) -> Tensor:
+    def summarize(self, graph: NeuralGraph) -> Tensor:
         """The invariant layer: every part pooled over its neurons, then an MLP."""
         weights, biases, sizes = unit_blocks(self.space, graph, self.config.quantities)
         found = [self.dropout(x.relu()) for x in self.stack(self.space.fold(weights, biases))]

@@ -26,7 +26,7 @@ SIRENs by heart, as the contract suite does, 400 steps take the error from 0.20 
 Gradients and moments (`extra_types`, odd ones) become channels of delta type first: one of exponent k is multiplied by
 s^(1 - k), s = n_i / n_j the gauge of its two ends, ours. Layers then mix all channels as they do those of parameters.
 
-Ours too: inputs are normalised per tensor in the scale gauge (chains.py), as are each layer's features, by scalars that
+Ours too: inputs are normalized per tensor in the scale gauge (chains.py), as are each layer's features, by scalars that
 no group changes; and the editing ending, a last linear layer, is of delta type, so that editing is equivariant on the
 whole path, which the published editor is not. The half-period shift of sine layers is not respected.
 """
@@ -227,7 +227,7 @@ class Monomial(ChainMetanet):
         parts, sizes, _ = self.features(graph)
         return self.delta_graph(graph, self.sizes(parts, sizes))
 
-    def summarise(self, graph: NeuralGraph) -> Tensor:
+    def summarize(self, graph: NeuralGraph) -> Tensor:
         """The invariant layer, means over hidden neurons, then an MLP."""
         parts, sizes, groups = self.features(graph)
         found = [self.dropout(x) for x in self.invariant(parts, groups)]

@@ -7,7 +7,7 @@ and the entry itself. NP layers (their equations 2 and 3) also permute input and
 ends, given as further input channels, break that (the paper's are sinusoidal, or learned and added before every layer).
 Sums over neurons are means, as in the published code.
 
-Ours: inputs are normalised per tensor (chains.py), with a quarter of the logarithm of its size as one more channel;
+Ours: inputs are normalized per tensor (chains.py), with a quarter of the logarithm of its size as one more channel;
 every layer's features are divided by their root mean square per tensor. `fourier` replaces each entry by random Fourier
 features, with which the authors lift the scalars of INRs.
 """
@@ -128,7 +128,7 @@ class NFN(ChainMetanet):
         parts, sizes = self.features(graph)
         return self.delta_graph(graph, self.sizes(self.stack(parts), sizes))
 
-    def summarise(self, graph: NeuralGraph) -> Tensor:
+    def summarize(self, graph: NeuralGraph) -> Tensor:
         """Means over all neurons that are permuted, then an MLP."""
         parts, sizes = self.features(graph)
         found = [self.dropout(x.relu()) for x in self.stack(parts)]

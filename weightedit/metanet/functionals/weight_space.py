@@ -10,7 +10,7 @@ al. 2024, "Monomial Matrix Group Equivariant Neural Functional Networks"): an ax
 broadcast, and with a positive factor both parts must carry it with the same exponent, +1 where the axis is the target
 of the layer and -1 where it is the source. Taken axis by axis, the rule also serves mixed activations.
 
-Nonlinear functions, normalisation and the endings are in chains.py and in the files of the systems.
+Nonlinear functions, normalization and the endings are in chains.py and in the files of the systems.
 """
 
 from __future__ import annotations

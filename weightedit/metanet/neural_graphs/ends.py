@@ -3,10 +3,10 @@
 In (Kofinas et al. 2024): nodes carry biases, a learned code (one per input and output neuron, one per hidden level), an
 embedding of their activation function, and what learned probes read at them; pairs carry weights, in one place along
 the edge and in another against it, and an embedding of the link's kind where networks are no chains. The paper
-standardises parameters by statistics of the data set; here every layer of every network is divided by its own root mean
+standardizes parameters by statistics of the data set; here every layer of every network is divided by its own root mean
 square, whose logarithm goes to the nodes, so that nothing is lost and no statistics have to be kept. Probed activations
-are normalised likewise, level by level. With `fourier`, biases and weights enter as random Fourier features of these
-normalised values, as the paper lifts them.
+are normalized likewise, level by level. With `fourier`, biases and weights enter as random Fourier features of these
+normalized values, as the paper lifts them.
 
 Out: deltas, an MLP on the pairs along edges and one on nodes, times a learned small scale per layer, in units of the
 layer's weights. Biases are read off the nodes they belong to: the published NG-GNN slices node features from the

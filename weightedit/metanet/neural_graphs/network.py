@@ -13,13 +13,13 @@ are in layers.py, inputs and read-outs in ends.py. Where this departs from the p
   where it edits). Vectors are read there off the output neurons; here the mean of all nodes comes with them.
 * Probes enter there through a linear map per level; here through one, after dividing by the level's root mean square.
 
-Networks with residual additions and normalisations are described by a GraphSpec, where the paper's skip edges of weight
-1 and its nodes and edges of normalisations are links (link.py); a learned vector per kind of link, which goes onto the
-pairs, tells a skip from a weight of 1 and one normalisation from another. Without probes: these go level by level. The
+Networks with residual additions and normalizations are described by a GraphSpec, where the paper's skip edges of weight
+1 and its nodes and edges of normalizations are links (link.py); a learned vector per kind of link, which goes onto the
+pairs, tells a skip from a weight of 1 and one normalization from another. Without probes: these go level by level. The
 published code for CNNs has residual edges, of weight 1 in the middle of the kernel as here, and no nodes of
-normalisations; it repeats nodes where a map is flattened, here the positions of a channel are channels of one edge.
+normalizations; it repeats nodes where a map is flattened, here the positions of a channel are channels of one edge.
 
-The paper lifts parameters by random Fourier features: `fourier` frequencies, 0 by default. Theirs are of standardised
+The paper lifts parameters by random Fourier features: `fourier` frequencies, 0 by default. Theirs are of standardized
 parameters, and of the reverse edges apart; here both directions of an edge share them.
 
 >>> from weightedit.delta import propose_delta

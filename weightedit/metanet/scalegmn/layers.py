@@ -1,182 +1,230 @@
-"""Equivariant layers on neural graphs: the only file with group algebra inside a metanetwork.
+"""The building blocks of the paper's ScaleGMN: ScaleInv, ScaleEq, ReScaleEq, and messages and updates made of them.
 
-Everything here works in the scale gauge (canonicalization.scale_gauge): a stored node vector x stands for its primal
-form n x of type +1 and for its dual form x / n of type -1 at once, and a stored edge value e for e n_i / n_j. So
-messages to targets use the primal, messages to sources the dual channel of symmetry.md section 3, and neither a
-reciprocal of a weight nor an epsilon in a norm is needed. What is left to respect are permutations, by construction,
-and signs. Legend, for neuron i with signs alpha (incoming side) and beta (outgoing side), symmetry.md section 4:
+Kalogeropoulos, Chatzianastasis, Panagakis, "Scale Equivariant Graph MetaNetworks" (2024), section 5. Legend: h_i node
+features, which the factor q_i of neuron i multiplies; e_ij edge features, multiplied by q_i / q_j, and against the edge
+by q_j / q_i; G learned matrices without bias; x~ a canonical form of x; (*) products by channel; [.] joined channels.
 
-    x  `incoming` node stream   ~ alpha_i     (rows, bias deltas, incoming messages)
-    y  `outgoing` node stream   ~ beta_i      (activations, messages from the nodes above)
-    z  `invariant` node stream  ~ 1
-    e  edges                    ~ alpha_i beta_j
-    s  slopes                   ~ alpha_i beta_i: s x ~ beta_i and s y ~ alpha_i, the only bridge between x and y
+    ScaleInv(x, y, ...) = MLP(x~, y~, ...), x~ = x / |x| for positive factors; for signs |x| by channel
+                          (canonicalization) or f(x) + f(-x) (symmetrization); both, one after the other, for both
+    ScaleEq(x)          = G x (*) ScaleInv(x)                       one of the paper's, who compose several
+    ReScaleEq(x, y)     = G x (*) G' y
+    message to i        = ScaleEq([h_i, ReScaleEq(h_j, e_ij)]), summed over j
+    update of a node    = ScaleEq([h_i, m_i]), with messages of both directions in ScaleGMN-B
+    update of an edge   = G e_ij (*) ScaleInv(h_i, h_j)
 
-For groups without a half-period shift alpha = beta. Linear maps of x, y, e have no bias where a sign acts (OddLinear);
-nonlinear functions act on invariants only: z, x_a x_b, y_a y_b and e x y, which keep the relative signs of a neuron's
-channels. What depends on one end of an edge is computed on the node and broadcast.
+MLPs have one hidden layer: linear, LayerNorm, SiLU, linear. The first linear map of a sum of two ends is computed on
+the nodes and broadcast, G h_i of a message leaves the sum over edges: the same function, fewer products per edge.
+A vector that is zero has no direction and stays zero in x / |x|; no epsilon is added, which would break exactness.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightedit.graph.neural_graph import Layout, NodeConstants
+from weightedit.graph.neural_graph import Layout
 
 
 @dataclass(frozen=True)
-class Streams:
-    """The state between two layers; shapes [..., n, node_width] and, for edges, [..., e, edge_width]."""
+class Factors:
+    """What acts on the nodes, [n, 1] masks; None where it acts on none.
 
-    layout: Layout
-    constants: NodeConstants
-    slopes: Tensor  # [..., n, S], fixed through the layers
-    incoming: Tensor
-    outgoing: Tensor
-    invariant: Tensor
-    edges: Tensor
-
-
-class OddLinear(nn.Module):
-    """A linear map of odd channels whose bias acts only where no sign does."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(width_out, width_in) / math.sqrt(width_in))
-        self.bias = nn.Parameter(torch.randn(width_out) / math.sqrt(width_in))
-
-    def forward(self, x: Tensor, free: Tensor) -> Tensor:
-        """`x` [..., n, in], `free` [n, 1] (1.0 where no sign acts) -> [..., n, out]."""
-        return functional.linear(x, self.weight) + free * self.bias
-
-
-def unit_rms(x: Tensor) -> Tensor:
-    """`x` over its root mean square along the last axis. Even in x, and in the gauge the epsilon is harmless."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
-
-
-class NodeUpdate(nn.Module):
-    """Mix a node's streams with each other and with the messages of either direction, 0 channels for none.
-
-    Residual on all three streams; the two odd ones are gated by invariants.
+    Attributes:
+        scale: 1.0 at the nodes with a positive factor.
+        flip: 1.0 at the nodes with a sign.
+        absolute: whether invariants see |x|; else they are symmetrized.
     """
 
-    def __init__(
-        self, width: int, slope_width: int, messages_in: int, messages_out: int, relative_signs: bool = True
-    ) -> None:
+    scale: Tensor | None
+    flip: Tensor | None
+    absolute: bool
+
+    def seen(self, x: Tensor, flip: Tensor | None) -> Tensor:
+        """|x| by channel where a sign acts, if signs are canonicalized."""
+        return torch.where(flip > 0, x.abs(), x) if self.absolute and flip is not None else x
+
+    def mirrored(self, flip: Tensor | None) -> Tensor | None:
+        """Where f(-x) is added, if signs are symmetrized."""
+        return None if self.absolute else flip
+
+
+@dataclass(frozen=True)
+class Way:
+    """One direction of the edges: [..., n, C] -> [..., e, C] at the end that receives or sends, and sums back."""
+
+    to_receiver: Callable[[Tensor], Tensor]
+    to_sender: Callable[[Tensor], Tensor]
+    total: Callable[[Tensor], Tensor]
+
+
+def along(layout: Layout) -> Way:
+    """From sources to targets."""
+    return Way(layout.to_target, layout.to_source, layout.sum_at_target)
+
+
+def against(layout: Layout) -> Way:
+    """From targets to sources."""
+    return Way(layout.to_source, layout.to_target, layout.sum_at_source)
+
+
+def inverse_norm(square: Tensor, scale: Tensor) -> Tensor:
+    """1 / |x| from |x|^2 where a positive factor acts, 1 elsewhere and for zero vectors."""
+    alive = (square > 0) & (scale > 0)
+    return torch.where(alive, torch.where(alive, square, 1.0).rsqrt(), 1.0)
+
+
+def squared(x: Tensor) -> Tensor:
+    """|x|^2, [..., C] -> [..., 1]."""
+    return x.square().sum(-1, keepdim=True)
+
+
+def matrix(width_in: int, width_out: int) -> nn.Linear:
+    """A learned matrix G: no bias, which no factor would multiply."""
+    return nn.Linear(width_in, width_out, bias=False)
+
+
+class Hidden(nn.Module):
+    """s(x) = SiLU(LayerNorm(x + bias)), and s(x) + s(-x) where a sign is to be forgotten."""
+
+    def __init__(self, width: int, layer_norm: bool) -> None:
         super().__init__()
-        self.width = width
-        self.relative_signs = relative_signs
-        self.bridge = OddLinear(slope_width, 2 * width)
-        self.mix_incoming = OddLinear(2 * width + messages_in, width)
-        self.mix_outgoing = OddLinear(2 * width + messages_out, width)
-        self.pair_incoming = OddLinear(width, 2 * width)
-        self.pair_outgoing = OddLinear(width, 2 * width)
-        self.norm = nn.LayerNorm(3 * width + messages_in + messages_out)
-        self.hidden = nn.Linear(3 * width + messages_in + messages_out, 2 * width)
-        self.out = nn.Linear(2 * width, 3 * width)
+        self.bias = nn.Parameter(torch.randn(width) / width**0.5)
+        self.norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
 
-    def forward(self, state: Streams, odd: tuple[Tensor, ...], even: tuple[Tensor, ...]) -> Streams:
-        """New streams; `odd` and `even` hold the messages: (at targets, at sources), the former alone, or none."""
-        free, unshifted = 1 - state.constants.flip, 1 - state.constants.shift
-        to_out, to_in = self.bridge(state.slopes, unshifted).chunk(2, -1)
-        x, y = unit_rms(state.incoming), unit_rms(state.outgoing)
-        from_in, from_out = [x, to_in * y], [y, to_out * x]
-        from_in += odd[:1]
-        from_out += odd[1:]
-        invariants = [state.invariant, *even]
-        mixed_in = unit_rms(self.mix_incoming(torch.cat(from_in, -1), free))
-        mixed_out = unit_rms(self.mix_outgoing(torch.cat(from_out, -1), free))
-        pairs = self.pair_incoming(mixed_in, free), self.pair_outgoing(mixed_out, free)
-        invariants += [paired(pair if self.relative_signs else pair.abs()) for pair in pairs]
-        found = self.out(functional.silu(self.hidden(self.norm(torch.cat(invariants, -1)))))
-        step, gate_in, gate_out = found.split(self.width, -1)
-        return replace(
-            state,
-            incoming=state.incoming + gate_in * mixed_in,
-            outgoing=state.outgoing + gate_out * mixed_out,
-            invariant=state.invariant + step,
-        )
+    def forward(self, lifted: Tensor, mirrored: Tensor | None, codes: Tensor | None = None) -> Tensor:
+        """`lifted` is linear in x~, no sign acts on `codes`; both [..., width], `mirrored` [..., 1] or None."""
+        plain = self.bias if codes is None else self.bias + codes
+        found = functional.silu(self.norm(plain + lifted))
+        return found if mirrored is None else found + mirrored * functional.silu(self.norm(plain - lifted))
 
 
-def paired(x: Tensor) -> Tensor:
-    """Products of channel c and channel c + C / 2: [..., C] of one sign -> [..., C / 2], invariant."""
-    left, right = x.chunk(2, -1)
-    return left * right
+class ScaleEq(nn.Module):
+    """G x (*) ScaleInv(x) of node features [..., n, width_in] -> [..., n, width]."""
+
+    def __init__(self, width_in: int, width: int, layer_norm: bool, codes: bool) -> None:
+        super().__init__()
+        self.keep, self.see = matrix(width_in, width), matrix(width_in, width)
+        self.see_codes = matrix(width, width) if codes else None
+        self.hidden, self.out = Hidden(width, layer_norm), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, factors: Factors, codes: Tensor | None) -> Tensor:
+        return self.keep(x) * self.invariant(x, factors, codes)
+
+    def invariant(self, x: Tensor, factors: Factors, codes: Tensor | None) -> Tensor:
+        """ScaleInv(x)."""
+        lifted = self.see(factors.seen(x, factors.flip))
+        if factors.scale is not None:
+            lifted = lifted * inverse_norm(squared(x), factors.scale)
+        coded = None if self.see_codes is None else self.see_codes(codes)
+        return self.out(self.hidden(lifted, factors.mirrored(factors.flip), coded))
 
 
-def damp(values: Tensor, edges: Tensor) -> Tensor:
-    """values / sqrt(1 + mean square of the edge's channels), both [..., e, C]; even in the edge.
+class Message(nn.Module):
+    """Sums of ScaleEq([h_i, ReScaleEq(h_j, e)]) over the edges of every receiver i."""
 
-    Without it v grows with e, hence e with e^2 in every layer: the largest edges went to 1e9 in ten.
-    """
-    return values * torch.rsqrt(1 + edges.square().mean(-1, keepdim=True)).to(values.dtype)
+    def __init__(self, width: int, layer_norm: bool, codes: bool) -> None:
+        super().__init__()
+        self.from_sender, self.from_edge = matrix(width, width), matrix(width, width)
+        self.keep_receiver, self.keep_product = matrix(width, width), matrix(width, width)
+        self.see_receiver, self.see_product = matrix(width, width), matrix(width, width)
+        self.see_codes = nn.ModuleList([matrix(width, width) for _ in range(2)]) if codes else None
+        self.hidden, self.out = Hidden(width, layer_norm), nn.Linear(width, width)
+
+    def forward(self, way: Way, nodes: Tensor, edges: Tensor, factors: Factors, codes: Tensor | None) -> Tensor:
+        """[..., n, width]"""
+        product = self.from_edge(edges) * way.to_sender(self.from_sender(nodes))
+        flip = None if factors.flip is None else way.to_receiver(factors.flip)
+        lifted = self.see_product(factors.seen(product, flip))
+        lifted = lifted + way.to_receiver(self.see_receiver(factors.seen(nodes, factors.flip)))
+        if factors.scale is not None:
+            square = squared(product) + way.to_receiver(squared(nodes))
+            lifted = lifted * inverse_norm(square, way.to_receiver(factors.scale))
+        coded = None
+        if self.see_codes is not None and codes is not None:
+            coded = way.to_receiver(self.see_codes[0](codes)) + way.to_sender(self.see_codes[1](codes))
+        gate = self.out(self.hidden(lifted, factors.mirrored(flip), coded))
+        return self.keep_receiver(nodes) * way.total(gate) + way.total(self.keep_product(product) * gate)
 
 
 class EdgeUpdate(nn.Module):
-    """Update edges from their two ends, and send messages along them.
+    """G e (*) ScaleInv(h_i, h_j)."""
 
-    Per edge: v = silu(A (e x_i y_j) / d + a_i + b_j) is invariant, d^2 = 1 + mean(e^2) (see damp);
-    e <- e (1 + B v) + x'_i y'_j C v is odd: the product term and the rank-one term of symmetry.md section 3, which lets
-    a zero weight become non-zero. Messages are sum_j e y''_j at targets and sum_i e x''_i at sources, over the root of
-    their number, and means of v at both.
+    def __init__(self, width: int, layer_norm: bool, signs: str) -> None:
+        super().__init__()
+        self.keep = matrix(width, width)
+        # The two ends have signs of their own, so each is symmetrized by itself.
+        symmetric = signs == "symmetrization"
+        self.symmetrize = nn.ModuleList([matrix(width, width), Hidden(width, layer_norm)]) if symmetric else None
+        self.see_target, self.see_source = matrix(width, width), matrix(width, width)
+        self.hidden, self.out = Hidden(width, layer_norm), nn.Linear(width, width)
+
+    def forward(self, layout: Layout, nodes: Tensor, edges: Tensor, factors: Factors) -> Tensor:
+        """[..., e, width]"""
+        seen = factors.seen(nodes, factors.flip)
+        if factors.scale is not None:
+            seen = seen * inverse_norm(squared(nodes), factors.scale)
+        if self.symmetrize is not None and factors.flip is not None:
+            lift, hidden = self.symmetrize
+            seen = torch.where(factors.flip > 0, hidden(lift(seen), factors.flip), seen)
+        ends = layout.to_target(self.see_target(seen)) + layout.to_source(self.see_source(seen))
+        return self.keep(edges) * self.out(self.hidden(ends, None))
+
+
+@dataclass(frozen=True)
+class State:
+    """Features between two layers: nodes [..., n, width], edges [..., e, width] along and, or None, against."""
+
+    nodes: Tensor
+    edges: Tensor
+    back: Tensor | None
+
+
+class PaperLayer(nn.Module):
+    """Messages, then the update of nodes and edges, all from the features before.
+
+    Args:
+        width: of everything.
+        layer_norm: of the MLPs.
+        codes: whether messages and node updates see node codes.
+        signs: see ScaleGMNConfig.
+        skip: add the nodes before.
+        updates: whether edges along and edges against are updated.
+        bidirectional: whether there are edges against.
     """
 
     def __init__(
         self,
-        node_width: int,
-        edge_width: int,
-        even_width: int = 0,
-        rank_one: bool = True,
-        edge_skip: bool = True,
-        relative_signs: bool = True,
-        bidirectional: bool = True,
+        width: int,
+        layer_norm: bool,
+        codes: bool,
+        signs: str,
+        *,
+        skip: bool,
+        updates: tuple[bool, bool],
+        bidirectional: bool,
     ) -> None:
         super().__init__()
-        self.edge_width, self.bidirectional = edge_width, bidirectional
-        self.rank_one, self.edge_skip, self.relative_signs = rank_one, edge_skip, relative_signs
-        self.from_incoming = OddLinear(node_width, (2 + bidirectional) * edge_width)
-        self.from_outgoing = OddLinear(node_width, 3 * edge_width)
-        self.from_invariant = nn.Linear(node_width, 2 * edge_width)
-        self.product = nn.Linear(edge_width, edge_width, bias=False)
-        self.gate = nn.Linear(edge_width, edge_width)
-        self.rank_gate = nn.Linear(edge_width, edge_width)
-        self.even = nn.Linear(even_width, edge_width, bias=False) if even_width else None
-        with torch.no_grad():
-            self.gate.weight.mul_(0.5)
-            self.rank_gate.weight.mul_(0.5)
+        self.skip = skip
+        self.message = Message(width, layer_norm, codes)
+        self.message_back = Message(width, layer_norm, codes) if bidirectional else None
+        self.update = ScaleEq((3 if bidirectional else 2) * width, width, layer_norm, codes)
+        forward, back = updates
+        self.update_edges = EdgeUpdate(width, layer_norm, signs) if forward else None
+        self.update_back = EdgeUpdate(width, layer_norm, signs) if back and bidirectional else None
 
-    def forward(
-        self, state: Streams, even: Tensor | None = None
-    ) -> tuple[Streams, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """New state, odd messages (at targets, and if bidirectional at sources) and even messages (likewise)."""
-        layout, constants, free = state.layout, state.constants, 1 - state.constants.flip
-        x = self.from_incoming(unit_rms(state.incoming), free).split(self.edge_width, -1)
-        y = self.from_outgoing(unit_rms(state.outgoing), free).chunk(3, -1)
-        at_target, at_source = self.from_invariant(state.invariant).chunk(2, -1)
-        products = layout.modulate(state.edges, x[0], y[0])
-        products = products if self.relative_signs else products.abs()
-        v = damp(self.product(products), state.edges)
-        v = layout.add_ends(v, at_target, at_source)
-        if self.even is not None and even is not None:
-            v = v + self.even(even)
-        v = functional.silu(v)
-        # Not addcmul: its gradient multiplies twice by the scalar 1. In place: fresh edge-sized memory is dear.
-        edges = state.edges * self.gate(v)
-        if self.edge_skip:
-            edges = edges.add_(state.edges)
-        if self.rank_one:
-            edges = edges.add_(layout.modulate(self.rank_gate(v), x[1], y[1]))
-        new = replace(state, edges=edges)
-        degree_in, degree_out = constants.in_degree.clamp(min=1), constants.out_degree.clamp(min=1)
-        odd_in = layout.collect_at_target(edges, y[2]) * degree_in.rsqrt()
-        even_in = layout.sum_at_target(v) / degree_in
-        if not self.bidirectional:
-            return new, (odd_in,), (even_in,)
-        odd_out = layout.collect_at_source(edges, x[2]) * degree_out.rsqrt()
-        return new, (odd_in, odd_out), (even_in, layout.sum_at_source(v) / degree_out)
+    def forward(self, layout: Layout, state: State, factors: Factors, codes: Tensor | None) -> State:
+        nodes, joined = state.nodes, [state.nodes]
+        joined.append(self.message(along(layout), nodes, state.edges, factors, codes))
+        if self.message_back is not None and state.back is not None:
+            joined.append(self.message_back(against(layout), nodes, state.back, factors, codes))
+        updated = self.update(torch.cat(joined, -1), factors, codes)
+        new = replace(state, nodes=nodes + updated if self.skip else updated)
+        if self.update_edges is not None:
+            new = replace(new, edges=self.update_edges(layout, nodes, state.edges, factors))
+        if self.update_back is not None and state.back is not None:
+            new = replace(new, back=self.update_back(layout, nodes, state.back, factors))
+        return new

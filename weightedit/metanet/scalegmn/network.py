@@ -1,432 +1,290 @@
-"""Our ScaleGMN: a message-passing metanetwork that is equivariant to permutations, signs, phases and positive scales.
+"""The paper's ScaleGMN and ScaleGMN-B, from its equations: entries `scalegmn` and `scalegmn-b`.
 
-The entries `scalegmn` and `scalegmn-b` are our own design after a paper, no reproduction of it: the paper's network is
-in paper.py (`scalegmn-paper`, `scalegmn-b-paper`).
+Kalogeropoulos, Chatzianastasis, Panagakis, "Scale Equivariant Graph MetaNetworks" (2024). Our own design after it, with
+another input stage, residual edges and probes, is metanet/gauge_gmn; to repeat the paper, take this one.
+The blocks are in layers.py, the published settings in config.PUBLISHED:
 
-After Kalogeropoulos, Chatzianastasis, Panagakis, "Scale Equivariant Graph MetaNetworks" (2024). How a group is
-respected is in layers.py; here are the input stage (gauge, normalisation, probes, node codes), the stack of layers, and
-the way back out of the gauge. With an embedding it ends in an invariant vector per network instead. What differs from
-the paper (G: a learned matrix without bias, inv: an invariant network, *: by channel), there -> here, and why:
+    start     h_i = G b_i (*) p of its layer, at inputs and outputs G b_i + p_i; e_ij = G w_ij, or G w_ij (*) p
+    layers    messages, update of nodes and edges (layers.py), dropout between them
+    deltas    G e_ij and G h_i, times a learned scale per layer
+    vectors   MLP([sum over hidden i of ScaleInv(h_i), h of inputs and outputs]), or of outputs alone
 
-    scales       h / |h| inside every inv -> a gauge divided out once: exact for any scale, bounded in every layer
-    signs        |h| by channel, or f(h) + f(-h), in inv -> products h_a h_b: relative signs of channels are kept
-    ScaleEq      G h * inv(h) -> h + inv * u / |u| with u = G [h, m]: a residual, so that depth keeps the signal
-    messages     ScaleEq of ReScaleEq = G h_j * G' e_ij, summed -> e_ij * G h_j over the root of their number, and
-                 means of invariants: no network of its own for messages, which would run on every edge
-    edges        G e * inv(h_i, h_j) -> e * (1 + B v) + x_i * y_j * C v, v invariant of e x_i y_j, h_i and h_j: a skip,
-                 and a term that moves a zero weight
-    ScaleGMN-B   backward edges of 1 / w, which overflow (the published network has an option `reciprocal` that it
-                 never uses: it sends w h_i, not equivariant to positive scales) -> w k_i with k_i = x_i / n_i
-    sine         signs only -> half-period shifts too, hence a stream for each side of a neuron, and slopes as a bridge
-    inputs       w and b as they are -> over their layer's root mean square, its logarithm beside: any size is read
-    codes        h * p_V, e * p_E (h + p_V at both ends), one p per layer -> added to the invariant stream, none on
-                 edges, counted from both ends: any depth is read
-    probes       none -> activations and slopes at learned inputs or on a grid, and a forecast, are further features
-    deltas       last e and h of width 1 -> heads.py, of terms that are zero for no weight
-    vector       an MLP of the sum over hidden neurons, and both ends -> linear in their mean: any width is read
+Where the published code departs from the paper, this follows the paper:
+* Edges against the direction carry 1 / w. The published code has an option `reciprocal`, which it never reads, and
+  sends w: not equivariant to positive scales. Where only signs act, w transforms as 1 / w does and is taken, since it
+  cannot overflow. A pruned weight of 0 has no reciprocal and sends 0. For a kernel, w the vector of its positions, it
+  is w / |w|^2.
+* Phases of sine neurons are canonicalized, b into [-pi / (2 omega), pi / (2 omega)] by half periods, which negate what
+  goes out; deltas are led back. The published code takes a period of 2 pi without omega: at omega 30 nothing moves.
 
-ScaleEq, ReScaleEq and the edge update are cases of the layers here, with weights zero that are ours alone, which
-tests/metanet/test_scalegmn_paper.py holds against loops; the whole is tested against a twin of our own equations only.
+What the paper does not have, or has otherwise:
+* Any depth is read: codes and output scales per layer are the sum of one counted from the inputs and one counted from
+  the outputs. The paper's networks have one depth, and one code per layer.
+* Each ScaleEq is a single one; the published settings compose two or three.
+* Further quantities (gradients, moments) are brought to the type of a weight by the scale gauge (canonicalization.py)
+  and divided by their layer's root mean square, invariants (a clock) excepted; those without a sign go where codes go.
+* Several architectures share a batch: which forms are canonical is decided neuron by neuron.
 
-In a chain with convolutions an edge is a whole kernel: its positions are channels of one type, and so are those of its
-delta. Any function of them that is one of the layers' here keeps the symmetry, since a channel's factor acts on all
-positions alike; the gauge sums their squares. Probes, which are inputs of networks without convolutions, and what is
-made of them (forecast, refit) are left out there.
-
-In a network that is no chain (GraphSpec) the gauge is one number for all neurons that residual additions tie together,
-and the gain of a normalisation scales with its target alone (linked_gauge.py); invariants of an edge tell its kind, and
-edges of a fixed number, which tie their ends, take part as others do but get no delta. Without probes, too.
+As in the paper, and other than in gauge-gmn, weights and biases enter as they are, and edges are multiplied, never
+added to: a zero weight stays zero, and edges shrink from layer to layer (about fivefold at the published width).
 
 >>> from weightedit.delta import propose_delta
 >>> from weightedit.metanet.registry import make_metanet
 >>> from weightedit.network.spec import NetworkSpec
->>> spec = NetworkSpec.cnn((1, 4, 3, 2), "relu")
+>>> spec = NetworkSpec.siren((2, 8, 8, 1))
 >>> params = {name: torch.randn(shape) for name, shape in spec.param_shapes().items()}
->>> propose_delta(make_metanet("scalegmn-b", [spec], layers=1), spec, params)["layers.1.weight"].shape
-torch.Size([3, 4, 3, 3])
-
-The file is long because the config and its checks stand beside the network.
+>>> metanet = make_metanet("scalegmn-b", [spec], **{**PUBLISHED["mnist-editing", "scalegmn-b"], "width": 8})
+>>> propose_delta(metanet, spec, params)["layers.1.weight"].shape
+torch.Size([8, 8])
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightedit.errors import SpecError
-from weightedit.files.schema import Seed, conform_fields
-from weightedit.graph.canonicalization import anchored_gauge
+from weightedit.graph.canonicalization import scale_gauge
 from weightedit.graph.neural_graph import Layout, NeuralGraph, NodeConstants
-from weightedit.graph.probing import backpropagate, bias_reading, probe
-from weightedit.metanet.base import (
-    Metanetwork,
-    check_any_ends,
-    check_dropout,
-    check_ends,
-    check_link_kinds,
-    check_links,
-    declared,
-    frame_of,
-    link_numbers,
-)
+from weightedit.metanet.base import Metanetwork, check_chains, check_ends, declared, frame_of, types_of
 from weightedit.metanet.levels import LayerTable, root_of_mean
-from weightedit.metanet.scalegmn.forecast import Forecast, GridForecast
-from weightedit.metanet.scalegmn.heads import DeltaHead, HeadSizes, InvariantReadout, LastLayerRefit, Readings
-from weightedit.metanet.scalegmn.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams
-from weightedit.network.features import DELTA, PARAMETER, ChannelType
-from weightedit.network.spec import SYMMETRIES, Symmetry
-
-_SWITCHES = {
-    "grid",
-    "solved",
-    "rank_one",
-    "edge_skip",
-    "relative_signs",
-    "neuron_codes",
-    "embedding",
-    "channels",
-    "dropout",
-    "link_kinds",
-    "kernel",
-}
-
-
-@dataclass(frozen=True)
-class ScaleGMNConfig:
-    """Everything that defines a ScaleGMN.
-
-    Attributes:
-        inputs: input neurons of the networks it treats, each with a code of its own; 0: any number, all alike.
-        outputs: output neurons of the networks it treats, likewise.
-        node_width: channels of each of the three node streams.
-        edge_width: channels of the edges, and of the messages along them.
-        layers: message-passing layers.
-        probes: learned inputs (fixed ones with `grid`) at which activations are read, 0 for none.
-        forecast: hidden width of the forecast (see Forecast), 0 for none.
-        refit: finish with LastLayerRefit towards the forecast; needs probes and a forecast.
-        grid: probes on a fixed, regular grid over [-1, 1]^2, their number a square, which lets the forecast convolve
-            (see GridForecast); needs two inputs and a forecast, whose width is that of its convolutions.
-        solved: the head solves its reading term against the activations, too (see heads.SolvedReading); needs probes.
-        symmetry: "full" is what each activation allows; "permutation", "sign" or "scale" keep only that part of it.
-        bidirectional: also send messages from targets to sources.
-        levels: how many levels, from either end, have node codes and output scales of their own.
-        initial_scale: size of a delta relative to the weights of its layer, at the start.
-        rank_one: keep the terms x_i y_j of edges and head, which let a zero weight become non-zero.
-        edge_skip: keep the edge of the layer before, e + update instead of update.
-        relative_signs: let nonlinear functions see products of two odd channels; else their absolute values only.
-        neuron_codes: a learned code for each of the first so many neurons of every level, which gives permutation
-            symmetry up on purpose; a control for studies, 0 for none.
-        extra_types: channels after the parameters, as (scale, odd) pairs: ((-1, True),) for gradients.
-        channels: of each quantity: the kernel positions of networks with convolutions (NetworkSpec.channels), else 1;
-            more than one needs probes=0 and forecast=0.
-        kernel: (height, width) in which the kernels of all networks are centered, so that they may differ in size; None
-            for networks that come with `channels` channels by themselves.
-        link_kinds: how many kinds of edges it tells apart, in the order of link.LINK_KINDS; 1 (weights) for chains;
-            more than one needs probes=0.
-        embedding: 0 to edit, else the width of the vector per network that `embed` gives; then without a forecast.
-        dropout: share of the hidden features that is dropped in training, in [0, 1).
-        seed: of the initial weights.
-    """
-
-    inputs: int = 2
-    outputs: int = 1
-    node_width: int = 64
-    edge_width: int = 32
-    layers: int = 4
-    probes: int = 32
-    forecast: int = 0
-    refit: bool = False
-    grid: bool = False
-    solved: bool = False
-    symmetry: Symmetry = "full"
-    bidirectional: bool = True
-    levels: int = 8
-    initial_scale: float = 0.01
-    rank_one: bool = True
-    edge_skip: bool = True
-    relative_signs: bool = True
-    neuron_codes: int = 0
-    extra_types: tuple[tuple[int, bool], ...] = ()
-    channels: int = 1
-    kernel: tuple[int, int] | None = None
-    link_kinds: int = 1
-    embedding: int = 0
-    dropout: float = 0.0
-    seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        if self.symmetry not in SYMMETRIES:
-            raise SpecError(f"symmetry {self.symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
-        check_any_ends(self.inputs, self.outputs, self.probes, self.embedding)
-        sizes = (self.node_width, self.edge_width, self.layers, self.levels, self.channels)
-        if min(sizes) < 1 or min(self.probes, self.neuron_codes, self.embedding) < 0:
-            raise SpecError(
-                f"got {self}; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
-            )
-        check_link_kinds(self.link_kinds, self.probes)
-        check_dropout(self.dropout)
-        if self.channels > 1 and (self.probes or self.forecast):
-            raise SpecError(
-                f"got {self.channels} channels per quantity with {self.probes} probes and a forecast of "
-                f"{self.forecast}; expected probes=0 and forecast=0: probes are inputs of networks without "
-                "convolutions, and a forecast is of what they see."
-            )
-        if self.refit and not (self.probes and self.forecast):
-            raise SpecError(
-                "got refit without probes or without a forecast; expected both, it fits the one to the other."
-            )
-        if self.grid and not (self.forecast and self.inputs == 2 and math.isqrt(self.probes) ** 2 == self.probes):
-            raise SpecError(
-                f"grid has {self.probes} probes, {self.inputs} inputs and a forecast of {self.forecast}; expected "
-                "784 or another square, two inputs and a forecast: the grid is what the forecast convolves over."
-            )
-        if self.solved and not self.probes:
-            raise SpecError("got solved without probes; expected some: it solves for what they should read.")
-        if self.embedding and self.forecast:
-            raise SpecError(
-                f"got embedding {self.embedding} with a forecast of {self.forecast}; expected forecast 0: only "
-                "an edit has changes to forecast."
-            )
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> ScaleGMNConfig:
-        """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
-
-        The switches of ablations, `channels`, `embedding`, `dropout` may be missing: older configs have the defaults.
-        """
-        return conform_fields(cls, data, _SWITCHES, SpecError)
+from weightedit.metanet.scalegmn.config import PUBLISHED as PUBLISHED
+from weightedit.metanet.scalegmn.config import ScaleGMNConfig
+from weightedit.metanet.scalegmn.layers import Factors, PaperLayer, ScaleEq, State, inverse_norm, matrix
+from weightedit.network.features import DELTA
 
 
 @dataclass(frozen=True)
 class _Passed:
-    """What the layers leave to an ending: the last streams, and what leads back out of the gauge."""
+    """What the layers leave to an ending."""
 
-    state: Streams
-    normalised: Tensor  # [..., e, C], the odd channels in the gauge over `size`, the parameters first
-    readings: Readings
-    gauge: Tensor  # [..., n, 1]
-    back: Tensor  # [..., n, 1], the gauge; 0 where a node is not anchored: its weights stay as they are
-    ratio: Tensor  # [..., e, 1], gauge of target over source; 0 likewise
-    size: Tensor  # [..., e, C], root mean squares of the layer's odd channels in the gauge
+    state: State
+    constants: NodeConstants
+    factors: Factors
+    side: Tensor | None  # [..., n, 1], the sign that leads what goes out of a node back out of the canonical phase
 
 
 class ScaleGMN(Metanetwork):
-    """Neural graphs of parameters (and extra typed channels) -> neural graphs of deltas, or vectors.
-
-    A delta has one channel, or as many as a kernel has positions; that of a bias stands in the first.
+    """Neural graphs of chains -> deltas, or vectors; equivariant to permutations, signs, positive scales and phases.
 
     Args:
         config: see ScaleGMNConfig.
     """
 
-    odd: Tensor
-    even: Tensor
-    powers: Tensor
-    probes: Tensor | None
-
     def __init__(self, config: ScaleGMNConfig) -> None:
         super().__init__()
-        self.config, self.embedding = config, config.embedding
-        self.declared = declared(config.symmetry) if not config.neuron_codes else ()
-        kinds = PARAMETER, *(ChannelType(scale, odd) for scale, odd in config.extra_types)
-        self.types_in = tuple(kind for kind in kinds for _ in range(config.channels))
-        self.types_out = (DELTA,) * config.channels
+        self.config, self.embedding, self.declared = config, config.embedding, declared(config.symmetry)
+        self.types_in = types_of(config.extra_types, config.channels)
+        self.types_out = () if config.embedding else (DELTA,) * config.channels
         self.frame = frame_of(config.kernel, config.channels)
-        # On the device from the start: an index made from a list in every forward would be copied there each time.
-        odd = torch.tensor([kind.odd for kind in self.types_in])
-        self.register_buffer("odd", odd.nonzero().squeeze(1), persistent=False)
-        self.register_buffer("even", (~odd).nonzero().squeeze(1), persistent=False)
-        self.register_buffer("powers", torch.tensor([kind.scale for kind in self.types_in]), persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
             self._build(config)
 
     def _build(self, config: ScaleGMNConfig) -> None:
-        node, edge, read = config.node_width, config.edge_width, config.probes + 1
-        odd, even = len(self.odd), len(self.even)
-        kinds = config.link_kinds if config.link_kinds > 1 else 0
-        if config.grid:
-            axis = torch.linspace(-1, 1, math.isqrt(config.probes))
-            self.register_buffer("probes", torch.cartesian_prod(axis, axis).flip(-1), persistent=False)
-        elif config.probes:
-            engine = torch.quasirandom.SobolEngine(config.inputs, scramble=True, seed=config.seed)
-            self.probes = nn.Parameter(2 * engine.draw(config.probes) - 1)
-        else:
-            self.register_parameter("probes", None)
-        self.codes = LayerTable(config.levels, node, spread=0.5)
-        self.input_codes = nn.Parameter(torch.randn(max(1, config.inputs), node))
-        self.output_codes = nn.Parameter(torch.randn(max(1, config.outputs), node))
-        if config.neuron_codes:
-            self.neuron_codes = nn.Embedding(config.neuron_codes * config.levels, node)
-        self.forecast = Forecast(read, config.forecast) if config.forecast and not config.grid else None
-        if config.grid:
-            self.forecast = GridForecast(config.outputs, math.isqrt(config.probes), config.forecast)
-        seen = 2 * read if config.forecast else read
-        self.lift_edges = nn.Linear(odd, edge, bias=False)
-        self.lift_slopes = nn.Linear(read, node, bias=False)
-        self.lift_incoming = OddLinear(seen + odd, node)
-        self.lift_outgoing = OddLinear(seen, node)
-        self.lift_invariant = nn.Linear(odd + 1 + even, node)
-        kept = config.relative_signs
-        switches = (config.rank_one, config.edge_skip, kept, config.bidirectional)
-        self.encode = NodeUpdate(node, node, 0, 0, kept)
-        self.edge_updates = nn.ModuleList(
-            EdgeUpdate(node, edge, kinds + (0 if i else even), *switches) for i in range(config.layers)
-        )
-        self.node_updates = nn.ModuleList(
-            NodeUpdate(node, node, edge, config.bidirectional * edge, kept) for _ in range(config.layers)
+        width, quantities = config.width, 1 + len(config.extra_types)
+        odd = config.channels * (quantities - sum(not odd for _, odd in config.extra_types))
+        even = config.channels * quantities - odd
+        self.lift_nodes, self.lift_edges = matrix(odd, width), matrix(odd, width)
+        self.lift_back = matrix(odd, width) if config.bidirectional else None
+        self.node_codes = self.edge_codes = self.even_nodes = self.even_edges = None
+        if config.node_codes:
+            self.node_codes = LayerTable(config.levels, width, spread=math.sqrt(0.5))
+            self.input_codes = nn.Parameter(torch.randn(config.inputs, width))
+            self.output_codes = nn.Parameter(torch.randn(config.outputs, width))
+        if config.edge_codes:
+            self.edge_codes = LayerTable(config.levels, (1 + config.bidirectional) * width, spread=math.sqrt(0.5))
+        if even:
+            self.even_nodes, self.even_edges = matrix(even, width), matrix(even, (1 + config.bidirectional) * width)
+        # Nothing reads what a reader's last layer would write on edges, nor what an editor's would write against them.
+        updates = [(True, True)] * (config.layers - 1) + [(not config.embedding, False)]
+        self.layers = nn.ModuleList(
+            PaperLayer(
+                width,
+                config.layer_norm,
+                config.layer_codes,
+                config.signs,
+                skip=config.skip,
+                updates=which,
+                bidirectional=config.bidirectional,
+            )
+            for which in updates
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.refit = LastLayerRefit() if config.refit else None
         if config.embedding:
-            self.readout = InvariantReadout(node, config.inputs + config.outputs, config.embedding, kept)
-            return
-        sizes = HeadSizes(node, edge, read, config.levels, config.channels)
-        self.head = DeltaHead(sizes, config.initial_scale, config.rank_one, config.solved)
+            self._build_readout(config)
+        else:
+            self.read_nodes, self.read_edges = matrix(width, 1), matrix(width, config.channels)
+            self.scales = LayerTable(config.levels, 2, mean=config.initial_scale)
+
+    def _build_readout(self, config: ScaleGMNConfig) -> None:
+        width, known = config.width, config.outputs
+        self.of_hidden = None
+        if config.readout == "full":
+            known += 1 + config.inputs
+            self.of_hidden = ScaleEq(width, width, config.layer_norm, codes=False)
+            del self.of_hidden.keep  # invariants alone are read
+        norm = nn.LayerNorm(width) if config.layer_norm else nn.Identity()
+        self.readout = nn.Sequential(
+            nn.Linear(known * width, width), norm, nn.SiLU(), nn.Linear(width, config.embedding)
+        )
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
-        """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
-        passed = self._through(graph)
-        raw, size = self._whole_kernels(graph.layout, passed)
-        weights, biases = self.head(passed.state, raw, passed.readings)
-        biases = biases * passed.back * self._at_nodes(graph.layout, size, passed.state.constants)
-        biases = functional.pad(biases, (0, self.config.channels - 1))
-        delta = graph.with_features(biases, weights * passed.ratio * size, self.types_out)
-        if self.refit is None or self.probes is None:
-            return delta
-        return self.refit(graph, delta, self.probes, passed.readings.wished[..., 1:], passed.gauge)
+        """Raises SpecError if a network is no chain or has other numbers of inputs or outputs than the config."""
+        passed, layout = self._through(graph), graph.layout
+        scale = self.scales(passed.constants)
+        weights = self.read_edges(passed.state.edges) * layout.to_target(scale[:, :1])
+        weights = weights if passed.side is None else weights * layout.to_source(passed.side)
+        biases = functional.pad(self.read_nodes(passed.state.nodes) * scale[:, 1:], (0, self.config.channels - 1))
+        return graph.with_features(biases, weights, self.types_out)
 
     def read(self, graph: NeuralGraph) -> Tensor:
-        """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
-        return self.readout(self._through(graph).state)
+        """Raises SpecError as `transform` does."""
+        passed, layout = self._through(graph), graph.layout
+        nodes, constants = passed.state.nodes, passed.constants
+        inputs, outputs = layout.ends(nodes)
+        seen = [outputs.flatten(-2)]
+        if self.of_hidden is not None:
+            inner = ((constants.level > 0) & (constants.height > 0)).unsqueeze(-1).to(nodes)
+            found = self.of_hidden.invariant(nodes, passed.factors, None)
+            seen = [layout.network_sum(found * inner), inputs.flatten(-2), *seen]
+        return self.readout(torch.cat(seen, -1))
 
     def _through(self, graph: NeuralGraph) -> _Passed:
-        check_links(graph, self.config.link_kinds)
+        check_chains(graph, type(self).__name__)
         check_ends(graph, self.config.inputs, self.config.outputs)
-        layout = graph.layout
-        constants = layout.constants(self.config.symmetry, graph.edges)
-        gauge, anchored = anchored_gauge(graph, constants)
-        ratio = layout.to_target(gauge) / layout.gauge_at_source(gauge)
-        both = layout.to_target(anchored) * layout.gauge_at_source(anchored)
-        edges, nodes = graph.edges / ratio**self.powers * both, graph.nodes / gauge**self.powers * anchored
-        odd, even = self._parities(edges)
-        size = root_of_mean(layout.layer_mean_edges(odd.square()))
-        state, readings = self._streams(graph, nodes, odd / size, size, constants, gauge)
-        state = self.encode(state, (), ())
-        normalised = state.edges
-        state = replace(state, edges=self.lift_edges(state.edges))
-        if not torch.is_grad_enabled() and len(self.odd) > self.config.channels:
-            # Of these only the parameters are read again, and further quantities need not be held until then. No
-            # even channels are a view of all that there are.
-            normalised, size = (x[..., : self.config.channels].clone() for x in (normalised, size))
-            even = even.clone()
-            del edges, odd
-        told = self._told(layout, even)
-        for even, edge_update, node_update in zip(told, self.edge_updates, self.node_updates, strict=True):
-            state, odd_messages, even_messages = edge_update(state, even)
-            state = self._dropped(node_update(state, odd_messages, even_messages))
-        return _Passed(state, normalised, readings, gauge, gauge * anchored, ratio * both, size)
+        layout, constants = graph.layout, graph.layout.constants(self.config.symmetry, graph.edges)
+        factors = self._factors(layout, constants)
+        side = None
+        if self._any(layout, "shift"):
+            graph, side = canonical_phases(graph, constants.shift)
+        codes = None if self.node_codes is None else self._node_codes(constants)
+        state = self._start(graph, constants, factors, codes)
+        shown = codes if self.config.layer_codes else None
+        for number, layer in enumerate(self.layers):
+            if number:
+                back = None if state.back is None else self.dropout(state.back)
+                state = State(self.dropout(state.nodes), self.dropout(state.edges), back)
+            state = layer(layout, state, factors, shown)
+        return _Passed(state, constants, factors, side)
 
-    def _told(self, layout: Layout, even: Tensor) -> list[Tensor | None]:
-        """Per layer, what has no sign of edges: their even channels at first, and always of which kind they are."""
-        if self.config.link_kinds == 1:
-            return [even, *[None] * (self.config.layers - 1)]
-        kinds = functional.one_hot(link_numbers(layout, even), self.config.link_kinds).to(even)
-        kinds = kinds.expand(*even.shape[:-1], -1)
-        return [torch.cat([even, kinds], -1), *[kinds] * (self.config.layers - 1)]
+    def _any(self, layout: Layout, factor: str) -> bool:
+        """Whether any neuron has the factor "scale", "flip" or "shift"."""
+        groups = (group for spec in layout.specs for group in spec.neuron_groups(self.config.symmetry))
+        return any(getattr(group, factor) for group in groups)
 
-    def _dropped(self, state: Streams) -> Streams:
-        """Channels dropped in training: a factor of a neuron multiplies what is left."""
-        incoming, outgoing, invariant = map(self.dropout, (state.incoming, state.outgoing, state.invariant))
-        return replace(state, incoming=incoming, outgoing=outgoing, invariant=invariant)
+    def _factors(self, layout: Layout, constants: NodeConstants) -> Factors:
+        scale = constants.scale if self._any(layout, "scale") else None
+        flip = constants.flip if self._any(layout, "flip") else None
+        return Factors(scale, flip, self.config.signs == "canonicalization")
 
-    def _whole_kernels(self, layout: Layout, passed: _Passed) -> tuple[Tensor, Tensor]:
-        """The weights over the root mean square of their layer, [..., e, K], and that, [..., e, 1].
+    def _start(self, graph: NeuralGraph, constants: NodeConstants, factors: Factors, codes: Tensor | None) -> State:
+        layout, width = graph.layout, self.config.width
+        nodes, edges, back, even = self._quantities(graph, constants, factors)
+        h, e = self.lift_nodes(nodes), self.lift_edges(edges)
+        b = None if self.lift_back is None else self.lift_back(back)
+        ends = ((constants.level == 0) | (constants.height == 0)).unsqueeze(-1)
+        of_nodes, of_edges = codes, None
+        if even is not None and self.even_nodes is not None and self.even_edges is not None:
+            more = self.even_nodes(even[0])
+            of_nodes = torch.where(ends, 0.0, 1.0) + more if codes is None else codes + more
+            of_edges = 1 + self.even_edges(even[1])
+        if of_nodes is not None:
+            h = torch.where(ends, h + of_nodes, h * of_nodes)
+        if self.edge_codes is not None:
+            coded = layout.to_target(self.edge_codes(constants))
+            of_edges = coded if of_edges is None else of_edges * coded
+        if of_edges is not None:
+            e, b = e * of_edges[..., :width], None if b is None else b * of_edges[..., width:]
+        return State(h, e, b)
 
-        The streams take every position of a kernel over a root mean square of its own, 1 for one that is all zero or
-        padding. Deltas are in units of the layer's, so that a position that is zero can be moved by as much.
-        """
-        k = self.config.channels
-        edges, sizes = passed.normalised[..., :k], passed.size[..., :k]
-        if k == 1:
-            return edges, sizes
-        square = layout.layer_mean_edges((edges * sizes).square().sum(-1, keepdim=True))
-        # Edges of a fixed number have no position of their own, and no delta.
-        size = root_of_mean(square / layout.kernel_positions(edges).sum(-1, keepdim=True).clamp(min=1))
-        return edges * sizes / size, size
+    def _quantities(
+        self, graph: NeuralGraph, constants: NodeConstants, factors: Factors
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Odd quantities at nodes, along edges and against them, and (nodes, edges) of those without a sign."""
+        layout, channels = graph.layout, self.config.channels
+        nodes, edges = graph.nodes[..., :channels], graph.edges[..., :channels]
+        back = self._against(layout, edges, factors)
+        if not self.config.extra_types:
+            return nodes, edges, back, None
+        gauge = scale_gauge(graph, constants)
+        ratio = layout.to_target(gauge) / layout.to_source(gauge)
+        found = [[nodes], [edges], [back], [], []]
+        for number, (power, odd) in enumerate(self.config.extra_types, start=1):
+            part = slice(number * channels, (number + 1) * channels)
+            values = graph.nodes[..., part] / gauge**power, graph.edges[..., part] / ratio**power
+            at_nodes, on_edges = values
+            if power or odd:
+                at_nodes = at_nodes / root_of_mean(layout.layer_mean_nodes(at_nodes.square()))
+                on_edges = on_edges / root_of_mean(layout.layer_mean_edges(on_edges.square()))
+            if odd:
+                new = [at_nodes * gauge, on_edges * ratio, on_edges / ratio]
+                found[:3] = [[*old, more] for old, more in zip(found, new, strict=False)]
+            else:
+                found[3:] = [[*found[3], at_nodes], [*found[4], on_edges]]
+        joined = [torch.cat(parts, -1) for parts in found if parts]
+        return joined[0], joined[1], joined[2], (joined[3], joined[4]) if found[3] else None
 
-    def _streams(
-        self,
-        graph: NeuralGraph,
-        nodes: Tensor,
-        edges: Tensor,
-        size: Tensor,
-        constants: NodeConstants,
-        gauge: Tensor,
-    ) -> tuple[Streams, Readings]:
-        """The input stage: everything invariant to scale, normalised, with its sign type; and the readings."""
-        layout, reading = graph.layout, bias_reading(graph)
-        values, slopes = reading.values, reading.slopes
-        if self.probes is not None:
-            probed = probe(graph, self.probes)
-            values, slopes = torch.cat([values, probed.values], -1), torch.cat([slopes, probed.slopes], -1)
-        values = values / gauge
-        seen_in, seen_out, forecast, wished = [values * slopes], [values], torch.zeros_like(values), values
-        if self.forecast is not None:
-            change = self.forecast(values, constants)
-            forecast, below = backpropagate(graph.with_features(nodes, edges, graph.types), slopes, change)
-            wished = values + change
-            seen_in.append(forecast)
-            seen_out.append(below)
-        odd, even = self._parities(nodes)
-        # The raw bias of a sine neuron is no linear representation of the shift; its reading is.
-        unshifted = torch.ones_like(odd)
-        unshifted[..., 0] -= constants.shift[:, 0]
-        odd = odd * unshifted
-        bias_size = root_of_mean(layout.layer_mean_nodes(odd.square()))
-        at_nodes = self._at_nodes(layout, size, constants)
-        invariants = [at_nodes.log(), bias_size[..., :1].log(), even]
-        free = 1 - constants.flip
-        state = Streams(
-            layout=layout,
-            constants=constants,
-            slopes=self.lift_slopes(slopes),
-            incoming=self.lift_incoming(torch.cat([*seen_in, odd / bias_size], -1), free),
-            outgoing=self.lift_outgoing(torch.cat(seen_out, -1), free),
-            invariant=self.lift_invariant(torch.cat(invariants, -1)) + self._node_codes(constants),
-            edges=edges,
-        )
-        return state, Readings(values, slopes, forecast, wished)
-
-    def _parities(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Odd and even channels."""
-        if not len(self.even):
-            return features, features[..., :0]
-        return features.index_select(-1, self.odd), features.index_select(-1, self.even)
+    def _against(self, layout: Layout, edges: Tensor, factors: Factors) -> Tensor:
+        """w / |w|^2 where a positive factor acts on either end of an edge, w elsewhere."""
+        if factors.scale is None or not self.config.bidirectional:
+            return edges
+        acts = torch.maximum(layout.to_target(factors.scale), layout.to_source(factors.scale))
+        # Over the largest position first: the square of a small weight would underflow.
+        size = edges.abs().amax(-1, keepdim=True)
+        inverse = torch.where(size > 0, 1 / torch.where(size > 0, size, 1.0), 0.0)
+        unit = edges * inverse
+        dual = unit * inverse_norm(unit.square().sum(-1, keepdim=True), acts).square() * inverse
+        return torch.where(acts > 0, dual, edges)
 
     def _node_codes(self, constants: NodeConstants) -> Tensor:
-        """[n, node_width]: one code per level, and one per input and output neuron."""
+        """[n, width]: of the hidden layer, or of the input or output neuron."""
+        assert self.node_codes is not None
+        of_inputs = self.input_codes[constants.position.clamp(max=self.config.inputs - 1)]
+        of_outputs = self.output_codes[constants.position.clamp(max=self.config.outputs - 1)]
         is_input, is_output = (constants.level == 0).unsqueeze(-1), (constants.height == 0).unsqueeze(-1)
-        position_in = constants.position.clamp(max=len(self.input_codes) - 1)
-        position_out = constants.position.clamp(max=len(self.output_codes) - 1)
-        ends = is_input * self.input_codes[position_in] + is_output * self.output_codes[position_out]
-        if self.config.neuron_codes:
-            place = constants.level.clamp(max=self.config.levels - 1) * self.config.neuron_codes
-            place = place + constants.position.clamp(max=self.config.neuron_codes - 1)
-            ends = ends + self.neuron_codes(place)
-        return self.codes(constants) + ends
+        return torch.where(is_input, of_inputs, torch.where(is_output, of_outputs, self.node_codes(constants)))
 
-    @staticmethod
-    def _at_nodes(layout: Layout, size: Tensor, constants: NodeConstants) -> Tensor:
-        """The size of the layer that enters a node, [..., n, C]; 1 at the inputs."""
-        mean = layout.sum_at_target(size) / constants.in_degree.clamp(min=1)
-        return torch.where(constants.in_degree > 0, mean, 1.0)
+
+def canonical_phases(graph: NeuralGraph, shift: Tensor) -> tuple[NeuralGraph, Tensor]:
+    """Biases of sine neurons in [-pi / (2 omega), pi / (2 omega)], and the signs [..., n, 1] it gave their outputs.
+
+    A half period pi / omega in the bias negates the neuron's output, so its outgoing weights are negated, and with them
+    all quantities with a sign. A flip of the neuron flips the result, but for ties.
+
+    Args:
+        graph: the first channel of its nodes holds the biases.
+        shift: [n, 1], 1.0 at the neurons that have phases.
+    """
+    layout, levels, counts = graph.layout, [], []
+    for level in range(layout.levels):
+        bias = layout.at_level(level, graph.nodes[..., :1])
+        moved, count = bias, torch.zeros_like(bias)
+        for activation, chosen in layout.activations_at(level) if level else ():
+            if activation.name != "sine":
+                continue
+            half_period, mask = math.pi / activation.parameter, layout.at_level(level, shift)
+            if chosen is not None:
+                mask = mask * torch.zeros_like(mask).index_fill(-2, chosen, 1.0)
+            turns = mask * (bias.detach() / half_period).round()
+            moved, count = moved - turns * half_period, count + turns
+        levels.append(moved)
+        counts.append(count)
+    side = 1 - 2 * torch.remainder(layout.join_levels(counts), 2)
+    nodes = torch.cat([layout.join_levels(levels), graph.nodes[..., 1:]], -1)
+    signs = layout.to_source(side)
+    edges = (
+        graph.edges * signs
+        if all(kind.odd for kind in graph.types)
+        else torch.cat(
+            [
+                part * signs if kind.odd else part
+                for part, kind in zip(graph.edges.split(1, -1), graph.types, strict=True)
+            ],
+            -1,
+        )
+    )
+    return replace(graph, nodes=nodes, edges=edges), side

@@ -25,8 +25,8 @@ from torch.nn import functional
 
 from weightedit.graph.neural_graph import DenseLayout, Layout, NeuralGraph, NodeConstants
 from weightedit.graph.probing import probe
+from weightedit.metanet.gauge_gmn.layers import OddLinear, Streams, paired, unit_rms
 from weightedit.metanet.levels import LayerTable
-from weightedit.metanet.scalegmn.layers import OddLinear, Streams, paired, unit_rms
 from weightedit.network.features import PARAMETER
 
 
@@ -148,7 +148,7 @@ def ridge_solution(values: Tensor, wished: Tensor, ridge: Tensor) -> Tensor:
     design = torch.cat([values, torch.ones_like(values[..., :1, :])], -2).double()
     gram, points = design @ design.mT, values.shape[-1]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    # Symmetric and positive: a factorisation whose error code nobody waits for, unlike that of linalg.solve.
+    # Symmetric and positive: a factorization whose error code nobody waits for, unlike that of linalg.solve.
     factor, _ = torch.linalg.cholesky_ex(gram + ridge * points * eye)
     half = torch.linalg.solve_triangular(factor, design @ wished.double().mT, upper=False)
     return torch.linalg.solve_triangular(factor.mT, half, upper=True).mT.to(wished)
@@ -232,7 +232,7 @@ class DeltaHead(nn.Module):
         self.gate_solved = nn.Linear(node_width, 1) if solved else None
 
     def forward(self, state: Streams, raw: Tensor, readings: Readings) -> tuple[Tensor, Tensor]:
-        """`raw` [..., e, K]: the normalised weights."""
+        """`raw` [..., e, K]: the normalized weights."""
         free, layout, z = 1 - state.constants.flip, state.layout, state.invariant
         x = unit_rms(state.incoming) * self.gate_incoming(z)
         y = unit_rms(state.outgoing) * self.gate_outgoing(z)

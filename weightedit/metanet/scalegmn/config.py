@@ -2,7 +2,7 @@
 
 Settings are those that the authors published with Kalogeropoulos, Chatzianastasis, Panagakis, "Scale Equivariant Graph
 MetaNetworks" (2024): width 128 but for one, sums as aggregation, MLPs of one hidden layer with LayerNorm and SiLU.
-The metanetwork is in paper.py.
+The metanetwork is in network.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from weightedit.errors import SpecError
 from weightedit.files.schema import conform_fields
 from weightedit.network.spec import SYMMETRIES, Symmetry
 
-SIGNS = ("canonicalisation", "symmetrisation")
+SIGNS = ("canonicalization", "symmetrization")
 READOUTS = ("full", "outputs")
 
 
 @dataclass(frozen=True)
-class PaperScaleGMNConfig:
-    """Everything that defines a PaperScaleGMN.
+class ScaleGMNConfig:
+    """Everything that defines a ScaleGMN.
 
     Attributes:
         inputs: input neurons of the networks it treats (their identity matters, so their number is fixed).
@@ -30,7 +30,7 @@ class PaperScaleGMNConfig:
         layers: message-passing layers; 10 in the paper for editing, 4 or 2 for classes and generalization.
         symmetry: "full" is what each activation allows; "permutation", "sign" or "scale" keep only that part of it.
         bidirectional: ScaleGMN-B, which also sends messages from targets to sources.
-        signs: how invariants forget a sign: "canonicalisation", |x| by channel, or "symmetrisation", f(x) + f(-x).
+        signs: how invariants forget a sign: "canonicalization", |x| by channel, or "symmetrization", f(x) + f(-x).
         node_codes: learned codes of the nodes, one per input and output neuron and one per hidden layer.
         edge_codes: learned codes of the edges, one per layer and direction.
         layer_codes: let every message and update see the node codes; needs node_codes.
@@ -54,7 +54,7 @@ class PaperScaleGMNConfig:
     layers: int = 4
     symmetry: Symmetry = "full"
     bidirectional: bool = True
-    signs: Literal["canonicalisation", "symmetrisation"] = "symmetrisation"
+    signs: Literal["canonicalization", "symmetrization"] = "symmetrization"
     node_codes: bool = True
     edge_codes: bool = False
     layer_codes: bool = False
@@ -89,7 +89,7 @@ class PaperScaleGMNConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> PaperScaleGMNConfig:
+    def from_dict(cls, data: Mapping[str, object]) -> ScaleGMNConfig:
         """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
 
         `kernel` may be missing: older configs have none.
@@ -97,34 +97,34 @@ class PaperScaleGMNConfig:
         return conform_fields(cls, data, ("kernel",), SpecError)
 
 
-_OF_128: dict[str, Any] = {"width": 128, "signs": "symmetrisation", "skip": False}
+_OF_128: dict[str, Any] = {"width": 128, "signs": "symmetrization", "skip": False}
 # By experiment and direction, options of make_metanet. A reader's vector has the width of the published last hidden
 # layer; what follows it is WeightSpacePredictor's.
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     **{
         ("mnist-editing", name): {
-            "width": 128, "layers": 10, "signs": "canonicalisation", "skip": True, "dropout": 0.1,
+            "width": 128, "layers": 10, "signs": "canonicalization", "skip": True, "dropout": 0.1,
             "initial_scale": 0.01,
         }
-        for name in ("scalegmn-paper", "scalegmn-b-paper")
+        for name in ("scalegmn", "scalegmn-b")
     },
-    ("mnist-classes", "scalegmn-paper"): {
+    ("mnist-classes", "scalegmn"): {
         **_OF_128, "layers": 4, "skip": True, "edge_codes": True, "readout": "outputs", "dropout": 0.2, "embedding": 128
     },
-    ("mnist-classes", "scalegmn-b-paper"): {
+    ("mnist-classes", "scalegmn-b"): {
         **_OF_128, "layers": 4, "layer_codes": True, "readout": "outputs", "dropout": 0.2, "embedding": 128
     },
-    ("fashion-mnist-classes", "scalegmn-b-paper"): {
+    ("fashion-mnist-classes", "scalegmn-b"): {
         **_OF_128, "layers": 2, "skip": True, "edge_codes": True, "dropout": 0.2, "embedding": 64
     },
-    ("cifar10-classes", "scalegmn-b-paper"): {
-        "width": 64, "layers": 4, "signs": "canonicalisation", "skip": False, "layer_norm": False,
+    ("cifar10-classes", "scalegmn-b"): {
+        "width": 64, "layers": 4, "signs": "canonicalization", "skip": False, "layer_norm": False,
         "readout": "outputs", "dropout": 0.2, "embedding": 64,
     },
     **{
         ("relu-generalization", name): {**_OF_128, "layers": 4, "readout": "outputs", "embedding": 128}
-        for name in ("scalegmn-paper", "scalegmn-b-paper")
+        for name in ("scalegmn", "scalegmn-b")
     },
-    ("tanh-generalization", "scalegmn-paper"): {**_OF_128, "layers": 4, "embedding": 128},
-    ("tanh-generalization", "scalegmn-b-paper"): {**_OF_128, "layers": 4, "dropout": 0.2, "embedding": 128},
+    ("tanh-generalization", "scalegmn"): {**_OF_128, "layers": 4, "embedding": 128},
+    ("tanh-generalization", "scalegmn-b"): {**_OF_128, "layers": 4, "dropout": 0.2, "embedding": 128},
 }  # fmt: skip

@@ -1,6 +1,6 @@
-"""The paper's ScaleGMN neuron by neuron, edge by edge, from the weights of a PaperScaleGMN: slow and obvious.
+"""The paper's ScaleGMN neuron by neuron, edge by edge, from the weights of a ScaleGMN: slow and obvious.
 
-Kalogeropoulos et al. 2024, section 5, as paper_layers.py legends it. A neuron is a pair (level, number), an
+Kalogeropoulos et al. 2024, section 5, as metanet/scalegmn/layers.py legends it. A neuron is a pair (level, number), an
 edge a pair (target, source) of them. Nothing of layouts, node constants or the factors' masks is used.
 """
 
@@ -61,7 +61,7 @@ def scale_inv(module, see, x, group, signs, codes=0):
     x = direction(x, group)
     if not group.flip:
         return module.out(perceptron(module.hidden, see @ x + codes))
-    if signs == "canonicalisation":
+    if signs == "canonicalization":
         return module.out(perceptron(module.hidden, see @ x.abs() + codes))
     both = perceptron(module.hidden, see @ x + codes) + perceptron(module.hidden, -(see @ x) + codes)
     return module.out(both)
@@ -84,10 +84,10 @@ def edge_update(module, graph, target, source, h, edge, signs):
     forms = []
     for end in (target, source):
         group, x = graph.groups[end], direction(h[end], graph.groups[end])
-        if group.flip and signs == "canonicalisation":
+        if group.flip and signs == "canonicalization":
             x = x.abs()
         elif group.flip:
-            lift, hidden = module.symmetrise
+            lift, hidden = module.symmetrize
             x = perceptron(hidden, lift.weight @ x) + perceptron(hidden, -(lift.weight @ x))
         forms.append(x)
     lifted = module.see_target.weight @ forms[0] + module.see_source.weight @ forms[1]
@@ -132,7 +132,7 @@ def level_entry(table, level, depth):
 
 
 @torch.no_grad()
-def paper_scalegmn(metanet, spec, params):
+def scalegmn_by_loops(metanet, spec, params):
     """(weight deltas, bias deltas) per layer, or the vector, of one network."""
     config = metanet.config
     graph, width = read_graph(spec, params, config.symmetry), config.width

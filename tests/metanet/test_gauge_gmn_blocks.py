@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tests.networks import SPECS, generator, relative
 from weightedit.graph.neural_graph import dense_layout
-from weightedit.metanet.scalegmn.layers import EdgeUpdate, NodeUpdate, Streams, unit_rms
+from weightedit.metanet.gauge_gmn.layers import EdgeUpdate, NodeUpdate, Streams, unit_rms
 
 NODE, EDGE = 6, 4
 
