@@ -5,7 +5,7 @@
 Three tasks: classes of INRs, an edit of INRs, the test accuracy of CNNs, ranked from their weights. First all systems
 take turns at training steps on one thread; a run then has as many steps as `seconds` of processor time pay for. Every
 system takes the learning rate of `rates` that is best on validation data in a run of a quarter of that time, of another
-seed. Written: out/costs.json, a file per finished run (started again, the comparison goes on with what is missing),
+seed. A system may be a variant, as NAME,field=value,... has it. Written: out/costs.json, a file per finished run (started again, the comparison goes on with what is missing),
 out/metanets.json and the table, out/metanets.md.
 
 The file is long because it builds, trains and measures every system on three tasks.
@@ -51,13 +51,15 @@ from weightedit.training.timing import gigaflop, peak_megabytes, take_turns
 from weightedit.training.workers import in_processes
 
 SIZES: dict[str, tuple[str, ...]] = {
+    "scalegmn": ("width=32", "layers=2"),
+    "scalegmn-b": ("width=32", "layers=2"),
     "gauge-gmn": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
     "gauge-gmn-b": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
     "ng-gnn": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
     "ng-t": ("node_width=24", "edge_width=8", "layers=2", "probes=16"),
     "monomial": ("width=48",),
-    "nfn-np": ("width=24",),
-    "nfn-hnp": ("width=24",),
+    "nfn-np": ("width=24", "fourier=128"),
+    "nfn-hnp": ("width=24", "fourier=128"),
     "dws": ("width=24",),
 }
 """Config fields of the systems that are compared, where they are not the defaults."""
@@ -76,7 +78,7 @@ class Config:
         weights: folder of a weight set with labels (fit_inrs.py), for classes and edits; "" leaves both out.
         zoo: folder of a zoo of CNNs (make_cnn_zoo.py); "" leaves it out.
         out: folder of runs and tables.
-        metanet: names of the registry; empty for all.
+        metanet: names of the registry, or variants such as gauge-gmn-b,probes=0; empty for all names.
         options: fields of their configs over SIZES, as name.field=value.
         operation: the edit.
         seconds: processor time of a training run on one thread.
@@ -106,10 +108,11 @@ class Config:
     workers: int = 1
     smoke: bool = False
 
-    def own_options(self, name: str) -> tuple[str, ...]:
-        """Config fields of system `name`, those of `options` last."""
+    def own_options(self, system: str) -> tuple[str, ...]:
+        """Config fields of a system, those of `options` and of a variant last."""
+        name, *fields = system.split(",")
         given = tuple(option.removeprefix(f"{name}.") for option in self.options if option.startswith(f"{name}."))
-        return (*SIZES.get(name, ()), *given)
+        return (*SIZES.get(name, ()), *given, *fields)
 
     def weight_sets(self) -> dict[str, WeightSet]:
         """INRs with their images."""
@@ -126,6 +129,11 @@ class Job:
     seed: int
     rate: float
     steps: int
+
+    @property
+    def metanet(self) -> str:
+        """Its name in the registry."""
+        return self.name.partition(",")[0]
 
     def training(self, batch: int) -> TrainOptions:
         """AdamW with a warm-up and a cosine, the same for all; on the processor, whose time is counted."""
@@ -179,7 +187,7 @@ class Classes:
         stack = self.splits["train"]
         options = {"embedding": 64, "seed": job.seed, **config_options(self.config.own_options(job.name))}
         classes = 1 + max(int(labels_of(part).max()) for part in self.splits.values())
-        metanet = make_metanet(job.name, [stack.spec], **options)
+        metanet = make_metanet(job.metanet, [stack.spec], **options)
         return WeightSpacePredictor(metanet, classes, convention=stack.convention, seed=job.seed)
 
     def loss(self, model: Any, rows: Tensor) -> Tensor:
@@ -214,7 +222,7 @@ class Edits:
     def build(self, job: Job) -> OneShotEditor:
         """See Task."""
         options = (*self.config.own_options(job.name), f"seed={job.seed}")
-        return make_editor(self.config.operation, self.splits["test"].stack, name=job.name, options=options)
+        return make_editor(self.config.operation, self.splits["test"].stack, name=job.metanet, options=options)
 
     def loss(self, model: Any, rows: Tensor) -> Tensor:
         """See Task."""
@@ -249,7 +257,7 @@ class Generalization:
         """See Task."""
         own = [word for word in self.config.own_options(job.name) if not word.startswith("probes=")]  # of chains alone
         options = {"embedding": 64, "seed": job.seed, **config_options(own)}
-        return WeightSpacePredictor(make_metanet(job.name, [self.splits["train"].spec], **options), 1, seed=job.seed)
+        return WeightSpacePredictor(make_metanet(job.metanet, [self.splits["train"].spec], **options), 1, seed=job.seed)
 
     def loss(self, model: Any, rows: Tensor) -> Tensor:
         """See Task."""
@@ -310,7 +318,8 @@ def main(config: Config) -> Results:
 def entrants(config: Config) -> list[tuple[str, str]]:
     """Tasks and systems. Raises WeightEditError on unknown names and empty choices."""
     names = config.metanet or tuple(METANETS)
-    unknown = [name for name in (*names, *(option.split(".")[0] for option in config.options)) if name not in METANETS]
+    called = *(name.partition(",")[0] for name in names), *(option.split(".")[0] for option in config.options)
+    unknown = [name for name in called if name not in METANETS]
     chosen = ["classes", "edits"] * bool(config.weights) + ["generalization"] * bool(config.zoo)
     if unknown or not chosen or min(config.seeds, config.workers, config.rounds, len(config.rates)) < 1:
         raise WeightEditError(
@@ -318,7 +327,7 @@ def entrants(config: Config) -> list[tuple[str, str]]:
             f"{config.workers} workers, {config.rounds} rounds, rates {config.rates}; expected systems among "
             f"{', '.join(METANETS)}, at least one data set, and at least one of the others: correct them."
         )
-    return [(task, name) for task in chosen for name in names if task != "edits" or name not in READ_ONLY]
+    return [(task, name) for task in chosen for name in names if task != "edits" or name.partition(",")[0] not in READ_ONLY]
 
 
 @lru_cache(maxsize=3)

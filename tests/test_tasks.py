@@ -322,13 +322,15 @@ def test_compare_metanets(pictures: Path, weights: Path, tmp_path: Path) -> None
     zoo = str(tmp_path / "zoo")
     run_task("make_cnn_zoo", "--smoke", "--images", str(pictures), "--out", zoo)
     data = ("--smoke", "--weights", str(weights), "--zoo", zoo, "--out", str(tmp_path / "metanets"))
-    words = (*data, "--metanet", "mlp", "statistics", "--options", "mlp.hidden=16")
+    words = (*data, "--metanet", "mlp", "mlp,hidden=8", "statistics", "--options", "mlp.hidden=16")
     first = launch("tasks/compare_metanets.py", *words)
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in first.stdout.splitlines() if " | " in line}
     assert {len(row) for row in rows.values()} == {12} and {"mlp", "statistics"} < set(rows)
     assert rows["statistics"][6] == "-" and float(rows["mlp"][6]) > 0, "statistics edit nothing"
     found = json.loads((tmp_path / "metanets/metanets.json").read_text())
     cost = found["costs"]["classes"]["mlp"]
+    variant = found["costs"]["edits"]["mlp,hidden=8"]
+    assert variant["parameters"] < found["costs"]["edits"]["mlp"]["parameters"], "a variant is a system of its own"
     assert cost["processor"] > 0 and cost["gigaflop"] > 0 and found["results"]["edits"]["mlp"][0]["steps"] == 4
     assert set(found["results"]["generalization"]["statistics"][0]) > {"tau as trained", "tau rescaled e^-6 to e^6"}
     again = run_task("compare_metanets", *words)
