@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from weightedit.errors import SpecError
+from weightedit.files.schema import conform_fields
 from weightedit.graph.frame import Frame
 from weightedit.graph.neural_graph import Layout, NeuralGraph
 from weightedit.network.features import PARAMETER, ChannelType, check_types
 from weightedit.network.link import LINK_KINDS
 from weightedit.network.spec import SYMMETRIES, Symmetry
+
+
+class MetanetworkConfig:
+    """Base class of the frozen dataclasses that define metanetworks: plain data, for checkpoints and tasks.
+
+    Attributes:
+        later: fields that came later; configs from before have their defaults.
+    """
+
+    later: ClassVar[Collection[str]] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Self:
+        """The config that `to_dict` wrote. Raises SpecError on unknown entries, and on missing ones but for `later`."""
+        return conform_fields(cls, data, cls.later, SpecError)
 
 
 class Metanetwork(nn.Module):

@@ -6,26 +6,23 @@ permutation, reads no other widths, and is here to be beaten. The other control,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.errors import SpecError
-from weightedit.files.schema import Seed, conform_fields
+from weightedit.files.schema import Seed
 from weightedit.graph.neural_graph import DenseLayout, NeuralGraph
-from weightedit.metanet.base import Metanetwork, check_chains, check_dropout, types_of
+from weightedit.metanet.base import Metanetwork, MetanetworkConfig, check_chains, check_dropout, types_of
 from weightedit.metanet.levels import root_of_mean
 from weightedit.metanet.statistics import hidden_layers
 from weightedit.network.features import DELTA, INVARIANT
 
-_LATER = {"embedding", "channels", "extra_types", "dropout"}
-
 
 @dataclass(frozen=True)
-class FlatMLPConfig:
+class FlatMLPConfig(MetanetworkConfig):
     """Everything that defines a FlatMLP.
 
     Attributes:
@@ -40,6 +37,7 @@ class FlatMLPConfig:
         seed: of the initial weights.
     """
 
+    later = {"embedding", "channels", "extra_types", "dropout"}
     widths: tuple[int, ...] = (2, 32, 32, 1)
     hidden: int = 512
     layers: int = 2
@@ -55,18 +53,6 @@ class FlatMLPConfig:
         check_dropout(self.dropout)
         if len(self.widths) < 2 or min(*self.widths, self.hidden, self.layers, self.channels) < 1 or self.embedding < 0:
             raise SpecError(f"got {self}; expected positive sizes, and an embedding of at least 0.")
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> FlatMLPConfig:
-        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
-
-        `embedding`, `channels`, `extra_types` and `dropout` may be missing: older configs have the defaults.
-        """
-        return conform_fields(cls, data, _LATER, SpecError)
 
 
 class FlatMLP(Metanetwork):

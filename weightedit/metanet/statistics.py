@@ -11,17 +11,16 @@ scales. It can only read: statistics do not tell which neuron is which, so no de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.errors import SpecError
-from weightedit.files.schema import Seed, conform_fields
+from weightedit.files.schema import Seed
 from weightedit.graph.neural_graph import NeuralGraph
-from weightedit.metanet.base import Metanetwork, check_chains, check_dropout
+from weightedit.metanet.base import Metanetwork, MetanetworkConfig, check_chains, check_dropout
 from weightedit.metanet.levels import root_of_mean
 from weightedit.network.features import PARAMETER
 from weightedit.network.spec import NetworkSpec, Params, Symmetry
@@ -31,7 +30,7 @@ _PER_TENSOR = len(QUANTILES) + 3
 
 
 @dataclass(frozen=True)
-class WeightStatisticsConfig:
+class WeightStatisticsConfig(MetanetworkConfig):
     """Everything that defines a WeightStatistics.
 
     Attributes:
@@ -44,6 +43,7 @@ class WeightStatisticsConfig:
         seed: of the initial weights.
     """
 
+    later = {"dropout"}
     depth: int = 3
     channels: int = 1
     hidden: int = 256
@@ -61,15 +61,6 @@ class WeightStatisticsConfig:
                 "got statistics with embedding 0, to edit; expected embedding > 0: statistics do not tell which "
                 "neuron is which. Take another metanetwork for an editor."
             )
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> WeightStatisticsConfig:
-        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries; `dropout` may be missing."""
-        return conform_fields(cls, data, {"dropout"}, SpecError)
 
 
 class WeightStatistics(Metanetwork):

@@ -23,24 +23,23 @@ torch.Size([3, 4, 3, 3])
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from weightedit.errors import SpecError
-from weightedit.files.schema import Seed, conform_fields
+from weightedit.files.schema import Seed
 from weightedit.graph.neural_graph import DenseLayout, NeuralGraph, dense_layout
-from weightedit.metanet.base import Metanetwork, check_chains, check_dropout, frame_of, types_of
+from weightedit.metanet.base import Metanetwork, MetanetworkConfig, check_chains, check_dropout, frame_of, types_of
 from weightedit.metanet.functionals.weight_space import FREE, EquivariantLinear, Pooling, WeightSpace
 from weightedit.network.features import DELTA, INVARIANT
 from weightedit.network.spec import NetworkSpec
 
 
 @dataclass(frozen=True)
-class ChainConfig:
+class ChainConfig(MetanetworkConfig):
     """What every metanetwork on per-layer tensors needs to know.
 
     Attributes:
@@ -58,6 +57,7 @@ class ChainConfig:
         seed: of the initial weights.
     """
 
+    later = {"kernel", "extra_types", "dropout"}
     inputs: int = 2
     outputs: int = 1
     channels: int = 1
@@ -77,10 +77,6 @@ class ChainConfig:
         if min(sizes) < 1 or min(ends) < self.fewest_ends or self.embedding < 0:
             raise SpecError(f"got {self}; expected positive sizes, and an embedding of at least 0.")
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        return asdict(self)
-
     @property
     def fewest_ends(self) -> int:
         """Inputs and outputs that it takes: 0 stands for any number, where none is told from another."""
@@ -90,14 +86,6 @@ class ChainConfig:
     def quantities(self) -> int:
         """The parameters, and what stands beside them."""
         return 1 + len(self.extra_types)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Self:
-        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
-
-        `kernel`, `extra_types` and `dropout` may be missing: older configs have none.
-        """
-        return conform_fields(cls, data, {"kernel", "extra_types", "dropout"}, SpecError)
 
 
 class ChainMetanet(Metanetwork):

@@ -82,7 +82,7 @@ class MonomialConfig(ChainConfig):
         if not all(odd for _, odd in self.extra_types):
             raise SpecError(
                 f"got quantities of types {self.extra_types}; expected odd ones, which a factor brings to the type of "
-                "parameters: leave out squares and invariants, or take scalegmn."
+                "parameters: leave out squares and invariants, or take gauge-gmn."
             )
         self.kinds()
 

@@ -51,20 +51,20 @@ The file is long because the config and its checks stand beside the network.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.errors import SpecError
-from weightedit.files.schema import Seed, conform_fields
+from weightedit.files.schema import Seed
 from weightedit.graph.canonicalization import anchored_gauge
 from weightedit.graph.neural_graph import Layout, NeuralGraph, NodeConstants
 from weightedit.graph.probing import backpropagate, bias_reading, probe
 from weightedit.metanet.base import (
     Metanetwork,
+    MetanetworkConfig,
     check_any_ends,
     check_dropout,
     check_ends,
@@ -81,23 +81,9 @@ from weightedit.metanet.levels import LayerTable, root_of_mean
 from weightedit.network.features import DELTA, PARAMETER, ChannelType
 from weightedit.network.spec import SYMMETRIES, Symmetry
 
-_SWITCHES = {
-    "grid",
-    "solved",
-    "rank_one",
-    "edge_skip",
-    "relative_signs",
-    "neuron_codes",
-    "embedding",
-    "channels",
-    "dropout",
-    "link_kinds",
-    "kernel",
-}
-
 
 @dataclass(frozen=True)
-class GaugeGMNConfig:
+class GaugeGMNConfig(MetanetworkConfig):
     """Everything that defines a GaugeGMN.
 
     Attributes:
@@ -133,6 +119,19 @@ class GaugeGMNConfig:
         seed: of the initial weights.
     """
 
+    later = {
+        "grid",
+        "solved",
+        "rank_one",
+        "edge_skip",
+        "relative_signs",
+        "neuron_codes",
+        "embedding",
+        "channels",
+        "dropout",
+        "link_kinds",
+        "kernel",
+    }
     inputs: int = 2
     outputs: int = 1
     node_width: int = 64
@@ -192,18 +191,6 @@ class GaugeGMNConfig:
                 f"got embedding {self.embedding} with a forecast of {self.forecast}; expected forecast 0: only "
                 "an edit has changes to forecast."
             )
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> GaugeGMNConfig:
-        """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
-
-        The switches of ablations, `channels`, `embedding`, `dropout` may be missing: older configs have the defaults.
-        """
-        return conform_fields(cls, data, _SWITCHES, SpecError)
 
 
 @dataclass(frozen=True)

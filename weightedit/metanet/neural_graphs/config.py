@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TypeVar
+from dataclasses import dataclass
 
 from weightedit.errors import SpecError
-from weightedit.files.schema import Seed, conform_fields
-from weightedit.metanet.base import check_any_ends, check_dropout, check_link_kinds
+from weightedit.files.schema import Seed
+from weightedit.metanet.base import MetanetworkConfig, check_any_ends, check_dropout, check_link_kinds
 
 SCALERS = ("identity", "amplification", "attenuation")
-_LATER = {"kernel", "link_kinds", "dropout", "fourier", "fourier_scale"}
-Config = TypeVar("Config", bound="NeuralGraphsConfig")
 
 
 @dataclass(frozen=True)
-class NeuralGraphsConfig:
+class NeuralGraphsConfig(MetanetworkConfig):
     """What the configs of NG-GNN and NG-T have in common.
 
     Attributes:
@@ -40,6 +36,7 @@ class NeuralGraphsConfig:
         seed: of the initial weights.
     """
 
+    later = {"kernel", "link_kinds", "dropout", "fourier", "fourier_scale"}
     inputs: int = 2
     outputs: int = 1
     node_width: int = 64
@@ -72,18 +69,6 @@ class NeuralGraphsConfig:
                 f"got {self.probes} probes with {self.channels} channels per quantity; expected probes=0: probes are "
                 "for networks without convolutions."
             )
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls: type[Config], data: Mapping[str, object]) -> Config:
-        """The config that `to_dict` wrote; raises SpecError on unknown or missing entries.
-
-        What came later may be missing: older configs have the defaults.
-        """
-        return conform_fields(cls, data, _LATER, SpecError)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ The metanetwork is in network.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from weightedit.errors import SpecError
-from weightedit.files.schema import conform_fields
+from weightedit.metanet.base import MetanetworkConfig
 from weightedit.network.spec import SYMMETRIES, Symmetry
 
 SIGNS = ("canonicalization", "symmetrization")
@@ -20,7 +19,7 @@ READOUTS = ("full", "outputs")
 
 
 @dataclass(frozen=True)
-class ScaleGMNConfig:
+class ScaleGMNConfig(MetanetworkConfig):
     """Everything that defines a ScaleGMN.
 
     Attributes:
@@ -48,6 +47,7 @@ class ScaleGMNConfig:
         seed: of the initial weights.
     """
 
+    later = {"kernel"}
     inputs: int = 2
     outputs: int = 1
     width: int = 64
@@ -83,18 +83,6 @@ class ScaleGMNConfig:
             raise SpecError(f"got {self}; expected positive sizes, an embedding of at least 0 and a dropout in [0, 1).")
         if self.layer_codes and not self.node_codes:
             raise SpecError("got layer_codes without node_codes; expected both: it shows these to every layer.")
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> ScaleGMNConfig:
-        """The config that `to_dict` wrote. Raises SpecError on unknown or missing entries.
-
-        `kernel` may be missing: older configs have none.
-        """
-        return conform_fields(cls, data, ("kernel",), SpecError)
 
 
 _OF_128: dict[str, Any] = {"width": 128, "signs": "symmetrization", "skip": False}
