@@ -5,8 +5,8 @@
 Three tasks: classes of INRs, an edit of INRs, the test accuracy of CNNs, ranked from their weights. First all systems
 take turns at training steps on one thread; a run then has as many steps as `seconds` of processor time pay for. Every
 system takes the learning rate of `rates` that is best on validation data in a run of a quarter of that time, of another
-seed. A system may be a variant, as NAME,field=value,... has it. Written: out/costs.json, a file per finished run (started again, the comparison goes on with what is missing),
-out/metanets.json and the table, out/metanets.md.
+seed. A system may be a variant, as NAME,field=value,... has it. Written: out/costs.json, a file per finished run
+(started again, the comparison goes on with what is missing), out/metanets.json and the table, out/metanets.md.
 
 The file is long because it builds, trains and measures every system on three tasks.
 """
@@ -327,7 +327,8 @@ def entrants(config: Config) -> list[tuple[str, str]]:
             f"{config.workers} workers, {config.rounds} rounds, rates {config.rates}; expected systems among "
             f"{', '.join(METANETS)}, at least one data set, and at least one of the others: correct them."
         )
-    return [(task, name) for task in chosen for name in names if task != "edits" or name.partition(",")[0] not in READ_ONLY]
+    edits = [name for name in names if name.partition(",")[0] not in READ_ONLY]
+    return [(task, name) for task in chosen for name in (edits if task == "edits" else names)]
 
 
 @lru_cache(maxsize=3)
