@@ -7,6 +7,7 @@ import torch
 from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
 from weightedit.optim.metanet_features import DAMPING, place
 from weightedit.optim.muon import COEFFICIENTS
+from weightedit.optim.rounding import ROUNDING
 
 
 def twin_step(rule, wiring, grads, state, params, loss=None):
@@ -19,6 +20,7 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
             i = wiring.by_name[name].target
             neurons[i] = torch.maximum(neurons[i], config.memory * state[name]["reach"])
     scales, tensors = spread(wiring, params, neurons), {}
+    grads = _telling(rule, wiring, grads, state, scales, [(-grown * depth).exp() for depth in before])
     for name, grad in grads.items():
         wire = wiring.by_name[name]
         scale = scales[name].expand(wire.shape)
@@ -60,6 +62,28 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
             step = fresh * ahead + (1 - beta) * (known["new"]["ahead"] - state[name]["ahead"])
         deltas[name] = step
     return deltas, {name: known["new"] for name, known in tensors.items()}
+
+
+def _telling(rule, wiring, grads, state, scales, slower):
+    """Gradients, those of biases zero where rounding.py says that they are rounding; neuron by neuron."""
+    found, kept = dict(grads), rule.config.second
+    bound = ROUNDING * torch.finfo(torch.float64).eps
+    for name, grad in grads.items():
+        wire = wiring.by_name[name]
+        weights = [w for w in wiring.wires if w.target == wire.target and w.source is not None and w.name in grads]
+        if wire.kind != "bias" or len(wire.shape) > 1 or not weights:
+            continue
+        told = grad.clone()
+        for i in range(len(grad)):
+            total = torch.zeros(())
+            for w in weights:
+                row = w.matrix(grads[w.name] * scales[w.name])[i]
+                total = total + kept * state[w.name]["rows"][i] * row.numel() + (1 - kept) * row.square().sum()
+            less = slower[wire.target]
+            own = kept * state[name]["second"][i] + (1 - kept) * (grad[i] * scales[name][i] * less).square()
+            told[i] = torch.where(own <= (bound * less).square() * total, 0, grad[i])
+        found[name] = told
+    return found
 
 
 def _seen(rule, wiring, wire, gradient, weight, state):

@@ -45,6 +45,7 @@ from weightedit.optim.gauge import growth, inverse_root, layers_before, neuron_s
 from weightedit.optim.memory import tell_memory
 from weightedit.optim.metanet_passes import averaged
 from weightedit.optim.moments import Kept, Moments
+from weightedit.optim.rounding import rounding_biases
 from weightedit.optim.rule import RuleState, beside
 from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.warrant import of_entries, of_tensor
@@ -187,10 +188,13 @@ class LearnedRule(RuleModule):
             return {}, {}
         dtype = next(iter(state.values()))["second"].dtype
         values, slopes = ({name: tensors[name].to(dtype) for name in grads} for tensors in (params, grads))
+        scales, reach = self._scales(wiring, values, state)
+        slopes = self._telling(wiring, slopes, state, spread(wiring, values, reach))
         new: RuleState = {name: self.moments.update(slope, state[name]) for name, slope in slopes.items()}
+        for name, kept in new.items():
+            kept["reach"] = reach[wiring.by_name[name].target].clone()  # weight and bias have the same
         directions = {name: self.moments.direction(kept) for name, kept in new.items()}
         proposed = self.propose(wiring, values, self.moments.channels(slopes, new, directions, loss))
-        scales = self._scales(wiring, values, state, new)
         deltas: Params = {}
         for name, direction in directions.items():
             wire, kept = wiring.by_name[name], new[name]
@@ -225,22 +229,31 @@ class LearnedRule(RuleModule):
         found = propose_delta(self.metanet, wiring.spec, cast(params), extra, finite=True)
         return {name: found[name].to(home) for name in params}
 
-    def _scales(self, wiring: Wiring, values: Params, state: RuleState, new: RuleState) -> dict[str, Tensor]:
-        """What a base step is a multiple of, and "reach" into `new`; see MetanetRule's functions of these names."""
+    def _telling(self, wiring: Wiring, slopes: Params, state: RuleState, gauge: Params) -> Params:
+        """Gradients, zero where they are rounding alone (rounding.py)."""
+        fresh = 1 - self.config.second
+        squares = {
+            name: state[name]["second"].lerp(slope.square(), fresh) * gauge[name].square()
+            for name, slope in slopes.items()
+        }
+        void = rounding_biases(wiring, squares)
+        return {name: slope.masked_fill(void[name], 0) if name in void else slope for name, slope in slopes.items()}
+
+    def _scales(self, wiring: Wiring, values: Params, state: RuleState) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
+        """What a base step is a multiple of, and "reach" per set; see MetanetRule's functions of these names."""
         reach = neuron_scales(wiring, values)
         grown = growth(wiring, reach).clamp(-_GROWTH, _GROWTH)
         for name, kept in state.items():
-            if name in new:
+            if name in values:
                 i = wiring.by_name[name].target
                 reach[i] = torch.maximum(reach[i], self.config.memory * kept["reach"])
         scales, before = spread(wiring, values, reach), layers_before(wiring)
         matrices = sum(wire.kind == "weight" for wire in wiring.wires)
         for name, scale in scales.items():
             wire = wiring.by_name[name]
-            new[name]["reach"] = reach[wire.target].clone()  # weight and bias have the same
             layers = 1 + (before[wire.target] if wire.kind == "bias" else 0)
             scales[name] = scale * beside((-layers * grown).exp(), scale) * math.sqrt(2 / max(matrices, 1))
-        return scales
+        return scales, reach
 
     def _sizes(self, wire: Wire, steps: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
         """a and b, one number per network each."""

@@ -40,6 +40,7 @@ from weightedit.optim.metanet_features import DAMPING, DEPTH, PLACES, WEIGHT, Se
 from weightedit.optim.metanet_passes import Average, Gathered, Layers, Passes
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.metanet_step import Look, piece
+from weightedit.optim.rounding import Reference, is_rounding, is_vector
 from weightedit.optim.rule import warmth
 from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.stacks import Plan, Stack, plan_of
@@ -157,12 +158,16 @@ class MetanetRule(RuleModule):
         grown = gauge.growth(neurons).clamp(-_GROWTH, _GROWTH)
         reach = self._reach(plan, neurons, before)
         clock = Clock(torch.stack(before["step"], -1) + 1, dtype, (self.config.momenta, self.config.second))
-        scales = self._scales(plan, reach, grown)
-        gathered = []
-        for stack, value, scale, mix in zip(plan.stacks, values, scales, self._mixes(plan, clock), strict=True):
+        slower = self._slower(plan, grown)
+        scales = self._scales(plan, reach, slower)
+        found: dict[str, Gathered] = {}
+        known = list(zip(plan.stacks, values, scales, self._mixes(plan, clock), strict=True))
+        for stack, value, scale, mix in sorted(known, key=lambda one: is_vector(one[0])):
             gradient = stack.join([grads[name].to(dtype) for name in stack.names], lead)
             joined = [gradient, value, *(stack.join(before[key][stack.of], lead) for key in ("momenta", "second"))]
-            gathered.append(self._gathered(plan, stack, joined, (scale, mix), passes))
+            beside = self._beside(plan, stack, found, before["rows"], slower) if is_vector(stack) else None
+            found[stack.names[0]] = self._gathered(plan, stack, joined, (scale, mix, beside), passes)
+        gathered = [found[stack.names[0]] for stack in plan.stacks]
         after: dict[str, Sequence[Tensor]] = {"step": clock.counts.unbind(-1)}
         if self.config.memory:
             after["reach"] = plan.split_rows(reach.index_select(-1, plan.target_of_row))
@@ -203,17 +208,20 @@ class MetanetRule(RuleModule):
             neurons = torch.maximum(neurons, self.config.memory * kept)
         return functional.pad(neurons, (0, 1), value=1.0)
 
-    def _scales(self, plan: Plan, reach: Tensor, grown: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What a step is a multiple of, per stack [.., tensors, rows, 1] by [.., tensors, 1, columns].
+    def _slower(self, plan: Plan, grown: Tensor) -> Tensor:
+        """What steps of biases are multiplied by so that they are without what the layers have grown by, [.., tensors].
 
-        That is gauge.spread, for biases without what the layers have grown by. The neurons of the last layer are as
-        large as the product of all layers' weights says, which inputs that are correlated or small never make them:
-        biases that moved by as much would leave the network at once. One layer's growth is left to `pace`.
+        The neurons of the last layer are as large as the product of all layers' weights says, which inputs that are
+        correlated or small never make them: biases that moved by as much would leave the network at once. One layer's
+        growth is left to `pace`.
         """
         depths = layers_before(plan.wiring)
         before = plan.constant("depth", lambda: [depths[w.target] if w.kind == "bias" else 0.0 for w in plan.wires])
+        return (-grown.unsqueeze(-1) * before).exp()
+
+    def _scales(self, plan: Plan, reach: Tensor, slower: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What a step is a multiple of, gauge.spread: per stack [.., tensors, rows, 1] by [.., tensors, 1, columns]."""
         fans = plan.constant("fan", lambda: [math.prod(wire.view[1:]) ** 0.5 for wire in plan.wires])
-        slower = (-grown.unsqueeze(-1) * before).exp()
         rows = reach.index_select(-1, plan.target_of_row) * slower.index_select(-1, plan.tensor_of_row)
         columns = reach.index_select(-1, plan.source_of_column) * fans.index_select(-1, plan.tensor_of_column)
         return plan.pairs(rows, columns.reciprocal())
@@ -226,21 +234,34 @@ class MetanetRule(RuleModule):
         parts = zip(plan.stacks, plan.per_stack(counts[..., None, None], -4), strict=True)
         return [part if self._levels(stack) else None for stack, part in parts]
 
+    def _beside(
+        self, plan: Plan, stack: Stack, found: Mapping[str, Gathered], rows: Sequence[Tensor], slower: Tensor
+    ) -> Tensor | None:
+        """What the squares of a stack of vectors are held against (rounding.py), from those of all weights."""
+        reference = plan.once("reference", lambda: Reference(plan))
+        now = {name: one.squares[0] for name, one in found.items()}
+        beside = reference.of(rows, now, 1 - self.config.second, slower)
+        return None if beside is None else beside[plan.stacks.index(stack)]
+
     def _gathered(
         self,
         plan: Plan,
         stack: Stack,
         joined: Sequence[Tensor],
-        known: tuple[tuple[Tensor, Tensor], Tensor | None],
+        known: tuple[tuple[Tensor, Tensor], Tensor | None, Tensor | None],
         passes: Passes | None,
     ) -> Gathered:
-        """`joined`: gradient, value, momenta and squares of the stack; `known`: scales, and what is to be leveled."""
-        (gradient, weight, momenta, second), (scales, mix) = joined, known
+        """`joined`: gradient, value, momenta and squares of the stack; `known`: scales, what is leveled, `_beside`."""
+        (gradient, weight, momenta, second), (scales, mix, beside) = joined, known
         rates = self.fresh.to(gradient.dtype), 1 - self.config.second
         if passes is not None and stack.alone:
             return passes.gathered(joined, scales, rates, None if mix is None else mix[..., 0, 0])
         scaled = gradient * (scales[0] * scales[1])
-        square, momenta = scaled.square(), momenta.lerp(scaled.unsqueeze(-3), rates[0][:, None, None])
+        square = scaled.square()
+        if beside is not None:
+            void = is_rounding(second.lerp(square, rates[1]), beside)
+            gradient, scaled, square = (tensor.masked_fill(void, 0) for tensor in (gradient, scaled, square))
+        momenta = momenta.lerp(scaled.unsqueeze(-3), rates[0][:, None, None])
         mixed = None if mix is None else (torch.cat([scaled.unsqueeze(-3), momenta], -3) * mix).sum(-3)
         if any(_shifted(plan.wiring, wire) for wire in stack.wires):
             shown = plan.constant("shown", lambda: [not _shifted(plan.wiring, wire) for wire in plan.wires])
