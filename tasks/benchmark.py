@@ -25,7 +25,6 @@ from typing import Any
 import torch
 import tyro
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
@@ -37,6 +36,7 @@ from weightedit.inr.siren import initial_params
 from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.metatrain.estimators import PES, Horizons
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabeledImages
+from weightedit.metatrain.networks import GPT, mlp, resnet18
 from weightedit.metatrain.unroll import Unroll
 from weightedit.network.spec import NetworkSpec
 from weightedit.optim.hand_designed import Adam, GeometricAdam
@@ -283,73 +283,6 @@ class MetaTraining:
             _, state, _ = estimator.gradient(weights, state)
 
         return gradient
-
-
-class Block(nn.Module):
-    """ResNet's basic block."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
-        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
-        self.down: nn.Module = nn.Identity()
-        if stride > 1:
-            self.down = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        return functional.relu(y + self.down(x))
-
-
-def resnet18(classes: int = 10) -> nn.Module:
-    """ResNet-18 for small images, 11 M parameters."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    before = 64
-    for width in (64, 128, 256, 512):
-        layers += [Block(before, width, 1 + (width > 64)), Block(width, width, 1)]
-        before = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
-
-
-def mlp(*widths: int) -> nn.Module:
-    """With ReLU."""
-    layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-class GPT(nn.Module):
-    """A small language model: blocks of causal attention and GELU, 6 x 384 of them 10.9 M parameters."""
-
-    def __init__(
-        self, vocabulary: int = 256, width: int = 384, depth: int = 6, heads: int = 6, context: int = 256
-    ) -> None:
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*[GPTBlock(width, heads) for _ in range(depth)])
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
-        return self.head(self.norm(self.blocks(x)))
-
-
-class GPTBlock(nn.Module):
-    """Pre-norm."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, e = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).reshape(n, t, e))
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

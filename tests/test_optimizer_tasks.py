@@ -1,6 +1,7 @@
 """What meta_train.py and compare_optimizers.py say and do, in this process: no training of more than a few steps."""
 
 import importlib
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 import tyro
 
 from tests.rules import TinyRule
-from tests.test_tasks import ROOT
+from tests.test_tasks import ROOT, run_task
 from weightedit.errors import WeightEditError
 from weightedit.metanet.registry import METANETS, describe_metanet
 from weightedit.metatrain.estimators import PES, Horizons, TruncatedBackprop
@@ -193,3 +194,39 @@ def test_problems_are_optimizees_too(meta_training: ModuleType) -> None:
     """`--optimizee` is another name of `--problems`."""
     for flag in ("--problems", "--optimizee"):
         assert tyro.cli(meta_training.Config, args=[flag, "cifar-mlp", "mnist-siren"]).problems[1] == "mnist-siren"
+
+
+def test_compare_trainings(tmp_path: Path) -> None:
+    words = ("--smoke", "--tasks", "digits-mlp", "--rivals", "sgd", "--out", str(tmp_path / "t"))
+    words += ("--rules", str(ROOT / "checkpoints/small-classifier"))
+    first = run_task("compare_trainings", *words)
+    assert "| adamw |" in first.stdout and "| sgd |" in first.stdout, "AdamW, the mark, is always there"
+    found = json.loads((tmp_path / "t/trainings.json").read_text())["runs"]["digits-mlp"]
+    for runs in found.values():
+        assert runs[0]["test"][0] == found["adamw"][0]["test"][0], "all start from the same network"
+        assert runs[0]["seconds"] == sorted(runs[0]["seconds"]) and runs[0]["seconds"][0] == 0
+    assert found["sgd"][0]["state"] == 1.0 and 2 <= found["adamw"][0]["state"] < 2.1, (
+        "a momentum; two, and step numbers"
+    )
+    assert (tmp_path / "t/digits-mlp.png").exists()
+    again = run_task("compare_trainings", *words)
+    assert again.stdout == first.stdout, "what was run once stays"
+    wrong = run_task("compare_trainings", "--tasks", "mnist", check=False)
+    assert wrong.returncode == 2 and "got ['mnist']" in wrong.stderr.splitlines()[-1]
+
+
+def test_the_mark_is_adamws_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points by hand: AdamW ends at .5 after 4 steps and 8 seconds, the rule is there after 2 steps and 6 seconds."""
+    monkeypatch.syspath_prepend(str(ROOT / "tasks"))
+    task = importlib.import_module("compare_trainings")
+
+    def runs(losses: list[float], seconds: list[float]) -> list[dict[str, object]]:
+        common = {"rate": 1.0, "every": 1, "validation": losses, "state": 2.0}
+        return [{**common, "test": losses, "seconds": seconds}]
+
+    own, adamw = runs([2, 1, 0.4, 0.3, 0.2], [0, 3, 6, 9, 12]), runs([2, 1, 0.8, 0.6, 0.5], [0, 2, 4, 6, 8])
+    text = task.report(
+        task.Config(evaluations=4, seeds=1), {"t": {"adamw": adamw, "own": own, "sgd": runs([2] * 5, [0] * 5)}}
+    )
+    row = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines()[6:] if " | " in line}
+    assert row["own"][6:8] == ["2.00x", "1.33x"] and row["sgd"][6:8] == ["never", "never"]

@@ -278,7 +278,7 @@ def test_make_cnn_zoo_then_predict_accuracy(pictures: Path, tmp_path: Path) -> N
     result = run_task("train_predictor accuracy", *words, "--out", out)
     for word in ("| gauge-gmn |", "| statistics |", "| rescaled 1 to 1000 |", "6 test networks"):
         assert word in result.stdout
-    predictor = WeightSpacePredictor.from_pretrained(f"{out}/scalegmn-seed0/predictor")
+    predictor = WeightSpacePredictor.from_pretrained(f"{out}/gauge-gmn-seed0/predictor")
     test = load_zoo(zoo, "test").last()
     moved = reparametrized(test.spec, test.params, "rescaled 1 to 1000", torch.Generator().manual_seed(0))
     before, after = (predictor.predict(test.spec, params).detach() for params in (test.params, moved))

@@ -1,0 +1,198 @@
+"""Trainings as people run them, by name: a module, batches, a loss. What optimizers are compared on.
+
+Their networks, data and batch sizes are ordinary ones: images as they come through data/images.py, standardized; bytes
+of the source files of Python's own library, which every machine has; scikit-learn's digits and photograph. Every
+training has held-out data to tune on and test data to report, but for the fit of a picture, which has its pixels.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weightedit.data.images import load_images
+from weightedit.errors import WeightEditError
+from weightedit.metatrain import networks
+from weightedit.metatrain.image_optimizees import LabeledImages
+from weightedit.metatrain.problems import HUB, TRAINED, images_of
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Source(Protocol):
+    """Examples by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Inputs [n, ...] and what they should give [n, ...]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        return self.inputs[rows], self.targets[rows]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of `context` tokens of a text [n], and the tokens one further on."""
+
+    text: Tensor
+    context: int
+
+    def __len__(self) -> int:
+        return len(self.text) - self.context
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        found = self.text[rows.unsqueeze(-1) + torch.arange(self.context + 1)]
+        return found[:, :-1], found[:, 1:]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training.
+
+    Attributes:
+        network: makes the module, with random weights.
+        loss: of what it gives and what it should give, a mean.
+        train, validation, test: examples.
+        batch_size: of a training step; 0 for all examples at once.
+        steps: after which a tuned optimizer has little left to gain.
+        evaluated: examples, evenly spread, that a validation or test loss is taken on.
+    """
+
+    network: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    train: Source
+    validation: Source
+    test: Source
+    batch_size: int = 128
+    steps: int = 1000
+    evaluated: int = 2048
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        """A random training batch."""
+        if not self.batch_size:
+            return self.train[torch.arange(len(self.train))]
+        return self.train[torch.randint(len(self.train), (self.batch_size,), generator=generator)]
+
+    @torch.no_grad()
+    def evaluate(self, net: nn.Module, source: Source) -> float:
+        """The mean loss of a module in evaluation mode; it is left in training mode."""
+        rows = torch.linspace(0, len(source) - 1, min(self.evaluated, len(source))).long()
+        net.eval()
+        total = sum(len(part) * float(self.loss(net(x), y)) for part in rows.split(256) for x, y in [source[part]])
+        net.train()
+        return total / len(rows)
+
+
+def _classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits [..., classes]."""
+    return functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+def _labeled(data: LabeledImages, test: LabeledImages) -> tuple[Pairs, Pairs, Pairs]:
+    """Training, validation and test images, standardized by the mean and deviation of the first over all pixels."""
+    train, held = data.split(TRAINED)
+    mean, deviation = train.images.mean((0, 2, 3), keepdim=True), train.images.std((0, 2, 3), keepdim=True)
+    first, second, third = (Pairs((part.images - mean) / deviation, part.labels) for part in (train, held, test))
+    return first, second, third
+
+
+def _images(folder: str, name: str, size: int | None = None) -> tuple[Pairs, Pairs, Pairs]:
+    source = str(Path(folder) / name) if folder else HUB[name]
+    found = (load_images(source, split) for split in ("train", "test"))
+    data, test = (LabeledImages.of(part.images, part.labels, size=size) for part in found)
+    return _labeled(data, test)
+
+
+def _digits(folder: str) -> Workload:
+    train, held, test = _labeled(images_of("digits-mlp", folder), images_of("digits-mlp", folder, split="test"))
+    return Workload(lambda: networks.mlp(64, 32, 10), _classes, train, held, test, 64, 300)
+
+
+def _classify(
+    make: Callable[[], nn.Module], name: str, batch_size: int, steps: int, folder: str, size: int | None = None
+) -> Workload:
+    train, held, test = _images(folder, name, size)
+    return Workload(make, _classes, train, held, test, batch_size, steps)
+
+
+def _autoencode(folder: str) -> Workload:
+    train, held, test = (Pairs(part.inputs, part.inputs.flatten(1)) for part in _images(folder, "mnist"))
+    make = partial(networks.mlp, 784, 128, 32, 128, 784, activation=nn.Tanh)
+    return Workload(make, functional.mse_loss, train, held, test, 128, 1000)
+
+
+def _fit(folder: str) -> Workload:
+    """A photograph of scikit-learn's at 64 x 64 by coordinates from -1 to 1."""
+    from sklearn.datasets import load_sample_image
+
+    picture = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[None].float() / 255
+    small = functional.interpolate(picture[..., :427, 100:527], (64, 64), mode="area")[0]
+    grid = torch.cartesian_prod(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64))
+    pixels = Pairs(grid, small.flatten(1).T)
+    make = partial(networks.siren, 2, 64, 64, 3)
+    return Workload(make, functional.mse_loss, pixels, pixels, pixels, 0, 600)
+
+
+def library_bytes() -> Tensor:
+    """The source files of Python's library end to end, in the order of their names, as bytes [n], int64."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    text = b"\n".join(file.read_bytes() for file in files)
+    if len(text) < 2**20:
+        raise WeightEditError(
+            f"found {len(text):,} bytes in {len(files)} source files of Python's library; expected a million or more: "
+            "choose another training, or a Python that came with its sources."
+        )
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+
+
+def _language(width: int, depth: int, heads: int, context: int, batch_size: int, steps: int, folder: str) -> Workload:
+    text = library_bytes()
+    cuts = [int(0.8 * len(text)), int(0.1 * len(text))]
+    train, held, test = (Windows(part, context) for part in text.split([*cuts, len(text) - sum(cuts)]))
+    make = partial(networks.GPT, 256, width, depth, heads, context)
+    return Workload(make, _classes, train, held, test, batch_size, steps, evaluated=128)
+
+
+WORKLOADS: dict[str, Callable[[str], Workload]] = {
+    "digits-mlp": _digits,
+    "fashion-8x8": lambda folder: _classify(
+        lambda: networks.mlp(64, 32, 10), "fashion_mnist", 128, 2000, folder, size=8
+    ),
+    "fashion-mlp": partial(_classify, lambda: networks.mlp(784, 128, 128, 10), "fashion_mnist", 128, 1000),
+    "cifar-cnn": partial(_classify, lambda: networks.conv_net(3, 16, 32, 32), "cifar10", 64, 600),
+    "cifar-vit": partial(_classify, networks.ViT, "cifar10", 64, 600),
+    "fashion-lstm": partial(_classify, networks.RowLSTM, "fashion_mnist", 64, 600),
+    "mnist-autoencoder": _autoencode,
+    "photo-siren": _fit,
+    "bytes-gpt": partial(_language, 64, 2, 4, 64, 16, 600),
+    "cifar-resnet18": partial(_classify, networks.resnet18, "cifar10", 128, 2000),
+    "bytes-gpt-11m": partial(_language, 384, 6, 6, 256, 32, 2000),
+}
+"""Name -> a folder with the data sets mnist, fashion_mnist, cifar10 ("" takes them from the hub) -> the training. The
+last two want a GPU."""
+
+
+def workload(name: str, folder: str = "") -> Workload:
+    """A training by its name. Raises WeightEditError on an unknown one, and what load_images raises."""
+    if name not in WORKLOADS:
+        raise WeightEditError(f"got training {name!r}; expected one of {', '.join(WORKLOADS)}: choose.")
+    return WORKLOADS[name](folder)
