@@ -45,8 +45,8 @@ class Config:
         repeats: INRs per image, each from its own initialization (in all three splits).
         hidden: hidden widths of the SIREN.
         init: "siren" or "dwsnets".
-        method: "fast" or "adam", see weightedit/inr/fitting.py.
-        target_psnr: dB.
+        method: "fast", "smooth" or "adam", see weightedit/inr/fitting.py.
+        target_psnr: dB; None is what this initialization, method and size reach, see FitOptions.
         shard: images per shard.
         workers: processes, each on one thread; 0 for one per core on a CPU, one elsewhere.
         device: where to fit, as PyTorch names it: cpu, cuda, cuda:1.
@@ -59,7 +59,7 @@ class Config:
     hidden: tuple[int, ...] = (32, 32)
     init: str = "siren"
     method: str = "fast"
-    target_psnr: float = 40.0
+    target_psnr: float | None = None
     shard: int = 1000
     workers: int = 0
     device: str = "cpu"
@@ -90,6 +90,13 @@ def make_set(config: Config, out: Path, parts: Path) -> None:
     run_shards(config, images, split, shards, parts)
     stacks = [load_inrs(parts / f"{number:05d}.safetensors") for number in range(len(shards))]
     stack = INRStack.concatenate(stacks)
+    size = (images.images.shape[2], images.images.shape[3])
+    target = FitOptions(init=config.init, method=config.method, target_psnr=config.target_psnr).target(size)
+    if not len(stack):
+        raise WeightEditError(
+            f"none of {len(images)} images reached {target:g} dB; expected some: lower --target-psnr, or take wider "
+            f"--hidden. What was fitted is in {parts}."
+        )
     assert stack.index is not None and stack.psnr is not None and stack.split is not None
     position = {int(index): row for row, index in enumerate(images.index.tolist())}
     rows = torch.tensor([position[int(index)] for index in stack.index.tolist()])
@@ -99,7 +106,7 @@ def make_set(config: Config, out: Path, parts: Path) -> None:
     shutil.rmtree(parts)
     counts = {name: int((stack.split == number).sum()) for number, name in enumerate(("train", "validation", "test"))}
     print(f"{out}: {len(stack)} INRs ({counts}), PSNR {stack.psnr.min():.2f} to {stack.psnr.max():.2f} dB")
-    print(f"images that missed {config.target_psnr} dB and were left out: {len(missing)} {missing[:20]}")
+    print(f"images that missed {target:g} dB and were left out: {len(missing)} {missing[:20]}")
 
 
 def _identity(config: Config) -> tuple[str, ...]:

@@ -93,6 +93,14 @@ def test_fit_is_the_fit_of_the_library(inrs: we.INRStack) -> None:
         we.fit(images, target=3)
     with pytest.raises(we.ParamsError):
         we.fit(images[0])
+    assert len(we.fit(images[:0])) == 0 and we.fit(images[:0], [7]).widths == (2, 7, 3)
+    wrong = {"hidden=7; expected the widths": {"hidden": 7}, "seed=1.5: expected": {"seed": 1.5}}
+    wrong |= {"max_steps=1.5: expected": {"max_steps": 1.5}, "target_psnr='a': expected": {"target_psnr": "a"}}
+    for message, options in wrong.items():
+        with pytest.raises(we.WeightEditError, match=message):
+            we.fit(images, **options)
+    with pytest.raises(we.ParamsError, match="images list"):
+        we.fit([1.0], [7])  # pyright: ignore[reportArgumentType]
 
 
 def test_edit_is_learned_steps_towards_the_operation(inrs: we.INRStack) -> None:
@@ -109,9 +117,18 @@ def test_edits_of_strength_zero_change_nothing(inrs: we.INRStack) -> None:
     assert same(we.edit(inrs, "invert", strength=0.0), inrs) and same(we.edit(inrs, "invert", steps=0), inrs)
     some = we.edit(inrs, "invert", strength=torch.tensor([0.0, 1.0, 0.0]), steps=2)
     assert same(some[[0, 2]], inrs[[0, 2]]) and not same(some[1], inrs[1])
-    for wrong, message in (({"steps": -1}, "steps=-1"), ({"strength": -1}, "strength"), ({"widen": 0}, "at least 1")):
+    for value in (-1, 1.5, "a", None, True):
+        with pytest.raises(we.WeightEditError, match=f"steps={value!r}: expected a whole number of at least 0"):
+            we.edit(inrs, "invert", steps=value)  # pyright: ignore[reportArgumentType]
+    for value, message in ((-1, "strength -1"), ("a", "strength='a'; expected a number"), (None, "strength=None;")):
         with pytest.raises(we.WeightEditError, match=message):
-            we.edit(inrs, "invert", **wrong)
+            we.edit(inrs, "invert", strength=value)  # pyright: ignore[reportArgumentType]
+    for value in (0, 1.5, "a"):
+        with pytest.raises(we.WeightEditError, match=f"widen={value!r}: expected a whole number of at least 1"):
+            we.edit(inrs, "invert", widen=value)  # pyright: ignore[reportArgumentType]
+    for value in (-1, 1.5, "a", None):
+        with pytest.raises(we.WeightEditError, match=f"steps={value!r}: expected a whole number of at least 0"):
+            refine(inrs, inrs.render().clamp(0, 1), value)  # pyright: ignore[reportArgumentType]
     with pytest.raises(we.ParamsError, match=r"got a Tensor; expected INRs: we.fit\(pictures\), or we.load"):
         we.edit(torch.rand(1, 1, 8, 8), "blur")  # pyright: ignore[reportArgumentType]
     with pytest.raises(we.WeightEditError, match=r"got rule 'kfac'; expected None, we.KFAC\(\), or a rule that"):

@@ -22,7 +22,7 @@ from weightedit.editing.operations import operation
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.refinement import refine, target_of
 from weightedit.files.checkpoint import load_checkpoint
-from weightedit.inr.fitting import fit
+from weightedit.inr.fitting import FitOptions, fit
 from weightedit.metatrain.image_optimizees import conv_net
 from weightedit.metatrain.problems import images_of, optimizee
 from weightedit.metatrain.unroll import Unroll, start
@@ -35,6 +35,8 @@ from weightedit.optim.rule import UpdateRule
 from weightedit.optim.rule_module import RuleModule
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parent.parent / "checkpoints").glob("*/config.json"))
+FAST = FitOptions(method="fast")
+"""Of the fits that the figures are on."""
 
 
 def of_kind(kind: str) -> list[Path]:
@@ -70,7 +72,7 @@ def test_editor_reproduces_its_figure(folder: Path) -> None:
 def test_predictive_editor_reproduces_its_figures(folder: Path) -> None:
     digits, editor = load_checkpoint(folder)[1]["training"]["digits"], PredictiveEditor.from_pretrained(folder)
     images = digit_images(digits["count"])[0].expand(-1, editor.predictor.config.channels, -1, -1)
-    stack = fit(images, generator=torch.Generator().manual_seed(digits["seed"])).stack
+    stack = fit(images, options=FAST, generator=torch.Generator().manual_seed(digits["seed"])).stack
     assert digits["edited"]
     for name, stated in digits["edited"].items():
         wanted = operation(name)(images)
@@ -115,7 +117,7 @@ def test_the_contrast_editor_works_on_colors() -> None:
 def test_rule_reproduces_its_figure_and_beats_the_one_set_by_hand(folder: Path) -> None:
     stated = load_checkpoint(folder)[1]["training"]["digits"]
     images = digit_images(stated["count"])[0]
-    stack = fit(images, generator=torch.Generator().manual_seed(stated["seed"])).stack
+    stack = fit(images, options=FAST, generator=torch.Generator().manual_seed(stated["seed"])).stack
     known, wanted = target_of("dilate", stack), operation("dilate")(images)
     errors = [
         float(mean_squared_errors(refine(stack, known, stated["steps"], rule=rule), wanted).mean())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from weightedit.editing.descent import choose_networks
 from weightedit.editing.operations import Operation
 from weightedit.editing.refinement import RefinementRule, refine, target_of
-from weightedit.errors import ParamsError, WeightEditError
+from weightedit.errors import ParamsError, WeightEditError, check_whole
 from weightedit.inr.fitting import FitOptions
 from weightedit.inr.fitting import fit as fit_all
 from weightedit.inr.stack import INRStack
@@ -39,7 +39,7 @@ def fit(
         hidden: widths of the hidden layers; None chooses by the pictures' size, see `inr.fitting.hidden_widths`.
         seed: of the initializations; None draws from torch's own generator.
         progress: show a tqdm bar.
-        options: fields of FitOptions: target_psnr (40 dB), max_steps, init, method, ...
+        options: fields of FitOptions: target_psnr (by size 40, 35 or 30 dB), max_steps, init, method, ...
 
     Returns:
         N INRs in the order of the images, also those that missed the target (which is logged): see `psnr`.
@@ -51,9 +51,14 @@ def fit(
     known = [entry.name for entry in fields(FitOptions)]
     if unknown := sorted(set(options) - set(known)):
         raise WeightEditError(f"got {', '.join(unknown)}; expected some of {', '.join(known)}.")
+    if hidden is not None and not isinstance(hidden, Sequence):
+        raise WeightEditError(f"got hidden={hidden!r}; expected the widths of the hidden layers: [32, 32], or None.")
+    if seed is not None:
+        check_whole("seed", seed, -(2**63))
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     # Images of other dimensions are refused there.
-    widths = (2, *hidden, images.shape[1]) if hidden is not None and images.dim() == 4 else None
+    known_shape = isinstance(images, Tensor) and images.dim() == 4
+    widths = (2, *hidden, images.shape[1]) if hidden is not None and known_shape else None
     return fit_all(images, widths=widths, options=FitOptions(**options), generator=generator, progress=progress).stack
 
 
@@ -88,7 +93,12 @@ def edit(
         raise ParamsError(f"got a {type(inrs).__name__}; expected INRs: we.fit(pictures), or we.load(a file of them).")
     if rule is not None and not hasattr(rule, "refine"):
         raise WeightEditError(f"got rule {rule!r}; expected None, we.KFAC(), or a rule that we.load reads.")
-    amounts = torch.as_tensor(strength, dtype=torch.float32)
+    check_whole("steps", steps, 0)
+    check_whole("widen", widen, 1)
+    try:
+        amounts = torch.as_tensor(strength, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise WeightEditError(f"got strength={strength!r}; expected a number of at least 0, or one per INR.") from None
     if not isinstance(operation, Tensor):
         operation = target_of(operation, inrs, strength=strength)
     elif not bool((amounts == 1).all()):

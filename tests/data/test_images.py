@@ -127,8 +127,18 @@ def test_the_hub_is_asked_by_name(tmp_path, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(FileFormatError, match="someone/pictures could not be read .ConnectionError: no network"):
+    with pytest.raises(FileFormatError, match="no file or folder 'someone/pictures' here, and the hub .*no network"):
         load_images("someone/pictures", "train")
+
+
+@pytest.mark.parametrize(("name", "told"), [("photoss", "one, such as photos: "), ("photos/ca", "such as photos/cat: "),
+                                            ("photos/dog", "expected one: ")])  # fmt: skip
+def test_a_misspelt_path_is_not_asked_of_the_hub(name, told, tmp_path, monkeypatch):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: pytest.fail("the hub was asked"))
+    with pytest.raises(FileFormatError, match=f"no file or folder '{name}'.* {told}check the path"):
+        load_images(name)
 
 
 def test_resizing_and_converting(tmp_path):

@@ -94,6 +94,10 @@ def test_from_a_users_file_and_back_on_the_command_line(tmp_path, monkeypatch, c
     assert main(["convert", "net.pth", "-o", "in.safetensors", *words]) == 0
     assert main(["convert", "in.safetensors", "-o", "back.pth", "--like", "net.pth"]) == 0
     assert equal(torch.load("back.pth", weights_only=True), content)
+    renamed = [f"{NAMES['siren-pytorch'][layer]}={layer}" for layer in range(len(NAMES["siren-pytorch"]))]
+    renamed = ["--rename", *(f"state_dict.module.{word}" for word in renamed)]  # is about net.pth, not about our file
+    assert main(["convert", "in.safetensors", "-o", "back.pth", "--like", "net.pth", *renamed]) == 0
+    assert equal(torch.load("back.pth", weights_only=True), content)
     assert main(["edit", "net.pth", "--operation", "invert", "-o", "out.pth", "--like", "net.pth", *words]) == 0
     assert main(["edit", "in.safetensors", "--operation", "invert", "-o", "out.safetensors"]) == 0
     edited = load_inrs("out.pth", SIREN_PYTORCH, size=SIZE)

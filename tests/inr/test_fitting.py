@@ -7,7 +7,7 @@ import torch
 
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import NFN, Convention
-from weightedit.inr.fitting import FitOptions, FitResult, fit, hidden_widths
+from weightedit.inr.fitting import FitOptions, FitResult, fit, hidden_widths, memory_of_fit
 from weightedit.inr.siren import initial_params, render_images
 
 
@@ -24,7 +24,7 @@ def _images(count=6, channels=1, height=16, width=16, dtype=torch.float32):
 
 def _psnr(result: FitResult, images):
     rendered = render_images(result.stack.params, result.stack.convention, *images.shape[2:])
-    return -10 * torch.log10((rendered - images).square().mean((1, 2, 3)))
+    return -10 * torch.log10((rendered - images).square().mean((1, 2, 3)).clamp(min=torch.finfo(images.dtype).eps ** 2))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,30 @@ def test_result_does_not_depend_on_chunks_or_rounding_of_others():
     assert torch.equal(results[0].steps, results[1].steps)
 
 
+@pytest.mark.parametrize("method", ["fast", "adam"])
+@pytest.mark.parametrize("size", [(16, 16), (44, 48)])
+def test_a_picture_in_bands_is_fitted_as_it_is_in_one_piece(method, size):
+    """Also in bands that are not all of one height, and on coarse grids."""
+    images = _images(2, 3, *size, dtype=torch.float64)
+    fits = []
+    for band in (None, 5 * size[1], 1):
+        options = FitOptions(method=method, max_steps=9, target_psnr=90.0, band=band, retries=0)
+        fits.append(fit(images, widths=(2, 9, 8, 3), options=options, generator=_generator()))
+    assert fits[0].psnr.min() > 10
+    for found in fits[1:]:
+        torch.testing.assert_close(found.psnr, fits[0].psnr, rtol=1e-10, atol=0)
+        for name, tensor in fits[0].stack.params.items():
+            torch.testing.assert_close(found.stack.params[name], tensor, rtol=1e-8, atol=1e-10)
+
+
+def test_memory_does_not_grow_with_the_picture():
+    """Beyond pixels, targets and their coordinates, a few numbers each."""
+    options, widths = FitOptions(band=4096), (2, 128, 128, 128, 3)
+    small, large = (memory_of_fit((1, 3, side, side), widths, options) for side in (64, 1024))
+    assert 0 < large - small < 100 * 1024**2 and memory_of_fit((1, 3, 512, 512), (2, 256, 256, 256, 3)) < 2e8
+    assert memory_of_fit((1, 3, 512, 512), widths, FitOptions(band=512**2)) > 8e8
+
+
 def test_two_runs_are_equal_and_inits_independent():
     images = _images(1).expand(3, 1, 16, 16)
     one, two = (fit(images, generator=_generator()) for _ in range(2))
@@ -68,6 +92,12 @@ def test_two_runs_are_equal_and_inits_independent():
         assert torch.equal(tensor, two.stack.params[name])
     weights = one.stack.params["layers.0.weight"]
     assert (weights[0] - weights[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
+def test_a_solid_picture_is_met_to_rounding(value):
+    result = fit(torch.full((2, 3, 8, 8), value), generator=_generator())
+    assert result.missed.tolist() == [] and bool(((result.psnr > 40) & (result.psnr < 140)).all())
 
 
 def test_bytes_are_read_as_0_to_255():
@@ -140,10 +170,11 @@ def test_deep_networks_are_fitted_at_the_default_rate(hidden):
 
 
 def test_defaults_follow_the_initialization_and_the_size():
-    assert FitOptions().target == 40 and FitOptions(init="dwsnets").target == 18
-    assert (
-        FitOptions(init="dwsnets", method="adam").target == 25 and FitOptions(init="dwsnets", target_psnr=9).target == 9
-    )
+    sizes = ((28, 28), (40, 40), (64, 64), (96, 96), (97, 96), (256, 256))
+    assert [FitOptions().target(size) for size in sizes] == [40, 40, 35, 35, 30, 30]
+    assert FitOptions(init="dwsnets").target((28, 28)) == FitOptions(init="dwsnets").target((256, 256)) == 18
+    assert FitOptions(init="dwsnets", method="adam").target((28, 28)) == 25
+    assert FitOptions(init="dwsnets", target_psnr=9).target((256, 256)) == 9
     result = fit(_images(2, height=28, width=28), options=FitOptions(init="dwsnets"), generator=_generator())
     assert result.missed.tolist() == [] and result.stack.provenance["target_psnr"] == "18"
     assert hidden_widths(28, 28) == (32, 32) and hidden_widths(64, 64) == (64, 64, 64)
@@ -161,6 +192,18 @@ def test_warm_start_needs_fewer_steps_and_keeps_the_start():
         torch.testing.assert_close(warm.stack.params[name], tensor, rtol=1e-6, atol=1e-8)
     darker = fit(images * 0.9, initial=cold.stack.params)
     assert darker.steps.float().mean() < cold.steps.float().mean()
+
+
+def test_the_default_is_smoother_between_the_pixels_than_fast():
+    """Against bicubic interpolation at four times the size; on 32 MNIST images 28.5 and 23.4 dB."""
+    images = _images(4, height=20, width=20)
+    expected = torch.nn.functional.interpolate(images, (77, 77), mode="bicubic", align_corners=True)
+    errors = []
+    for method in ("smooth", "fast"):
+        found = fit(images, options=FitOptions(method=method), generator=_generator())
+        assert found.missed.tolist() == []
+        errors.append(float((found.stack.render(77, 77) - expected).square().mean()))
+    assert errors[0] < 0.7 * errors[1]
 
 
 def test_adam_is_that_of_torch():
@@ -241,7 +284,10 @@ def test_bad_widths_and_starts_are_refused():
         ({"init": "kaiming"}, "init='kaiming'"),
         ({"max_steps": 0}, "max_steps=0"),
         ({"chunk": 1.5}, "chunk=1.5"),
-        ({"retries": None}, "retries=None"),
+        ({"retries": -1}, "retries=-1"),
+        ({"band": 0}, "band=0"),
+        ({"max_steps": True}, "max_steps=True"),
+        ({"target_psnr": True}, "target_psnr=True"),
         ({"target_psnr": float("inf")}, "target_psnr=inf"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
     ],

@@ -62,9 +62,11 @@ def test_gradients_equal_autograd(case, solved):
     for _ in range(2):  # the second round works in used memory
         kernel.forward(theta, grid)
         if solved:
-            residual = kernel.solve_last(theta, targets, 1e-4)
-        else:
-            residual = kernel.apply_last(theta, targets)
+            kernel.collect(targets, anew=True)
+            kernel.solve_last(theta, 1e-4)
+        residual = kernel.apply_last(theta, targets)
+        gradient.zero_()
+        if not solved:
             kernel.last_gradient(grid, residual, gradient)
         kernel.backward(theta, grid, residual, gradient)
     current = {name: tensor.requires_grad_() for name, tensor in layout.unpack(theta).items()}
@@ -87,13 +89,44 @@ def test_solved_last_layer_is_the_ridge_minimum(case):
     theta, targets, ridge = layout.pack(params, raw), grid.targets(raw), 1e-3
     kernel = Kernel(layout, torch.float64, raw.device)
     features = kernel.forward(theta, grid).clone()
-    residual = kernel.solve_last(theta, targets, ridge).clone()
+    kernel.collect(targets, anew=True)
+    kernel.solve_last(theta, ridge)
+    residual = kernel.apply_last(theta, targets).clone()
     weight, bias = (t.clone().requires_grad_() for t in layout.views(theta)[-1])
     error = features @ weight.mT + bias.unsqueeze(1) - targets[:, :-1].mT
     assert _relative(residual, error.detach()) < 1e-10
     loss = error.square().sum(2).mean(1) + ridge * weight.square().sum((1, 2))
     for gradient in torch.autograd.grad(loss.sum(), (weight, bias)):
         assert gradient.abs().max() < 1e-12
+
+
+def _sums(kernel, theta, bands, raw):
+    """Last layer, errors and gradient over the bands."""
+    theta, gradient = theta.clone(), torch.zeros_like(theta)
+    for band in bands:
+        kernel.forward(theta, band, slopes=False)
+        kernel.collect(band.targets(raw), anew=band is bands[0])
+    kernel.solve_last(theta, 1e-4)
+    residuals = []
+    for band in bands:
+        kernel.forward(theta, band)
+        residuals.append(kernel.apply_last(theta, band.targets(raw)).clone())
+        kernel.last_gradient(band, residuals[-1], gradient)
+        kernel.backward(theta, band, residuals[-1].clone(), gradient)
+    return theta, torch.cat(residuals, 1), gradient
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bands_add_up_to_the_whole(case):
+    params, raw, layout, grid, _ = _setup(*case)
+    kernel, theta = Kernel(layout, torch.float64, raw.device), layout.pack(params, raw)
+    whole = _sums(kernel, theta, grid.bands(10**9), raw)
+    assert len(grid.bands(10**9)) == 1 and len(grid.bands(1)) == len(grid.rows)
+    for most in (1, 2 * len(grid.columns)):
+        bands = grid.bands(most)
+        assert sum(len(band.rows) for band in bands) == len(grid.rows) and len(bands) > 1
+        for found, expected in zip(_sums(kernel, theta, bands, raw), whole, strict=True):
+            assert _relative(found, expected) < 1e-10
 
 
 def test_targets_are_those_of_the_chosen_pixels():

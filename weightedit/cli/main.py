@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from weightedit.editing.refinement import RefinementRule
     from weightedit.inr.stack import INRStack
 
-_PREVIEW, _TILES, _NAMED, _STEPS = 8, 64, 20, 10
+_PREVIEW, _TILES, _STEPS = 8, 64, 10
 _CHECKED = (64, 64)  # pixels of foreign INRs that no one stated the size of
 
 
@@ -112,6 +112,7 @@ def fit(options: argparse.Namespace) -> int:
     output = check_output(options.output, ".safetensors")
     import torch
 
+    from weightedit.cli.fits import announced, left_for, outcome
     from weightedit.data.inr_files import save_inrs
     from weightedit.inr.fitting import FitOptions, hidden_widths
     from weightedit.inr.fitting import fit as fit_inrs
@@ -119,10 +120,11 @@ def fit(options: argparse.Namespace) -> int:
     fields = ("method", "init", "target_psnr", "max_steps", "learning_rate")
     wanted = FitOptions(**{name: getattr(options, name) for name in fields})
     images, names = _read_images(options)
-    count, channels, height, width = images.images.shape
+    count, channels, height, width = shape = tuple(images.images.shape)
     widths = (2, *(options.hidden or hidden_widths(height, width)), channels)
-    started, generator = time.perf_counter(), torch.Generator().manual_seed(options.seed)
     convention = stated_convention(options, (height, width))
+    _say(announced(shape, widths, wanted))
+    started, generator = time.perf_counter(), torch.Generator().manual_seed(options.seed)
     result = fit_inrs(
         images.images,
         widths=widths,
@@ -131,30 +133,20 @@ def fit(options: argparse.Namespace) -> int:
         generator=generator,
         progress=_progress(),
     )
-    seconds, shape = time.perf_counter() - started, "-".join(map(str, widths))
-    _say(f"fitted {_plural(count, 'image')} of {height} x {width} x {channels} in {seconds:.1f} s, {shape}")
-    _say(f"PSNR   {result.psnr.min():.2f} to {result.psnr.max():.2f} dB, mean {result.psnr.mean():.2f}")
-    missed = result.missed.tolist()
-    if missed:
-        fate = "kept" if options.keep_missed else "left out"
-        shown = [f"{index}{names.get(index, '')} ({result.psnr[index]:.1f} dB)" for index in missed[:_NAMED]]
-        shown += [f"and {len(missed) - _NAMED} more"] if len(missed) > _NAMED else []
-        _say(f"missed {wanted.target:g} dB and {fate}: {len(missed)} of {count}, index {', '.join(shown)}")
+    seconds = time.perf_counter() - started
+    _say(f"fitted {_plural(count, 'image')} of {height} x {width} x {channels} in {seconds:.1f} s")
+    for line in outcome(result, names, wanted, dropped=options.drop_missed):
+        _say(line)
     source = {"seed": str(options.seed), "images": ", ".join(Path(name).name for name in options.images[:3])}
     labels = images.labels if bool((images.labels >= 0).any()) else None
     stack = replace(result.stack, label=labels, index=images.index)
-    stack = replace(stack, provenance={**stack.provenance, **source})
-    if missed and not options.keep_missed:
-        keep = torch.ones(count, dtype=torch.bool)
-        keep[result.missed] = False
-        stack = stack[keep]
+    stack = left_for(replace(stack, provenance={**stack.provenance, **source}), result, options.drop_missed)
     if not len(stack):
-        ways = "a lower --target-psnr, wider --hidden, more --max-steps or --keep-missed"
-        _say(f"{output} was not written: no INR is left. Try {ways}")
+        _say(f"{output} was not written: no INR is left")
         return 1
     save_inrs(stack, output)
     _say(f"wrote  {output}: {_plural(len(stack), 'INR')}")
-    return 1 if missed and not options.keep_missed else 0
+    return 1 if len(stack) < count else 0
 
 
 def edit(options: argparse.Namespace) -> int:
@@ -278,10 +270,12 @@ def _hundredths(errors: Sequence[float]) -> str:
 
 def _load_stack(options: argparse.Namespace, size: tuple[int, int] | None) -> INRStack:
     """The INRs of FILE and --convention, fitted at `size`; at least one."""
-    from weightedit.data.inr_files import load_inrs
+    from weightedit.data.inr_files import is_own_file, load_inrs
 
-    convention = stated_convention(options, options.size)
-    stack = load_inrs(options.inrs, convention, size=size, rename=stated_rename(options))
+    convention, rename = stated_convention(options, options.size), stated_rename(options)
+    if "like" in options and options.like and is_own_file(options.inrs):
+        rename = None  # it is about the file of --like, for which _write takes it
+    stack = load_inrs(options.inrs, convention, size=size, rename=rename)
     if not len(stack):
         raise WeightEditError(f"{options.inrs} holds no INRs; expected at least one: fit some first.")
     return stack
@@ -342,7 +336,7 @@ def _read_images(options: argparse.Namespace) -> tuple[ImageSet, dict[int, str]]
     """The images of `fit`, and for picture files " name" by index."""
     import torch
 
-    from weightedit.data.images import PICTURES, ImageSet, load_images, load_picture
+    from weightedit.data.images import PICTURES, ImageSet, check_hub_name, load_images, load_picture
 
     first = Path(options.images[0])
     picture = first.suffix.lower() in PICTURES or (first.is_file() and first.suffix != ".parquet")
@@ -352,6 +346,9 @@ def _read_images(options: argparse.Namespace) -> tuple[ImageSet, dict[int, str]]
                 f"got {len(options.images)} sources, of which {first} is no picture; expected picture "
                 "files, or one data set: run fit once for each."
             )
+        if not first.exists():
+            check_hub_name(options.images[0])
+            _say(f"{first} is no file or folder here: asking the Hugging Face hub for a data set of that name")
         columns = options.columns and (options.columns[0], options.columns[1] if options.columns[1:] else None)
         wanted = {"limit": options.limit, "size": options.size, "channels": options.channels, "columns": columns}
         return load_images(options.images[0], options.split, **wanted), {}

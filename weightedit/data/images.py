@@ -10,7 +10,10 @@ that a camera wrote into a picture's EXIF block is applied, as `datasets` does.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import io
+import logging
 import re
 import tempfile
 import warnings
@@ -184,14 +187,47 @@ def _open(source: str, split: str | None, rows: int) -> Any:
         return _open_file(path, split, rows)
     if path.is_dir():
         splits = _stream(_builder(path), rows, data_dir=str(path))
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and path.suffix not in (".parquet", *PICTURES):
-        splits = datasets.load_dataset(source)
     else:
+        check_hub_name(source)
+        try:
+            with _quiet("huggingface_hub"):  # which tells of every try
+                splits = datasets.load_dataset(source)
+        except Exception as error:  # datasets' and the hub's share no base class
+            raise FileFormatError(
+                f"there is no file or folder {source!r} here, and the hub gave no data set of that name "
+                f"({type(error).__name__}: {error}); expected one or the other: check the path, or name and network."
+            ) from error
+    return _choose({str(name): part for name, part in splits.items()}, split, source)
+
+
+def check_hub_name(source: str) -> None:
+    """Raise FileFormatError unless what is no path may be meant as the name of a data set on the hub."""
+    path = Path(source)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) or path.suffix in (".parquet", *PICTURES):
         raise FileFormatError(
             f"there is no file or folder {source!r}; expected a parquet file, a folder of parquet or picture files, "
             "or the name of a data set on the hub: check the path."
         )
-    return _choose({str(name): part for name, part in splits.items()}, split, source)
+    if not path.parent.is_dir():
+        return
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1)
+    if near or "/" in source:
+        such = f", such as {path.parent / near[0]}" if near else ""
+        raise FileFormatError(
+            f"there is no file or folder {source!r}; expected one{such}: "
+            "check the path. (A data set on the hub is named OWNER/NAME, and no folder OWNER is here.)"
+        )
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _stream(builder: str, rows: int, **where: Any) -> Any:

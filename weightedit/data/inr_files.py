@@ -149,6 +149,19 @@ def load_inrs(
     return join(foreign, paths, convention, size, normalization)
 
 
+def is_own_file(path: str | Path) -> bool:
+    """Whether this is a safetensors file of our format; nothing else in it is looked at."""
+    import safetensors
+
+    if Path(path).suffix != SUFFIX or not Path(path).is_file():
+        return False
+    with (
+        refusing(path, "a complete safetensors file: copy or write it again"),
+        safetensors.safe_open(path, "pt") as file,
+    ):
+        return (file.metadata() or {}).get("format") == FORMAT
+
+
 def _header(stack: INRStack) -> dict[str, str]:
     values: dict[str, Any] = {
         "format": FORMAT,

@@ -88,14 +88,20 @@ def fit_set(
         split: int64 [N], of each image.
         hidden: hidden widths.
         repeats: INRs per image, which follow one another.
-        options: None is FitOptions().
+        options: None is those of the shipped editors' sets, FitOptions(method="fast").
         generator: where initializations come from; None is PyTorch's global CPU generator.
         device: where to fit, and where weights and images then are.
     """
     rows = torch.arange(len(images)).repeat_interleave(repeats)
     pictures = images.images.to(device)[rows.to(device)]
     widths = (2, *hidden, images.images.shape[1])
-    result = fit(pictures, widths=widths, convention=Convention(), options=options, generator=generator)
+    result = fit(
+        pictures,
+        widths=widths,
+        convention=Convention(),
+        options=options or FitOptions(method="fast"),
+        generator=generator,
+    )
     facts = {"label": images.labels[rows], "index": images.index[rows], "split": split[rows]}
     keep = torch.ones(len(rows), dtype=torch.bool, device=pictures.device)
     keep[result.missed] = False

@@ -22,7 +22,7 @@ from weightedit.editing.descent import Standing, choose_networks, descend
 from weightedit.editing.evaluation import check_targets
 from weightedit.editing.operations import Operation, operation
 from weightedit.editing.rendering_problem import Layer, RenderingProblem
-from weightedit.errors import WeightEditError
+from weightedit.errors import check_whole
 from weightedit.inr.convention import Convention, convert, network_of
 from weightedit.inr.stack import INRStack
 from weightedit.network.spec import Params
@@ -114,13 +114,13 @@ def refine(
         raise it, and an INR that gains nothing stays as it was.
 
     Raises:
-        WeightEditError: a negative number of steps, a chunk below 1.
+        WeightEditError: steps or chunk that are no whole number of at least 0, or 1.
         FileFormatError: no rule is given, and this copy of weightedit has no checkpoints.
         ParamsError: targets that do not fit the stack, or that are not floating point in [0, 1].
     """
-    for name, number, least in (("steps", steps, 0), ("chunk", chunk, 1)):
-        if number is not None and number < least:
-            raise WeightEditError(f"got {name}={number}; expected at least {least}.")
+    check_whole("steps", steps, 0)
+    if chunk is not None:
+        check_whole("chunk", chunk, 1)
     check_targets(stack, targets)
     weight = stack.params["layers.0.weight"]
     size = chunk or max(

@@ -1,9 +1,9 @@
 """Values and gradients of many SIREN fits at once, written out by hand: no autograd, few passes over memory.
 
-Here is what one step of fitting.py computes for n networks on one pixel grid. All networks live in one tensor
-theta [n, K], `ParameterLayout` says where each layer lies in it; the sine layers are stored multiplied by omega, so
-that a layer is sin(V y + c) and no pass over the pixels is spent on the frequency. Which pixels, which steps, and when
-to stop is fitting_loop.py's.
+Here is what one step of fitting.py computes for n networks on one pixel grid, as a whole or band by band. All networks
+live in one tensor theta [n, K], `ParameterLayout` says where each layer lies in it; the sine layers are stored
+multiplied by omega, so that a layer is sin(V y + c) and no pass over the pixels is spent on the frequency. Which
+pixels, which steps, and when to stop is fitting_loop.py's.
 
 Formulas, ours, elementary. Legend: y activations, V, c weight and bias of a sine layer times omega, A, b the last
 linear layer, t target, r = y A^T + b - t.
@@ -42,15 +42,14 @@ class Buffers:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PixelGrid:
-    """The pixels of one step: every `stride`-th row and column, starting at `offset`.
+    """The pixels of one step, or a band of them: where some rows and some columns of the image cross.
 
     Args:
         rows [R], columns [C]: coordinates on each axis.
         row_input: which network input is the row, 0 or 1.
         basis: [3, R * C], the two network inputs and the constant 1 at each pixel.
         share: 2 / number of pixels in the whole image, so that a grid's gradient is its share of the whole image's.
-        stride: in pixels of the image.
-        offset: first row and first column.
+        picked: the rows and the columns, as slices of the image's.
     """
 
     rows: Tensor
@@ -58,28 +57,49 @@ class PixelGrid:
     row_input: int
     basis: Tensor
     share: float
-    stride: int = 1
-    offset: tuple[int, int] = (0, 0)
+    picked: tuple[slice, slice]
 
     @classmethod
     def build(
         cls, size: tuple[int, int], order: str, like: Tensor, *, stride: int = 1, offset: tuple[int, int] = (0, 0)
     ) -> "PixelGrid":
-        """Grid on an image of `size` (height, width), axes linspace(-1, 1), type and device of `like`."""
+        """Every `stride`-th row and column from `offset` on, of an image of `size` (height, width) on [-1, 1].
+
+        Its type and device are those of `like`.
+        """
+        picked = tuple(slice(first, length, stride) for length, first in zip(size, offset, strict=True))
         rows, columns = (
-            torch.linspace(-1.0, 1.0, length, dtype=like.dtype, device=like.device)[first::stride].contiguous()
-            for length, first in zip(size, offset, strict=True)
+            torch.linspace(-1.0, 1.0, length, dtype=like.dtype, device=like.device)[part].contiguous()
+            for length, part in zip(size, picked, strict=True)
         )
         row_map, column_map = rows.repeat_interleave(len(columns)), columns.repeat(len(rows))
         inputs = (column_map, row_map) if order == "xy" else (row_map, column_map)
         basis = torch.stack((*inputs, torch.ones_like(row_map)))
-        return cls(rows, columns, 1 if order == "xy" else 0, basis, 2.0 / math.prod(size), stride, offset)
+        return cls(rows, columns, 1 if order == "xy" else 0, basis, 2.0 / math.prod(size), (picked[0], picked[1]))
+
+    @property
+    def pixels(self) -> int:
+        """How many."""
+        return len(self.rows) * len(self.columns)
+
+    def bands(self, most: int) -> tuple["PixelGrid", ...]:
+        """The grid in bands of whole rows, in order, of `most` pixels at most, or of one row where that has more."""
+        height, length = max(1, most // len(self.columns)), len(self.columns)
+        if height >= len(self.rows):
+            return (self,)
+        stride, parts = self.picked[0].step, []
+        for start in range(0, len(self.rows), height):
+            rows = self.rows[start : start + height]
+            first = self.picked[0].start + start * stride
+            picked = slice(first, first + stride * len(rows), stride), self.picked[1]
+            basis = self.basis[:, start * length : (start + len(rows)) * length]
+            parts.append(dataclasses.replace(self, rows=rows, basis=basis, picked=picked))
+        return tuple(parts)
 
     def targets(self, raw: Tensor) -> Tensor:
         """Of raw images [n, C, H, W]: [n, C + 1, pixels], the channels at this grid's pixels and a row of ones."""
         count, channels = raw.shape[:2]
-        rows, columns = (slice(first, None, self.stride) for first in self.offset)
-        picked = raw[:, :, rows, columns].reshape(count, channels, -1)
+        picked = raw[:, :, self.picked[0], self.picked[1]].reshape(count, channels, -1)
         return torch.cat((picked, torch.ones_like(picked[:, :1])), 1)
 
 
@@ -130,9 +150,12 @@ class ParameterLayout:
 
 
 class Kernel:
-    """One step's arithmetic: `forward`, then `solve_last` or `apply_last`, then `backward`, in this order.
+    """One step's arithmetic, on one grid or on the bands of one.
 
-    Backward overwrites what forward kept. All tensors returned live in buffers that the next call takes again.
+    Per band `forward` and `collect`, then once `solve_last`, where the last layer is solved; then per band `forward`
+    (the band of the last one need not be done again), `apply_last`, `last_gradient` where the last layer is trained,
+    and `backward`, which adds to the gradient and overwrites what forward kept. All tensors returned live in buffers
+    that the next call takes again.
     """
 
     def __init__(self, layout: ParameterLayout, dtype: torch.dtype, device: torch.device) -> None:
@@ -141,9 +164,16 @@ class Kernel:
         self._activations: list[Tensor] = []
         self._cosines: list[Tensor] = []
         self._factors: tuple[Tensor, Tensor, Tensor, Tensor] = ()  # type: ignore[assignment]
+        self._collected = 0
 
-    def forward(self, theta: Tensor, grid: PixelGrid) -> Tensor:
-        """Activations of the last sine layer [n, pixels, hidden] of the networks theta [n, K]."""
+    def forward(self, theta: Tensor, grid: PixelGrid, *, slopes: bool = True) -> Tensor:
+        """Activations of the last sine layer [n, pixels, hidden] of the networks theta [n, K].
+
+        Args:
+            theta: the networks.
+            grid: the pixels.
+            slopes: whether `backward` will follow on this grid.
+        """
         layers, count, take = self.layout.views(theta), len(theta), self._buffers.take
         values = self._first_layer(*layers[0], grid)
         self._activations, self._cosines = [values], []
@@ -152,7 +182,8 @@ class Kernel:
             phase = torch.bmm(values, weight.mT, out=take(f"phase{i}", *shape)).add_(bias.unsqueeze(1))
             values = torch.sin(phase, out=take(f"activation{i}", *shape))
             self._activations.append(values)
-            self._cosines.append(phase.cos_())
+            if slopes:
+                self._cosines.append(phase.cos_())
         return values
 
     def _first_layer(self, weight: Tensor, bias: Tensor, grid: PixelGrid) -> Tensor:
@@ -170,44 +201,55 @@ class Kernel:
         torch.mul(row_sine, column_cosine, out=values).addcmul_(row_cosine, column_sine)
         return values.view(count, height * length, width)
 
-    def solve_last(self, theta: Tensor, targets: Tensor, ridge: float) -> Tensor:
-        """Write the best last layer into theta; return the residuals r [n, pixels, outputs].
+    def collect(self, targets: Tensor, *, anew: bool) -> None:
+        """Add the last forward's pixels to the sums that `solve_last` needs; `anew` begins them.
+
+        Args:
+            targets: [n, outputs + 1, pixels], as `PixelGrid.targets` makes them.
+            anew: whether these are the first pixels of a step.
+        """
+        values, take, kept = self._activations[-1], self._buffers.take, 0.0 if anew else 1.0
+        count, pixels, width = values.shape
+        take("cross", count, targets.shape[1], width).baddbmm_(targets, values, beta=kept)
+        take("gram", count, width, width).baddbmm_(values.mT, values, beta=kept)
+        sums = take("sums", count, targets.shape[1], 1)
+        sums.copy_(targets.sum(2, keepdim=True)) if anew else sums.add_(targets.sum(2, keepdim=True))
+        self._collected = pixels if anew else self._collected + pixels
+
+    def solve_last(self, theta: Tensor, ridge: float) -> None:
+        """Write the last layer that is best on all pixels collected into theta.
 
         Args:
             theta: [n, K], the networks of the last `forward`; its last layer is overwritten.
-            targets: [n, outputs + 1, pixels], as `PixelGrid.targets` makes them.
             ridge: penalty on the squared weights, in units of the mean squared error; the bias is free.
         """
-        values, take = self._activations[-1], self._buffers.take
-        count, pixels, width = values.shape
         weight, bias = self.layout.views(theta)[-1]
-        sums = torch.bmm(targets, values, out=take("sums", count, targets.shape[1], width))
+        (count, outputs, width), take, pixels = weight.shape, self._buffers.take, self._collected
+        sums, gram = take("cross", count, outputs + 1, width), take("gram", count, width, width)
         cross, total = sums[:, :-1], sums[:, -1:]
-        mean = targets[:, :-1].mean(2, keepdim=True)
-        gram = torch.bmm(values.mT, values, out=take("gram", count, width, width))
+        mean = take("sums", count, outputs + 1, 1)[:, :-1] / pixels
         gram.baddbmm_(total.mT, total, alpha=-1.0 / pixels)
         gram.diagonal(dim1=1, dim2=2).add_(ridge * pixels)
         factor = torch.linalg.cholesky_ex(gram)[0]
         weight.copy_(torch.cholesky_solve((cross - mean * total).mT, factor).mT)
         bias.copy_((mean - torch.bmm(weight, total.mT).div_(pixels)).squeeze(2))
-        return self.apply_last(theta, targets)
 
     def apply_last(self, theta: Tensor, targets: Tensor) -> Tensor:
-        """Residuals r [n, pixels, outputs] with the last layer as it stands in theta; arguments as `solve_last`."""
+        """Residuals r [n, pixels, outputs] with the last layer as it stands in theta; targets as in `collect`."""
         values = self._activations[-1]
         weight, bias = self.layout.views(theta)[-1]
         residual = self._buffers.take("residual", *values.shape[:2], weight.shape[1])
         return torch.bmm(values, weight.mT, out=residual).add_(bias.unsqueeze(1)).sub_(targets[:, :-1].mT)
 
     def last_gradient(self, grid: PixelGrid, residual: Tensor, gradient: Tensor) -> None:
-        """Write the last layer's gradient into `gradient` [n, K], of the loss in `backward`; call before `backward`."""
+        """Add the last layer's gradient to `gradient` [n, K], of the loss in `backward`; call before `backward`."""
         weight, bias = self.layout.views(gradient)[-1]
         scale = grid.share / residual.shape[2]
-        weight.copy_(torch.bmm(residual.mT, self._activations[-1]).mul_(scale))
-        bias.copy_(residual.sum(1).mul_(scale))
+        weight.add_(torch.bmm(residual.mT, self._activations[-1]), alpha=scale)
+        bias.add_(residual.sum(1), alpha=scale)
 
     def backward(self, theta: Tensor, grid: PixelGrid, residual: Tensor, gradient: Tensor) -> None:
-        """Write the sine layers' gradient into `gradient` [n, K].
+        """Add the sine layers' gradient to `gradient` [n, K].
 
         The loss is the sum of r^2 over the grid, divided by the number of pixels of the whole image and of outputs. On
         a coarse grid the gradient is thus a part of the whole one, not an estimate of it: Adam's second moment, built
@@ -226,13 +268,13 @@ class Kernel:
         for i in range(len(layers) - 2, 0, -1):
             delta = self._cosines[i - 1].mul_(upstream)
             before, weight = self._activations[i - 1], layers[i][0]
-            gradients[i][0].copy_(torch.bmm(delta.mT, before, out=take("product", *weight.shape)))
-            gradients[i][1].copy_(torch.bmm(ones, delta).squeeze(1))
+            gradients[i][0].add_(torch.bmm(delta.mT, before, out=take("product", *weight.shape)))
+            gradients[i][1].add_(torch.bmm(ones, delta).squeeze(1))
             upstream = torch.bmm(delta, weight, out=take("upstream", *before.shape))
         delta = upstream.mul_(self._first_cosine(upstream.shape))
         products = torch.bmm(grid.basis.expand(count, 3, pixels), delta)
-        gradients[0][0].copy_(products[:, :2].mT)
-        gradients[0][1].copy_(products[:, 2])
+        gradients[0][0].add_(products[:, :2].mT)
+        gradients[0][1].add_(products[:, 2])
 
     def _first_cosine(self, shape: Sequence[int]) -> Tensor:
         row_sine, row_cosine, column_sine, column_cosine = self._factors

@@ -1,12 +1,14 @@
-"""The loop behind fitting.py: which pixels a step sees, Adam on thousands of networks, stopping, chunks.
+"""The loop behind fitting.py: which pixels a step sees, Adam on thousands of networks, stopping, chunks and bands.
 
 A chunk is a block of images worked on together; an INR that reaches the target leaves it at once, so that easy images
-do not pay for hard ones. One step's arithmetic is fitting_kernel.py's; options, checks and retries are fitting.py's.
+do not pay for hard ones. Images too large for that are worked on in bands of pixels: what a step needs, the normal
+equations of the last layer and the gradient, is summed over them, so that memory is bounded by the band and not by the
+picture. One step's arithmetic is fitting_kernel.py's; options, checks and retries are fitting.py's.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,23 +32,34 @@ COARSE_EXCESS = 4
 closed-form last layer alone, and the sine layers would learn nothing."""
 
 
+SMALL = 1600
+"""Pixels of a picture up to which it counts as small: 40 x 40."""
+
+_MEMORY = {"cpu": (10_000_000, 64_000_000)}
+_OTHER = (8_000_000_000, 8_000_000_000)
+"""Bytes that a chunk's bands and those of one INR should take: what stays in a CPU's cache; some GB elsewhere."""
+
+
+def _working_memory(device: torch.device) -> tuple[int, int]:
+    return _MEMORY.get(device.type, _OTHER)
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """How one named method goes about its steps.
 
     Args:
-        residual: (kernel, theta, grid, targets, gradient) -> residuals; sets the last layer in theta, or its gradient.
-        solves_last: whether it sets the last layer itself, so that Adam must leave it alone.
+        solves_last: whether the last layer is solved at every step, so that Adam must leave it alone.
         learning_rate: default, per step, in units of the parameters.
         max_steps: default.
         betas, epsilon: Adam's.
         first_layer: learning rate of the first layer relative to that of the others.
         horizon: steps over which a cosine takes the learning rate down to `floor` of itself; None keeps it constant.
-        coarse_steps: this many first steps see a quarter of the pixels, a different quarter each time.
+        coarse: (stride, steps) of the first steps, which see every stride-th row and column, in turn.
+        stretches: horizon and coarse are meant for max_steps, and grow with the steps allowed; they always shrink.
         scaled: the default learning rate is that of two hidden layers of 32, and others' follows from it.
     """
 
-    residual: Callable[[Kernel, Tensor, PixelGrid, Tensor, Tensor], Tensor]
     solves_last: bool
     learning_rate: float
     max_steps: int
@@ -55,7 +68,8 @@ class Method:
     first_layer: float = 1.0
     horizon: int | None = None
     floor: float = 0.1
-    coarse_steps: int = 0
+    coarse: tuple[tuple[int, int], ...] = ()
+    stretches: bool = False
     scaled: bool = False
 
     def learning_rate_of(self, widths: tuple[int, ...]) -> float:
@@ -69,6 +83,13 @@ class Method:
         hidden = widths[1:-1]
         return self.learning_rate * min(1.0, 2.0 / len(hidden)) * min(1.0, math.sqrt(32.0 / max(hidden)))
 
+    def stretched(self, steps: int) -> "Method":
+        """The method when `steps` are allowed in place of max_steps."""
+        factor = steps / self.max_steps if self.stretches else min(1.0, steps / self.max_steps)
+        horizon = self.horizon and max(1, round(self.horizon * factor)) if self.stretches else self.horizon
+        coarse = tuple((stride, int(count * factor)) for stride, count in self.coarse)
+        return dataclasses.replace(self, max_steps=steps, horizon=horizon, coarse=coarse)
+
     def rate(self, step: int) -> float:
         """Factor on the learning rate at `step` = 0, 1, ..."""
         if self.horizon is None:
@@ -77,39 +98,51 @@ class Method:
         return self.floor + (1.0 - self.floor) * cosine
 
 
-def _solved_last(kernel: Kernel, theta: Tensor, grid: PixelGrid, targets: Tensor, gradient: Tensor) -> Tensor:
-    return kernel.solve_last(theta, targets, RIDGE)
-
-
-def _trained_last(kernel: Kernel, theta: Tensor, grid: PixelGrid, targets: Tensor, gradient: Tensor) -> Tensor:
-    residual = kernel.apply_last(theta, targets)
-    kernel.last_gradient(grid, residual, gradient)
-    return residual
-
-
-METHODS: dict[str, Method] = {
-    "fast": Method(
-        residual=_solved_last,
-        solves_last=True,
-        learning_rate=8e-3,
-        max_steps=200,
-        betas=(0.7, 0.98),
-        epsilon=1e-12,
-        first_layer=0.4,
-        horizon=70,
-        coarse_steps=20,
-        scaled=True,
-    ),
-    "adam": Method(
-        residual=_trained_last,
-        solves_last=False,
-        learning_rate=5e-4,
-        max_steps=1000,
-        betas=(0.9, 0.999),
-        epsilon=1e-8,
-    ),
+_SMOOTH = Method(
+    solves_last=True,
+    learning_rate=4e-3,
+    max_steps=200,
+    betas=(0.7, 0.98),
+    epsilon=1e-12,
+    horizon=70,
+    coarse=((2, 12),),
+    scaled=True,
+)
+_FAST = dataclasses.replace(_SMOOTH, learning_rate=8e-3, first_layer=0.4, coarse=((2, 20),))
+_LARGE = dataclasses.replace(_SMOOTH, max_steps=400, horizon=400, coarse=((4, 240), (2, 100)), stretches=True)
+_ADAM = Method(solves_last=False, learning_rate=5e-4, max_steps=1000, betas=(0.9, 0.999), epsilon=1e-8)
+METHODS: dict[str, tuple[Method, Method]] = {
+    "smooth": (_SMOOTH, _LARGE),
+    "fast": (_FAST, _LARGE),
+    "adam": (_ADAM, _ADAM),
 }
-"""Name -> method. The numbers of "fast" were tuned on 96 MNIST images at 40 dB; those of "adam" are DWSNets'."""
+"""Name -> method on small pictures, and on larger ones than SMALL.
+
+The numbers of "fast" were tuned on 96 MNIST images for the time to 40 dB, those of "smooth" on 32 MNIST and 12 CIFAR-10
+images for what is between the pixels at 1.3 times that time, those on large pictures on a photograph of 128 x 128. The
+numbers of "adam" are DWSNets'.
+"""
+
+
+def method_of(name: str, size: tuple[int, int]) -> Method:
+    """The method of that name for pictures of this size, (height, width)."""
+    small, large = METHODS[name]
+    return small if math.prod(size) <= SMALL else large
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Steps that see equally many pixels.
+
+    Args:
+        grids: taken in turn, each as the bands it is worked on in.
+        steps: how many.
+        share: of the pixels.
+    """
+
+    grids: tuple[tuple[PixelGrid, ...], ...]
+    steps: int
+    share: float
 
 
 @dataclasses.dataclass
@@ -131,18 +164,35 @@ class _Active:
         self._targets: dict[PixelGrid, Tensor] = {}
         self.backed_off = False
 
-    def guard(self, error: Tensor) -> None:
+    @classmethod
+    def at(cls, index: Tensor, theta: Tensor, raw: Tensor) -> "_Active":
+        """Before the first step, from theta [n, K] to raw images [n, C, H, W]."""
+        gradient, first, second = (torch.zeros_like(theta) for _ in range(3))
+        rate = torch.ones_like(theta[:, 0])
+        return cls(
+            index, raw, theta, gradient, first, second, rate=rate, least=rate, stale=rate == 0, best=theta.clone()
+        )
+
+    def anew(self) -> None:
+        """Forget the least errors, as they were on other pixels."""
+        self.least = torch.full_like(self.least, math.inf)
+        self.stale = torch.zeros_like(self.stale)
+
+    def guard(self, error: Tensor, *, strictly: bool) -> None:
         """Note who is at its best; those far above it, or above it for the second time, return to it.
 
         They go on at a lower rate and without moments. NaN is far above.
 
         Args:
             error: [n], at theta.
+            strictly: whether errors were all on the same pixels; else only those far above return.
         """
         better = error < self.least
         self.least = torch.where(better, error, self.least)
         self.best[better] = self.theta[better]
-        lost = ~(error <= WORSE * self.least) | (~better & self.stale)  # also true for NaN
+        lost = ~(error <= WORSE * self.least)  # also true for NaN
+        if strictly:
+            lost |= ~better & self.stale
         self.stale = ~better & ~lost
         if bool(lost.any()):
             self.theta[lost] = self.best[lost]
@@ -173,8 +223,9 @@ class FitLoop:
         layout: of the networks.
         convention: of inputs and outputs; its omega is the layout's.
         target_psnr: in dB.
-        learning_rate, max_steps: of this run.
+        learning_rate: of this run.
         chunk: INRs at once, None to choose by memory.
+        band: pixels of an INR at once, None to choose by memory.
         progress: show a bar.
     """
 
@@ -183,8 +234,8 @@ class FitLoop:
     convention: Convention
     target_psnr: float
     learning_rate: float
-    max_steps: int
     chunk: int | None = None
+    band: int | None = None
     progress: bool = False
 
     def attempt(self, images: Tensor, start: Params) -> tuple[Params, Tensor, Tensor]:
@@ -206,69 +257,106 @@ class FitLoop:
                 psnr[block] = self._psnr(theta[block], images[block])
         return self.layout.unpack(theta), steps, psnr
 
-    def least_memory(self, images: Tensor) -> int:
-        """Bytes that `attempt` needs at least: parameters twice, and a chunk's with what Adam and two passes keep."""
-        numbers, count = parameter_count(self.layout.widths), len(images)
+    def memory(self, images: Tensor) -> int:
+        """Bytes that `attempt` takes, near enough: parameters twice, and a chunk's with Adam's, a band and targets."""
+        numbers, pixels, count = parameter_count(self.layout.widths), images.shape[2:].numel(), len(images)
         chunk = min(count, self._chunk(images))
-        activations = 2 * sum(self.layout.widths[1:]) * images.shape[2:].numel()
-        return images.element_size() * (2 * count * numbers + chunk * (4 * numbers + activations))
+        own = 4 * numbers + 3 * images.shape[1] * pixels + self._pixel_numbers * min(pixels, self._band(images))
+        return images.element_size() * (2 * count * numbers + chunk * own)
+
+    @property
+    def _pixel_numbers(self) -> int:
+        """Numbers kept per pixel of a band: activations and slopes of all layers, and one layer's gradient."""
+        return 2 * sum(self.layout.widths[1:]) + max(self.layout.widths)
 
     def _chunk(self, images: Tensor) -> int:
-        """INRs at once: a few MB of working memory on a CPU, some GB on a GPU."""
+        """INRs at once: a few MB of working memory on a CPU, some GB on a GPU; four if their bands allow it."""
         if self.chunk is not None:
             return self.chunk
-        bytes_each = 2 * sum(self.layout.widths[1:]) * images.shape[2:].numel() * images.element_size()
-        return max(4, (10_000_000 if images.device.type == "cpu" else 8_000_000_000) // bytes_each)
+        each = self._pixel_numbers * images.shape[2:].numel() * images.element_size()
+        few, most = _working_memory(images.device)
+        return max(1, min(4, most // each), few // each)
+
+    def _band(self, images: Tensor) -> int:
+        """Pixels of an INR at once."""
+        return self.band or max(1, _working_memory(images.device)[1] // (self._pixel_numbers * images.element_size()))
 
     def _psnr(self, theta: Tensor, images: Tensor) -> Tensor:
+        """In dB; what is met but for rounding counts as that far off: 138 dB in float32, and never infinite."""
         rendered = render_images(self.layout.unpack(theta), self.convention, *images.shape[2:])
-        return -10.0 * torch.log10((rendered - images).square().mean((1, 2, 3)))
+        least = torch.finfo(images.dtype).eps ** 2
+        return -10.0 * torch.log10((rendered - images).square().mean((1, 2, 3)).clamp(min=least))
 
-    def _grids(self, images: Tensor) -> tuple[list[PixelGrid], PixelGrid]:
-        """The grids of the coarse steps, taken in turn (none on a small image), and the whole one."""
-        size, order = (images.shape[2], images.shape[3]), self.convention.coordinates
-        full = PixelGrid.build(size, order, images)
-        if (size[0] // 2) * (size[1] // 2) < COARSE_EXCESS * (self.layout.widths[-2] + 1):
-            return [], full
-        offsets = ((0, 0), (0, 1), (1, 0), (1, 1))
-        return [PixelGrid.build(size, order, images, stride=2, offset=offset) for offset in offsets], full
+    def _stages(self, images: Tensor) -> list["Stage"]:
+        """What the steps see, coarse to fine; coarse stages of too few pixels are left out."""
+        size, order, band = (images.shape[2], images.shape[3]), self.convention.coordinates, self._band(images)
+        least, stages, left = COARSE_EXCESS * (self.layout.widths[-2] + 1), [], self.method.max_steps
+        for stride, steps in self.method.coarse:
+            if (size[0] // stride) * (size[1] // stride) < least or not steps:
+                continue
+            offsets = [(row, column) for row in range(stride) for column in range(stride)]
+            grids = [PixelGrid.build(size, order, images, stride=stride, offset=offset) for offset in offsets]
+            stages.append(Stage(tuple(grid.bands(band) for grid in grids), steps, 1.0 / stride**2))
+            left -= steps
+        full = PixelGrid.build(size, order, images).bands(band)
+        return [*stages, Stage((full,), left, 1.0)]
 
     def _fit_chunk(
         self, kernel: Kernel, images: Tensor, theta: Tensor, steps: Tensor, block: Tensor, bar: tqdm
     ) -> None:
         """Fit the images of `block`; writes their rows of theta and steps."""
-        start = theta[block]
-        zeros, ones = torch.zeros_like(start), torch.ones_like(start[:, 0])
-        raw, most = self.convention.to_raw(images[block]), torch.full_like(ones, math.inf)
-        moments = zeros.clone(), zeros.clone()
-        active = _Active(block, raw, start, zeros, *moments, rate=ones, least=most, stale=most == 0, best=start.clone())
+        active = _Active.at(block, theta[block], self.convention.to_raw(images[block]))
         limit = self.convention.span**2 * 10.0 ** (-(self.target_psnr + MARGIN_DB) / 10.0) * images[0].numel()
-        coarse, full = self._grids(images)
-        # At least two thirds of the steps see all pixels, the last one among them.
-        coarse_steps = min(self.method.coarse_steps, self.max_steps // 3) if coarse else 0
-        for step in range(self.max_steps):
-            grid = coarse[step % len(coarse)] if step < coarse_steps else full
-            last = step == self.max_steps - 1
-            targets = active.targets(grid)
-            kernel.forward(active.theta, grid)
-            residual = self.method.residual(kernel, active.theta, grid, targets, active.gradient)
-            error = torch.linalg.vector_norm(residual, dim=(1, 2)).square_() if grid is full else None
-            kernel.backward(active.theta, grid, residual, active.gradient)
-            if error is not None:
-                done = error <= limit
-                if last or (step - coarse_steps) % CHECK_EVERY == 0:
-                    active.guard(error)
-                if last:
-                    active.theta = torch.where(done[:, None], active.theta, active.best)
-                    done = torch.ones_like(done)
-                if bool(done.any()):
-                    theta[active.index[done]] = active.theta[done]
-                    steps[active.index[done]] = step
-                    bar.update(int(done.sum()))
-                    active.keep(~done)
-                    if not len(active.index):
-                        return
-            self._adam(active, step)
+        step = 0
+        for stage in self._stages(images):
+            active.anew()
+            for turn in range(stage.steps):
+                error = self._evaluate(kernel, active, stage.grids[turn % len(stage.grids)])
+                done = error <= limit * stage.share
+                last = turn == stage.steps - 1
+                if turn % CHECK_EVERY == 0 or last:
+                    bar.set_postfix_str(f"step {step} of {self.method.max_steps}")
+                    active.guard(error, strictly=stage.share == 1.0)
+                if stage.share < 1.0:
+                    if bool(done.all()):
+                        break
+                else:
+                    if last:
+                        active.theta = torch.where(done[:, None], active.theta, active.best)
+                        done = torch.ones_like(done)
+                    if bool(done.any()):
+                        theta[active.index[done]] = active.theta[done]
+                        steps[active.index[done]] = step
+                        bar.update(int(done.sum()))
+                        active.keep(~done)
+                        if not len(active.index):
+                            return
+                self._adam(active, step)
+                step += 1
+
+    def _evaluate(self, kernel: Kernel, active: "_Active", bands: Sequence[PixelGrid]) -> Tensor:
+        """Solve the last layer, where the method does, and write the gradient; the sum of squared errors [n].
+
+        Of the bands the last is the one in memory when the last layer is solved: it is not computed a second time.
+        """
+        theta, targets, current = active.theta, [active.targets(band) for band in bands], None
+        if self.method.solves_last:
+            for band, wanted in zip(bands, targets, strict=True):
+                current = band
+                kernel.forward(theta, band, slopes=band is bands[-1])
+                kernel.collect(wanted, anew=band is bands[0])
+            kernel.solve_last(theta, RIDGE)
+        active.gradient.zero_()
+        error = torch.zeros_like(theta[:, 0])
+        for band, wanted in zip(reversed(bands), reversed(targets), strict=True):
+            if band is not current:
+                kernel.forward(theta, band)
+            residual = kernel.apply_last(theta, wanted)
+            error += torch.linalg.vector_norm(residual, dim=(1, 2)).square_()
+            if not self.method.solves_last:
+                kernel.last_gradient(band, residual, active.gradient)
+            kernel.backward(theta, band, residual, active.gradient)
+        return error
 
     def _adam(self, active: "_Active", step: int) -> None:
         """One step of Adam (Kingma and Ba 2015, algorithm 1) on theta, in place; overwrites the gradient.
