@@ -24,6 +24,7 @@ from weightedit.optim.mlp_rule import MLPRule
 from weightedit.optim.muon import Muon
 from weightedit.optim.optimizer import LearnedOptimizer, optimizer_factory
 from weightedit.optim.rule_module import RuleModule
+from weightedit.optim.stepping import rate_of
 
 RULES = {
     "adam": lambda: Adam(1e-2),
@@ -129,8 +130,9 @@ def test_lr_and_decay_belong_to_groups_and_are_read_at_every_step(rule):
     train(net, optimizer, 1)
     train(other, plain, 1)
     for i, lr, decay in ((0, 2.0, 0.1), (2, 0.25, 0.0)):
+        kept = 1 - lr * decay * getattr(rule, "learning_rate", 1e-3)
         for p, p0, q in zip(net[i].parameters(), start[i].parameters(), other[i].parameters(), strict=True):
-            torch.testing.assert_close(p, (1 - lr * decay) * p0 + lr * (q - p0))
+            torch.testing.assert_close(p, kept * p0 + lr * (q - p0))
     optimizer.param_groups[0]["lr"].zero_()
     kept = net[0].weight.clone()
     train(net, optimizer, 1)
@@ -581,7 +583,7 @@ def test_parameters_outside_the_graph_are_told_of_and_moved_by_adamw(caplog):
         optimizer = LearnedOptimizer(net, TinyRule(), lr=0.5, weight_decay=0.1)
     assert "2 parameters are not in the neural graph" in caplog.text and "AdamW at lr 0.001" in caplog.text
     inside, outside = optimizer.param_groups
-    assert (inside["lr"], outside["lr"], outside["outside"]) == (0.5, 1e-3, True)
+    assert (inside["lr"], outside["lr"], outside["outside"]) == (0.5, 0.5, True)
     assert sorted(outside["param_names"]) == names and all(name in caplog.text for name in names)
     twins = [nn.Parameter(p.detach().clone()) for p in outside["params"]]
     theirs = torch.optim.AdamW(twins, lr=1e-3, weight_decay=0.1)
@@ -602,7 +604,8 @@ def test_an_lr_of_the_rule_does_not_reach_what_is_outside():
     every = [{"params": list(net.parameters()), "lr": 2.0, "initial_lr": 2.0}]
 
     def rates(groups, **options):
-        return [group["lr"] for group in LearnedOptimizer(groups, TinyRule(), net=net, **options).param_groups]
+        optimizer = LearnedOptimizer(groups, TinyRule(), net=net, **options)
+        return [rate_of(group) for group in optimizer.param_groups]
 
     assert rates(every) == [2.0, 1e-3]
     assert rates(every, outside_lr=0.5) == [2.0, 0.5]
@@ -612,7 +615,7 @@ def test_an_lr_of_the_rule_does_not_reach_what_is_outside():
     assert rates([{"params": rest, "lr": 2.0}, {"params": numbers, "lr": 0.01}]) == [2.0, 0.01]
     optimizer = LearnedOptimizer(every, TinyRule(), net=net)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5, last_epoch=3)
-    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 5e-4]
+    assert [rate_of(group) for group in optimizer.param_groups] == [1.0, 5e-4]
 
 
 SCHEDULES = torch.optim.lr_scheduler
@@ -623,36 +626,62 @@ SCHEDULES = torch.optim.lr_scheduler
     [
         (lambda optimizer: SCHEDULES.LambdaLR(optimizer, lambda step: 1 / (1 + step)), [1, 1 / 2, 1 / 3, 1 / 4]),
         (lambda optimizer: SCHEDULES.StepLR(optimizer, 2, 0.1), [1, 1, 0.1, 0.1]),
-        (lambda optimizer: SCHEDULES.CosineAnnealingLR(optimizer, 4), [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
         (
-            lambda optimizer: SCHEDULES.OneCycleLR(optimizer, [2.0, 1e-3], 5, div_factor=2, cycle_momentum=False),
-            [0.5, None, None, None],
+            lambda optimizer: SCHEDULES.CosineAnnealingLR(optimizer, 4, eta_min=0.2),
+            [1, 0.1 + 0.9 * (0.5 + 0.5**1.5), 0.1 + 0.9 * 0.5, 0.1 + 0.9 * (0.5 - 0.5**1.5)],
         ),
+        (lambda optimizer: SCHEDULES.OneCycleLR(optimizer, 2.0, 5, div_factor=2, cycle_momentum=False), [0.5]),
     ],
 )
 def test_schedulers_of_networks_with_parameters_outside(schedule, factors):
-    """Both groups keep their proportion, and take the steps that these rates make."""
+    """Both groups keep their proportion, also under what sets an lr, and take the steps that these rates make."""
     (net, other), tokens = (seeded(Tempered), seeded(Tempered)), torch.arange(6)[None]
     optimizer, plain = LearnedOptimizer(net, TinyRule(), lr=2.0), LearnedOptimizer(other, TinyRule(), lr=2.0)
     scheduler = schedule(optimizer)
     for factor in factors:
-        rates = [group["lr"] for group in optimizer.param_groups]
-        assert rates == pytest.approx([2.0 * rates[1] / 1e-3, 1e-3 * rates[0] / 2.0])
-        assert factor is None or rates == pytest.approx([2.0 * factor, 1e-3 * factor])
-        for group, rate in zip(plain.param_groups, rates, strict=True):
-            group["lr"] = rate
+        rates = [rate_of(group) for group in optimizer.param_groups]
+        assert rates == pytest.approx([2.0 * factor, 1e-3 * factor])
+        for group in plain.param_groups:
+            group["lr"] = 2.0 * factor
         for one, own in ((net, optimizer), (other, plain)):
             own.zero_grad()
             nn.functional.cross_entropy(one(tokens)[0], tokens[0]).backward()
             own.step()
         scheduler.step()
-    assert_same(net, other)
+    assert_same(net, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_state_of_before_groups_had_units_goes_on_at_its_rates():
+    """An lr of AdamW stood with parameters outside; loading changes nothing of what is loaded."""
+    net = Tempered()
+    optimizer = LearnedOptimizer(net, TinyRule(), lr=0.5)
+    saved = optimizer.state_dict()
+    for group, lr in zip(saved["param_groups"], (0.3, 4e-4), strict=True):
+        del group["unit"], group["decay_unit"]
+        group["lr"] = lr
+    for _ in range(2):
+        optimizer.load_state_dict(saved)
+        assert [rate_of(group) for group in optimizer.param_groups] == pytest.approx([0.3, 4e-4])
+
+
+def test_weight_decay_is_in_units_of_adamw():
+    """At lr 1 a learned rule decays as AdamW does at 1e-3; one designed by hand as at its own learning rate."""
+    for rule, rate in ((MLPRule(), 1e-3), (MetanetRule(), 1e-3), (Adam(0.01), 0.01), (Muon(0.02), 0.02)):
+        net = network()
+        before = copy.deepcopy(net)
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        LearnedOptimizer(net, rule, lr=2.0, weight_decay=0.1).step()
+        lost = 0.1 if isinstance(rule, Muon) else 0.0  # its own
+        for p, q in zip(net.parameters(), before.parameters(), strict=True):
+            kept = 1 - 2 * rate * 0.1 - 2 * rate * lost * (p.dim() > 1)
+            torch.testing.assert_close(p.detach(), kept * q.detach())
 
 
 def test_outside_can_be_stated(caplog):
     net = Tempered()
     optimizer = LearnedOptimizer(net, TinyRule(), outside=Adam(1e-4), outside_lr=2.0)
-    assert optimizer.param_groups[1]["lr"] == 2.0 and "by Adam at lr 2.0" in caplog.text
+    assert rate_of(optimizer.param_groups[1]) == 2.0 and "by Adam at lr 2.0" in caplog.text
     caplog.clear()
     frozen = Tempered()
     frozen.offset.requires_grad_(False)

@@ -4,10 +4,12 @@ Here: parameter groups, state, closures, and the refusal of steps that are not f
 all wired parameters at once; parameters outside the wiring are moved by a rule designed by hand, in groups of their
 own. All state is the rule's, and stands in `state[parameter]`; one step is
 
-    p <- (1 - lr weight_decay) p + lr delta
+    p <- (1 - unit lr decay_unit weight_decay) p + unit lr delta
 
-Rules run in float32 at least, whatever the parameters' dtype, and under autocast too. The file is long because what
-torch expects of an optimizer, its state in and out included, is one class.
+with two numbers that a group keeps beside what a user sets: "decay_unit", the lr of AdamW that lr = 1 of the rule
+stands for, and "unit", 1 but for parameters outside, whose lr moves with the rule's under every schedule. Rules run in
+float32 at least, whatever the parameters' dtype, and under autocast too. The file is long because what torch expects of
+an optimizer, its state in and out included, is one class.
 """
 
 from __future__ import annotations
@@ -38,9 +40,11 @@ from weightedit.optim.stepping import (
     Step,
     check_numbers,
     compiled,
+    decay_unit,
     first_state,
     is_half,
     proposed,
+    rate_of,
     read_options,
     rule_name,
     stepped,
@@ -48,6 +52,10 @@ from weightedit.optim.stepping import (
 )
 
 _LOG = logging.getLogger(__name__)
+
+
+_OWN = ("param_names", "outside", "unit", "decay_unit")
+"""What no caller and no saved state sets in a group."""
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -62,18 +70,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
     numbers on the device of the others.
 
     Parameters outside the neural graph stand in groups of their own, each after the one that it was given in, with
-    group["outside"] True. The lr of such a group is in units of AdamW (or of the rule `outside`): `outside_lr`, or
-    1e-3, whatever the lr of the others, unless a group that holds nothing else states one. Schedulers that multiply
-    (LambdaLR, StepLR, CosineAnnealingLR) do right by all groups. Those that set an lr take a list, one for every group
-    in `param_groups`: OneCycleLR(optimizer, max_lr=[1.0, 1e-3], total_steps=1000, cycle_momentum=False), since no rule
-    takes a momentum from its group.
+    group["outside"] True. They begin with AdamW's 1e-3 (`outside_lr`, in units of the rule `outside`), whatever the lr
+    of the others, and group["unit"] says what their lr is multiplied by for that: group["lr"] is the same for both, and
+    schedulers do right by all groups, also those that set an lr. Where a group that holds nothing else states an lr, it
+    is in those units. OneCycleLR takes cycle_momentum=False, since no rule takes a momentum from its group.
 
     Args:
         params: a module; or what torch optimizers take: tensors, (name, tensor) pairs, or dictionaries with `params`
             and perhaps `lr` and `weight_decay`.
         rule: an UpdateRule, or a learned one by its folder or name: "small-classifier", "runs/rule", "owner/name".
         lr: factor of the rule's delta, a number >= 0 or a tensor; 1 is the step that the rule was made for.
-        weight_decay: decoupled; a step takes the part lr * weight_decay of a parameter away.
+        weight_decay: decoupled, in units of AdamW at its lr of 1e-3: a step of a learned rule takes the part
+            1e-3 * lr * weight_decay of a parameter away; of a rule designed by hand, learning_rate * lr * weight_decay.
         net: the network that `params` belong to, for their names and wiring.
         wiring: instead of the one read from the network.
         inputs: one batch that the network's forward takes, of which only shapes matter: a tensor, a tuple of arguments
@@ -191,7 +199,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Parameters added later are found by name in the network, which the optimizer knows as long as it lives and as
         the optimizer is not a copy; or else come as (name, tensor) pairs.
         """
-        given = {key: value for key, value in param_group.items() if key not in ("params", "param_names", "outside")}
+        given = {key: value for key, value in param_group.items() if key not in ("params", *_OWN)}
         check_numbers(given)
         net = self._net() if self._net is not None else None
         names = {} if net is None else {id(p): name for name, p in net.named_parameters()}
@@ -202,12 +210,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         inside = [pair for pair in pairs if pair[0] in self.wiring.by_name]
         outside = [pair for pair in pairs if pair[0] not in self.wiring.by_name]
         if inside or not outside:
-            super().add_param_group({**given, **_group(inside), "outside": False})
+            units = {"unit": 1.0, "decay_unit": decay_unit(self.rule)}
+            super().add_param_group({**given, **_group(inside), **units, "outside": False})
         if outside:
-            own = self._outside_lr()
-            if inside:  # the group's lr is in units of the rule
-                given |= dict.fromkeys(given.keys() & {"lr", "initial_lr"}, own)
-            super().add_param_group({"lr": own, **given, **_group(outside), "outside": True})
+            stated, units = not inside and "lr" in given, {"unit": 1.0, "decay_unit": decay_unit(self._outside)}
+            super().add_param_group({**given, **_group(outside), **units, "outside": True})
+            lr = float(self.param_groups[-1]["lr"])
+            self.param_groups[-1]["unit"] = 1.0 if stated else self._outside_lr() / (lr or 1.0)
             self._outside_wiring = with_isolated(self._outside_wiring, [(n, with_axis(p)) for n, p in outside])
             self._tell([name for name, p in outside if p.requires_grad and p.numel()])
         found = self._seen if net is None else dict(net.named_parameters()) if self._whole else {}
@@ -237,7 +246,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "%s",
                 len(names),
                 self._outside_name(),
-                self.param_groups[-1]["lr"],
+                float(rate_of(self.param_groups[-1])),
                 ", ".join(names),
             )
 
@@ -379,16 +388,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
         an lr or weight_decay that the constructor refuses.
         """
         names = [group["param_names"] for group in self.param_groups]
-        flags = [group["outside"] for group in self.param_groups]
+        own = [{key: group[key] for key in _OWN} for group in self.param_groups]
         came: dict[str, Any] = {}
 
         def match(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             state = {key: _as_tensors(kept) for key, kept in given["state"].items()}
-            came.update(given, state=state, param_groups=arranged(given["param_groups"], names))
-            for group, own in zip(came["param_groups"], self.param_groups, strict=False):
+            groups = [{**group} for group in arranged(given["param_groups"], names)]
+            came.update(given, state=state, param_groups=groups)
+            for group, here in zip(came["param_groups"], self.param_groups, strict=False):
                 for name in ("lr", "weight_decay"):
-                    group.setdefault(name, own[name])
+                    group.setdefault(name, here[name])
                 check_numbers(group)
+                if here["outside"]:  # of before there were units: an lr of AdamW; or begun with another lr
+                    for name in group.keys() & {"lr", "initial_lr"}:
+                        group[name] = group[name] * group.get("unit", 1.0) / here["unit"]
             self._check_state(came)
             return came
 
@@ -397,8 +410,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
-        for group, own, flag in zip(self.param_groups, names, flags, strict=True):
-            group["param_names"], group["outside"] = own, flag
+        for group, kept in zip(self.param_groups, own, strict=True):
+            group.update(kept)
         saved = chain.from_iterable(group["params"] for group in came["param_groups"])
         here = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, param in zip(saved, here, strict=True):

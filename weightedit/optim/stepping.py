@@ -31,6 +31,9 @@ _REFUSED = {
     "differentiable": "use rule.update, which is a function, or weightedit.optim.higher_bridge",
 }
 
+ADAMW_LR = 1e-3
+"""AdamW's lr that lr = 1 of a learned rule stands for: its weight decay takes as much away."""
+
 
 @dataclass(frozen=True)
 class StepOptions:
@@ -39,8 +42,8 @@ class StepOptions:
     Attributes:
         outside: rule for parameters that are not in the wiring; None: AdamW, with `outside_lr` and the weight decay of
             the group.
-        outside_lr: `lr` of groups of such parameters, in units of that rule's delta, unless a group that holds nothing
-            else states one; None: 1e-3 for that AdamW, 1 for a rule that is given.
+        outside_lr: what such parameters begin with, in units of that rule's delta, unless a group that holds nothing
+            else states an lr; None: 1e-3 for that AdamW, 1 for a rule that is given.
         nonfinite: a step with infinite or NaN numbers is never taken; "raise" a NonFiniteError, or "skip" it with a
             warning (counted in the attribute `skipped_steps`, which a state_dict does not hold).
         compile: torch.compile the rule's update.
@@ -119,8 +122,13 @@ def compiled(rule: UpdateRule) -> Callable[..., tuple[Params, RuleState]]:
     return rule.compiled() if isinstance(rule, RuleModule) else torch.compile(rule.update)
 
 
+def decay_unit(rule: UpdateRule) -> float:
+    """The lr of AdamW that lr = 1 of a rule stands for, in which weight decay is measured."""
+    return float(getattr(rule, "learning_rate", ADAMW_LR))
+
+
 def stepped(param: Tensor, delta: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """(1 - lr weight_decay) param + lr delta, with the numbers of a parameter group; differentiable in them."""
+    """One step by the numbers of a parameter group, as optimizer.py states it; differentiable in them."""
     lr, kept = _numbers(group)
     param = wide(param) if kept is None else wide(param) * kept
     return param + lr * delta if isinstance(lr, Tensor) else torch.add(param, delta, alpha=lr)
@@ -137,11 +145,17 @@ def steps_in_place(params: list[Tensor], deltas: list[Tensor], group: Mapping[st
         _foreach_add_(params, deltas, alpha=lr)
 
 
-def _numbers(group: Mapping[str, Any]) -> tuple[Any, Any]:
-    """lr, and the factor of the parameter; None for 1."""
-    lr, decay = group["lr"], group["weight_decay"]
+def rate_of(group: Mapping[str, Any]) -> Any:
+    """What a delta is multiplied by."""
+    lr, unit = group["lr"], group["unit"]
     lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
-    return lr, 1 - lr * decay if isinstance(decay, Tensor) or decay != 0 else None
+    return lr if unit == 1 else lr * unit
+
+
+def _numbers(group: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The factor of the delta, and that of the parameter; None for 1."""
+    rate, decay = rate_of(group), group["weight_decay"]
+    return rate, 1 - rate * group["decay_unit"] * decay if isinstance(decay, Tensor) or decay != 0 else None
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -197,14 +211,14 @@ class Step(NamedTuple):
         """What is not finite, in words. Looks at the device once, and again only if something is wrong."""
         if not self.ones or bool(self.sound()):
             return None
-        updates = {name: delta * self.ones[name].group["lr"] for name, delta in self.deltas.items()}
+        updates = {name: delta * rate_of(self.ones[name].group) for name, delta in self.deltas.items()}
         return fault({**updates, **self.new}, self.state, {name: one.grad for name, one in self.ones.items()})
 
     @torch.no_grad()
     def sound(self) -> Tensor:
         """Whether all of it is finite, a truth value on the device."""
-        rates = {id(one.group): one.group["lr"] for one in self.ones.values()}.values()
-        rate = sum(lr.detach().reshape(()) if isinstance(lr, Tensor) else lr for lr in rates)
+        rates = {id(one.group): rate_of(one.group) for one in self.ones.values()}.values()
+        rate = sum(lr.detach() if isinstance(lr, Tensor) else lr for lr in rates)
         quantities = chain.from_iterable(quantities.values() for quantities in self.state.values())
         return (size(self.deltas.values()) * rate + size(chain(self.new.values(), quantities))).isfinite()
 
