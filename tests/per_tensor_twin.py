@@ -15,10 +15,15 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
     config = rule.config
     neurons = neuron_scales(wiring, params, config.symmetry)
     grown, before = growth(wiring, neurons).clamp(-5, 5), layers_before(wiring)
-    if config.memory:
-        for name in grads:
-            i = wiring.by_name[name].target
+    origin = list(neurons)
+    for name in grads:
+        i = wiring.by_name[name].target
+        if config.memory:
             neurons[i] = torch.maximum(neurons[i], config.memory * state[name]["reach"])
+        if config.room is not None and state[name]["step"] > 0:
+            origin[i] = state[name]["origin"]
+    if config.room is not None:
+        neurons = [torch.minimum(scale, config.room * own) for scale, own in zip(neurons, origin, strict=True)]
     scales, tensors = spread(wiring, params, neurons), {}
     grads = _telling(rule, wiring, grads, state, scales, [(-grown * depth).exp() for depth in before])
     for name, grad in grads.items():
@@ -30,6 +35,8 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
         tensors[name] |= {"scale": scale, "wire": wire, "new": tensors[name]["new"] | {"step": state[name]["step"] + 1}}
         if config.memory:
             tensors[name]["new"]["reach"] = neurons[wire.target]
+        if config.room is not None:
+            tensors[name]["new"]["origin"] = origin[wire.target]
         if config.loss:
             first = state[name]["first loss"] if state[name]["step"] > 0 or loss is None else loss
             tensors[name]["new"]["first loss"] = first
@@ -49,6 +56,7 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
             second = second + (rule.to_source @ nodes[wire.source])[:, None, :, None]
         phi = torch.einsum("ab,b...->a...", rule.last, second.relu()).flatten(2)
         size = -(rule.pace[int(wire.kind == "weight")] @ facts + rule.log_step_size).exp() * known["warranted"]
+        size = size * min(1, known["new"]["step"] / config.warm) if config.warm else size
         f = torch.ones(config.odd, dtype=phi.dtype)
         f[-2] = (rule.decay @ facts).exp()
         step = size * (known["odd"] * f[:, None, None] * (rule.base[:, None, None] + phi)).sum(0)

@@ -834,19 +834,20 @@ def test_a_state_goes_to_the_parameters_of_its_names(rule):
         torch.testing.assert_close(resumed.state[q], optimizer.state[p], rtol=0, atol=0)
 
 
-def test_a_state_of_before_there_was_a_peak_goes_on():
+@pytest.mark.parametrize("name", ["mlp", "metanet"])
+def test_a_state_of_before_there_was_a_peak_or_an_origin_goes_on(name):
+    """One that is not there is found anew: a peak is that of two steps, and an origin the scale of now."""
     net, other = network(), network()
-    optimizer = LearnedOptimizer(net, MLPRule())
+    optimizer, resumed = (LearnedOptimizer(net, rule := RULES[name]()), LearnedOptimizer(other, rule))
     train(net, optimizer, 2)
     other.load_state_dict(net.state_dict())
     saved = copy.deepcopy(optimizer.state_dict())
     for kept in saved["state"].values():
-        del kept["peak"]
-    resumed = LearnedOptimizer(other, MLPRule())
+        kept.pop("peak"), kept.pop("origin", None)
     resumed.load_state_dict(saved)
     train(net, optimizer, 1)
     train(other, resumed, 1)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    assert_same(net, other)
 
 
 def test_a_group_without_an_lr_has_the_optimizers():

@@ -38,8 +38,8 @@ def random_like(params, source):
     [
         {},
         {"mixing": False, "momenta": (0.5, 0.8, 0.95)},
-        {"leveling": 5, "loss": True},
-        {"symmetry": "permutation", "averaging": False, "memory": 0.0},
+        {"leveling": 5, "loss": True, "room": 1.001, "warm": 2},
+        {"symmetry": "permutation", "averaging": False, "memory": 0.0, "room": None, "warm": 0},
     ],
     ids=["default", "momenta", "loss", "permutation"],
 )

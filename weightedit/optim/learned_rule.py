@@ -44,6 +44,7 @@ from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import growth, inverse_root, layers_before, neuron_scales, root, spread
 from weightedit.optim.memory import tell_memory
 from weightedit.optim.metanet_passes import averaged
+from weightedit.optim.metanet_rule_config import WITHOUT_BOUNDS, check_bounds
 from weightedit.optim.moments import Kept, Moments
 from weightedit.optim.rounding import rounding_biases
 from weightedit.optim.rule import RuleState, beside
@@ -71,6 +72,7 @@ class LearnedRuleConfig:
         momenta, second, clock, loss: see Moments.
         averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
         memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale.
+        room, warm: see MetanetRuleConfig.
         step_size: of the base step at the start, in units of the weights' own size; positive.
 
     Raises:
@@ -83,6 +85,8 @@ class LearnedRuleConfig:
     loss: bool = False
     averaging: bool = True
     memory: float = 0.999
+    room: float | None = 4.0
+    warm: int = 10
     step_size: float = 0.05
 
     def __post_init__(self) -> None:
@@ -90,6 +94,7 @@ class LearnedRuleConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON gives a list back
         if not 0 <= self.memory < 1 or not self.step_size > 0:
             raise WeightEditError(f"got {self}; expected a memory in [0, 1) and a positive step size: correct them.")
+        check_bounds(self, self.room, self.warm)
         self.moments()
 
     def moments(self) -> Moments:
@@ -129,6 +134,7 @@ class LearnedRule(RuleModule):
     kind = "learned-rule"
     what = "update rule of a metanetwork"
     configs = LearnedRuleConfig
+    before = WITHOUT_BOUNDS
     config: LearnedRuleConfig
     needs_wiring = True
     needs_spec = True
@@ -163,13 +169,13 @@ class LearnedRule(RuleModule):
     def from_description(cls, config: Mapping[str, Any]) -> Self:
         """See RuleModule."""
         held = conform(_Held, config.get("metanet"), f"{CONFIG}: metanet")
-        rule = conform(LearnedRuleConfig, config["rule"], f"{CONFIG}: rule")
-        return cls(build_metanet(held.name, held.config), rule)
+        return cls(build_metanet(held.name, held.config), cls.config_of(config))
 
     def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
         """See RuleModule."""
         ahead = {"ahead": wire.shape} if self.config.averaging else {}
-        return {**self.moments.quantities(wire), **ahead, "reach": wire.shape[:1], "peak": ()}
+        origin = {} if self.config.room is None else {"origin": wire.shape[:1]}
+        return {**self.moments.quantities(wire), **ahead, "reach": wire.shape[:1], **origin, "peak": ()}
 
     def init(self, wiring: Wiring, params: Params) -> RuleState:
         """See RuleModule; says what a step will hold where that is much, and refuses where it is more than there is."""
@@ -188,11 +194,14 @@ class LearnedRule(RuleModule):
             return {}, {}
         dtype = next(iter(state.values()))["second"].dtype
         values, slopes = ({name: tensors[name].to(dtype) for name in grads} for tensors in (params, grads))
-        scales, reach = self._scales(wiring, values, state)
+        scales, reach, origin = self._scales(wiring, values, state)
         slopes = self._telling(wiring, slopes, state, spread(wiring, values, reach))
         new: RuleState = {name: self.moments.update(slope, state[name]) for name, slope in slopes.items()}
         for name, kept in new.items():
-            kept["reach"] = reach[wiring.by_name[name].target].clone()  # weight and bias have the same
+            target = wiring.by_name[name].target
+            kept["reach"] = reach[target].clone()  # weight and bias have the same
+            if self.config.room is not None:
+                kept["origin"] = origin[target].clone()
         directions = {name: self.moments.direction(kept) for name, kept in new.items()}
         proposed = self.propose(wiring, values, self.moments.channels(slopes, new, directions, loss))
         deltas: Params = {}
@@ -203,7 +212,8 @@ class LearnedRule(RuleModule):
             word = proposed[name] * (1 + _mean_square(wire, proposed[name] / scales[name])).rsqrt()
             energy = root(_mean_square(wire, direction))
             warranted, kept["peak"] = self._warranted(wire, slopes[name], kept, scales[name], state[name]["peak"])
-            step = warranted * (share * energy * word - size * scales[name] * direction)
+            rising = warranted if not self.config.warm else warranted * self._rise(kept["step"], warranted)
+            step = rising * (share * energy * word - size * scales[name] * direction)
             if self.config.averaging:
                 step, kept["ahead"] = self._averaged(step, state[name]["ahead"], kept["step"], warranted)
             deltas[name] = step.to(grads[name].dtype)
@@ -239,21 +249,27 @@ class LearnedRule(RuleModule):
         void = rounding_biases(wiring, squares)
         return {name: slope.masked_fill(void[name], 0) if name in void else slope for name, slope in slopes.items()}
 
-    def _scales(self, wiring: Wiring, values: Params, state: RuleState) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
-        """What a base step is a multiple of, and "reach" per set; see MetanetRule's functions of these names."""
+    def _scales(
+        self, wiring: Wiring, values: Params, state: RuleState
+    ) -> tuple[dict[str, Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        """What a base step is a multiple of; "reach" and "origin" per set. See MetanetRule's functions."""
         reach = neuron_scales(wiring, values)
+        origin, room = list(reach), self.config.room
         grown = growth(wiring, reach).clamp(-_GROWTH, _GROWTH)
-        for name, kept in state.items():
-            if name in values:
-                i = wiring.by_name[name].target
-                reach[i] = torch.maximum(reach[i], self.config.memory * kept["reach"])
+        for name in values:
+            i, kept = wiring.by_name[name].target, state[name]
+            reach[i] = torch.maximum(reach[i], self.config.memory * kept["reach"])
+            if room is not None:
+                origin[i] = torch.where(kept["origin"] > 0, kept["origin"], origin[i])
+        if room is not None:
+            reach = [torch.minimum(own, room * first) for own, first in zip(reach, origin, strict=True)]
         scales, before = spread(wiring, values, reach), layers_before(wiring)
         matrices = sum(wire.kind == "weight" for wire in wiring.wires)
         for name, scale in scales.items():
             wire = wiring.by_name[name]
             layers = 1 + (before[wire.target] if wire.kind == "bias" else 0)
             scales[name] = scale * beside((-layers * grown).exp(), scale) * math.sqrt(2 / max(matrices, 1))
-        return scales, reach
+        return scales, reach, origin
 
     def _sizes(self, wire: Wire, steps: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
         """a and b, one number per network each."""
@@ -269,6 +285,9 @@ class LearnedRule(RuleModule):
         now, before = ((x * scale.square()).mean(axes).view(peak.shape) for x in (slope.square(), mean))
         whole, peak = of_tensor(now, before, peak)
         return beside(whole, slope) * of_entries(slope * inverse_root(mean)), peak
+
+    def _rise(self, steps: Tensor, like: Tensor) -> Tensor:
+        return beside((steps / self.config.warm).clamp(max=1), like)
 
     def _averaged(self, step: Tensor, ahead: Tensor, steps: Tensor, warranted: Tensor) -> tuple[Tensor, Tensor]:
         """See MetanetRule."""

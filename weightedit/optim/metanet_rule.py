@@ -38,7 +38,7 @@ from weightedit.optim.gauge import inverse_root, layers_before, root
 from weightedit.optim.gauge_lines import Gauge
 from weightedit.optim.metanet_features import DAMPING, DEPTH, PLACES, WEIGHT, Seen, leveled, place
 from weightedit.optim.metanet_passes import Average, Gathered, Layers, Passes
-from weightedit.optim.metanet_rule_config import MetanetRuleConfig
+from weightedit.optim.metanet_rule_config import WITHOUT_BOUNDS, MetanetRuleConfig
 from weightedit.optim.metanet_step import Look, piece
 from weightedit.optim.rounding import Reference, is_rounding, is_vector
 from weightedit.optim.rule import warmth
@@ -58,8 +58,8 @@ class MetanetRule(RuleModule):
     Works on stacks and in torch.func.vmap, over networks and over its own weights (torch.func.functional_call), and is
     differentiable in all it is given. State: per parameter one float for every momentum, one for the squares and, with
     `averaging`, one for how far the steps are ahead of their average ("ahead", z - x); the factors of the squares, one
-    float per row and column; with `memory` one per row for how large its neuron has been ("reach"); and one for the
-    largest mean square so far ("peak").
+    float per row and column; with `memory` one per row for how large its neuron has been ("reach"), with
+    `room` one for how large it was first ("origin"); and one for the largest mean square so far ("peak").
 
     Args:
         config: see MetanetRuleConfig.
@@ -69,6 +69,7 @@ class MetanetRule(RuleModule):
     kind = "metanet-rule"
     what = "metanetwork update rule"
     configs = MetanetRuleConfig
+    before = WITHOUT_BOUNDS
     config: MetanetRuleConfig
     needs_wiring = True
     whole = True
@@ -138,6 +139,8 @@ class MetanetRule(RuleModule):
             shapes["ahead"] = wire.shape
         if self.config.memory:
             shapes["reach"] = (targets,)
+        if self.config.room is not None:
+            shapes["origin"] = (targets,)
         if self.config.loss:
             shapes["first loss"] = ()
         return shapes
@@ -156,7 +159,7 @@ class MetanetRule(RuleModule):
         gauge = plan.once(f"gauge {self.config.symmetry}", lambda: Gauge(plan, self.config.symmetry))
         neurons = gauge.scales(values)
         grown = gauge.growth(neurons).clamp(-_GROWTH, _GROWTH)
-        reach = self._reach(plan, neurons, before)
+        reach, origin = self._reach(plan, neurons, before)
         clock = Clock(torch.stack(before["step"], -1) + 1, dtype, (self.config.momenta, self.config.second))
         slower = self._slower(plan, grown)
         scales = self._scales(plan, reach, slower)
@@ -169,13 +172,15 @@ class MetanetRule(RuleModule):
             found[stack.names[0]] = self._gathered(plan, stack, joined, (scale, mix, beside), passes)
         gathered = [found[stack.names[0]] for stack in plan.stacks]
         after: dict[str, Sequence[Tensor]] = {"step": clock.counts.unbind(-1)}
-        if self.config.memory:
-            after["reach"] = plan.split_rows(reach.index_select(-1, plan.target_of_row))
+        for key, line in (("reach", reach), ("origin", origin)):
+            if key in before:
+                after[key] = plan.split_rows(line.index_select(-1, plan.target_of_row))
         numbers, factors, energies = self._squares(plan, gathered, clock, before, after)
         warranted, peak = of_tensor(*energies, torch.stack(before["peak"], -1))
         after["peak"] = peak.unbind(-1)
         facts = self._facts(plan, clock, grown, self._losses(clock, loss, before, after))
-        layers = self._layers(plan, facts, warranted)
+        rising = warranted * (clock.steps / self.config.warm).clamp(max=1) if self.config.warm else warranted
+        layers = self._layers(plan, facts, rising)
         looks = self._looks(plan, gathered, (scales, numbers, factors), layers, passes)
         ends = self._ends(plan, layers, self._mix(plan, looks) if self.config.mixing else None)
         fresh, slack = self._recent(clock, warranted)
@@ -197,16 +202,21 @@ class MetanetRule(RuleModule):
         deltas = {name: after["delta"][place[name]].to(grad.dtype) for name, grad in grads.items()}
         return deltas, {name: {key: after[key][place[name]] for key in before} for name in grads}
 
-    def _reach(self, plan: Plan, neurons: Tensor, before: Mapping[str, list[Tensor]]) -> Tensor:
-        """How large every neuron is, or was: the decayed maximum of its scale, [.., neurons + 1].
+    def _reach(self, plan: Plan, neurons: Tensor, before: Mapping[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
+        """How large every neuron is, or was: the decayed maximum of its scale, [.., neurons + 1]; what it was first.
 
         Where a neuron's incoming weights pass through zero, its scale does; steps of its outgoing weights, which are
-        over that scale, would leave the network at once.
+        over that scale, would leave the network at once. Where they grow, steps that grow with them do not end: what it
+        was first, times `room`, is the most.
         """
+        first = neurons
         if self.config.memory:
-            kept = plan.rows_of_neuron.gathered(torch.cat(before["reach"], -1)).amax(-2)
-            neurons = torch.maximum(neurons, self.config.memory * kept)
-        return functional.pad(neurons, (0, 1), value=1.0)
+            neurons = torch.maximum(neurons, self.config.memory * _of_neurons(plan, before["reach"]))
+        if self.config.room is not None:
+            kept = _of_neurons(plan, before["origin"])
+            first = torch.where(kept > 0, kept, first)
+            neurons = torch.minimum(neurons, self.config.room * first)
+        return functional.pad(neurons, (0, 1), value=1.0), functional.pad(first, (0, 1), value=1.0)
 
     def _slower(self, plan: Plan, grown: Tensor) -> Tensor:
         """What steps of biases are multiplied by so that they are without what the layers have grown by, [.., tensors].
@@ -432,6 +442,11 @@ class Clock:
         self.counts, self.steps = counts, counts.to(dtype)
         self.corrections = torch.stack([warmth(decay, self.steps) for decay in decays[0]], -1).reciprocal()
         self.calm = warmth(decays[1], self.steps).reciprocal()
+
+
+def _of_neurons(plan: Plan, rows: Sequence[Tensor]) -> Tensor:
+    """What stands in the state of the tensors that lead to every neuron, [.., neurons]: the same, or not yet there."""
+    return plan.rows_of_neuron.gathered(torch.cat(list(rows), -1)).amax(-2)
 
 
 def _shifted(wiring: Wiring, wire: Wire) -> bool:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from weightedit.errors import WeightEditError
 from weightedit.files.schema import Count
 from weightedit.network.layer import SYMMETRIES, Symmetry
+
+WITHOUT_BOUNDS: Mapping[str, Any] = {"room": None, "warm": 0}
+"""What configs that were saved before there were these fields mean."""
+
+
+def check_bounds(config: Any, room: float | None, warm: int) -> None:
+    """Raise WeightEditError for a room below 1 or a negative warm-up, of `config`."""
+    if (room is not None and not room >= 1) or not isinstance(warm, int) or warm < 0:
+        raise WeightEditError(
+            f"got {config}; expected a room of at least 1 or None, and a whole number of warm steps: correct them."
+        )
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,9 @@ class MetanetRuleConfig:
         averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
         memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale; 0: what it
             has now counts.
+        room: at most so many times its first scale counts as a neuron's, so that steps do not grow with the weights
+            that they grow; None for no bound.
+        warm: the first so many steps rise from 1 / warm of their size to all of it; 0 for no such rise.
         step_size: at the start, in units of the weights' own size.
         loss: the rule looks at the logarithm of the loss and of how it fell since the first step.
 
@@ -39,6 +55,8 @@ class MetanetRuleConfig:
     leveling: Count | None = None
     averaging: bool = True
     memory: float = 0.999
+    room: float | None = 4.0
+    warm: int = 10
     step_size: float = 0.05
     loss: bool = False
 
@@ -54,6 +72,7 @@ class MetanetRuleConfig:
                 f"got {self}; expected leveling to be a whole number, the longest smaller side that is leveled, "
                 "None for all or 0 for none: correct it."
             )
+        check_bounds(self, self.room, self.warm)
         decays = all(0 < decay < 1 for decay in (*self.momenta, self.second)) and 0 <= self.memory < 1
         if not self.momenta or not decays or self.step_size <= 0:
             raise WeightEditError(

@@ -430,10 +430,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     continue
                 arranged = wiring.by_name[name].arranged(with_axis(param.detach()))
                 expected = rule.init(wiring, {name: wide(arranged)})[name]
+                since = {"peak", "origin"} - given.keys()
                 if (
-                    "peak" not in given and given.keys() | {"peak"} == expected.keys()
-                ):  # of before there was one, which the next step finds
-                    given["peak"] = expected["peak"]
+                    given.keys() | since == expected.keys() | since
+                ):  # of before there were these: the next step finds them
+                    given.update({key: expected[key] for key in since & expected.keys()})
                 if given.keys() != expected.keys():
                     raise ParamsError(
                         f"got a state with {', '.join(given)} for {name}; expected {', '.join(expected)} of "

@@ -35,12 +35,14 @@ class RuleModule(Pretrained):
         kind: of its checkpoints.
         what: it is called in messages.
         configs: the dataclass of its config.
+        before: fields that configs may lack, saved before there were these, and what such configs mean.
         config: JSON values, and tuples for which the dataclass takes lists.
     """
 
     kind: ClassVar[str]
     what: ClassVar[str]
     configs: ClassVar[type[Any]]
+    before: ClassVar[Mapping[str, Any]] = {}
     config: Any
 
     @abstractmethod
@@ -108,4 +110,11 @@ class RuleModule(Pretrained):
     @classmethod
     def from_description(cls, config: Mapping[str, Any]) -> Self:
         """See Pretrained."""
-        return cls(conform(cls.configs, config["rule"], f"{CONFIG}: rule"))  # type: ignore[call-arg]
+        return cls(cls.config_of(config))  # type: ignore[call-arg]
+
+    @classmethod
+    def config_of(cls, config: Mapping[str, Any]) -> Any:
+        """The rule's config from its checkpoint's."""
+        given = config["rule"]
+        given = {**cls.before, **given} if isinstance(given, Mapping) else given
+        return conform(cls.configs, given, f"{CONFIG}: rule")
