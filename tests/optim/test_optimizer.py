@@ -5,6 +5,7 @@ import io
 import logging
 import pickle
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -805,6 +806,15 @@ def test_a_shard_is_refused_and_ddp_named():
         optimizer.step()
 
 
+def test_a_resized_parameter_is_refused_as_what_it_is():
+    net = network()
+    optimizer = LearnedOptimizer(net, Adam())
+    net[0].weight.data = torch.ones(7, 3)
+    net[0].weight.grad = torch.ones(7, 3)
+    with pytest.raises(WeightEditError, match=r"of shape \(7, 3\); expected \(5, 3\), as .*make the optimizer anew"):
+        optimizer.step()
+
+
 def test_a_state_of_another_rule_is_refused():
     net = network()
     optimizer = LearnedOptimizer(net, Adam())
@@ -1083,6 +1093,63 @@ def test_the_first_forward_says_what_the_inputs_are(caplog):
     fresh = LearnedOptimizer(third, rule)
     fresh.load_state_dict(waiting.state_dict())
     assert_same(trained(net, waiting, 2), trained(third, fresh, 2))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_of_before_the_first_forward_waits_too(duplicate):
+    net, x, y = Pair(), torch.ones(3, 4), torch.ones(3, 3)
+    optimizer = LearnedOptimizer(net, TinyRule())
+    for one, own in (duplicate((net, optimizer)), (net, optimizer)):
+        one(x, y).sum().backward()
+        own.step()
+        assert not own.wiring.notes and own.wiring.sets[own.wiring.by_name["a.weight"].target].permutable
+        assert not one._forward_pre_hooks
+    alone = copy.deepcopy(LearnedOptimizer(Pair(), TinyRule()))
+    for p in alone.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    alone.step()
+    assert alone.wiring.notes
+
+
+class Growing(nn.Module):
+    """A layer may be put before the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.more, self.last = nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.more(torch.relu(self.first(x)))))
+
+
+def test_a_network_with_layers_added_later_is_read_again():
+    """Their state and the rule are those of the network that it has become."""
+    net, rule = seeded(Growing), seeded(MetanetRule)
+    optimizer = LearnedOptimizer(net, rule)
+    train(net, optimizer, 2)
+    kept = copy.deepcopy(optimizer.state[net.first.weight])
+    net.more = seeded(lambda: nn.Linear(4, 4))
+    optimizer.add_param_group({"params": list(net.more.parameters()), "lr": 0.5})
+    assert [group["outside"] for group in optimizer.param_groups] == [False, False]
+    assert optimizer.wiring == LearnedOptimizer(net, rule).wiring and "more.weight" in optimizer.wiring.by_name
+    torch.testing.assert_close(optimizer.state[net.first.weight], kept, rtol=0, atol=0)
+    before = [p.detach().clone() for p in net.parameters()]
+    train(net, optimizer, 1)
+    assert all(not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+
+
+def test_a_state_that_a_new_reading_would_arrange_otherwise_is_forgotten(caplog):
+    net = seeded(Growing)
+    optimizer = LearnedOptimizer(net, TinyRule())
+    train(net, optimizer, 1)
+    wire = optimizer.wiring.by_name["first.weight"]
+    swapped = replace(wire, shape=(3, 4), target=wire.source, source=wire.target, sources=4, stored=(4, 3), axes=(1, 0))
+    wires = tuple(swapped if one is wire else one for one in optimizer.wiring.wires)
+    optimizer.wiring = replace(optimizer.wiring, wires=wires, plans={})
+    net.more = nn.Linear(4, 4)
+    optimizer.add_param_group({"params": list(net.more.parameters())})
+    assert not optimizer.state.get(net.first.weight) and optimizer.state[net.last.weight]
+    assert "first.weight is read in another way now" in caplog.text
 
 
 def test_a_step_without_gradients_still_waits_for_the_first_forward():

@@ -49,12 +49,17 @@ class FirstInputs:
     def __call__(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():  # a forward that is being compiled stays as it is
             return
-        self.inputs = pytree.tree_map_only(torch.Tensor, _alike, (args, kwargs))
+        self.inputs = shapes_of((args, kwargs))
         self.remove()
 
     def remove(self) -> None:
         """Take the hook off."""
         self._handle.remove()
+
+
+def shapes_of(inputs: Any) -> Any:
+    """Inputs in any nest, with tensors without data in place of theirs."""
+    return pytree.tree_map_only(torch.Tensor, _alike, inputs)
 
 
 def _alike(tensor: torch.Tensor) -> torch.Tensor:

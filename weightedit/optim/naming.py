@@ -6,6 +6,7 @@ and the refusal of tensors that are pieces of a parameter. What an optimizer doe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
@@ -116,15 +117,19 @@ def with_axis(tensor: Tensor) -> Tensor:
 
 
 def refuse_shard(name: str, tensor: Tensor, wire: Wire | None = None) -> None:
-    """Raise WeightEditError if `tensor` is a piece of a parameter (FSDP, tensor parallelism, ZeRO stage 3)."""
+    """Raise WeightEditError for a piece of a parameter (FSDP, tensor parallelism, ZeRO 3); for one resized."""
     shape = () if wire is None else wire.stored or wire.shape
-    if type(tensor) in (nn.Parameter, Tensor):
-        axes = tensor.dim() - len(shape)
-        whole = wire is None or (axes in (0, 1) and tensor.shape[axes:] == shape)
-    else:
-        whole = not (_is_distributed(tensor) or hasattr(tensor, "_is_flat_param"))
-    if not whole:
-        expected = "the whole parameter" if wire is None else f"the whole parameter, {'x'.join(map(str, shape))}"
+    expected = "the whole parameter" if wire is None else f"the whole parameter, {'x'.join(map(str, shape))}"
+    plain = type(tensor) in (nn.Parameter, Tensor)
+    axes = tensor.dim() - len(shape)
+    if plain and (wire is None or (axes in (0, 1) and tensor.shape[axes:] == shape)):
+        return
+    if plain and (tensor.dim() > 1 or tensor.numel() > math.prod(shape)):
+        raise WeightEditError(
+            f"got {name} of shape {tuple(tensor.shape)}; expected {tuple(shape)}, as it was when the network was read: "
+            "after parameters are replaced or resized, make the optimizer anew."
+        )
+    if plain or _is_distributed(tensor) or hasattr(tensor, "_is_flat_param"):
         raise WeightEditError(
             f"got {name} as a {type(tensor).__name__} of shape {tuple(tensor.shape)}, a shard; expected {expected}, "
             "since an update rule reads the network as a graph: train with DDP instead of FSDP."

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
 from weightedit.network.graph_spec import spec_of
-from weightedit.network.reading import FirstInputs, read, unwrapped
+from weightedit.network.reading import FirstInputs, read, shapes_of, unwrapped
 from weightedit.network.spec import Params
-from weightedit.network.wiring import Wiring
+from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.naming import arranged, paired, refuse_shard, with_axis, with_isolated
 from weightedit.optim.rule import RuleState, UpdateRule
@@ -131,6 +131,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "network: LearnedOptimizer(net, rule), or LearnedOptimizer(params, rule, net=net)."
             )
         self._first: FirstInputs | None = None
+        self._waiting: nn.Module | None = None  # the network whose forward `_first` waits for
+        self._inputs: tuple[Any] | None = None  # that the network was read with
         self.wiring = wiring or Wiring((), ())
         if net is not None and whole is not None:
             self._read(net, whole, inputs, given=wiring is not None)
@@ -156,9 +158,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Find the wiring, unless it is given; where inputs are missing, wait for those of the first forward."""
         if not given:
             found = read(net, inputs)
-            self.wiring = found.wiring
+            self.wiring, self._inputs = found.wiring, (shapes_of(inputs),)
             if found.waits:
-                self._first = FirstInputs(whole)
+                self._first, self._waiting = FirstInputs(whole), net
         if self.wiring.spec is None and getattr(self.rule, "needs_spec", False):
             self.wiring = replace(self.wiring, spec=spec_of(net, inputs))
         for note in self.wiring.notes if self._first is None else ():
@@ -172,14 +174,30 @@ class LearnedOptimizer(torch.optim.Optimizer):
         first, net = self._first, self._net() if self._net is not None else None
         if first is None or (first.inputs is None and not final):
             return
-        self._first = None
+        self._first = self._waiting = None
         if net is None:
             return
         first.remove()
-        found = read(net, first.inputs).wiring if first.inputs is not None else self.wiring
+        found = self.wiring
+        if first.inputs is not None:
+            found, self._inputs = read(net, first.inputs).wiring, (first.inputs,)
         self.wiring = replace(found, spec=self.wiring.spec)
         for note in self.wiring.notes:
             _LOG.warning(note)
+
+    def _read_again(self, net: nn.Module, names: Iterable[str]) -> None:
+        """Read a network that has parameters of these names now, if it was read before and they are new to it."""
+        known = {*self.wiring.by_name, *self.wiring.outside}
+        if self._inputs is None or self._first is not None or all(name in known for name in names):
+            return
+        old = self.wiring.by_name
+        self._read(net, net, self._inputs[0], given=False)
+        for group in self.param_groups:
+            for name, param in zip(group["param_names"], group["params"], strict=True):
+                before, now = old.get(name), self.wiring.by_name.get(name)
+                if before and now and self.state.get(param) and _seen_as(before) != _seen_as(now):
+                    del self.state[param]
+                    _LOG.warning("%s is read in another way now; what was known of its gradients is forgotten.", name)
 
     # Parameters.
 
@@ -197,7 +215,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """As torch's; parameters outside the wiring get a group of their own, with outside=True (lr: see the class).
 
         Parameters added later are found by name in the network, which the optimizer knows as long as it lives and as
-        the optimizer is not a copy; or else come as (name, tensor) pairs.
+        the optimizer is not a copy; or else come as (name, tensor) pairs. Where they are new to the network, it is read
+        again.
         """
         given = {key: value for key, value in param_group.items() if key not in ("params", *_OWN)}
         check_numbers(given)
@@ -205,6 +224,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         names = {} if net is None else {id(p): name for name, p in net.named_parameters()}
         taken = chain.from_iterable(group["param_names"] for group in self.param_groups)
         pairs = paired(param_group["params"], names, taken, generate=net is not None or self._isolates)
+        if net is not None:
+            self._read_again(net, [name for name, _ in pairs])
         if self._isolates:
             self.wiring = with_isolated(self.wiring, pairs)
         inside = [pair for pair in pairs if pair[0] in self.wiring.by_name]
@@ -456,8 +477,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle keeps: all but the reference to the network, and what is compiled."""
+        """What a copy or a pickle keeps: not what is compiled, and the network only if its forward is waited for."""
         own = ("rule", "wiring", "options", "_skipped", "_refused", "_seen", "_isolates", "_outside", "_outside_wiring")
+        own += ("_first", "_waiting", "_inputs")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -465,6 +487,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             {
                 "_net": None,
                 "_first": None,
+                "_waiting": None,
+                "_inputs": None,
                 "_observed": None,
                 "_seen": {},
                 "_skipped": 0,
@@ -474,6 +498,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 **state,
             }
         )
+        if self._net is None and self._waiting is not None:  # a copy, with its own network
+            self._net = weakref.ref(self._waiting)
 
 
 def optimizer_factory() -> type[LearnedOptimizer]:
@@ -499,6 +525,11 @@ def _bring(rule: nn.Module, device: torch.device) -> None:
     first = next(rule.parameters(), None)
     if first is not None and first.device != device:
         rule.to(device)
+
+
+def _seen_as(wire: Wire) -> tuple[Any, ...]:
+    """As what a rule sees a parameter, and keeps its state."""
+    return wire.view, wire.shape, wire.stored, wire.axes
 
 
 def _group(pairs: list[tuple[str, Tensor]]) -> dict[str, Any]:
