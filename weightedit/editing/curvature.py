@@ -42,9 +42,11 @@ class Steering(NamedTuple):
     damping_in: Tensor | float
     damping_out: Tensor | float
 
-    def at(self, i: int) -> Steering:
-        """Of layer i: [N, 1, 1], or the number."""
-        return Steering(*(x[:, i % x.shape[1], None, None] if isinstance(x, Tensor) else x for x in self))
+    def of_layers(self, count: int) -> list[Steering]:
+        """Of every layer: [N, 1, 1], or the number."""
+        parts = [list(x[..., None, None].unbind(1)) if isinstance(x, Tensor) else [x] for x in self]
+        parts = [part if len(part) == count else part * count for part in parts]
+        return [Steering(*numbers) for numbers in zip(*parts, strict=True)]
 
     def careful(self, care: Tensor) -> Steering:
         """Shorter, more damped steps for networks whose care [N] is above 1, and no momentum for them."""
@@ -100,25 +102,28 @@ def kfac_step(
 
     Returns new layers (the last one as in `found`) and momenta.
     """
-    new, moved = [], []
-    for i, layer in enumerate(layers[:-1]):
-        rate, momentum, damping_in, damping_out = steering.at(i)
+    new, moved, sines = [], [], layers[:-1]
+    for i, (layer, own) in enumerate(zip(sines, steering.of_layers(len(sines)), strict=True)):
+        rate, momentum, damping_in, damping_out = own
         outer, inner = found.factors[i]
         direction = _solve(outer, damping_out, found.gradients[i])
-        direction = _solve(inner.expand(len(outer), -1, -1), damping_in, direction.mT).mT
+        direction = _solve(inner, damping_in, direction.mT).mT
         if momenta:
             direction = momentum * momenta[i] + direction
         moved.append(direction)
         change = rate * direction
-        new.append(Layer(layer.weight - change[..., :-1], layer.bias - change[..., -1]))
+        new.append(Layer(layer.weight - change.narrow(-1, 0, change.shape[-1] - 1), layer.bias - change.select(-1, -1)))
     return [*new, found.last], moved
 
 
 def _solve(matrix: Tensor, damping: Tensor | float, right: Tensor) -> Tensor:
-    """(matrix + damping mean(diagonal) I)^-1 right, for positive semidefinite matrices [N, n, n]; finite at zero."""
-    size = damping * matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-20
+    """(matrix + damping mean(diagonal) I)^-1 right, for positive semidefinite matrices [N, n, n]; finite at zero.
+
+    One matrix [1, n, n] may stand for all.
+    """
+    size = damping * matrix.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).unsqueeze(-1) + 1e-20
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.cholesky_solve(right, torch.linalg.cholesky_ex(matrix + size * eye)[0])
+    return torch.cholesky_solve(right, torch.linalg.cholesky_ex(torch.addcmul(matrix, size, eye))[0])
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,7 @@ class LearnedKFAC(Pretrained):
         self.config = config or LearnedKFACConfig()
         start = KFAC(self.config.rate, self.config.momentum, self.config.damping)
         self._start = Steering(start.rate, start.momentum, start.damping, start.damping)
+        self._kept: dict[Any, Tensor] = {}
         self._logit = math.log(start.momentum / (1 - start.momentum)) if start.momentum else -math.inf
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
@@ -176,25 +182,36 @@ class LearnedKFAC(Pretrained):
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine; differentiable in the rule's own weights."""
-        clocks = self._clocks(steps, problem.layers(params)[:-1], problem.targets)
-        return _descend(problem, params, steps, lambda losses: self._steer(losses, clocks[len(losses) - 1]))
+        dtype, like, sines = self.first.weight.dtype, problem.targets, problem.layers(params)[:-1]
+        clocks = self._clocks(steps, tuple(one.weight.shape[1:] for one in sines), dtype, like.device)
+        hidden = functional.linear(clocks, self.first.weight[:, 3:], self.first.bias).unbind()
+        return _descend(problem, params, steps, lambda losses: self._steer(losses, hidden[len(losses) - 1]))
 
-    def _clocks(self, steps: int, sines: list[Layer], like: Tensor) -> Tensor:
-        """[steps, L, width]: what the first linear map makes of the clocks and of the layers, for all steps."""
-        horizon, rows, depth = self.config.horizon, [], len(sines)
-        widths = [[math.log2(n / 32) / 2 for n in layer.weight.shape[1:]] for layer in sines]
-        for step in range(steps):
-            left = steps - step
-            clock = [step / horizon, left / horizon, 1 / left, 1 / (step + 1), float(step == 0), float(step == 1)]
-            clock = [min(x, 2.0) for x in clock]
-            rows.append([[*clock, float(i == 0), float(i == depth - 1), *widths[i]] for i in range(depth)])
-        seen = torch.tensor(rows, dtype=self.first.weight.dtype, device=like.device).view(steps, depth, 10)
-        return functional.linear(seen, self.first.weight[:, 3:], self.first.bias)
+    def _clocks(
+        self, steps: int, sizes: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """[steps, L, 10]: the clocks and the layers as all steps see them, made once.
+
+        `sizes`: of the sine layers, outputs and inputs.
+        """
+        key = steps, sizes, dtype, device
+        if key not in self._kept:
+            horizon, rows, depth = self.config.horizon, [], len(sizes)
+            widths = [[math.log2(n / 32) / 2 for n in size] for size in sizes]
+            for step in range(steps):
+                left = steps - step
+                clock = [step / horizon, left / horizon, 1 / left, 1 / (step + 1), float(step == 0), float(step == 1)]
+                clock = [min(x, 2.0) for x in clock]
+                rows.append([[*clock, float(i == 0), float(i == depth - 1), *widths[i]] for i in range(depth)])
+            with torch.inference_mode(False):  # what is kept must serve a training, too
+                self._kept[key] = torch.tensor(rows, dtype=dtype, device=device).view(steps, depth, 10)
+        return self._kept[key]
 
     def _steer(self, losses: list[Tensor], clock: Tensor) -> Steering:
         now = losses[-1]
         logs = (torch.stack([now, losses[-2] if len(losses) > 1 else now, losses[0]], -1) + 1e-8).log()
-        seen = torch.stack([logs[:, 0] / 5 + 1, logs[:, 0] - logs[:, 1], (logs[:, 0] - logs[:, 2]) / 3], -1)
+        last, before, first = logs.unbind(-1)
+        seen = torch.stack([last / 5 + 1, last - before, (last - first) / 3], -1)
         hidden = functional.linear(seen.to(clock.dtype), self.first.weight[:, :3]).unsqueeze(1) + clock
         rate, momentum, damping_in, damping_out = self.last(hidden.tanh()).to(now.dtype).unbind(-1)
         start = self._start

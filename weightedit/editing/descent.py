@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from weightedit.editing.rendering_problem import Layer, RenderingProblem, Summary
 from weightedit.network.spec import Params
@@ -69,11 +70,14 @@ def descend(
 def choose_networks(mask: Tensor, one: Any, other: Any) -> Any:
     """Network by network, `one` where `mask` [N] is true, else `other`.
 
-    Both are tensors [N, ...], or lists, tuples, named tuples or dictionaries of them, of the same structure.
+    Both are tensors [N, ...], or lists, tuples, named tuples or dictionaries of them, of the same structure. What is
+    the same tensor in both stays it.
     """
-    if isinstance(one, Tensor):
-        return torch.where(mask.view(-1, *[1] * (one.dim() - 1)), one, other)
-    if isinstance(one, dict):
-        return {key: choose_networks(mask, value, other[key]) for key, value in one.items()}
-    parts = [choose_networks(mask, *pair) for pair in zip(one, other, strict=True)]
-    return type(one)(*parts) if hasattr(one, "_fields") else type(one)(parts)
+    masks = [mask]  # by how many axes there are
+    for _ in range(max((leaf.dim() for leaf in tree_leaves(one)), default=1) - 1):
+        masks.append(masks[-1].unsqueeze(-1))
+
+    def chosen(a: Tensor, b: Tensor) -> Tensor:
+        return a if a is b else torch.where(masks[a.dim() - 1], a, b)
+
+    return tree_map(chosen, one, other)

@@ -107,6 +107,12 @@ class RenderingProblem:
         self.row_input = 1 if convention.coordinates == "xy" else 0
         pair = places if self.row_input == 0 else places[::-1]
         self.grid = torch.stack([*pair, torch.ones_like(places[0])], 1)  # [P, 3]: what the first layer reads, and the 1
+        self._keep()
+
+    def _keep(self) -> None:
+        """Moments of what stays the same: of what the first layer reads, [1, 3, 3], and of the targets."""
+        self._inner = (self.grid.mT @ self.grid / len(self.grid)).unsqueeze(0)
+        self._wanted = self.targets.mean(1, keepdim=True)
 
     def layers(self, params: Params) -> list[Layer]:
         """V of every layer; raises ParamsError unless the networks map 2 coordinates to C outputs, one per target."""
@@ -157,6 +163,7 @@ class RenderingProblem:
             part.axes = self.axes[0][top : top + rows], self.axes[1]
             part.size = len(part.axes[0]), width
             part.targets, part.grid = self.targets[:, pixels], self.grid[pixels]
+            part._keep()
             parts.append(part)
         return parts
 
@@ -242,11 +249,11 @@ class RenderingProblem:
         return named
 
     def factors(self, found: Pass, i: int) -> tuple[Tensor, Tensor]:
-        """G [N, out, out] and A [N, in + 1, in + 1] (for the first layer [3, 3], the same for all networks)."""
+        """G [N, out, out] and A [N, in + 1, in + 1] (for the first layer [1, 3, 3], the same for all networks)."""
         pixels, jacobian = len(self.grid), found.jacobians[i].flatten(1, 2)
         outer = torch.bmm(jacobian.mT, jacobian) / pixels
         if i == 0:
-            return outer, (self.grid.mT @ self.grid / pixels).expand(len(outer), -1, -1)
+            return outer, self._inner
         values = found.inputs[i - 1]
         mean, square = values.mean(1).unsqueeze(-1), torch.bmm(values.mT, values) / pixels
         corner = torch.ones_like(mean[:, :1])
@@ -275,10 +282,10 @@ class RenderingProblem:
     def _moments(self, values: Tensor) -> Moments:
         """Of the last sine layer's values [N, P, h]."""
         pixels = values.shape[1]
-        mean, wanted = values.mean(1, keepdim=True), self.targets.mean(1, keepdim=True)
-        gram = torch.baddbmm(mean.mT @ mean, values.mT, values, beta=-1.0, alpha=1.0 / pixels)
-        cross = torch.baddbmm(mean.mT @ wanted, values.mT, self.targets, beta=-1.0, alpha=1.0 / pixels)
-        return Moments(mean, wanted, gram, cross)
+        mean, across = values.mean(1, keepdim=True), values.mT
+        gram = torch.baddbmm(mean.mT * mean, across, values, beta=-1.0, alpha=1.0 / pixels)
+        cross = torch.baddbmm(mean.mT * self._wanted, across, self.targets, beta=-1.0, alpha=1.0 / pixels)
+        return Moments(mean, self._wanted, gram, cross)
 
 
 class Moments(NamedTuple):
@@ -307,6 +314,6 @@ def _solved(moments: Moments, ridge: float) -> Layer:
     """The last layer of least |r|^2 / P + ridge |weight|^2; the bias is free."""
     mean, wanted, gram, cross = moments
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky_ex(gram + ridge * eye)[0]
+    factor = torch.linalg.cholesky_ex(torch.add(gram, eye, alpha=ridge))[0]
     weight = torch.cholesky_solve(cross, factor).mT
-    return Layer(weight, (wanted - mean @ weight.mT).squeeze(1))
+    return Layer(weight, torch.baddbmm(wanted, mean, weight.mT, alpha=-1.0).squeeze(1))

@@ -316,7 +316,7 @@ class DenseLayout(Layout):
         return [part.unflatten(-2, (layer.fan_out, layer.fan_in)) for part, layer in parts]
 
     def _levels(self, nodes: Tensor) -> list[Tensor]:
-        return [nodes[..., part, :] for part in self._node_slices]
+        return list(nodes.split(self.spec.widths, -2))
 
     def to_source(self, nodes: Tensor) -> Tensor:
         sources = [
@@ -367,13 +367,13 @@ class DenseLayout(Layout):
         return torch.cat([(block + above + below).flatten(-3, -2) for block, (above, below) in parts], -2)
 
     def collect_at_target(self, edges: Tensor, source: Tensor) -> Tensor:
-        parts = zip(self._blocks(edges), self._ends(source, source), strict=True)
-        sums = [(block * below).sum(-2) for block, (_, below) in parts]
+        parts = zip(self._blocks(edges), self._levels(source)[:-1], strict=True)
+        sums = [(block * below.unsqueeze(-3)).sum(-2) for block, below in parts]
         return torch.cat([self._filled(sums[0], self.spec.widths[0], 0.0), *sums], -2)
 
     def collect_at_source(self, edges: Tensor, target: Tensor) -> Tensor:
-        parts = zip(self._blocks(edges), self._ends(target, target), strict=True)
-        sums = [(block * above).sum(-3) for block, (above, _) in parts]
+        parts = zip(self._blocks(edges), self._levels(target)[1:], strict=True)
+        sums = [(block * above.unsqueeze(-2)).sum(-3) for block, above in parts]
         return torch.cat([*sums, self._filled(sums[0], self.spec.widths[-1], 0.0)], -2)
 
     def outer(self, target: Tensor, source: Tensor, mix: Tensor | None = None) -> Tensor:
@@ -384,7 +384,7 @@ class DenseLayout(Layout):
         return torch.cat([layer.flatten(-2) for layer in mixed], -1).mT
 
     def layer_mean_edges(self, edges: Tensor) -> Tensor:
-        parts = (edges[..., part, :] for part in self._edge_slices)
+        parts = edges.split([part.stop - part.start for part in self._edge_slices], -2)
         return torch.cat([part.mean(-2, keepdim=True).expand_as(part) for part in parts], -2)
 
     def layer_mean_nodes(self, nodes: Tensor) -> Tensor:
@@ -402,18 +402,23 @@ class DenseLayout(Layout):
         return self.at_level(0, nodes), self.at_level(self.spec.depth, nodes)
 
     def at_level(self, level: int, nodes: Tensor) -> Tensor:
-        return nodes[..., self._node_slices[level], :]
+        part = self._node_slices[level]
+        return nodes.narrow(-2, part.start, part.stop - part.start)
 
     def join_levels(self, values: Sequence[Tensor]) -> Tensor:
         return torch.cat(tuple(values), -2)
 
     def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
-        layer = self.spec.layers[level - 1]
-        return edges[..., self._edge_slices[level - 1], 0].unflatten(-1, (layer.fan_out, layer.fan_in)) @ values
+        return self._matrix(level, edges) @ values
 
     def transmit_back(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
-        layer = self.spec.layers[level - 1]
-        return edges[..., self._edge_slices[level - 1], 0].unflatten(-1, (layer.fan_out, layer.fan_in)).mT @ values
+        return self._matrix(level, edges).mT @ values
+
+    def _matrix(self, level: int, edges: Tensor) -> Tensor:
+        """The first channel of the edges that lead to a level, [..., out, in]."""
+        layer, part = self.spec.layers[level - 1], self._edge_slices[level - 1]
+        found = edges.narrow(-2, part.start, part.stop - part.start).select(-1, 0)
+        return found.unflatten(-1, (layer.fan_out, layer.fan_in))
 
     def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
         return [(self.spec.layers[level - 1].activation, None)]
