@@ -1,5 +1,7 @@
 """What a step of an update rule holds in memory, found before it is taken: the step is run on tensors without numbers.
 
+Also here: how what a step frees stays at hand.
+
 Counted is every tensor that is alive at once, beside the parameters, their gradients, the rule and its state: what a
 metanetwork makes per edge. Not counted is what a kernel needs for itself, and what is kept for gradients: of training a
 rule, metatrain/memory.py tells.
@@ -24,6 +26,7 @@ from weightedit.network.wiring import Wiring
 
 _LOG = logging.getLogger(__name__)
 _SAID_FROM = 2**30  # bytes from which on a step is worth a line
+_KEPT = 2**25 - 2**16  # bytes: nearly the most that glibc adapts to, its own header and alignment left out
 _PARAMETERS = 50_000  # from which on a network is worth a look: what a step makes per parameter is below 20 kB
 
 
@@ -98,6 +101,17 @@ def tell_memory(rule: nn.Module, name: str, wiring: Wiring, params: Mapping[str,
         )
     if held > _SAID_FROM:
         _LOG.warning("A step of %s holds up to %.1f GiB for %d parameters.", name, held / 2**30, count)
+
+
+def keep_freed(device: torch.device) -> None:
+    """On a CPU, have the C library keep what a step frees; else it gives it back, and the next takes it page by page.
+
+    glibc adapts to the largest block of its own that was freed, up to 32 MiB: smaller ones then come from the heap, of
+    which twice as much stays when it is free (mallopt(3), M_MMAP_THRESHOLD). So one is taken and freed, untouched; up
+    to 64 MiB stay with the process. With another C library nothing happens.
+    """
+    if device.type == "cpu":
+        torch.empty(_KEPT, dtype=torch.uint8)
 
 
 def memory_there(device: torch.device) -> int:

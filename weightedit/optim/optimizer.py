@@ -32,6 +32,7 @@ from weightedit.network.reading import FirstInputs, read, shapes_of, unwrapped
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.hand_designed import Adam
+from weightedit.optim.memory import keep_freed
 from weightedit.optim.naming import arranged, paired, refuse_shard, with_axis, with_isolated
 from weightedit.optim.rule import RuleState, UpdateRule
 from weightedit.optim.rule_module import RuleModule
@@ -360,6 +361,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             _bring(rule, next(iter(params.values())).device)
         if outside not in self._updates:
             self._updates[outside] = compiled(rule) if self.options.compile else rule.update
+            keep_freed(next(iter(params.values())).device)
         fresh = {name: params[name] for name, one in ones.items() if not self.state.get(one.param)}
         if self.options.capturable and fresh:
             for name, first in first_state(rule, wiring, fresh).items():
