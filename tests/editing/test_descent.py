@@ -124,7 +124,7 @@ def test_networks_are_chosen_in_whatever_holds_them():
 def test_steps_wait_for_nothing_on_the_host(stack):
     """A choice between networks reads no number: that would stop a GPU."""
     targets = target_of("dilate", stack)
-    for rule in (KFAC(), GradientSteps(Adam(4e-3))):
+    for rule in (LearnedKFAC(), KFAC(), GradientSteps(Adam(4e-3))):
         take_steps(rule, stack.convention, stack.params, targets, 3)
         with device_waits() as found:
             take_steps(rule, stack.convention, stack.params, targets, 3)

@@ -5,15 +5,16 @@ import torch
 
 from tests.device_waits import device_waits, operations
 from weightedit.delta import propose_delta
+from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
-from weightedit.metanet.registry import make_metanet
+from weightedit.metanet.registry import METANETS, make_metanet
 from weightedit.network.features import ChannelType
 from weightedit.network.spec import NetworkSpec
 
-EDITORS = ("gauge-gmn", "gauge-gmn-b", "ng-gnn", "ng-t", "monomial", "nfn-np", "nfn-hnp", "dws", "mlp")
+EDITORS = tuple(name for name in METANETS if name != "statistics")
 WIDTHS = (2, 8, 8, 1)
 EVERYTHING = GaugeGMNConfig(
     node_width=8, edge_width=4, layers=2, probes=16, forecast=4, refit=True, grid=True, solved=True
@@ -50,12 +51,14 @@ def test_gradients_and_scales_wait_for_nothing_either(activation):
 
 
 def test_an_edit_reads_values_at_its_door_only():
-    stack = INRStack(initial_params(70, WIDTHS), OneShotEditor(GaugeGMN(EVERYTHING), "dilate").convention, 6, 6)
+    stack = INRStack(initial_params(18, WIDTHS), OneShotEditor(GaugeGMN(EVERYTHING), "dilate").convention, 6, 6)
     editor = OneShotEditor(GaugeGMN(EVERYTHING), "dilate").eval()
-    editor(stack)
-    with device_waits() as found:
-        editor(stack)
-    assert all("spec.py" in line for line in found) and found
+    rule = LearnedKFAC()
+    for steps in (0, 2):
+        editor(stack, steps=steps, rule=rule)
+        with device_waits() as found:
+            editor(stack, steps=steps, rule=rule)
+        assert found and not [line for line in found if "spec.py" not in line and "aminmax" not in line], found
 
 
 def test_an_editors_training_step_is_few_operations():

@@ -97,16 +97,18 @@ class Operation:
         Raises:
             WeightEditError: as for a call; strengths that are negative, not finite, or not one per image.
         """
-        amount = torch.as_tensor(strength, dtype=images.dtype, device=images.device)
+        number = None if isinstance(strength, Tensor) else float(strength)  # of which nothing is read from the device
+        amount = images.new_full((), number) if number is not None else strength.to(images)
         if amount.dim() > 1 or (amount.dim() == 1 and amount.numel() != len(images)):
             raise WeightEditError(
                 f"got strengths of shape {tuple(amount.shape)} for {len(images)} images; expected one, or one each."
             )
-        if not bool((amount.isfinite() & (amount >= 0)).all()):
+        fits = 0 <= number < math.inf if number is not None else bool((amount.isfinite() & (amount >= 0)).all())
+        if not fits:
             raise WeightEditError(
                 f"got strength {strength}; expected finite numbers of at least 0: 1 is the operation."
             )
-        if bool((amount == 1).all()):
+        if number == 1 or (number is None and bool((amount == 1).all())):
             return self(images)
         self._check(images)
         if images.numel() == 0:
@@ -137,7 +139,7 @@ class Operation:
                 f"operation {self.name!r} returned {got} for images of shape {tuple(images.shape)}; an operation "
                 "returns a real tensor of the same shape: correct its function."
             )
-        low, high = (bound.item() for bound in edited.detach().aminmax())
+        low, high = torch.stack(edited.detach().aminmax()).tolist()
         if not (low >= -slack and high <= 1.0 + slack):  # also true for NaN
             raise WeightEditError(
                 f"operation {self.name!r} returned values from {low:.6g} to {high:.6g}; expected images in [0, 1]: "
@@ -165,7 +167,7 @@ class Operation:
             )
         if images.numel() == 0:
             return
-        low, high = (bound.item() for bound in images.detach().aminmax())
+        low, high = torch.stack(images.detach().aminmax()).tolist()
         if not (low >= 0.0 and high <= 1.0):  # also true for NaN
             raise WeightEditError(
                 f"operation {self.name!r} got values from {low:.6g} to {high:.6g}; it needs images in [0, 1]: map "
