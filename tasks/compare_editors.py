@@ -5,13 +5,15 @@
     python tasks/compare_editors.py transfer --editor checkpoints/mnist-dilate-predictive \
         --weights runs/mnist-inrs runs/mnist-48 runs/mnist-32x3 --factors 1 2 4 8 --out runs/transfer
     python tasks/compare_editors.py fits --rule checkpoints/refine-rule --out runs/fits
+    python tasks/compare_editors.py sizes --out runs/sizes
 
 frontier: error against time of every way of editing that is here, side by side in one run.
 study: what each ingredient of a one-shot editor buys, at equal training compute.
 transfer: an editor on weight sets and output widths that it may never have seen.
 fits: how many steps, and how much time, a SIREN needs from its random initialization to an image.
+sizes: what `weightedit fit` makes of a photograph of every size, beside Adam in the same time.
 
-The file is long because it is four commands, one class each, where nine tasks are to be all there are.
+The file is long because it is five commands, one class each, where nine tasks are to be all there are.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
+from PIL import Image, ImageOps
+from torch.nn import functional
 from tqdm import tqdm
 
 from weightedit.cli.main import told_in_one_line
@@ -43,7 +49,7 @@ from weightedit.editing.refinement import GradientSteps, RefinementRule, refine,
 from weightedit.editing.training import augmented_loss, edit_error, edit_examples, edit_loss, make_editor, train_editor
 from weightedit.errors import WeightEditError
 from weightedit.inr.convention import Convention
-from weightedit.inr.fitting import fit_directly
+from weightedit.inr.fitting import FitOptions, fit, fit_directly
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
@@ -54,7 +60,7 @@ from weightedit.plots import Curve, frontier
 from weightedit.training.loop import TrainOptions
 from weightedit.training.measured import Measured
 from weightedit.training.report import table, write_result
-from weightedit.training.timing import gigaflop, take_turns
+from weightedit.training.timing import gigaflop, peak_megabytes, take_turns
 from weightedit.training.workers import in_processes
 
 BUDGETS = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
@@ -688,7 +694,113 @@ class Fits:
         return {name: 1e3 * timing.wall / len(start.stack) for name, timing in timed.items()}
 
 
-Config = Frontier | Study | Transfer | Fits
+@dataclass(frozen=True)
+class Sizes:
+    """What the default fit makes of one photograph, by its size and channels, beside plain Adam in the same time.
+
+    The picture is scikit-learn's china.jpg, the middle square of it, resized; Adam's rate is the best of `rates` on its
+    flower.jpg, at the same size (at most `tune_size`) and time. Given are dB on the pixels and between them (against
+    bicubic interpolation at four times the size, the pixels themselves left out), seconds of the processor, steps, and
+    megabytes beyond what the process held. A fit of a row that was stopped starts anew, rows done are kept. Written:
+    sizes.json, sizes.md.
+
+    Attributes:
+        sizes: sides in pixels.
+        channels: 1 is gray, 3 is RGB.
+        rates: of Adam.
+        tune_size: side of the largest picture that Adam is tuned on; larger ones take the rate of this one.
+        target_psnr: dB at which the default fit ends; None is its default for the size.
+        out: folder of what is written.
+        smoke: seconds instead of minutes, to see that everything runs.
+    """
+
+    sizes: tuple[int, ...] = (28, 64, 128, 256)
+    channels: tuple[int, ...] = (1, 3)
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
+    tune_size: int = 128
+    target_psnr: float | None = None
+    out: str = "runs/sizes"
+    smoke: bool = False
+
+    def run(self) -> list[dict[str, Any]]:
+        """Measure what is not there yet; write sizes.{json,md}; returns the rows."""
+        if self.smoke and len(self.sizes) > 1:
+            return replace(self, sizes=(16,), rates=self.rates[:2], target_psnr=15.0).run()
+        about = {name: value for name, value in asdict(self).items() if name not in ("sizes", "channels", "out")}
+        measured, rows = Measured(Path(self.out) / "measured.json", about), []
+        for size, channels in product(self.sizes, self.channels):
+            rows.append(self.smooth(measured, size, channels))
+            rate = self.rate(measured, min(size, self.tune_size), channels)
+            chosen = "china", size, channels, rate, rows[-1]["seconds"]
+            rows.append(measured(f"{size} x {size} x {channels}, adam", partial(self.adam, *chosen)))
+        heads = list(rows[0])
+        text = table(heads, [[f"{row[k]:.1f}" if isinstance(row[k], float) else row[k] for k in heads] for row in rows])
+        print(text)
+        write_result(self.out, "sizes", rows, text)
+        return rows
+
+    def smooth(self, measured: Measured, size: int, channels: int) -> dict[str, Any]:
+        """The default fit of china.jpg."""
+        job = partial(self.row, "china", size, channels, FitOptions(target_psnr=self.target_psnr), "default")
+        return measured(f"{size} x {size} x {channels}, smooth", job)
+
+    def rate(self, measured: Measured, size: int, channels: int) -> float:
+        """Adam's best on flower.jpg, in the time that the default fit of china.jpg took."""
+        seconds = self.smooth(measured, size, channels)["seconds"]
+
+        def reached(rate: float) -> float:
+            return self.adam("flower", size, channels, rate, seconds)["dB"]
+
+        return measured(f"{size} x {size} x {channels}, rate", lambda: max(self.rates, key=reached))
+
+    def adam(self, name: str, size: int, channels: int, rate: float, seconds: float) -> dict[str, Any]:
+        """Adam for about so many seconds of the processor."""
+        image, few = photograph(name, size, channels), FitOptions(method="adam", retries=0, max_steps=4)
+        fit(image, options=few)
+        started = time.process_time()
+        fit(image, options=few)
+        steps = max(1, round(4 * seconds / (time.process_time() - started)))
+        options = replace(few, learning_rate=rate, max_steps=steps, target_psnr=90.0)
+        return self.row(name, size, channels, options, f"adam, rate {rate:g}")
+
+    def row(self, name: str, size: int, channels: int, options: FitOptions, told: str) -> dict[str, Any]:
+        """One fit, measured."""
+        image, generator = photograph(name, size, channels), torch.Generator().manual_seed(0)
+        megabytes = peak_megabytes(lambda: fit(image, options=replace(options, max_steps=5, retries=0)))
+        started = time.process_time()
+        found = fit(image, options=options, generator=generator)
+        seconds = time.process_time() - started
+        return {
+            "pixels": f"{size} x {size} x {channels}",
+            "network": "-".join(map(str, found.stack.widths)),
+            "fit": told,
+            "dB": float(found.psnr),
+            "dB between": psnr_between(found.stack, image),
+            "steps": int(found.steps),
+            "seconds": seconds,
+            "MB": round(megabytes),
+        }
+
+
+def photograph(name: str, size: int, channels: int) -> torch.Tensor:
+    """The middle square of a photograph that scikit-learn brings, [1, channels, size, size] in [0, 1]."""
+    from sklearn.datasets import load_sample_image
+
+    image = ImageOps.fit(Image.fromarray(load_sample_image(f"{name}.jpg")), (size, size), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image if channels == 3 else image.convert("L"))).reshape(size, size, channels)
+    return pixels.permute(2, 0, 1)[None].float() / 255
+
+
+def psnr_between(stack: INRStack, images: torch.Tensor, factor: int = 4) -> float:
+    """Mean PSNR in dB against bicubic interpolation at `factor` times the size, without the pixels themselves."""
+    size = tuple((length - 1) * factor + 1 for length in images.shape[2:])
+    errors = (stack.render(*size) - functional.interpolate(images, size, mode="bicubic", align_corners=True)).square()
+    among = torch.zeros(size)
+    among[::factor, ::factor] = 1
+    return float(-10 * errors[:, :, among == 0].mean((1, 2)).log10().mean())
+
+
+Config = Frontier | Study | Transfer | Fits | Sizes
 
 
 if __name__ == "__main__":
