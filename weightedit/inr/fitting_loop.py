@@ -109,7 +109,9 @@ _SMOOTH = Method(
     scaled=True,
 )
 _FAST = dataclasses.replace(_SMOOTH, learning_rate=8e-3, first_layer=0.4, coarse=((2, 20),))
-_LARGE = dataclasses.replace(_SMOOTH, max_steps=400, horizon=400, coarse=((4, 240), (2, 100)), stretches=True)
+_LARGE = dataclasses.replace(
+    _SMOOTH, learning_rate=5e-3, max_steps=400, horizon=400, coarse=((4, 240), (2, 100)), stretches=True
+)
 _ADAM = Method(solves_last=False, learning_rate=5e-4, max_steps=1000, betas=(0.9, 0.999), epsilon=1e-8)
 METHODS: dict[str, tuple[Method, Method]] = {
     "smooth": (_SMOOTH, _LARGE),
@@ -119,8 +121,8 @@ METHODS: dict[str, tuple[Method, Method]] = {
 """Name -> method on small pictures, and on larger ones than SMALL.
 
 The numbers of "fast" were tuned on 96 MNIST images for the time to 40 dB, those of "smooth" on 32 MNIST and 12 CIFAR-10
-images for what is between the pixels at 1.3 times that time, those on large pictures on a photograph of 128 x 128. The
-numbers of "adam" are DWSNets'.
+images for what is between the pixels at 1.3 times that time, those on large pictures on two photographs of 128 x 128.
+The numbers of "adam" are DWSNets'.
 """
 
 
