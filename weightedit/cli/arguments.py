@@ -194,9 +194,9 @@ def _add_fit(commands) -> None:
 Every image becomes one SIREN, all from independent random initializations. IMAGES are picture files of
 one size (or any size, with --size), or one data set: a folder, a parquet file, or a name on the Hugging
 Face hub, with --split and --limit. All INRs are written; an image that misses the target PSNR is named,
-with what it reached, and left out only with --drop-missed. The default target is what photographs of
-that size reach in about a minute or less of one core: 40 dB up to 40 x 40 pixels, 35 up to 96 x 96, 30
-beyond. Memory does not grow with the picture's size.
+with what it reached, and left out only with --drop-missed. The default target is 40 dB up to 40 x 40
+pixels, 35 up to 96 x 96, 30 beyond: what a photograph that is not full of detail reaches within a minute
+of one core at 256 x 256. Memory hardly grows with the picture's size.
 
 {_EXITS.format(one="images were left out")}"""
     example = "weightedit fit photo.png --size 256 -o photo.safetensors\n"
