@@ -148,6 +148,7 @@ def test_an_editor_is_found_by_name_whatever_its_kind(inrs: we.INRStack) -> None
 def test_read_gives_what_metanetworks_take() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     spec = we.read(net)
+    assert we.read(net, torch.zeros(5, 3)) == spec
     params = spec.params_of(net)
     delta = we.propose_delta(we.make_metanet("gauge-gmn", [spec], probes=0), spec, params)
     assert {name: change.shape for name, change in delta.items()} == {name: p.shape for name, p in params.items()}

@@ -111,13 +111,19 @@ def edit(
     return edited.with_params(choose_networks(moved, edited.params, start.params))
 
 
-def read(net: nn.Module) -> AnySpec:
+def read(net: nn.Module, inputs: Any = None) -> AnySpec:
     """What a network is, hence its symmetry; metanetworks and `propose_delta` take it.
 
+    Args:
+        net: any module; its forward is captured without data, and nothing of it changes.
+        inputs: one batch that its forward takes (a tensor, a tuple, or keywords), of which only shapes matter; None:
+            guessed from the first layer.
+
     Returns:
-        A NetworkSpec of a chain of layers, or a GraphSpec of a network with residual additions or normalizations.
+        A NetworkSpec of a chain of layers, with what stands before and after them, or a GraphSpec of a network with
+        residual additions or normalizations.
 
     Raises:
         SpecError: what cannot be read, by the name of the submodule.
     """
-    return spec_of(net)
+    return spec_of(net, inputs)

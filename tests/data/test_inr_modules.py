@@ -50,19 +50,32 @@ def test_any_module_of_this_function_is_read(offset, pair):
 
 
 def test_modules_that_compute_something_else_are_refused():
-    with pytest.raises(ParamsError, match="does not compute.*omega=20.*pass the right omega"):
+    with pytest.raises(ParamsError, match="got a Siren with sine 30 after.*expected sine 20.*pass the right omega"):
         from_module(make_siren(), Convention(omega=20.0), 4, 4)
-    with pytest.raises(ParamsError, match="Owned does not compute"):
+    with pytest.raises(ParamsError, match=r"Owned .*, add 0.5 after the last.*\(with or without nothing\)"):
         from_module(Owned(make_siren(), offset=0.5), NFN, 4, 4)
     tanh = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
-    with pytest.raises(ParamsError, match="Sequential does not compute"):
+    with pytest.raises(ParamsError, match="Sequential with tanh after its hidden layers"):
         from_module(tanh, DWSNETS, 4, 4)
-    with pytest.raises(ParamsError, match="does not compute"):
+    with pytest.raises(ParamsError, match="Sequential that is no INR: .*examples are not told apart"):
         from_module(nn.Sequential(*make_siren().layers, nn.Flatten(0)), DWSNETS, 4, 4)
-    with pytest.raises(ParamsError, match=r"layer 1 of the Sequential .* has no bias"):
+    with pytest.raises(ParamsError, match=r"layer 1 of the Sequential \(2.weight\) has no bias"):
         from_module(nn.Sequential(nn.Linear(2, 8), Sine(), nn.Linear(8, 1, bias=False)), DWSNETS, 4, 4)
-    with pytest.raises(ParamsError, match="no layers"):
+    with pytest.raises(ParamsError, match="ReLU that is no INR: .*inputs its first layer does not tell"):
         from_module(nn.ReLU(), DWSNETS, 4, 4)
+
+
+def test_layers_come_in_the_order_of_the_forward():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.Linear(8, 3), nn.Linear(2, 8)
+
+        def forward(self, x):
+            return self.last(torch.sin(30 * self.first(x))) + 0.5
+
+    net = Backwards()
+    assert torch.equal(from_module(net, DWSNETS, 4, 4).params["layers.0.weight"][0], net.first.weight)
 
 
 @pytest.mark.parametrize("prefix", ["layers", "seq", "module.net"])

@@ -108,6 +108,6 @@ def test_modules_with_other_functions_are_read_and_found_out():
     stack = from_module(net, relu, *SIZE)
     assert torch.equal(stack.params["layers.1.bias"][0], net[2].bias)
     with pytest.raises(
-        ParamsError, match="Sequential does not compute .* under Convention.*omega, activation and last"
+        ParamsError, match="with relu after .*, sigmoid after the last.* by Convention.*omega, activation, last and"
     ):
         from_module(net, Convention(activation="relu", offset=0.0), *SIZE)

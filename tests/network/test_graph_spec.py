@@ -13,6 +13,7 @@ from tests.networks import CNNS, SPECS
 from tests.residual_networks import RESIDUAL, PreActivation, Scan, Small, trained
 from weightedit.errors import ParamsError, SpecError
 from weightedit.graph.layout import graph_from_params
+from weightedit.inr.siren import Siren
 from weightedit.network.graph_spec import GraphSpec
 from weightedit.network.link import Level, Link
 from weightedit.network.spec import NetworkSpec
@@ -48,7 +49,7 @@ class Branches(nn.Module):
         y = self.a(x) + self.b(x)
         z = torch.sin(2.5 * y) + self.c(y)
         z = z.tanh() + nn.functional.leaky_relu(self.d(z), 0.3)
-        return self.head(nn.functional.silu(z).relu()).sigmoid()
+        return self.head(nn.functional.silu(z).relu())
 
 
 # On one pixel a padded convolution is the middle of its kernel; a BatchNorm that has seen nothing is a gain and a bias.
@@ -127,6 +128,7 @@ def test_a_module_that_is_a_chain_reads_the_same_either_way():
         nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6, bias=False), nn.GELU(), nn.Linear(6, 2)
     )
     assert GraphSpec.from_module(net) == GraphSpec.of(NetworkSpec.from_module(net))
+    assert GraphSpec.from_module(net := Siren((2, 5, 4, 1))) == GraphSpec.of(NetworkSpec.from_module(net))
 
 
 class Bare(nn.Module):
@@ -198,11 +200,20 @@ class Passing(Sum):
         return x
 
 
+class Turned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.table, self.bias = nn.Linear(3, 3), nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, self.first(x).tanh(), self.table)
+
+
 REFUSED = {
     "ViT holds 'cat'": ViT,
     r"GPT holds tokens \(Embedding\) of the input, before any layer": GPT,
-    "Unreadable cannot be traced .* Read a submodule that has none": Unreadable,
-    r"Sequential holds 1 \(LSTM\)": lambda: nn.Sequential(nn.Linear(2, 3), nn.LSTM(3, 3)),
+    "got a Unreadable .* it stops in Unreadable, which decides by the values .* read a submodule": Unreadable,
+    "got a Sequential .* whose examples are not told apart": lambda: nn.Sequential(nn.Linear(2, 3), nn.LSTM(3, 3)),
     r"Sequential holds 1 \(GroupNorm\).*one group or one per channel": lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4)
     ),
@@ -213,15 +224,16 @@ REFUSED = {
     r"Sequential holds 0 \(BatchNorm1d\) of the input": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
     r"Sequential holds 1 \(ELU\)": lambda: nn.Sequential(nn.Linear(3, 3), nn.ELU()),
     "Bare holds 'mul'": Bare,
-    "Two holds a second input 'y'": Two,
-    r"Sum holds 'add' \(.*\) of the input and another value": Sum,
+    "got a Two whose inputs its first layer does not tell; .* pass inputs=": Two,
+    "Sum holds 'add' in Sum of the input and another value": Sum,
     "Twice holds first.weight, which is used twice": Twice,
-    "Dead holds second, from which nothing leads to the output": Dead,
-    "Idle holds parameters that no layer of the graph uses: third.bias, third.weight": Idle,
-    r"Unlike holds third \(Linear\), which reads 4 inputs where others read 3": Unlike,
+    "Dead holds parameters that no layer uses: second.bias, second.weight, third.bias, third.weight": Dead,
+    "Idle holds parameters that no layer uses: third.bias, third.weight": Idle,
+    r"got a Unlike .* it stops in third \(Linear\), which raised RuntimeError": Unlike,
+    "Turned holds 'addmm' in Turned, whose weight table is stored as .in, out.": Turned,
     "Pair holds an output that is not one value": Pair,
     "Passing holds an output that is not one value": Passing,
-    "Sequential holds 0.weight, which is computed": lambda: nn.Sequential(
+    r"Sequential holds 'linear' in 0 \(ParametrizedLinear\), whose weight is computed": lambda: nn.Sequential(
         nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
     ),
 }
@@ -231,6 +243,11 @@ REFUSED = {
 def test_what_cannot_be_drawn_is_refused_by_name(message):
     with pytest.raises(SpecError, match=message):
         GraphSpec.from_module(REFUSED[message]())
+
+
+def test_a_second_input_is_refused():
+    with pytest.raises(SpecError, match="Two holds a second input"):
+        GraphSpec.from_module(Two(), (torch.ones(2, 3), torch.ones(2, 3)))
 
 
 def test_links_and_levels_are_checked():

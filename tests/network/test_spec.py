@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from tests.networks import ACTIVATIONS, SPECS, WIDTHS, random_params
 from weightedit.errors import ParamsError, SpecError
+from weightedit.network.ending import Encoding, Ending
 from weightedit.network.spec import IDENTITY, Activation, Layer, NetworkSpec, NeuronGroup
 
+LAYER = Layer("a", None, 2, 3)
 TORCH = {
     "identity": lambda z: z,
     "relu": functional.relu,
@@ -125,7 +127,15 @@ def test_stacks_are_counted():
         (lambda: Activation("relu", 2.0), "takes no parameter, but 2.0; leave it out"),
         (lambda: NetworkSpec(()), "without layers"),
         (lambda: NetworkSpec((Layer("a", None, 2, 3), Layer("b", None, 4, 1))), "b reads 4 inputs, but a has 3"),
-        (lambda: NetworkSpec((Layer("a", None, 2, 3, Activation("relu")),)), "the last layer ends in relu"),
+        (
+            lambda: NetworkSpec((Layer("a", None, 2, 3, Activation("relu")),)),
+            "ends in relu; .* put .* into endings",
+        ),
+        (lambda: Ending("exp"), "got the ending 'exp'; expected one of relu"),
+        (lambda: Ending("sine"), "omega = 0.0; expected a positive"),
+        (lambda: Encoding("tan", ((1.0,),), (0.0,)), "encoding by 'tan' .* expected one of identity, sin, cos"),
+        (lambda: Encoding("sin", ((1.0,), (1.0, 2.0)), (0.0,) * 2), r"rows of \[1, 2\] coefficients"),
+        (lambda: NetworkSpec((LAYER,), (Encoding("sin", ((1.0,),), (0.0,)),)), "1 features .* a layer that reads 2"),
         (lambda: NetworkSpec.mlp((2, 3, 1), [IDENTITY] * 2), "with 2 activations"),
         (lambda: NetworkSpec.mlp((2,), []), "at least two positive widths"),
         (lambda: NetworkSpec.mlp((2, 3, 1), "swish"), "'swish' is unknown"),

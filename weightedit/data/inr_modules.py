@@ -5,17 +5,17 @@ Files are in inr_files.py; which names are understood is written in layer_names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from weightedit.data.foreign_inrs import canonical_params, check_finite, stacked
 from weightedit.data.layer_names import Rename
-from weightedit.errors import ParamsError
+from weightedit.errors import ParamsError, SpecError
 from weightedit.inr.convention import Convention
-from weightedit.inr.siren import raw_outputs
 from weightedit.inr.stack import INRStack
+from weightedit.network.ending import Encoding, Ending
+from weightedit.network.spec import IDENTITY, Activation, NetworkSpec
 
 
 def from_tensors(
@@ -41,13 +41,13 @@ def from_tensors(
 
 
 def from_module(net: nn.Module, convention: Convention, height: int, width: int) -> INRStack:
-    """An INR from a module: every submodule with a two-dimensional weight, in the order of registration.
+    """An INR from a module: its layers in the order in which its forward runs them.
 
-    The module is run on a few coordinates and must agree with the SIREN read from it, so another activation, order or
-    omega is found out. Its output may include the convention's offset, or not.
+    The forward is captured, not run (network/program.py), and must be what the convention says: another activation,
+    omega or end is found out. Its output may include the convention's offset, or not.
 
     Args:
-        net: maps coordinates [P, inputs] to [P, outputs] (or to a tuple that starts with it).
+        net: maps coordinates [P, inputs] to [P, outputs], or to these and the coordinates.
         convention: what inputs and outputs mean.
         height, width: of the fitted image in pixels.
 
@@ -55,42 +55,48 @@ def from_module(net: nn.Module, convention: Convention, height: int, width: int)
         An INRStack of one INR, detached copies of the weights.
 
     Raises:
-        ParamsError: no such layers, a layer without bias, or a module that computes something else.
+        ParamsError: no chain of layers, a layer without bias, or a module that computes something else.
     """
-    layers = [part for part in net.modules() if _is_matrix(getattr(part, "weight", None))]
-    tensors = {}
-    for number, layer in enumerate(layers):
-        weight, bias = layer.weight, getattr(layer, "bias", None)
-        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+    name = type(net).__name__
+    try:
+        spec = NetworkSpec.from_module(net)
+    except SpecError as error:
+        raise ParamsError(f"got a {name} that is no INR: {error}") from None
+    params, tensors = spec.params_of(net), {}
+    for number, layer in enumerate(spec.layers):
+        if layer.bias is None:
             raise ParamsError(
-                f"layer {number} of the {type(net).__name__} ({layer}) has no bias: expected one in every layer; give "
-                "it a bias of zeros."
+                f"layer {number} of the {name} ({layer.weight}) has no bias: expected one in every layer; give it a "
+                "bias of zeros."
             )
-        tensors[f"layers.{number}.weight"] = weight.detach().clone()
-        tensors[f"layers.{number}.bias"] = bias.detach().clone()
-    stack = from_tensors(tensors, convention, height, width)
-    _check_module(net, stack)
-    return stack
+        tensors[f"layers.{number}.weight"] = params[layer.weight].detach().clone()
+        tensors[f"layers.{number}.bias"] = params[layer.bias].detach().clone()
+    _check_functions(name, spec, convention)
+    return from_tensors(tensors, convention, height, width)
 
 
-def _is_matrix(weight: object) -> bool:
-    return isinstance(weight, Tensor) and weight.dim() == 2
-
-
-def _check_module(net: nn.Module, stack: INRStack) -> None:
-    first = stack.params["layers.0.weight"]
-    inputs = first.shape[-1]
-    places = torch.linspace(-1.0, 1.0, 8 * inputs, dtype=first.dtype, device=first.device).reshape(8, inputs)
-    with torch.no_grad():
-        expected = raw_outputs(stack.params, places, stack.convention)[0]
-        output = net(places)
-    output = output[0] if isinstance(output, tuple) and output else output
-    if isinstance(output, Tensor) and output.shape == expected.shape:
-        bound = 1e-3 * (1.0 + expected.abs().max())
-        if any((output - expected - offset).abs().max() <= bound for offset in (0.0, stack.convention.offset)):
-            return
+def _check_functions(name: str, spec: NetworkSpec, convention: Convention) -> None:
+    *hidden, last = convention.activations(spec.depth)
+    found = [*(layer.activation for layer in spec.layers[:-1])]
+    ends = () if last == IDENTITY else (Ending(last.name, last.parameter),)
+    offset = (Ending("add", convention.offset),) if convention.offset else ()
+    plain = not spec.encodings and all(layer.kernel is None for layer in spec.layers)
+    if found == hidden and spec.endings in (ends, ends + offset) and plain:
+        return
     raise ParamsError(
-        f"{type(net).__name__} does not compute what its layers of widths {stack.widths} give under {stack.convention}"
-        ": expected these functions after its layers, registered in order; pass the right omega, activation and last "
-        "in the convention, or use from_tensors if this is intended."
+        f"got a {name} with {_listed(found)} after its hidden layers, {_listed(spec.endings)} after the last, and "
+        f"{_listed(spec.encodings)} before the first; expected {_listed(hidden)}, {_listed(ends)} (with or without "
+        f"{_listed(offset)}) and nothing, by {convention}: pass the right omega, activation, last and offset in the "
+        "convention, or use from_tensors if this is intended."
     )
+
+
+def _listed(parts: Sequence[Activation | Ending | Encoding]) -> str:
+    if not parts:
+        return "nothing"
+    names = (f"{part.function} features" if isinstance(part, Encoding) else _named(part) for part in parts)
+    return " and ".join(dict.fromkeys(names))
+
+
+def _named(part: Activation | Ending) -> str:
+    return f"{part.name} {part.parameter:g}" if part.parameter else part.name

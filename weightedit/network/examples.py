@@ -97,6 +97,14 @@ def _first(net: nn.Module) -> Iterator[list[Tensor]]:
             yield from ([torch.zeros(BATCH, size, side, side, **like)] for side in _SIZES)
         elif own[0].dim() == 4:
             yield from ([torch.zeros(BATCH, own[0].shape[1], side, side, **like)] for side in _SIZES)
+    for first in islice((p for p in net.parameters() if p.is_floating_point()), 1):
+        for size in _coordinates(net):
+            yield [torch.zeros(BATCH, size, device=first.device, dtype=first.dtype)]
+
+
+def _coordinates(net: nn.Module) -> Iterator[int]:
+    """How many inputs a module may have that begins with features of them: by its matrices of frequencies, or few."""
+    yield from dict.fromkeys([n for b in net.buffers() if b.dim() == 2 for n in reversed(b.shape)] + [2, 3, 1])
 
 
 def _pictures(size: int) -> Iterator[tuple[int, int]]:

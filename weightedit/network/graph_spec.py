@@ -2,8 +2,8 @@
 
 `NetworkSpec` (spec.py) describes a chain of layers; a `GraphSpec` also holds residual additions and normalizations, as
 Kofinas et al. 2024 draw them (link.py), and a chain is one of its cases. Reading one from an nn.Module is
-module_links.py's. What a link does not show is not seen: strides, paddings, and running statistics of a BatchNorm,
-which are no parameters.
+drawing.py's. What a link does not show is not seen: strides, paddings, running statistics of a BatchNorm, and what is
+done to the inputs before the first level and to the outputs after the last, none of which has parameters.
 
 The symmetry follows from the links (ours; Godfrey et al. 2022 for the factors of activations). Levels that anything but
 a weight joins are permuted together. A skip also ties the factors of a neuron and its counterpart, so all branches that
@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from weightedit.errors import ParamsError, SpecError
 from weightedit.files.schema import conform
+from weightedit.network.chain import chain_of
+from weightedit.network.drawing import Drawing, drawn, first_program
 from weightedit.network.layer import NeuronGroup, Symmetry
 from weightedit.network.link import LINK_KINDS, READ_BY, Level, Link
-from weightedit.network.module_links import links_of
-from weightedit.network.reading import wiring_of
+from weightedit.network.program import Program, unwrapped
+from weightedit.network.reading import wiring_of_program
 from weightedit.network.spec import NetworkSpec, Params, check_finite, check_shapes
 
 
@@ -74,13 +76,22 @@ class GraphSpec:
 
     @classmethod
     def from_module(cls, net: nn.Module, inputs: Any = None) -> GraphSpec:
-        """Read `net`: convolutions, linear layers, normalizations and residual additions, as module_links.py says.
+        """Read `net`: convolutions, linear layers, normalizations and residual additions, as drawing.py says.
 
         Factors that the wiring of `net` denies, which sees more than links (pooling by maximum), are none here either.
 
+        Args:
+            net: any module; its forward is captured (program.py), and nothing of it changes.
+            inputs: one batch that its forward takes, of which only shapes matter. None: they are guessed.
+
         Raises SpecError that names the submodule or operation which cannot be treated.
         """
-        spec, wiring = cls(*links_of(net)), wiring_of(net, inputs)
+        program = first_program(net, inputs)
+        return cls._of_drawing(drawn(program), program)
+
+    @classmethod
+    def _of_drawing(cls, drawing: Drawing, program: Program) -> GraphSpec:
+        spec, wiring = cls(tuple(drawing.levels), tuple(drawing.links)), wiring_of_program(program)
         levels = list(spec.levels)
         for number, group in enumerate(spec.neuron_groups(), start=1):
             into = [link.parameter for link in spec.links if link.target == number]
@@ -200,7 +211,7 @@ class GraphSpec:
 
         Raises ParamsError if `net` is another network.
         """
-        params: Params = dict(net.named_parameters())
+        params: Params = dict(unwrapped(net).named_parameters())
         self.check_shapes(params)
         return params
 
@@ -222,10 +233,12 @@ def spec_of(net: nn.Module, inputs: Any = None) -> AnySpec:
 
     Raises SpecError that names the submodule or operation which cannot be treated.
     """
+    program = first_program(net, inputs)
+    drawing = drawn(program)
     try:
-        return NetworkSpec.from_module(net)
+        return NetworkSpec(*chain_of(drawing))
     except SpecError:
-        return GraphSpec.from_module(net, inputs)
+        return GraphSpec._of_drawing(drawing, program)
 
 
 def specs_of(networks: nn.Module | AnySpec | Sequence[nn.Module | AnySpec]) -> list[AnySpec]:

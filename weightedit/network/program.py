@@ -1,28 +1,29 @@
-"""The program that a module's forward runs, and what it does to neurons.
+"""The program that a module's forward runs: the one thing that specs and wirings are read from.
 
 The forward of a copy (stand_in.py) runs on tensors without data and is captured as ATen operations with
 torch.fx.experimental.proxy_tensor.make_fx; torch.export would refuse forwards that assign attributes. So nothing of the
 module changes, no parameter is copied or read, and what the forward draws at random or decides by its data is not seen:
 the latter is an Unreadable forward. Hooks of the user do not run, and what they change is not seen either.
+What the operations do to neurons is following.py's, which layers and levels they are drawing.py's.
 """
 
 from __future__ import annotations
 
 import logging
-import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.distributions import Distribution
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from weightedit.errors import SpecError
-from weightedit.network.flow import Flow, Value
-from weightedit.network.operations.table import apply
+from weightedit.network.examples import BATCH, Inputs, as_inputs, guesses, pictures
 from weightedit.network.stand_in import copied, random_states_kept
 
 
@@ -30,17 +31,101 @@ class Unreadable(Exception):
     """A forward that cannot be captured. Its text names the part."""
 
 
-def follow(
-    flow: Flow, net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, batch: int | None = None
-) -> None:
-    """Run `net` on inputs of the shapes of `args` and `kwargs` through `flow`: parameters, operations, outputs.
+@dataclass(frozen=True)
+class Program:
+    """A captured forward.
 
-    Raises Unreadable, also where `batch` is how many examples went in and another number comes out.
+    Attributes:
+        net: whose forward it is; constants are read from its buffers.
+        graph: of ATen operations; node.meta holds each one's result without data ("val") and its module ("module").
+        names: of the placeholders that are parameters.
+        buffers: names of those that are buffers.
+        returned: how many outputs the forward returns; the rest it leaves in attributes, where a loss may read them.
     """
-    graph, names, given, returned = _captured(net, args, kwargs)
-    if batch is not None and any(shape[:1] != (batch,) for shape in list(_outputs(graph))[:returned]):
-        raise Unreadable(f"{type(net).__name__}, whose examples are not told apart")
-    _Follower(flow, names, given).run(graph)
+
+    net: nn.Module
+    graph: fx.GraphModule
+    names: dict[fx.Node, str]
+    buffers: dict[fx.Node, str]
+    returned: int
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """All operations, in their order."""
+        return list(self.graph.graph.nodes)
+
+    @property
+    def outputs(self) -> list[fx.Node]:
+        """What the forward returns, then what it leaves in attributes."""
+        return list(self.nodes[-1].args[0])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operation: its name without overload, its arguments by name, those that it writes to, and its tags."""
+
+    name: str
+    given: dict[str, Any]
+    written: tuple[str, ...]
+    tags: frozenset[torch.Tag]
+
+
+def called(node: fx.Node) -> Call | None:
+    """What operation a node is; None for what has no schema (operator.getitem, functions of autograd)."""
+    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+    if schema is None:
+        return None
+    given = {argument.name: argument.default_value for argument in schema.arguments}
+    given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
+    written = (a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write)
+    return Call(schema.name.removeprefix("aten::"), given, tuple(written), frozenset(node.target.tags))  # type: ignore[union-attr]
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The user's module inside DistributedDataParallel, DataParallel and torch.compile, whose names have no prefix."""
+    while True:
+        if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            net = net.module
+        elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
+            net = inner
+        else:
+            return net
+
+
+def check_made(net: nn.Module) -> None:
+    """Raise SpecError where parameters of `net` have no shape yet."""
+    lazy = next((name for name, p in net.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise SpecError(
+            f"got {lazy} without a shape, as a lazy layer has it; expected parameters that are made: call the network "
+            "on one batch first."
+        )
+
+
+def programs(net: nn.Module, inputs: Any = None) -> Iterator[Program]:
+    """The program of `net` on inputs as given, or on each of the first set of guesses of which one runs.
+
+    Raises Unreadable where there is none, with a text that is empty where no inputs are known.
+    """
+    fault, batch = "", BATCH if inputs is None else None
+    for tried in guesses(net) if inputs is None else [[as_inputs(inputs)]]:
+        found = False
+        for one in tried:
+            try:
+                program = captured(net, one, batch)
+            except Unreadable as error:
+                fault = fault or f"{error}"
+                continue
+            found = True
+            yield program
+        if found:
+            return
+    if inputs is None:
+        for x in filter(taker(net), pictures(net)):
+            with suppress(Unreadable):
+                yield captured(net, ((x,), {}), batch)
+                return
+    raise Unreadable(fault)
 
 
 def taker(net: nn.Module) -> Callable[[Tensor], bool]:
@@ -65,12 +150,10 @@ def taker(net: nn.Module) -> Callable[[Tensor], bool]:
     return takes
 
 
-def _captured(
-    net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[fx.GraphModule, list[str], int, int]:
-    """The captured forward, the names of its first inputs, which are parameters, and how many buffers follow.
+def captured(net: nn.Module, inputs: Inputs, batch: int | None = None) -> Program:
+    """The program that `net` runs on inputs of these shapes.
 
-    Last, how many of its outputs the forward returns; the others it leaves in attributes, where a loss may read them.
+    Raises Unreadable, also where `batch` is how many examples went in and another number comes out.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -86,7 +169,7 @@ def _captured(
         _prepare(twin, inside)
         params = dict(twin.named_parameters())
         buffers = dict(twin.named_buffers())
-        leaves, tree = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        leaves, tree = pytree.tree_flatten((tuple(inputs[0]), dict(inputs[1])))
         device = next((p.device for p in params.values()), torch.device("cpu"))
         tensors = [torch.empty_like(leaf, device=device) for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -107,9 +190,15 @@ def _captured(
         except Exception as error:  # whatever a foreign forward raises
             where = inside[-1] if inside else type(net).__name__
             raise Unreadable(f"{where}{_why(error)}") from error
-        if not list(_outputs(graph)):
-            raise Unreadable(f"{type(net).__name__}, which returns no tensors")
-    return graph, [named[id(p)] for p in params.values()], len(buffers), returned
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    names = dict(zip(places, (named[id(p)] for p in params.values()), strict=False))
+    program = Program(net, graph, names, dict(zip(places[len(names) :], buffers, strict=False)), returned)
+    if not program.outputs:
+        raise Unreadable(f"{type(net).__name__}, which returns no tensors")
+    results = [node.meta.get("val") for node in program.outputs[:returned]]
+    if batch is not None and any(isinstance(one, Tensor) and one.shape[:1] != (batch,) for one in results):
+        raise Unreadable(f"{type(net).__name__}, whose examples are not told apart")
+    return program
 
 
 def _why(error: Exception) -> str:
@@ -154,8 +243,19 @@ def _prepare(twin: nn.Module, inside: list[str]) -> None:
         for key in [key for key in hooks if "_hooks_" in key and isinstance(hooks[key], dict)]:
             hooks[key] = type(hooks[key])()
         label = f"{name} ({type(module).__name__})" if name else type(module).__name__
-        module.register_forward_pre_hook(lambda *_, label=label: inside.append(label))
-        module.register_forward_hook(lambda *_: inside.pop() and None)
+        module.register_forward_pre_hook(lambda *_, label=label: (_sign(inside), inside.append(label))[1])
+        module.register_forward_hook(lambda *_: (_sign(inside), inside.pop())[0])
+
+
+def _sign(inside: list[str]) -> None:
+    """Note on the operations that were captured last which module ran them."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    mode = get_proxy_mode()
+    for node in reversed(mode.tracer.graph.nodes) if mode is not None else ():
+        if "module" in node.meta:
+            return
+        node.meta["module"] = inside[-1] if inside else ""
 
 
 def _tensors(output: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -184,106 +284,6 @@ def _left(twin: nn.Module) -> Iterator[Tensor]:
                 yield from (tensor for tensor in _tensors(part) if tensor.grad_fn is not None)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
-class _Follower:
-    """Goes through a captured forward, node by node."""
-
-    def __init__(self, flow: Flow, names: Sequence[str], buffers: int) -> None:
-        self.flow = flow
-        self.names = names
-        self.buffers = buffers
-        self.values: dict[fx.Node, Any] = {}
-        self.stored: dict[int, list[fx.Node]] = {}  # by the storage that they lie in
-        self.held: set[fx.Node] = set()  # parameters and buffers
-
-    def run(self, graph: fx.GraphModule) -> None:
-        inputs = iter(range(len(graph.graph.nodes)))
-        for node in graph.graph.nodes:
-            seen = node.meta.get("val")
-            if node.op == "placeholder":
-                self.values[node] = self._input(next(inputs), node)
-            elif node.op == "get_attr":
-                constant = getattr(graph, str(node.target), None)
-                self.values[node] = self.flow.inert(constant.shape) if isinstance(constant, Tensor) else None
-            elif node.op == "output":
-                for value in pytree.tree_leaves(fx.map_arg(node.args, lambda n: self.values[n])):
-                    if isinstance(value, Value):
-                        self.flow.fix(value)
-            else:
-                self.values[node] = self._call(node)
-            if isinstance(seen, Tensor):
-                self.stored.setdefault(_storage(seen), []).append(node)
-
-    def _input(self, place: int, node: fx.Node) -> Value:
-        shape = tuple(node.meta["val"].shape)
-        if place < len(self.names) + self.buffers:
-            self.held.add(node)
-        if place < len(self.names) and node.meta["val"].is_floating_point():
-            return self.flow.parameter(self.names[place], shape)
-        return self.flow.inert(shape)
-
-    def _call(self, node: fx.Node) -> Any:
-        if node.target is operator.getitem:
-            whole: Any = self.values[node.args[0]]  # type: ignore[index]
-            return whole[node.args[1]] if whole is not None else None
-        get: Callable[[Any], Any] = lambda argument: fx.map_arg(argument, lambda n: self.values[n])  # noqa: E731
-        out = _shapes(node.meta.get("val"))
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:
-            return self._unknown(get((node.args, node.kwargs)), out)
-        given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
-        given = {argument.name: argument.default_value for argument in schema.arguments} | given | dict(node.kwargs)
-        arguments = {name: get(argument) for name, argument in given.items()}
-        name = schema.name.removeprefix("aten::")
-        pointwise = torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
-        written = [
-            argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write
-        ]
-        if not written:
-            return apply(self.flow, name, arguments, out, pointwise=pointwise)
-        return self._write(name, given, arguments, [given[key] for key in written], out, pointwise)
-
-    def _write(
-        self, name: str, given: Any, arguments: Mapping[str, Any], written: list[Any], out: Any, pointwise: bool
-    ) -> Any:
-        """An operation that writes to its input: what lies in the same memory has changed with it."""
-        target = written[0]
-        if not isinstance(target, fx.Node):
-            return self._unknown(arguments, out)
-        peers = self.stored.get(_storage(target.meta["val"]), [target])
-        same = all(_place(peer.meta["val"]) == _place(target.meta["val"]) for peer in peers)
-        if same and len(written) == 1 and name.endswith("_") and not self.held & set(peers):
-            found = apply(self.flow, name.removesuffix("_"), arguments, out, pointwise=pointwise)
-            self.values.update(dict.fromkeys(peers, found))
-            return found
-        return self._unknown([arguments, [self.values[peer] for peer in peers]], out)
-
-    def _unknown(self, given: Any, out: Any) -> Any:
-        values = [value for value in pytree.tree_leaves(given) if isinstance(value, Value)]
-        return apply(self.flow, "", {"given": values}, out)
-
-
-def _outputs(graph: fx.GraphModule) -> Iterator[tuple[int, ...]]:
-    output = next(node for node in graph.graph.nodes if node.op == "output")
-    for node in output.all_input_nodes:
-        if isinstance(seen := node.meta.get("val"), Tensor):
-            yield tuple(seen.shape)
-
-
-def _shapes(seen: Any) -> Any:
-    if isinstance(seen, Tensor):
-        return tuple(seen.shape)
-    if isinstance(seen, (list, tuple)) and any(isinstance(one, Tensor) for one in seen):
-        return [tuple(one.shape) if isinstance(one, Tensor) else None for one in seen]
-    return None
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+def storage(node: fx.Node) -> int:
+    """The memory that a node's result lies in."""
+    return node.meta["val"].untyped_storage()._cdata

@@ -8,20 +8,18 @@ notes say what is missing. Nothing of the module changes.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from weightedit.errors import SpecError
-from weightedit.network.examples import BATCH, Inputs, as_inputs, guesses, pictures
+from weightedit.network.examples import Inputs, guesses
 from weightedit.network.flow import Flow, Value
+from weightedit.network.following import follow
 from weightedit.network.operations.table import apply
-from weightedit.network.program import Unreadable, follow, taker
+from weightedit.network.program import Program, Unreadable, check_made, programs, unwrapped
 from weightedit.network.wiring import Wiring
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -66,17 +64,6 @@ def _alike(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
-def unwrapped(net: nn.Module) -> nn.Module:
-    """The user's module inside DistributedDataParallel, DataParallel and torch.compile, whose names have no prefix."""
-    while True:
-        if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            net = net.module
-        elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
-            net = inner
-        else:
-            return net
-
-
 def wiring_of(net: nn.Module, inputs: Any = None) -> Wiring:
     """The wiring of `net`.
 
@@ -92,12 +79,7 @@ def wiring_of(net: nn.Module, inputs: Any = None) -> Wiring:
 def read(net: nn.Module, inputs: Any = None) -> Reading:
     """As `wiring_of`, with what else there is to say."""
     net = unwrapped(net)
-    lazy = next((name for name, p in net.named_parameters() if is_lazy(p)), None)
-    if lazy is not None:
-        raise SpecError(
-            f"got {lazy} without a shape, as a lazy layer has it; expected parameters that are made: call the network "
-            "on one batch first."
-        )
+    check_made(net)
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if p.is_floating_point()}
     rest = tuple(name for name, p in net.named_parameters() if not p.is_floating_point())
     found = _in_turn(net, inputs, shapes) if shapes else Reading(Wiring((), ()))
@@ -109,21 +91,12 @@ def _in_turn(net: nn.Module, inputs: Any, shapes: dict[str, tuple[int, ...]]) ->
     if inputs is None and (direct := _direct(net, shapes)) is not None:
         return Reading(direct)
     fault = ""
-    for tried in guesses(net) if inputs is None else [[as_inputs(inputs)]]:
-        found = []
-        for one in tried:
-            try:
-                found.append(_followed(net, one, shapes, BATCH if inputs is None else None))
-            except Unreadable as error:
-                fault = f"{error}"
-        if found:
-            if all(other == found[0] for other in found[1:]):
-                return Reading(found[0])
-            break
-    if inputs is None:
-        for x in filter(taker(net), pictures(net)):
-            with suppress(Unreadable):
-                return Reading(_followed(net, ((x,), {}), shapes, BATCH))
+    try:
+        found = [wiring_of_program(program) for program in programs(net, inputs)]
+        if all(other == found[0] for other in found[1:]):
+            return Reading(found[0])
+    except Unreadable as error:
+        fault = f"{error}"
     alone = _by_layer(net, shapes)
     if inputs is None:
         note = (
@@ -139,9 +112,11 @@ def _in_turn(net: nn.Module, inputs: Any, shapes: dict[str, tuple[int, ...]]) ->
     return Reading(replace(alone, notes=(note,)), waits=inputs is None)
 
 
-def _followed(net: nn.Module, inputs: Inputs, shapes: dict[str, tuple[int, ...]], batch: int | None) -> Wiring:
-    flow = Flow()
-    follow(flow, net, *inputs, batch=batch)
+def wiring_of_program(program: Program) -> Wiring:
+    """What the operations of a program do to neurons."""
+    flow, net = Flow(), program.net
+    follow(flow, program)
+    shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if p.is_floating_point()}
     return flow.finish(shapes, _targets(net))
 
 

@@ -1,8 +1,8 @@
 """What a network is: its layers, their parameter names, widths and activations, and hence its symmetry.
 
 `NetworkSpec` is the only description of an optimizee that the rest of the library sees. It is plain data: hashable,
-comparable, written to JSON. Reading one from an nn.Module is done in tracing.py; what the symmetry does to parameters
-is in symmetry.py; layers and activations are in layer.py.
+comparable, written to JSON. Reading one from an nn.Module is done in drawing.py and chain.py; what the symmetry does to
+parameters is in symmetry.py; layers and activations are in layer.py, what stands before and after them in ending.py.
 
 A chain may begin with convolutions, whose neurons are channels; the linear layer after the last of them reads each
 channel's mean over the image (global average pooling). What they compute is in convolution.py. Networks with
@@ -22,9 +22,12 @@ from torch import Tensor, nn
 
 from weightedit.errors import ParamsError, SpecError
 from weightedit.files.schema import conform
+from weightedit.network.chain import chain_of
 from weightedit.network.convolution import convolve, pooled
+from weightedit.network.drawing import drawn, first_program
+from weightedit.network.ending import Encoding, Ending, encoded
 from weightedit.network.layer import IDENTITY, SYMMETRIES, Activation, Layer, NeuronGroup, Symmetry
-from weightedit.network.tracing import trace_layers
+from weightedit.network.program import unwrapped
 
 __all__ = ["IDENTITY", "SYMMETRIES", "Activation", "Layer", "NetworkSpec", "NeuronGroup", "Params", "Symmetry"]
 
@@ -36,9 +39,16 @@ class NetworkSpec:
     """A feed-forward chain of layers, as read from a module or built by `mlp` / `siren`.
 
     Node level 0 is the input, level l the neurons of `layers[l - 1]`; the last level is the output.
+
+    Attributes:
+        layers: in their order; the last one's activation is the identity.
+        encodings: features of the inputs, side by side, which the first layer reads; () where it reads the inputs.
+        endings: operations on the outputs, in their order. Neither has parameters, or changes the symmetry.
     """
 
     layers: tuple[Layer, ...]
+    encodings: tuple[Encoding, ...] = ()
+    endings: tuple[Ending, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -56,17 +66,31 @@ class NetworkSpec:
                 )
         if self.layers[-1].activation != IDENTITY:
             raise SpecError(
-                f"the last layer ends in {self.layers[-1].activation.name}; expected identity: what follows the last "
-                "linear map does not change the symmetry, leave it out."
+                f"the last layer ends in {self.layers[-1].activation.name}; expected identity: put what follows the "
+                "last linear map into endings."
+            )
+        inputs = {len(encoding.matrix[0]) for encoding in self.encodings}
+        features = sum(len(encoding.matrix) for encoding in self.encodings)
+        if self.encodings and (len(inputs) != 1 or features != self.layers[0].fan_in):
+            raise SpecError(
+                f"got encodings of {features} features from {sorted(inputs)} inputs before a layer that reads "
+                f"{self.layers[0].fan_in}; expected as many, all of the same inputs."
             )
 
     @classmethod
-    def from_module(cls, net: nn.Module) -> NetworkSpec:
-        """Read `net` (any module whose forward chains Linear layers and known activations).
+    def from_module(cls, net: nn.Module, inputs: Any = None) -> NetworkSpec:
+        """Read `net`, any module whose forward is a chain of layers, with what stands before and after them.
+
+        The chain computes what the module does, in evaluation mode; inputs that the module flattens come flat.
+
+        Args:
+            net: any module; its forward is captured (program.py), and nothing of it changes.
+            inputs: one batch that its forward takes, of which only shapes matter, as reading.wiring_of takes it. None:
+                they are guessed from the first layer.
 
         Raises SpecError that names the submodule which cannot be treated.
         """
-        return cls(trace_layers(net))
+        return cls(*chain_of(drawn(first_program(net, inputs))))
 
     @classmethod
     def mlp(cls, widths: Sequence[int], activations: Activation | str | Sequence[Activation | str]) -> NetworkSpec:
@@ -191,7 +215,7 @@ class NetworkSpec:
 
     def params_of(self, net: nn.Module) -> Params:
         """The parameters of `net` that this spec describes (the tensors themselves, not copies)."""
-        named = dict(net.named_parameters())
+        named = dict(unwrapped(net).named_parameters())
         params: Params = {name: named[name] for name in self.param_shapes() if name in named}
         self.check_shapes(params)
         return params
@@ -199,10 +223,12 @@ class NetworkSpec:
     def forward(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The network's function: `x` [..., in] -> [..., out]; stacked params take [(N,) P, in] -> [N, P, out].
 
+        `in` counts what the encodings read, where there are some. The endings are part of the function.
+
         Where the chain begins with convolutions, `x` holds images: [P, in, H, W], or [N, P, in, H, W] with one set of
         images per stacked network. Where it also ends with one, so does the result.
         """
-        image = False
+        image, x = False, encoded(self.encodings, x)
         for layer in self.layers:
             if layer.kernel is not None:
                 bias = None if layer.bias is None else params[layer.bias]
@@ -214,11 +240,16 @@ class NetworkSpec:
                 bias = params[layer.bias]
                 x = x + (bias.unsqueeze(-2) if bias.dim() > 1 else bias)
             x = layer.activation(x)
+        for ending in self.endings:
+            x = ending(x, -3 if image else -1)
         return x
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON; `from_dict` gives the same spec back."""
-        return {"layers": [asdict(layer) for layer in self.layers]}
+        found: dict[str, object] = {"layers": [asdict(layer) for layer in self.layers]}
+        for key, parts in (("encodings", self.encodings), ("endings", self.endings)):
+            found |= {key: [asdict(part) for part in parts]} if parts else {}
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> NetworkSpec:

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from weightedit.errors import NonFiniteError, ParamsError, WeightEditError
 from weightedit.network.graph_spec import spec_of
-from weightedit.network.reading import FirstInputs, read, shapes_of, unwrapped
+from weightedit.network.program import unwrapped
+from weightedit.network.reading import FirstInputs, read, shapes_of
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.hand_designed import Adam
