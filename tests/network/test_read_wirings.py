@@ -90,6 +90,15 @@ def test_a_wrong_entry_of_the_table_is_found_out(name, wrong, forward, monkeypat
         hold(net, X, wiring_of(net, X))
 
 
+def test_an_error_in_the_table_is_not_taken_for_an_operation_that_nobody_knows(monkeypatch):
+    def broken(flow, a, out):
+        return a["nothing"]
+
+    monkeypatch.setitem(READERS, "relu", broken)
+    with pytest.raises(KeyError, match="nothing"):
+        wiring_of(Program(FORWARDS["relu"]), X.float())
+
+
 FOUND = {  # what may be done to what `first` computes, and to what `last` reads
     "relu": ("permutation + scale", "permutation + scale"),
     "sine": ("permutation + flip + shift", "permutation + flip + shift"),
@@ -97,6 +106,8 @@ FOUND = {  # what may be done to what `first` computes, and to what `last` reads
     "relu6": ("permutation", "permutation"),
     "log softmax": ("permutation", "permutation"),
     "gate": ("permutation + scale + flip", "permutation + scale + flip"),
+    "pairs of rows": ("permutation + flip", "permutation + flip"),
+    "gated": ("permutation", "permutation"),
     "root mean square": ("permutation", "permutation + scale + flip"),
     "layer norm": ("permutation", "permutation + scale + flip"),
     "weight norm": ("permutation", "permutation + scale + flip"),

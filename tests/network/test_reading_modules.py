@@ -56,6 +56,16 @@ def two(activation, last=lambda y: y, first=nn.Linear, wrap=lambda layer: layer)
     return lambda: Made(lambda n, x: last(n.b(activation(n.a(x)))), a=wrap(first(4, 6)), b=nn.Linear(6, 3))
 
 
+def heads(*given):
+    """Attention of two heads, [N, T, 6] three times -> [N, T, 6]."""
+    q, k, v = (one.unflatten(-1, (2, 3)).transpose(1, 2) for one in given)
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def attended(n, x):
+    return n.b(heads(n.q(x), n.k(x), n.v(x)))
+
+
 def hidden(last):
     return lambda: Made(last, a=nn.LSTM(4, 6, batch_first=True), b=nn.GRU(6, 5, batch_first=True), c=nn.Linear(5, 2))
 
@@ -121,6 +131,44 @@ READ = {  # module, input, {parameter: what may be done to the neurons that it g
         lambda: Made(lambda n, x: n.b(n.a(x, x, x)[0]), a=nn.MultiheadAttention(4, 2), b=nn.Linear(4, 2)),
         SERIES, {"a.in_proj_weight": P, "a.out_proj.weight": PSF},
     ),
+    "query and key change signs together": (
+        lambda: Made(attended, q=nn.Linear(4, 6), k=nn.Linear(4, 6), v=nn.Linear(4, 6), b=nn.Linear(6, 2)),
+        SERIES, {"q.weight": PF, "k.weight": PF, "v.weight": PSF},
+    ),
+    "one layer for query, key and value": (
+        lambda: Made(
+            lambda n, x: n.b(heads(*n.a(x).chunk(3, -1))), a=nn.Linear(4, 18), b=nn.Linear(6, 2),
+        ),
+        SERIES, {"a.weight": P, "b.weight": "none"},
+    ),
+    "packed projections of two inputs": (
+        lambda: Made(
+            lambda n, x: n.b(n.a(x, y := n.c(x), y, need_weights=False)[0]),
+            a=nn.MultiheadAttention(4, 2, batch_first=True), b=nn.Linear(4, 2), c=nn.Linear(4, 4),
+        ),
+        SERIES, {"a.in_proj_weight": P, "a.out_proj.weight": PSF, "c.weight": "none"},
+    ),
+    "projections of other widths": (
+        lambda: Made(
+            lambda n, x: n.b(n.a(x, y := n.c(x), y)[0]),
+            a=nn.MultiheadAttention(4, 2, kdim=3, vdim=3), b=nn.Linear(4, 2), c=nn.Linear(4, 3),
+        ),
+        SERIES, {"a.out_proj.weight": PSF, "c.weight": PSF},
+    ),
+    "features beside each other": (
+        lambda: Made(
+            lambda n, x: n.c(torch.cat([torch.relu(n.a(x)), n.b(x)], 1)),
+            a=nn.Linear(4, 6), b=nn.Linear(4, 9), c=nn.Linear(15, 2),
+        ),
+        X, {"a.weight": P, "b.weight": P},  # one permutation of every three
+    ),
+    "features of widths without a common divisor": (
+        lambda: Made(
+            lambda n, x: n.c(torch.cat([torch.relu(n.a(x)), n.b(x)], 1)),
+            a=nn.Linear(4, 6), b=nn.Linear(4, 5), c=nn.Linear(11, 2),
+        ),
+        X, {"a.weight": "none", "b.weight": "none"},
+    ),
     "TransformerEncoderLayer": (
         lambda: nn.TransformerEncoderLayer(4, 2, 7, dropout=0.0, batch_first=True), SERIES,
         {"self_attn.in_proj_weight": P, "linear1.weight": PS, "linear2.weight": "none"},
@@ -163,7 +211,7 @@ READ = {  # module, input, {parameter: what may be done to the neurons that it g
             a=nn.Conv2d(1, 4, 3, padding=1), down=nn.Conv2d(4, 5, 2, 2), up=nn.ConvTranspose2d(5, 4, 2, 2),
             c=nn.Conv2d(8, 2, 1),
         ),
-        IMAGE, {"a.weight": "none", "down.weight": PS},  # what is put beside each other is not followed
+        IMAGE, {"a.weight": P, "up.weight": P, "down.weight": PS},  # what is put beside each other has one order
     ),
 }  # fmt: skip
 
@@ -201,6 +249,13 @@ def test_a_compiled_function_inside_is_told_of():
     net = Made(torch.compile(lambda n, x: n.inner(x)), inner=ResidualMLP())
     (note,) = wiring_of(net, torch.zeros(7, 3)).notes
     assert "stops in Made, which calls a function that torch.compile made (compile the module instead)" in note
+
+
+def test_shapes_that_data_decide_are_told_of():
+    net = Made(lambda n, x: n.a(x.tensor_split(n.places)[1]), a=nn.Linear(4, 3))
+    net.register_buffer("places", torch.tensor([1, 2]))
+    (note,) = wiring_of(net, torch.zeros(3, 4)).notes
+    assert "stops in Made, which decides" in note and "by the values of tensors" in note
 
 
 def test_an_error_of_the_forward_is_told_of_with_its_place():

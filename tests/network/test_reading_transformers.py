@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tests.network.test_read_wirings import acted, randomized
+from weightedit.network.layer import NeuronGroup
 from weightedit.network.reading import wiring_of
 
 transformers = pytest.importorskip("transformers")
@@ -109,6 +110,12 @@ def test_a_model_is_read_without_a_change_and_what_is_found_is_true(name, monkey
         moved = acted(wiring, params, seed)
         assert max(float((moved[k] - params[k]).abs().max()) for k in matrices) > 0.1
         assert float((of(moved) - out).abs().max()) < 1e-9 * float(out.abs().max())
+
+    if name in ("bert", "vit"):  # which turn no queries
+        for query in [k for k in params if k.endswith("query.weight")]:
+            key = wiring.by_name[query.replace("query", "key")]
+            found = wiring.sets[wiring.by_name[query].target]
+            assert wiring.by_name[query].target == key.target and found.group == NeuronGroup(flip=True)
 
     ups = [wiring.sets[wiring.by_name[k].target] for k in params if k.endswith(UP)]
     assert len(ups) >= 2 and all(s.permutable and not s.parts for s in ups)

@@ -233,7 +233,8 @@ class ModuleOptimizee(Classifier):
             net = self.make()
         buffers = [name for name, _ in net.named_buffers()]
         like = next(net.parameters(), self.data.images)
-        wiring = wiring_of(net, torch.zeros(2, *self.data.images.shape[1:], dtype=like.dtype, device=like.device))
+        batch = torch.zeros(2, *self.data.images.shape[1:], dtype=like.dtype, device=like.device)
+        wiring = wiring_of(net, batch)
         outside = [*wiring.outside, *(wire.name for wire in wiring.wires if wire.stored)]
         if buffers or outside or not list(net.parameters()):
             raise SpecError(
@@ -242,7 +243,7 @@ class ModuleOptimizee(Classifier):
                 "without running statistics, and no embeddings."
             )
         with suppress(SpecError):  # then only rules that are metanetworks have nothing to read
-            wiring = replace(wiring, spec=spec_of(net))
+            wiring = replace(wiring, spec=spec_of(net, batch))
         object.__setattr__(self, "net", net)
         object.__setattr__(self, "_wiring", wiring)
 

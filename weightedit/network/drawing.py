@@ -270,8 +270,10 @@ class _Drawer:
         name, bias = self.take(weight.name), given.get("bias", given["self"] if call.name == "addmm" else None)
         level = Level(name.removesuffix(".weight"), outputs, self.name_of(bias, node))
         link = Link(source, len(self.levels), "weight", name, (outputs, inputs, *shape[2:]))
-        pooled = (value.between, value.averaged) if isinstance(value, Place) else ()
-        return self.level(node, level, link, Made(call, label, seen, *pooled), len(seen) - 1 - space)
+        made = Made(call, label, seen)
+        if isinstance(value, Place):
+            made = replace(made, between=value.between, averaged=value.averaged)
+        return self.level(node, level, link, made, len(seen) - 1 - space)
 
     def source(self, node: fx.Node, value: Place | Features, inputs: int, axis: int) -> int:
         """The level that a layer reads along `axis`."""

@@ -190,6 +190,12 @@ class Flow:
         along = {*self.axes.leaves(_along(value, dims))}
         return one.size == 1 or bool(along & {*self.axes.leaves(one.atoms)})
 
+    def inside(self, value: Value, dims: Iterable[int]) -> bool:
+        """Whether the factors of `value` vary along these axes, and along no other."""
+        if value.set is None or self.size_of(value.set) == 1:
+            return False
+        return {*self.axes.leaves(self.atoms_of(value.set))} <= {*self.axes.leaves(_along(value, dims))}
+
     def carrying(self, i: int | None, given: Sequence[Value], result: Value) -> Value:
         """`result` with the factors of set `i`, which `given` carry, if it still has its neurons."""
         if i is None:
@@ -216,6 +222,15 @@ class Flow:
         self.restrict_set(a, replace(other.group, shift=False))
         self._joined[b] = a
         return a
+
+    def pair(self, one: Value, other: Value) -> None:
+        """Let two values, which are multiplied and summed along their neurons, carry the same signs, which cancel.
+
+        Positive factors would cancel where one carries the inverses of the other's, which no set says.
+        """
+        joined = None if one.set is None or other.set is None else self.join(one.set, other.set)
+        for value in (one, other):
+            self.restrict(value, NOTHING if joined is None else FLIP)
 
     # Parameters.
 

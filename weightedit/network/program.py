@@ -198,6 +198,10 @@ def captured(net: nn.Module, inputs: Inputs, batch: int | None = None) -> Progra
     results = [node.meta.get("val") for node in program.outputs[:returned]]
     if batch is not None and any(isinstance(one, Tensor) and one.shape[:1] != (batch,) for one in results):
         raise Unreadable(f"{type(net).__name__}, whose examples are not told apart")
+    for node in program.nodes:
+        seen = node.meta.get("val")
+        if isinstance(seen, Tensor) and not all(type(n) is int for n in seen.shape):
+            raise Unreadable(f"{node.meta.get('module')}, which decides shapes by the values of tensors")
     return program
 
 

@@ -1,9 +1,8 @@
 """Reading the wiring of any module: which axis of which parameter runs over which neurons, and what those may carry.
 
-Three ways, the first that works: a Sequential of plain layers is followed layer by layer; any other module by the
-program that its forward runs on inputs of given, remembered or guessed shapes (program.py, examples.py); and where that
-cannot be had, every parameter is read alone, without symmetry. A wiring claims only what the program shows, and its
-notes say what is missing. Nothing of the module changes.
+By the program that its forward runs on inputs of given, remembered or guessed shapes (program.py, examples.py); and
+where that cannot be had, every parameter is read alone, without symmetry. A wiring claims only what the program shows,
+and its notes say what is missing. Nothing of the module changes.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from weightedit.network.examples import Inputs, guesses
-from weightedit.network.flow import Flow, Value
+from weightedit.network.examples import Inputs
+from weightedit.network.flow import Flow
 from weightedit.network.following import follow
 from weightedit.network.operations.table import apply
-from weightedit.network.program import Program, Unreadable, check_made, programs, unwrapped
+from weightedit.network.program import Program, Unreadable, called, check_made, programs, unwrapped
 from weightedit.network.wiring import Wiring
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -88,11 +87,13 @@ def read(net: nn.Module, inputs: Any = None) -> Reading:
 
 
 def _in_turn(net: nn.Module, inputs: Any, shapes: dict[str, tuple[int, ...]]) -> Reading:
-    if inputs is None and (direct := _direct(net, shapes)) is not None:
-        return Reading(direct)
     fault = ""
     try:
-        found = [wiring_of_program(program) for program in programs(net, inputs)]
+        found = []
+        for program in programs(net, inputs):
+            found.append(wiring_of_program(program))
+            if _rank_free(program):
+                break
         if all(other == found[0] for other in found[1:]):
             return Reading(found[0])
     except Unreadable as error:
@@ -110,6 +111,15 @@ def _in_turn(net: nn.Module, inputs: Any, shapes: dict[str, tuple[int, ...]]) ->
             "optimized all the same."
         )
     return Reading(replace(alone, notes=(note,)), waits=inputs is None)
+
+
+def _rank_free(program: Program) -> bool:
+    """Whether every operation acts on the last axis or on each entry, so that sequences show no more than vectors."""
+    calls = [called(node) for node in program.nodes if node.op == "call_function"]
+    return all(call is not None and (torch.Tag.pointwise in call.tags or call.name in _LAST) for call in calls)
+
+
+_LAST = ("linear", "dropout", "layer_norm", "clone", "contiguous", "detach")
 
 
 def wiring_of_program(program: Program) -> Wiring:
@@ -163,78 +173,3 @@ _ALONE: dict[Any, str] = {
     nn.LayerNorm: "layer_norm",
     nn.GroupNorm: "group_norm",
 }
-
-# A Sequential of plain layers.
-
-_LEAVES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.Tanh: "tanh", nn.GELU: "gelu", nn.SiLU: "silu",
-    nn.Sigmoid: "sigmoid", nn.ELU: "elu", nn.ReLU6: "relu6", nn.Softplus: "softplus", nn.Identity: "clone",
-    nn.Dropout: "dropout", nn.Dropout1d: "dropout", nn.Dropout2d: "dropout", nn.Flatten: "flatten",
-    nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax",
-    nn.MaxPool1d: "max_pool1d", nn.MaxPool2d: "max_pool2d", nn.AvgPool1d: "avg_pool1d", nn.AvgPool2d: "avg_pool2d",
-    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d", nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
-}  # fmt: skip
-_LAYERS: dict[type[nn.Module], str] = {
-    nn.Linear: "linear", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.BatchNorm1d: "batch_norm",
-    nn.BatchNorm2d: "batch_norm", nn.LayerNorm: "layer_norm", nn.GroupNorm: "group_norm",
-}  # fmt: skip
-
-
-def _leaves(net: nn.Module, name: str = "") -> list[tuple[str, nn.Module]] | None:
-    """The layers of a Sequential, also within others; None where it holds anything else, or hooks."""
-    hooked = any(value for key, value in vars(net).items() if key.endswith("_hooks") and isinstance(value, dict))
-    if hooked:
-        return None
-    if type(net) is nn.Sequential:
-        found: list[tuple[str, nn.Module]] = []
-        for key, part in net.named_children():
-            inner = _leaves(part, f"{name}{key}.")
-            if inner is None:
-                return None
-            found += inner
-        return found
-    return [(name, net)] if type(net) in _LEAVES or type(net) in _LAYERS else None
-
-
-def _direct(net: nn.Module, shapes: dict[str, tuple[int, ...]]) -> Wiring | None:
-    leaves = _leaves(net)
-    if not leaves or len(dict(net.named_parameters(remove_duplicate=False))) != len(shapes):
-        return None
-    for tried in guesses(leaves[0][1] if len(leaves) == 1 else net):
-        found = [flow.finish(shapes) for (x,), _ in tried if (flow := _walked(leaves, x)) is not None]
-        if found:
-            return found[0] if all(other == found[0] for other in found) else None
-    return None
-
-
-def _walked(leaves: list[tuple[str, nn.Module]], x: torch.Tensor) -> Flow | None:
-    """What a Sequential does to a batch like `x`; None where it does not take one."""
-    flow = Flow()
-    value, seen = flow.inert(x.shape), x.to("meta")
-    for name, part in leaves:
-        try:
-            seen = _meta(part, seen)
-        except (RuntimeError, ValueError, IndexError):
-            return None
-        own: dict[str, Any] = {
-            key: flow.parameter(f"{name}{key}", p.shape) for key, p in part.named_parameters(recurse=False)
-        }
-        places = {key: getattr(part, key) for key in ("groups", "normalized_shape", "num_groups") if hasattr(part, key)}
-        if type(part) in _LAYERS:
-            value = apply(flow, _LAYERS[type(part)], {"input": value, **own, **places}, tuple(seen.shape))
-        else:
-            kind = _LEAVES[type(part)]
-            value = apply(flow, kind, {"self": value}, tuple(seen.shape), pointwise=kind in _POINTWISE)
-    assert isinstance(value, Value)
-    flow.fix(value)
-    return flow
-
-
-_POINTWISE = {"gelu", "silu", "sigmoid", "elu", "relu6", "softplus"}
-
-
-def _meta(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What `part` makes of a tensor without data."""
-    state = {name: p.detach().to("meta") for name, p in (*part.named_parameters(), *part.named_buffers())}
-    with torch.no_grad():
-        return torch.func.functional_call(part, state, (x,))

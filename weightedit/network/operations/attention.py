@@ -1,7 +1,8 @@
 """Attention and recurrent cells (ours: symmetry.md does not list them).
 
-Heads may be permuted, and within a head query and key together, and value with what reads it. Hidden units of a cell
-are permuted together in every gate, in the rows and in the columns of its weights.
+Heads may be permuted, and within a head query and key together, and value with what reads it; query and key may also
+change signs together. Hidden units of a cell are permuted together in every gate, in the rows and in the columns of its
+weights.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ def attention(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
     flow.axes.unite(query.dims[-1], key.dims[-1])
     flow.axes.unite(key.dims[-2], value.dims[-2])
     for one in (query, key):
-        flow.restrict(one, NOTHING)
+        if flow.touches(one, [n - 2]):
+            flow.restrict(one, NOTHING)
         if a.get("is_causal"):
             flow.axes.freeze(one.dims[-2])
+    flow.pair(query, key)
     mask = a.get("attn_mask")
     if isinstance(mask, Value):
         mask = flow.used(mask)

@@ -98,7 +98,15 @@ def _contract(
             found = flow.value(dims, out, target)
             return found if added is None else add(flow, {"self": found, "other": added}, out)
     keep = None
-    for value, own in ((flow.used(x), xs), (flow.used(w), ws)):
+    x, w = flow.used(x), flow.used(w)
+    both = [letter for letter in shared if w.shape[ws.index(letter)] == x.shape[xs.index(letter)]]
+    if all(
+        flow.inside(value, map(own.index, both)) and flow.touches(value, map(own.index, summed))
+        for value, own in ((x, xs), (w, ws))
+    ):
+        flow.pair(x, w)
+        x, w = replace(x, set=None), replace(w, set=None)
+    for value, own in ((x, xs), (w, ws)):
         if flow.touches(value, [i for i, letter in enumerate(own) if letter not in ends]):
             flow.restrict(value, NOTHING)
         elif value.set is not None:

@@ -1,10 +1,12 @@
 """Views, pieces, joins, reductions and pooling: what moves entries about, or sums them up.
 
-A view that cuts an axis leaves the permutations of its parts. Pieces of one size keep what all of them can do together.
+A view that cuts an axis leaves the permutations of its parts. Pieces, cut or put beside each other, keep what all of
+them can do together, by the largest size that divides theirs.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -71,22 +73,23 @@ def permute(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
 
 
 def pieces(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
-    """Pieces of one size beside each other along an axis: what is permuted within one is permuted within all."""
+    """Pieces beside each other along an axis: what is permuted within one is permuted within all."""
     value, dim = a["self"], a.get("dim", 0) % len(a["self"].shape)
     shapes = out if isinstance(out, list) else [out]
-    size, each = value.shape[dim], shapes[0][dim]
-    even = each > 0 and size % each == 0 and all(shape[dim] == each for shape in shapes)
-    return [_piece(flow, value, dim, shape, even) for shape in shapes]
+    unit = math.gcd(value.shape[dim], *(shape[dim] for shape in shapes))
+    return [_piece(flow, value, dim, shape, unit) for shape in shapes]
 
 
-def _piece(flow: Flow, value: Value, dim: int, shape: Shape, even: bool) -> Value:
+def _piece(flow: Flow, value: Value, dim: int, shape: Shape, unit: int) -> Value:
+    """A piece that begins and ends at a multiple of `unit`, within which entries may be permuted."""
     size, each = value.shape[dim], shape[dim]
     if size == each:
         return value
     varies = flow.touches(value, [dim])
-    if even and not flow.axes.is_frozen(value.dims[dim]):
-        outer, inner = flow.axes.reshape(value.dims[dim], (size // each, each))
+    if each and unit > 1 and not flow.axes.is_frozen(value.dims[dim]):
+        outer, inner = flow.axes.reshape(value.dims[dim], (size // unit, unit))
         flow.axes.freeze(outer)
+        inner = flow.axes.new(each // unit, frozen=True) + inner
     else:
         flow.axes.freeze(value.dims[dim])
         inner = flow.axes.new(each, frozen=True)
@@ -106,8 +109,7 @@ def slice(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
     value, dim = a["self"], a.get("dim", 0) % len(a["self"].shape)
     start, size, each = a.get("start") or 0, value.shape[dim], out[dim]
     start = min(max(start + size if start < 0 else start, 0), size)
-    even = each > 0 and a.get("step", 1) == 1 and size % each == 0 and start % each == 0
-    return _piece(flow, value, dim, out, even)
+    return _piece(flow, value, dim, out, math.gcd(size, each, start) if a.get("step", 1) == 1 else 1)
 
 
 def select(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
@@ -117,7 +119,7 @@ def select(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
 
 def _dropped(flow: Flow, value: Value, dim: int, out: Shape) -> Value:
     """One entry along an axis."""
-    one = _piece(flow, value, dim, (*value.shape[:dim], 1, *value.shape[dim + 1 :]), False)
+    one = _piece(flow, value, dim, (*value.shape[:dim], 1, *value.shape[dim + 1 :]), 1)
     return reshape(flow, {"self": one}, out)
 
 
@@ -149,12 +151,15 @@ def _beside(flow: Flow, given: list[Value], dim: int, out: Shape) -> Value:
         return given[0]
     flat = [replace(v, shape=(*v.shape[:dim], 1, *v.shape[dim + 1 :])) for v in given]
     dims = flow.broadcast(flat, (*out[:dim], 1, *out[dim + 1 :]))
-    for i, value in enumerate(given):
-        flow.axes.freeze(value.dims[dim])
+    unit = math.gcd(*(value.shape[dim] for value in given))
+    parts = [flow.axes.reshape(value.dims[dim], (value.shape[dim] // unit, unit)) for value in given]
+    for i, (value, (outer, inner)) in enumerate(zip(given, parts, strict=True)):
+        flow.axes.freeze(outer)
+        flow.axes.unite(parts[0][1], inner)
         if flow.touches(value, [dim]):
             flow.restrict(value, NOTHING)
             given[i] = replace(value, set=None)
-    dims[dim] = flow.axes.new(out[dim], frozen=True)
+    dims[dim] = flow.axes.new(out[dim] // unit, frozen=True) + parts[0][1]
     return added(flow, given, dims, out)
 
 

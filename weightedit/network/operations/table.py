@@ -10,7 +10,6 @@ Formulas: symmetry.md section 1; attention, gated layers, recurrent cells and pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from weightedit.network.flow import FLIP, LINEAR, NOTHING, SCALE, Flow, Value
@@ -83,8 +82,7 @@ def apply(flow: Flow, name: str, arguments: Mapping[str, Any], out: Any, *, poin
         return _inert(flow, out)
     found = None
     if reader is not None:
-        with suppress(KeyError, IndexError, TypeError, ValueError):  # arguments of a kind that nobody thought of
-            found = reader(flow, arguments, out)
+        found = reader(flow, arguments, out)
     elif pointwise and not isinstance(out, list):
         found = elementwise(flow, {f"{i}": value for i, value in enumerate(given)}, out)
     if found is None:
