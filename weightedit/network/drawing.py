@@ -209,7 +209,7 @@ class _Drawer:
         if any(isinstance(one, Place) for one in given):
             raise self.refusal(f"{label} of the input and another value")
         first = next(one for one in given if isinstance(one, Features))
-        if call.name in _SAME or (call.name in _VIEWS and first.parts is None):
+        if node.meta["val"].is_floating_point() and (call.name in _SAME or (call.name in _VIEWS and not first.parts)):
             return first
         if call.name in _TURNS and first.parts is None:
             return replace(first, turned=first.turned or label)
@@ -349,11 +349,8 @@ class _Drawer:
 
     def sum(self, node: fx.Node, first: Place, second: Place) -> Place | None:
         left, right = node.all_input_nodes
-        label, low, high = (
-            self.label(node),
-            self.settled(first, self.label(node)),
-            self.settled(second, self.label(node)),
-        )
+        label = self.label(node)
+        low, high = (self.settled(place, label) for place in (first, second))
         if _shape(left) != _shape(right) or (low.axis, low.positions) != (high.axis, high.positions):
             return None
         low, high = sorted((low, high), key=lambda place: place.level)
@@ -372,10 +369,10 @@ class _Drawer:
         return target
 
     def settled(self, place: Place, name: str) -> Place:
-        """`place` with its gain on the edges of a relay."""
-        return (
-            place if place.gain == 1 else replace(place, level=self.relay(name, place.level, value=place.gain), gain=1)
-        )
+        """`place` with its gain on the edges of a relay, which nothing else reads."""
+        if place.gain == 1:
+            return place
+        return replace(place, level=self.relay(name, place.level, value=place.gain), gain=1.0, open=True)
 
     def pool(self, call: Call, node: fx.Node, place: Place, seen: Sequence[int]) -> Place | None:
         """An average or a maximum over positions, which follow the channels."""
