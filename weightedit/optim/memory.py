@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from weightedit.errors import WeightEditError
 from weightedit.network.spec import Params
@@ -39,8 +39,9 @@ class Alive(TorchDispatchMode):
         self.bytes = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        given = {storage._cdata for storage in _storages((args, tuple(kwargs.values())))} if _aliases(func) else ()
+        out = self.called(func, args, kwargs)
         for storage in _storages(out):
             key, size = storage._cdata, storage.nbytes()
             if key not in given and key not in self.alive:  # else a view, or made outside
@@ -49,13 +50,60 @@ class Alive(TorchDispatchMode):
         self.most = max(self.most, self.bytes)
         return out
 
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operation gives."""
+        return func(*args, **kwargs)
+
     def _freed(self, key: int, size: int) -> None:
         del self.alive[key]
         self.bytes -= size
 
 
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+class _Shapes(Alive):
+    """The same for tensors without numbers: what an operation makes of the same shapes twice is worked out once.
+
+    Most of their kernels are Python, half a millisecond each, and a step is ten thousand operations on few shapes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[Any, Any] = {}
+
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _aliases(func):
+            return func(*args, **kwargs)
+        key = (func, _shape_of(args), tuple(kwargs), _shape_of(tuple(kwargs.values())))
+        if key not in self._known:
+            out = func(*args, **kwargs)
+            made = [out] if isinstance(out, Tensor) else out
+            if isinstance(made, tuple | list) and all(isinstance(one, Tensor) and one.is_meta for one in made):
+                kinds = [(one.shape, one.stride(), one.dtype) for one in made]
+                self._known[key] = isinstance(out, Tensor), kinds
+            return out
+        single, made = self._known[key]
+        found = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in made]
+        return found[0] if single else tuple(found)
+
+
+def _shape_of(given: Any) -> Any:
+    """What the result of an operation depends on: shapes and dtypes of tensors, the rest as it is."""
+    if isinstance(given, Tensor):
+        return given.shape, given.stride(), given.dtype, given.is_meta
+    return tuple(map(_shape_of, given)) if isinstance(given, tuple | list) else (type(given), given)
+
+
+@cache
+def _aliases(func: Any) -> bool:
+    """Whether an operation writes into what it is given, or gives it back."""
+    return func._schema.is_mutable or any(one.alias_info is not None for one in func._schema.returns)
+
+
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    if isinstance(tree, Tensor):
+        yield tree.untyped_storage()
+    elif isinstance(tree, tuple | list):
+        for one in tree:
+            yield from _storages(one)
 
 
 def memory_of_step(rule: nn.Module, wiring: Wiring, params: Mapping[str, Tensor]) -> int:
@@ -68,7 +116,7 @@ def memory_of_step(rule: nn.Module, wiring: Wiring, params: Mapping[str, Tensor]
     """
     own = {name: tensor.to("meta") for name, tensor in (*rule.named_parameters(), *rule.named_buffers())}
     shapes: Params = {name: torch.empty_like(tensor, device="meta") for name, tensor in params.items()}
-    with torch.no_grad(), Alive() as alive:
+    with torch.no_grad(), _Shapes() as alive:
         state = {
             name: {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in kept.items()}
             for name, kept in _kept(rule, wiring, shapes).items()
