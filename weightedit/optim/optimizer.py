@@ -429,18 +429,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._check_state(came)
             return came
 
-        hook = self.register_load_state_dict_pre_hook(match)  # the last: hooks of the user may make names
+        def put(_: torch.optim.Optimizer) -> None:
+            for group, kept in zip(self.param_groups, own, strict=True):
+                group.update(kept)
+            saved = chain.from_iterable(group["params"] for group in came["param_groups"])
+            here = chain.from_iterable(group["params"] for group in self.param_groups)
+            for key, param in zip(saved, here, strict=True):
+                for quantity, value in came["state"].get(key, {}).items():
+                    self.state[param][quantity] = value.detach().to(param.device, copy=True)  # steps write into it
+
+        # The last before and the first after: hooks of the user may make names, and see the state as it is.
+        hooks = [
+            self.register_load_state_dict_pre_hook(match),
+            self.register_load_state_dict_post_hook(put, prepend=True),
+        ]
         try:
             super().load_state_dict(state_dict)
         finally:
-            hook.remove()
-        for group, kept in zip(self.param_groups, own, strict=True):
-            group.update(kept)
-        saved = chain.from_iterable(group["params"] for group in came["param_groups"])
-        here = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(saved, here, strict=True):
-            for quantity, value in came["state"].get(key, {}).items():
-                self.state[param][quantity] = value.detach().to(param.device, copy=True)  # steps write into it
+            for hook in hooks:
+                hook.remove()
 
     def _check_state(self, came: dict[str, Any]) -> None:
         """Raise ParamsError for a state that the rules would not keep for the parameters at its places."""
