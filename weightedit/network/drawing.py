@@ -5,6 +5,8 @@ activation is on it, as Kofinas et al. 2024 draw it; else into neurons of its ow
 activation goes on the level before it under the same condition, and else on neurons of its own; a factor before a sine
 is its omega. What only the outputs go through is an ending, what only the inputs go through an encoding. What cannot be
 drawn is refused by name. Whether a drawing is a chain, and which one, is chain.py's to say.
+
+The file is long because one state goes through all operations: levels, links, and where every value stands.
 """
 
 from __future__ import annotations

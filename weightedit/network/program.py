@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -107,10 +108,12 @@ def programs(net: nn.Module, inputs: Any = None) -> Iterator[Program]:
 
     Raises Unreadable where there is none, with a text that is empty where no inputs are known.
     """
-    fault, batch = "", BATCH if inputs is None else None
+    fault, batch, takes = "", BATCH if inputs is None else None, cache(taker)
     for tried in guesses(net) if inputs is None else [[as_inputs(inputs)]]:
         found = False
         for one in tried:
+            if fault and one[0] and not takes(net)(*one[0]):  # which costs less than another capture
+                continue
             try:
                 program = captured(net, one, batch)
             except Unreadable as error:
@@ -121,7 +124,7 @@ def programs(net: nn.Module, inputs: Any = None) -> Iterator[Program]:
         if found:
             return
     if inputs is None:
-        for x in filter(taker(net), pictures(net)):
+        for x in filter(takes(net), pictures(net)):
             with suppress(Unreadable):
                 yield captured(net, ((x,), {}), batch)
                 return
@@ -137,9 +140,13 @@ def taker(net: nn.Module) -> Callable[[Tensor], bool]:
         return lambda x: False
     _prepare(twin, [])
     state = {name: t.detach().to("meta") for name, t in (*twin.named_parameters(), *twin.named_buffers())}
+    for module in twin.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor):
+                vars(module)[key] = value.detach().to("meta")
 
     def takes(x: Tensor) -> bool:
-        with random_states_kept(), torch.no_grad(), warnings.catch_warnings():
+        with random_states_kept(), torch.no_grad(), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 found = torch.func.functional_call(twin, state, (x.to("meta"),))
