@@ -204,7 +204,7 @@ class Frontier:
         """Steps of a rule, after an editor if there is one."""
 
         def edit(stack: INRStack) -> INRStack:
-            start = stack if first is None else first(stack)
+            start = stack if first is None else first.unguarded(stack)
             # A batch of one stays a call of one INR; larger ones are chunked as users' are.
             return start if first and not steps else refine(start, target_of(self.operation, stack), steps, rule=rule)
 
@@ -469,8 +469,8 @@ class Transfer:
         editor: folder of an editor, one-shot or predictive.
         operation: one of the editor's; empty for its first.
         strength: of the operation, for an editor that has strengths.
-        factors: output widths, as multiples of the given ones; 1 for a one-shot editor.
-        steps: numbers of learned steps of a predictive editor; empty for its own.
+        factors: output widths, as multiples of the given ones, for an editor that widens.
+        steps: numbers of learned steps; empty for the editor's own.
         test_limit: test INRs of each set; 0 for all.
         floor_count: of these, how many are fitted directly.
         out: folder for table and figures.
@@ -497,23 +497,19 @@ class Transfer:
         if name not in editor.operations:
             known = ", ".join(editor.operations)
             raise WeightEditError(f"got --operation {name}; this editor knows {known}: choose one of them.")
-        if isinstance(editor, OneShotEditor) and (self.factors != (1,) or self.steps or self.strength != 1.0):
-            raise WeightEditError(
-                f"got --factors {self.factors}, --steps {self.steps}, --strength {self.strength} with a one-shot "
-                "editor; expected them with a predictive one: leave them out."
-            )
         found: list[dict[str, Any]] = []
         for folder in self.weights:
             test = load_weight_set(folder, "test", self.test_limit or None)
             wanted = operation(name).at(test.floats(), self.strength)
             nothing, few = float(mean_squared_errors(test.stack, wanted).mean()), slice(self.floor_count)
             for factor in self.factors:
-                own = editor.options.widen if isinstance(editor, OneShotEditor) else 1
-                given = widen(test.stack[few], factor * own)
-                floor = float(mean_squared_errors(fit_directly(given, wanted[few]), wanted[few]).mean())
+                wide = widen(
+                    test.stack[few], editor(test.stack[:1], name, widen=factor).widths[1] // test.stack.widths[1]
+                )
+                floor = float(mean_squared_errors(fit_directly(wide, wanted[few]), wanted[few]).mean())
                 for steps in self.steps or (None,):
                     started = time.perf_counter()
-                    edited = editor(test.stack, name, strength=self.strength, steps=steps, widen=factor)
+                    edited = editor.unguarded(test.stack, name, strength=self.strength, steps=steps, widen=factor)
                     seconds = time.perf_counter() - started
                     found.append(
                         {
@@ -521,7 +517,7 @@ class Transfer:
                             "given": "-".join(map(str, test.stack.widths)),
                             "image": f"{test.stack.height} x {test.stack.width}",
                             "edited": "-".join(map(str, edited.widths)),
-                            "steps": steps if steps is not None else getattr(editor, "steps", 0),
+                            "steps": editor.steps if steps is None else steps,
                             "INRs": len(test),
                             "do nothing": nothing,
                             "error": float(mean_squared_errors(edited, wanted).mean()),

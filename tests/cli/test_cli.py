@@ -21,6 +21,7 @@ from weightedit.data.foreign_inrs import suggestion
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.weight_sets import save_weight_set
 from weightedit.editing.curvature import KFAC, LearnedKFAC
+from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
@@ -156,9 +157,36 @@ def test_edit(place, editor, capsys):
     assert size_of("sheet.png")[0] > 400
 
 
+def test_an_edit_is_judged_inr_by_inr_before_it_is_written(place, editor, capsys):
+    given = make_stack(9)
+    save_inrs(given, "in.safetensors")
+    wanted, raw = target_of("dilate", given), OneShotEditor.from_pretrained(editor).unguarded(given)
+    before, after = (mean_squared_errors(inrs, wanted) for inrs in (given, raw))
+    left = (after > before).tolist()
+    assert 0 < sum(left) < 9
+    words = ("edit", "in.safetensors", "--editor", editor, "-o", "out.safetensors")
+    lines = run(capsys, *words)[1].splitlines()
+    told = next(line for line in lines if line.startswith("left   as they were"))
+    assert f"{sum(left)} of 9 INRs" in told and "--operation dilate without --editor" in told and "--raw" in told
+    assert lines.index(told) < next(i for i, line in enumerate(lines) if line.startswith("wrote"))
+    by_inr = next(line for line in lines if line.startswith("dB ")).removeprefix("dB").split("; ")
+    found = load_inrs("out.safetensors")
+    for i in range(9):
+        for name, tensor in found.params.items():
+            assert torch.equal(tensor[i], (given if left[i] else raw).params[name][i])
+        if i < 8:
+            was, came = (-10 * float(errors[i].log10()) for errors in (before, before if left[i] else after))
+            assert by_inr[0].split(", ")[i].strip() == f"{i}: {was:.1f} to {came:.1f}"
+    worst = int(torch.minimum(before, after).argmax())
+    assert by_inr[1].startswith(f"the worst {worst}: ")
+    lines = run(capsys, *words, "--raw")[1].splitlines()
+    assert not any(line.startswith("left") for line in lines)
+    assert all(torch.equal(tensor, raw.params[name]) for name, tensor in load_inrs("out.safetensors").params.items())
+
+
 def test_edit_in_place_keeps_the_rest(place, editor, capsys):
     save_inrs(make_stack(label=torch.tensor([4, 5, 6]), psnr=torch.full((3,), 40.0)), "in.safetensors")
-    assert run(capsys, "edit", "in.safetensors", "--editor", editor, "-o", "in.safetensors")[0] == 0
+    assert run(capsys, "edit", "in.safetensors", "--editor", editor, "--raw", "-o", "in.safetensors")[0] == 0
     found = load_inrs("in.safetensors")
     assert found.label.tolist() == [4, 5, 6] and found.psnr is None
     assert not torch.equal(found.params["layers.1.weight"], make_stack().params["layers.1.weight"])

@@ -51,6 +51,13 @@ def test_the_run_measures_what_it_says():
     assert torch.equal(again.errors["edited"], found.errors["edited"])
 
 
+def test_the_demo_is_guarded_and_says_so():
+    """Nothing is nearer to the digits than they are."""
+    found = run_demo(OneShotEditor(GaugeGMN(SMALL), "identity").eval(), 2)
+    assert found.left.startswith("2 of 2 INRs, which the edit makes worse: 0 (")
+    assert torch.equal(found.errors["edited"], found.errors["do nothing"])
+
+
 def test_the_floor_starts_from_the_inrs_themselves():
     found = run_demo(OneShotEditor(GaugeGMN(SMALL), "identity").eval(), 2)
     floor = fit_directly(found.fitted, found.images)

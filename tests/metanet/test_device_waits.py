@@ -55,9 +55,9 @@ def test_an_edit_reads_values_at_its_door_only():
     editor = OneShotEditor(GaugeGMN(EVERYTHING), "dilate").eval()
     rule = LearnedKFAC()
     for steps in (0, 2):
-        editor(stack, steps=steps, rule=rule)
+        editor.unguarded(stack, steps=steps, rule=rule)
         with device_waits() as found:
-            editor(stack, steps=steps, rule=rule)
+            editor.unguarded(stack, steps=steps, rule=rule)
         assert found and not [line for line in found if "spec.py" not in line and "aminmax" not in line], found
 
 

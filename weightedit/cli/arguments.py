@@ -262,6 +262,11 @@ and how the weights of one layer changed."""
     parser.add_argument("--widen", type=count_argument, default=1, metavar="K", help=widen)
     rule = "that takes the steps: kfac, or a learned one as for --editor (default: the shipped refine-rule)"
     parser.add_argument("--rule", metavar="RULE", help=rule)
+    raw = (
+        "write what the editor makes of every INR; without it, an INR that the edit would bring further away from the "
+    )
+    raw += "operation of its rendering stays as it was, and is named"
+    parser.add_argument("--raw", action="store_true", help=raw)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="edited INRs, .safetensors")
     _add_like(parser)
     parser.add_argument("--preview", metavar="PNG", help="also draw a sheet of the first 8")

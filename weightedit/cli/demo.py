@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.guard import guard, known_target
 from weightedit.editing.operations import operation
 from weightedit.errors import WeightEditError
 from weightedit.inr.fitting import FitOptions, fit, fit_directly
@@ -35,6 +36,7 @@ class Demo:
         targets: the editor's operation on `images`.
         errors: mean squared error per digit against `targets`, [N] each: "do nothing", "edited", "floor".
         missed: how many digits were left out because their fit missed the target PSNR.
+        left: which INRs the edit made worse, in a line, and are as they were; "" if none.
     """
 
     labels: Tensor
@@ -44,6 +46,7 @@ class Demo:
     targets: Tensor
     errors: dict[str, Tensor]
     missed: int
+    left: str
 
 
 def digit_images(count: int) -> tuple[Tensor, Tensor]:
@@ -124,10 +127,13 @@ def run_demo(
         )
     images, labels, fitted = images[reached], labels[reached], result.kept()
     targets = wanted(images)
-    edited = editor(fitted, name, progress=progress)
+    known = known_target(wanted, fitted)
+    assert known is not None  # operations by name are for digits
+    found = guard(fitted, editor.unguarded(fitted, name, progress=progress), known)
+    edited = found.stack
     errors = {
         "do nothing": mean_squared_errors(fitted, targets),
         "edited": mean_squared_errors(edited, targets),
         "floor": mean_squared_errors(fit_directly(fitted, targets), targets),
     }
-    return Demo(labels, images, fitted, edited, targets, errors, count - len(images))
+    return Demo(labels, images, fitted, edited, targets, errors, count - len(images), found.told())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 import time
@@ -91,6 +92,8 @@ def demo(options: argparse.Namespace) -> int:
 
     name = options.operation or editor.operations[0]
     found = run_demo(editor, options.count, name, seed=options.seed, progress=_progress())
+    if found.left:
+        _say(f"left   as they were: {found.left}")
     if found.missed:
         _say(f"left out: {found.missed} of {options.count} digits, whose fit missed 40 dB")
     assert found.fitted.psnr is not None
@@ -159,14 +162,14 @@ def edit(options: argparse.Namespace) -> int:
     if preview is not None and stack.widths[-1] not in (1, 3):
         raise WeightEditError(f"got --preview for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
     editor = None if alone else _load_editor(options.editor)
-    from weightedit.cli.preview import draw_edit, targets_of
+    from weightedit.cli.preview import draw_edit
     from weightedit.door import edit as edit_inrs
-    from weightedit.editing.evaluation import mean_squared_errors
+    from weightedit.editing.guard import guard, known_target
 
     choice: str | Operation = operation or options.operation or (editor.operations[0] if editor else "")
     started, progress = time.perf_counter(), _progress()
     # A user's own function is called once, before the work: what it does wrong costs nothing, and random ones agree.
-    targets = targets_of(choice, stack, options.strength)
+    targets = known_target(choice, stack, options.strength)
     steps = options.steps if options.steps is not None else editor.steps if editor else _STEPS
     if options.rule and not steps:
         raise WeightEditError("got --rule without steps; expected both or none: add --steps N, or drop --rule.")
@@ -174,15 +177,21 @@ def edit(options: argparse.Namespace) -> int:
     rule = _load_rule(options.rule) if options.rule or (steps and not has_own) else None
     given: dict[str, Any] = {"steps": steps, "widen": options.widen, "rule": rule, "progress": progress}
     if editor is not None:
-        edited = editor(stack, options.operation, strength=options.strength, **given)
+        edited = editor.unguarded(stack, options.operation, strength=options.strength, **given)
     else:
         given["steps"] = steps = steps if options.strength else 0  # then an INR stays as it is, bit for bit
         edited = edit_inrs(stack, choice if targets is None else targets, **given)
     _say(f"edited {_plural(len(stack), 'INR')} in {time.perf_counter() - started:.1f} s")
     name = choice if isinstance(choice, str) else choice.name
     if targets is not None:
-        before, after = (float(mean_squared_errors(inrs, targets).mean()) for inrs in (stack, edited))
+        found = guard(stack, edited, targets)
+        if (told := found.told()) and not options.raw:
+            way = f"--operation {name} without --editor takes steps instead, --raw writes the edit as it is"
+            _say(f"left   as they were, since the editor is off its domain: {told}; {way}")
+        edited, errors = (edited, found.after) if options.raw else (found.stack, found.reached)
+        before, after = float(found.before.mean()), float(errors.mean())
         _say(f"MSE    against {name} of the INRs' own renderings: {before:.2e} before, {after:.2e} after")
+        _say(f"dB     {_by_inr(found.before, errors)}")
     by = [Path(options.editor or SHIPPED_EDITOR).name] if editor else []
     by += [f"{steps} steps"] if steps else []
     by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
@@ -261,6 +270,21 @@ def _plural(count: int, noun: str) -> str:
 
 def _progress() -> bool:
     return sys.stderr.isatty()
+
+
+def _by_inr(before: Tensor, after: Tensor) -> str:
+    """Errors of INRs before and after, in dB: of each, or of the first few and of the worst."""
+
+    def told(i: int) -> str:
+        was, came = (f"{-10 * float(errors[i].log10()):.1f}" for errors in (before, after))
+        return f"{i}: {was} to {came}"
+
+    shown = ", ".join(told(i) for i in range(min(len(before), _PREVIEW)))
+    return (
+        shown
+        if len(before) <= _PREVIEW
+        else f"{shown}, ...; the worst {told(int(after.nan_to_num(math.inf).argmax()))}"
+    )
 
 
 def _hundredths(errors: Sequence[float]) -> str:

@@ -14,31 +14,9 @@ from torch import Tensor
 from weightedit.cli.demo import Demo
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
-from weightedit.editing.operations import OPERATIONS, Operation, operation
-from weightedit.editing.refinement import target_of
+from weightedit.editing.operations import operation
 from weightedit.inr.stack import INRStack
 from weightedit.plots import ChangeColumn, ImageColumn, sheet
-
-
-def targets_of(choice: str | Operation, stack: INRStack, strength: float = 1.0) -> Tensor | None:
-    """What the operation itself makes of the renderings; None where it is unknown or not for these.
-
-    Args:
-        choice: the operation, or its name.
-        stack: N INRs.
-        strength: as in refinement.target_of.
-
-    Returns:
-        Float [N, C, H, W] in [0, 1], at the fitted size.
-    """
-    wanted = OPERATIONS.get(choice) if isinstance(choice, str) else choice
-    if (
-        wanted is None
-        or stack.widths[0] != 2
-        or (wanted.channels is not None and stack.widths[-1] not in wanted.channels)
-    ):
-        return None
-    return target_of(wanted, stack, strength=strength)
 
 
 def change_column(before: INRStack, after: INRStack) -> ChangeColumn:
@@ -82,7 +60,7 @@ def draw_edit(
     Args:
         name: of the operation.
         before, after: the same N INRs, of 1 or 3 channels.
-        targets: [N, C, H, W] of `targets_of`, or None.
+        targets: [N, C, H, W] of guard.known_target, or None.
         path: of the PNG.
         strength: of the operation that was aimed at.
     """
@@ -116,7 +94,8 @@ def draw_strengths(
     names = [editor.operations[row % len(editor.operations)] for row in range(len(stack))]
     columns: list[ImageColumn | ChangeColumn] = [ImageColumn("INR\nrendered", stack.render())]
     for strength in strengths:
-        edited = [editor(stack[row : row + 1], name, strength=strength).render() for row, name in enumerate(names)]
+        rows = ((stack[row : row + 1], name) for row, name in enumerate(names))
+        edited = [editor.unguarded(one, name, strength=strength).render() for one, name in rows]
         title = f"strength {strength:g}\n" + ("the INR itself" if strength == 0 else "edited INR")
         columns.append(ImageColumn(title, torch.cat(edited)))
     wanted = torch.cat([operation(name)(sources[row : row + 1]) for row, name in enumerate(names)])

@@ -4,11 +4,12 @@
     edited = editor(inrs, "rotate", strength=0.5, steps=8, widen=2)
 
 Here: the signature, its checks, batches and devices. The kinds are one_shot.py's and predictive_editor.py's; edits
-without an editor are refinement.py's.
+without an editor are refinement.py's. What a call gives is guarded (guard.py); tables and trainings take `unguarded`.
 """
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -17,14 +18,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from weightedit.editing.guard import guard, known_target
 from weightedit.editing.refinement import CHUNK, CHUNK_PIXELS, RefinementRule
-from weightedit.errors import ParamsError, WeightEditError
-from weightedit.files.pretrained import Pretrained
+from weightedit.errors import ParamsError, SpecError, WeightEditError
+from weightedit.files.checkpoint import load_checkpoint
+from weightedit.files.location import shipped
+from weightedit.files.pretrained import Pretrained, class_of
 from weightedit.files.reading import shortened
 from weightedit.inr.convention import Convention
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen as widened_stack
+from weightedit.metanet.base import Metanetwork
 from weightedit.network.spec import Params
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,16 @@ class Editor(Pretrained):
         """What it was trained under, and other INRs are converted to; None where all are the same to it."""
         return None
 
+    @property
+    def channels(self) -> int | None:
+        """How many outputs the INRs that it treats have; None for any number."""
+        return None
+
+    @property
+    def delta_alone(self) -> Metanetwork | None:
+        """The metanetwork whose delta, under `native_convention`, is the whole edit; None where an edit is more."""
+        return None
+
     @abstractmethod
     def edited(self, part: INRStack, wish: Wish) -> Params:
         """The edited parameters of a batch on the editor's device; the strengths are `part`'s."""
@@ -81,6 +98,32 @@ class Editor(Pretrained):
 
     @torch.no_grad()
     def forward(
+        self, inrs: INRStack, operation: str | None = None, *, strength: float | Tensor = 1.0, **options: Any
+    ) -> INRStack:
+        """The edited INRs, of which none is worse than it was.
+
+        An INR that the edit would bring further away from what the operation makes of its rendering stays as it was,
+        and is named in a logged warning: the editor is off its domain. An operation that is unknown judges nothing.
+
+        Arguments, result and errors as of `unguarded`.
+        """
+        edited = self.unguarded(inrs, operation, strength=strength, **options)
+        name = self._known(operation)
+        targets = known_target(name, inrs, strength)
+        if targets is None:
+            return edited
+        found = guard(inrs, edited, targets)
+        if told := found.told():
+            _logger.warning(
+                "left as they were: %s. This editor is off its domain there: weightedit.edit(inrs, %r) takes steps "
+                "towards the operation instead, and editor.unguarded(...) gives the edit as it comes.",
+                told,
+                name,
+            )
+        return found.stack
+
+    @torch.no_grad()
+    def unguarded(
         self,
         inrs: INRStack,
         operation: str | None = None,
@@ -92,7 +135,9 @@ class Editor(Pretrained):
         batch_size: int | None = None,
         progress: bool = False,
     ) -> INRStack:
-        """The edited INRs, made in batches on the editor's device, without gradients; psnr is dropped, being stale.
+        """The edited INRs as they come, whether that betters them or not.
+
+        They are made in batches on the editor's device, without gradients; psnr is dropped, being stale.
 
         Args:
             inrs: N of them, of any convention, width, depth and size that the kind of editor treats.
@@ -135,6 +180,12 @@ class Editor(Pretrained):
         """What a call with these arguments wants; raises as `forward` does."""
         if not len(inrs):
             raise ParamsError("got an empty stack; expected at least one INR.")
+        if self.channels not in (None, inrs.widths[-1]):
+            raise SpecError(
+                f"got INRs of {inrs.widths[-1]} channels; this editor was made for {self.channels}: take one for "
+                f"{inrs.widths[-1]}{_others(inrs.widths[-1])}, or the operation alone (weightedit edit --operation "
+                "NAME), which needs no editor."
+            )
         given = isinstance(strength, Tensor) or strength != 1
         self._refuse(strength=strength if given else None)
         if steps is not None and steps < 0:
@@ -182,3 +233,13 @@ def _batch(inrs: INRStack, device: torch.device) -> int:
     """INRs at once: fewer where their pictures are large."""
     most = CHUNK if device.type == "cpu" else 1024
     return max(1, min(most, most * CHUNK_PIXELS // (CHUNK * inrs.widths[-1] * inrs.height * inrs.width)))
+
+
+def _others(channels: int) -> str:
+    """The shipped editors for INRs of so many channels, in brackets; "" if there is none."""
+    found = []
+    for name in shipped():
+        kind = class_of(load_checkpoint(name)[1]["kind"])
+        if kind is not None and issubclass(kind, Editor) and kind.from_pretrained(name).channels == channels:
+            found.append(name)
+    return f" ({', '.join(found)})" if found else ""

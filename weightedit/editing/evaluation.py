@@ -23,13 +23,14 @@ def mean_squared_errors(stack: INRStack, targets: Tensor) -> Tensor:
         targets: float [N, C, H, W] in [0, 1]; the INRs are rendered at this height and width.
 
     Returns:
-        [N], on the scale of images in [0, 1], in the type and on the device of the INRs' weights.
+        [N], on the scale of images in [0, 1], in float32 at least and on the device of the INRs' weights.
 
     Raises:
         ParamsError: targets that are not floating point in [0, 1], or not one per INR with the INRs' channels.
     """
     check_targets(stack, targets)
     height, width = targets.shape[2:]
+    stack = stack.precise()
     weight = stack.params["layers.0.weight"]
     errors = weight.new_zeros(len(stack))
     for start in range(0, len(stack), _BATCH):

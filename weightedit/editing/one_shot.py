@@ -8,7 +8,7 @@ towards it. Training it is training.py's; what an operation means on images is o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NotRequired, Self, TypedDict
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from weightedit.delta import apply_delta, propose_delta
 from weightedit.editing.curvature import RIDGE
 from weightedit.editing.editor import Editor, Wish
+from weightedit.editing.guard import guard
 from weightedit.editing.guidance import check_guides, guides
 from weightedit.editing.refinement import shipped_rule, take_steps, target_of
 from weightedit.editing.rendering_problem import RenderingProblem
@@ -125,17 +126,32 @@ class OneShotEditor(Editor):
         return self.convention
 
     @property
+    def channels(self) -> int | None:
+        """See Editor."""
+        return getattr(getattr(self.metanet, "config", None), "outputs", 0) or None
+
+    @property
+    def delta_alone(self) -> Metanetwork | None:
+        """See Editor."""
+        return None if self.options.informed or self.options.widen > 1 else self.metanet
+
+    @property
     def stored(self) -> Metanetwork:
         """See Pretrained."""
         return self.metanet
 
     def edited(self, part: INRStack, wish: Wish) -> Params:
-        """See Editor; the steps go towards the operation of the rendering before the edit."""
+        """See Editor; the steps go towards the operation of the rendering before the edit.
+
+        They start from the edit, or from the INR itself where that is nearer.
+        """
         edited = self.edit_params(part.params, part.convention, size=(part.height, part.width), finite=True)
         if not wish.steps:
             return edited
         rule = wish.rule or shipped_rule(part.params["layers.0.weight"].device)
-        return take_steps(rule, part.convention, edited, target_of(self.operation, part), wish.steps)
+        targets = target_of(self.operation, part)
+        start = guard(part, replace(part, params=edited), targets).stack.params
+        return take_steps(rule, part.convention, start, targets, wish.steps)
 
     def edit_params(
         self,

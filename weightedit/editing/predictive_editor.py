@@ -22,7 +22,6 @@ from weightedit.editing.refinement import take_steps
 from weightedit.errors import WeightEditError
 from weightedit.files.location import CONFIG
 from weightedit.files.schema import Facts, Within, conform
-from weightedit.inr.siren import render_images
 from weightedit.inr.stack import INRStack
 from weightedit.network.spec import Params
 
@@ -66,6 +65,11 @@ class PredictiveEditor(Editor):
         """See Editor."""
         return f"predictive, {self.steps} steps"
 
+    @property
+    def channels(self) -> int:
+        """See Editor."""
+        return self.predictor.config.channels
+
     def edited(self, part: INRStack, wish: Wish) -> Params:
         """See Editor; differentiable in the editor's weights and in `part`'s.
 
@@ -81,8 +85,7 @@ class PredictiveEditor(Editor):
         return self._foresee(stack, self.wish(stack, operation, strength))
 
     def _foresee(self, part: INRStack, wish: Wish) -> Tensor:
-        exact = {name: p.to(torch.promote_types(p.dtype, torch.float32)) for name, p in part.params.items()}
-        seen = render_images(exact, part.convention, part.height, part.width).to(wish.strength)
+        seen = part.precise().render().to(wish.strength)
         code = self.predictor.code(wish.operation)
         return self.predictor(seen, torch.full((len(part),), code, device=seen.device), wish.strength)
 

@@ -116,7 +116,7 @@ def prediction_errors(editor: PredictiveEditor, test: WeightSet) -> dict[str, di
             wanted = operation(name).at(test.floats(), strength)
             parts = [test.stack[rows] for rows in torch.arange(len(test)).split(1000)]
             predicted = torch.cat([editor.predict(part, name, strength) for part in parts])
-            edited = editor(test.stack, name, strength=strength, progress=True)
+            edited = editor.unguarded(test.stack, name, strength=strength, progress=True)
             figures[f"{name} {strength:g}"] = {
                 "do nothing": float(mean_squared_errors(test.stack, wanted).mean()),
                 "predicted picture": float((predicted - wanted).square().mean()),

@@ -80,13 +80,13 @@ def target_of(
         strength: a number, or one per INR, see Operation.at; beyond 1 the change is exaggerated and cut off.
 
     Returns:
-        Float [N, C, H, W] in [0, 1] at the fitted size, without gradients.
+        Floating point of at least 32 bits [N, C, H, W] in [0, 1] at the fitted size, without gradients.
 
     Raises:
         WeightEditError: an unknown operation, or strengths that Operation.at refuses.
     """
     with torch.no_grad():
-        return operation(choice).at(stack.render().clamp(0.0, 1.0), strength)
+        return operation(choice).at(stack.precise().render().clamp(0.0, 1.0), strength)
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ def train_editor(
 
     def validate(model: nn.Module) -> float:
         assert isinstance(model, OneShotEditor)
-        return float(mean_squared_errors(model(validation.stack), targets).mean())
+        return float(mean_squared_errors(model.unguarded(validation.stack), targets).mean())
 
     kind, config = describe_metanet(editor.metanet)
     told = {"operation": editor.operation, "augment": augment, "editor": asdict(editor.options)}
@@ -122,7 +122,7 @@ def train_editor(
 
 def edit_error(weights: WeightSet, name: str, editor: OneShotEditor | None = None, *, progress: bool = False) -> float:
     """Mean squared error against operation `name` of the source images; without an editor, of doing nothing."""
-    stack = weights.stack if editor is None else editor(weights.stack, progress=progress)
+    stack = weights.stack if editor is None else editor.unguarded(weights.stack, progress=progress)
     return float(mean_squared_errors(stack, operation(name)(weights.floats())).mean())
 
 

@@ -129,6 +129,11 @@ class INRStack:
             raise ParamsError(f"new parameters {after}: expected the shapes {before}; build a new INRStack instead.")
         return dataclasses.replace(self, params=dict(params), psnr=None)
 
+    def precise(self) -> "INRStack":
+        """The stack in float32 at least: half precision is too coarse for phases of tens of radians."""
+        wide = torch.promote_types(self.params["layers.0.weight"].dtype, torch.float32)
+        return dataclasses.replace(self, params={name: tensor.to(wide) for name, tensor in self.params.items()})
+
     def to(self, device: torch.device | str) -> "INRStack":
         """The stack with all its tensors on `device`."""
         return self._per_tensor(lambda values: values.to(device))
