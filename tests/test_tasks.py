@@ -182,6 +182,20 @@ def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
     assert (tmp_path / "plot" / "frontier.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["--smoke --kinds dots", pytest.param("--kinds dots lines --count 2 --steps 1 10 100", marks=pytest.mark.slow)],
+)
+def test_no_error_rises(words: str, tmp_path: Path) -> None:
+    """Every rule and, in the slow part, every operation; the whole protocol's table is on tasks/README.md."""
+    run_task("compare_editors promises", *words.split(), "--out", str(tmp_path))
+    found = json.loads((tmp_path / "promises.json").read_text())
+    assert all(row["rose"] == 0 and row["errors"] and row["after"] < row["before"] for row in found.values())
+    assert len(found) == (3 if "--smoke" in words else 6)
+    refused = run_task("compare_editors promises", "--kinds", "cats", "--out", str(tmp_path), check=False)
+    assert refused.returncode == 2 and "got ['cats']; expected kinds dots" in refused.stderr.splitlines()[-1]
+
+
 def test_train_predictive_editor_then_evaluate(weights: Path, tmp_path: Path) -> None:
     rule = LearnedKFAC().save_pretrained(tmp_path / "rule", "")
     words = ("--smoke", "--weights", str(weights), "--rule", str(rule), "--out", str(tmp_path / "run"))
