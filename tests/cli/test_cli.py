@@ -444,6 +444,15 @@ def test_a_reader_that_goes_away_is_no_error(place):
     assert process.returncode == 1
 
 
+def test_a_copy_without_checkpoints_steps_by_hand_and_says_so(place, capsys, monkeypatch):
+    monkeypatch.setattr("weightedit.cli.main.shipped", dict)
+    out = run(capsys, "edit", "in.safetensors", "--operation", "erode", "--steps", 2, "-o", "out.safetensors")[1]
+    assert "rule   K-FAC, numbers set by hand: refine-rule is not in this copy of weightedit" in out
+    expected = refine(make_stack(), target_of("erode", make_stack()), 2, rule=KFAC())
+    found = load_inrs("out.safetensors").params
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.params.items())
+
+
 def test_refine_needs_no_editor(place, capsys):
     save_inrs(make_stack(), "in.safetensors")
     code, out, err = run(

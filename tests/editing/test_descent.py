@@ -84,6 +84,22 @@ def test_the_error_of_weights_of_any_precision_never_rises(stack, rule, dtype):
     assert bool((after <= before * (1 + slack) + slack**2).all()) and after.mean() < before.mean()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_an_inr_of_zeros_hinders_no_other(stack, rule, dtype):
+    given = stack.with_params({name: tensor.to(dtype, copy=True) for name, tensor in stack.params.items()})
+    for tensor in given.params.values():
+        tensor[1] = 0.0
+    targets, others = target_of("dilate", stack), [0, 2, 3]
+    found, alone = refine(given, targets, 3, rule=rule), refine(given[others], targets[others], 3, rule=rule)
+    assert all(bool(tensor.isfinite().all()) for tensor in found.params.values())
+    errors = [errors_of(inrs, targets) for inrs in (given, found)]
+    assert bool((errors[1] <= errors[0] * (1 + at_most(dtype)) + at_most(dtype) ** 2).all())
+    torch.testing.assert_close(
+        found.precise()[others].render(), alone.precise().render(), rtol=0, atol=1e-3 + float(torch.finfo(dtype).eps)
+    )
+
+
 @pytest.mark.parametrize("depth", [3, 4])
 def test_kfac_by_hand_betters_deep_networks(depth):
     stack = INRStack(initial_params(2, (2, *[16] * depth, 3), generator=torch.Generator()), Convention(), 16, 16)

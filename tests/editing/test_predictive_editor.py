@@ -196,8 +196,10 @@ def test_wrong_input():
             editor.unguarded(stack, **words)
     with pytest.raises(WeightEditError, match="at least 0"):
         editor.unguarded(stack, "dilate", steps=-1)
+    with pytest.raises(SpecError, match="got INRs of 3 channels; this editor was made for 1"):
+        editor(make_stack((2, 5, 3)), "dilate")
     with pytest.raises(ParamsError, match="expected \\[N, 1, H, W\\]"):
-        editor.unguarded(make_stack((2, 5, 3)), "dilate")
+        editor.predictor(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.long), torch.ones(2))
     with pytest.raises(ParamsError, match="empty"):
         editor.unguarded(stack[:0], "dilate")
     with pytest.raises(SpecError, match="twice"):

@@ -361,14 +361,18 @@ def test_the_learned_rule_steers_every_number_by_itself():
         torch.testing.assert_close(rule.refine(problem, stack.params, 3)[name], tensor, rtol=1e-6, atol=1e-9)
 
 
-def test_the_shipped_learned_rule_is_the_default(monkeypatch):
+def test_the_shipped_learned_rule_is_the_default(monkeypatch, caplog):
     stack, targets = _networks("gray", dtype=torch.float32)
     expected = refine(stack, targets, 2, rule=LearnedKFAC.from_pretrained("refine-rule"))
     for name, tensor in refine(stack, targets, 2).params.items():
         assert torch.equal(tensor, expected.params[name])
-    monkeypatch.setattr("weightedit.files.location.shipped", dict)
-    with pytest.raises(FileFormatError, match="refine-rule does not exist"):
-        refine(stack, targets, 2)
+    monkeypatch.setattr("weightedit.editing.refinement.shipped", dict)
+    expected = refine(stack, targets, 2, rule=KFAC())
+    for name, tensor in refine(stack, targets, 2).params.items():
+        assert torch.equal(tensor, expected.params[name])
+    assert caplog.messages == [
+        "this copy of weightedit has no refine-rule: K-FAC with numbers set by hand takes the steps"
+    ]
 
 
 def test_learned_rule_refines_float64_too():

@@ -29,6 +29,7 @@ from weightedit.cli.arguments import (
 )
 from weightedit.cli.conventions import stated_convention, stated_rename
 from weightedit.errors import FileFormatError, TypeMismatchError, WeightEditError
+from weightedit.files.location import shipped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -352,8 +353,12 @@ def _load_editor(name: str | None) -> Editor:
 def _load_rule(name: str | None) -> RefinementRule:
     from weightedit.editing.curvature import KFAC, SHIPPED_RULE, LearnedKFAC
 
-    _say(f"rule   {'K-FAC, numbers set by hand' if name == 'kfac' else name or SHIPPED_RULE}")
-    return KFAC() if name == "kfac" else LearnedKFAC.from_pretrained(name or SHIPPED_RULE)
+    missing = name is None and SHIPPED_RULE not in shipped()
+    if name == "kfac" or missing:
+        _say(f"rule   K-FAC, numbers set by hand{f': {SHIPPED_RULE} is not in this copy of weightedit' * missing}")
+        return KFAC()
+    _say(f"rule   {name or SHIPPED_RULE}")
+    return LearnedKFAC.from_pretrained(name or SHIPPED_RULE)
 
 
 def _read_images(options: argparse.Namespace) -> tuple[ImageSet, dict[int, str]]:

@@ -8,6 +8,7 @@ ones among them, are curvature.py's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,18 +18,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weightedit.delta import apply_delta
-from weightedit.editing.curvature import RIDGE, SHIPPED_RULE, LearnedKFAC
+from weightedit.editing.curvature import KFAC, RIDGE, SHIPPED_RULE, LearnedKFAC
 from weightedit.editing.descent import Standing, choose_networks, descend
 from weightedit.editing.evaluation import check_targets
 from weightedit.editing.operations import Operation, operation
 from weightedit.editing.rendering_problem import Layer, RenderingProblem
 from weightedit.errors import check_whole
+from weightedit.files.location import shipped
 from weightedit.inr.convention import Convention, convert, network_of
 from weightedit.inr.stack import INRStack
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
 from weightedit.optim.rule import RuleState, UpdateRule, beside
 
+_logger = logging.getLogger(__name__)
 CHUNK, CHUNK_PIXELS = 16, 2**21
 """INRs at once on a CPU, whose activations stay in its cache; fewer where their pictures are large."""
 
@@ -105,7 +108,7 @@ def refine(
         stack: where to start: INRs, or INRs that an editor has edited.
         targets: [N, C, H, W] in [0, 1], see `target_of`.
         steps: at least 0. The rules that solve the last layer do so even at 0.
-        rule: how; None is the shipped LearnedKFAC, SHIPPED_RULE.
+        rule: how; None is the shipped LearnedKFAC, SHIPPED_RULE, or KFAC in a copy without checkpoints.
         chunk: INRs at once; None chooses: few on a CPU, whose cache they share, thousands elsewhere.
         progress: show a tqdm bar.
 
@@ -115,7 +118,6 @@ def refine(
 
     Raises:
         WeightEditError: steps or chunk that are no whole number of at least 0, or 1.
-        FileFormatError: no rule is given, and this copy of weightedit has no checkpoints.
         ParamsError: targets that do not fit the stack, or that are not floating point in [0, 1].
     """
     check_whole("steps", steps, 0)
@@ -135,8 +137,13 @@ def refine(
     return stack.with_params({name: torch.cat([part[name] for part in parts]) for name in stack.params})
 
 
-def shipped_rule(device: torch.device) -> LearnedKFAC:
-    """The rule that takes steps unless another is given; raises FileFormatError in a copy without checkpoints."""
+def shipped_rule(device: torch.device) -> RefinementRule:
+    """The rule that takes steps unless another is given: the shipped one or, said in the log, KFAC where none ships."""
+    if SHIPPED_RULE not in shipped():
+        _logger.warning(
+            "this copy of weightedit has no %s: K-FAC with numbers set by hand takes the steps", SHIPPED_RULE
+        )
+        return KFAC()
     return LearnedKFAC.from_pretrained(SHIPPED_RULE).to(device)
 
 
