@@ -7,6 +7,7 @@ import torch
 
 from weightedit.cli.demo import digit_images
 from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.guard import guard
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import operation
 from weightedit.editing.refinement import refine, target_of
@@ -233,7 +234,7 @@ def test_refined_edits_lie_nearer_to_the_operation() -> None:
     assert mean_squared_errors(refined, targets).mean() < 0.2 * mean_squared_errors(plain, targets).mean()
     single = editor.unguarded(stack[1], steps=6)
     torch.testing.assert_close(single.render(), refined.render()[1:2], rtol=0, atol=1e-3)
-    by_hand = refine(plain, targets, 6)
+    by_hand = refine(guard(stack, plain, targets).stack, targets, 6)
     torch.testing.assert_close(by_hand.render(), refined.render(), rtol=0, atol=1e-6)
 
 

@@ -198,8 +198,6 @@ def test_wrong_input():
         editor.unguarded(stack, "dilate", steps=-1)
     with pytest.raises(SpecError, match="got INRs of 3 channels; this editor was made for 1"):
         editor(make_stack((2, 5, 3)), "dilate")
-    with pytest.raises(ParamsError, match="expected \\[N, 1, H, W\\]"):
-        editor.predictor(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.long), torch.ones(2))
     with pytest.raises(ParamsError, match="empty"):
         editor.unguarded(stack[:0], "dilate")
     with pytest.raises(SpecError, match="twice"):
@@ -233,6 +231,8 @@ def test_operations_by_degrees(name):
 def test_inrs_of_other_channels_are_refused_with_a_way_out():
     stack = make_stack((2, 7, 3))
     with pytest.raises(ParamsError, match=r"\(3, 3, 9, 8\); expected \[N, 1, H, W\]: take an editor made for them"):
-        make_editor()(stack, TWO[0])
+        make_editor().predictor(stack.render(), torch.zeros(3, dtype=torch.long), torch.ones(3))
     with pytest.raises(SpecError, match="2 inputs and 3 outputs; expected 2 and 1.*: take one made for these"):
-        OneShotEditor(GaugeGMN(GaugeGMNConfig(node_width=4, edge_width=4, layers=1)), "dilate")(stack)
+        OneShotEditor(GaugeGMN(GaugeGMNConfig(node_width=4, edge_width=4, layers=1)), "dilate").edit_params(
+            stack.params
+        )

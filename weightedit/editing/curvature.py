@@ -1,10 +1,10 @@
 """Refinement rules that use curvature: K-FAC with numbers set by hand or learned, and Levenberg-Marquardt.
 
-All solve the last, linear layer in closed form. What they read of a network are its residuals, gradients and curvature
-factors (rendering_problem.py); the numbers that steer a step depend on invariants only, so every rule here is
-equivariant to permutations, signs and phases of the INR's neurons.
+All solve a linear last layer in closed form; one that a function follows they step as they step the others. What they
+read of a network are its residuals, gradients and curvature factors (rendering_problem.py); the numbers that steer a
+step depend on invariants only, so every rule is equivariant to permutations, signs and phases of the INR's neurons.
 
-One K-FAC step of sine layer l, mean(M) being that of M's diagonal (Martens and Grosse 2015; heavy-ball momentum):
+One K-FAC step of curved layer l, mean(M) being that of M's diagonal (Martens and Grosse 2015; heavy-ball momentum):
 
     D_l <- momentum D_l + (G_l + damping_out mean(G_l))^-1  gradient_l  (A_l + damping_in mean(A_l))^-1
     V_l <- V_l - rate D_l
@@ -35,7 +35,7 @@ RIDGE = 1e-4
 
 
 class Steering(NamedTuple):
-    """The numbers of one K-FAC step, each [N, L] or [N, 1] for N networks with L sine layers, or a number for all."""
+    """The numbers of one K-FAC step, each [N, L] or [N, 1] for N networks with L curved layers, or a number for all."""
 
     rate: Tensor | float
     momentum: Tensor | float
@@ -91,19 +91,20 @@ def _descend(
     def step(here: Standing, losses: list[Tensor], care: Tensor) -> tuple[list[Layer], list[Tensor]]:
         return kfac_step(here.layers, here.found, steer(losses).careful(care), here.state)
 
-    still = [layer.weight.new_zeros(*layer.bias.shape, layer.weight.shape[2] + 1) for layer in problem.layers(params)]
-    return descend(problem, params, steps, step, still[:-1], ridge=RIDGE)
+    curved = problem.curved(problem.layers(params))
+    still = [layer.weight.new_zeros(*layer.bias.shape, layer.weight.shape[2] + 1) for layer in curved]
+    return descend(problem, params, steps, step, still, ridge=RIDGE)
 
 
 def kfac_step(
     layers: list[Layer], found: Summary, steering: Steering, momenta: list[Tensor]
 ) -> tuple[list[Layer], list[Tensor]]:
-    """One step of every sine layer from what `summarize` found, factors included.
+    """One step of every curved layer from what `summarize` found, factors included.
 
-    Returns new layers (the last one as in `found`) and momenta.
+    Returns new layers (a linear last one as in `found`) and momenta.
     """
-    new, moved, sines = [], [], layers[:-1]
-    for i, (layer, own) in enumerate(zip(sines, steering.of_layers(len(sines)), strict=True)):
+    new, moved, curved = [], [], layers[: len(found.factors)]
+    for i, (layer, own) in enumerate(zip(curved, steering.of_layers(len(curved)), strict=True)):
         rate, momentum, damping_in, damping_out = own
         outer, inner = found.factors[i]
         direction = _solve(outer, damping_out, found.gradients[i])
@@ -113,7 +114,7 @@ def kfac_step(
         moved.append(direction)
         change = rate * direction
         new.append(Layer(layer.weight - change.narrow(-1, 0, change.shape[-1] - 1), layer.bias - change.select(-1, -1)))
-    return [*new, found.last], moved
+    return [*new, found.last][: len(layers)], moved
 
 
 def _solve(matrix: Tensor, damping: Tensor | float, right: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ class LearnedKFAC(Pretrained):
     """K-FAC whose numbers a small network chooses, per INR, layer and step: a learned update rule for refinement.
 
     It sees invariants only: the logarithms of the loss and of how it changed, the steps done and left, where a layer
-    lies (first, or not; last sine layer, or not) and its two widths. At the start it is the KFAC of its config exactly.
+    lies (first, or not; last curved one, or not) and its two widths. At the start it is the KFAC of its config exactly.
 
     Args:
         config: see LearnedKFACConfig.
@@ -182,8 +183,8 @@ class LearnedKFAC(Pretrained):
 
     def refine(self, problem: RenderingProblem, params: Params, steps: int) -> Params:
         """See RefinementRule.refine; differentiable in the rule's own weights."""
-        dtype, like, sines = self.first.weight.dtype, problem.targets, problem.layers(params)[:-1]
-        clocks = self._clocks(steps, tuple(one.weight.shape[1:] for one in sines), dtype, like.device)
+        dtype, like, curved = self.first.weight.dtype, problem.targets, problem.curved(problem.layers(params))
+        clocks = self._clocks(steps, tuple(one.weight.shape[1:] for one in curved), dtype, like.device)
         hidden = functional.linear(clocks, self.first.weight[:, 3:], self.first.bias).unbind()
         return _descend(problem, params, steps, lambda losses: self._steer(losses, hidden[len(losses) - 1]))
 
@@ -192,7 +193,7 @@ class LearnedKFAC(Pretrained):
     ) -> Tensor:
         """[steps, L, 10]: the clocks and the layers as all steps see them, made once.
 
-        `sizes`: of the sine layers, outputs and inputs.
+        `sizes`: of the curved layers, outputs and inputs.
         """
         key = steps, sizes, dtype, device
         if key not in self._kept:
@@ -270,10 +271,11 @@ class LevenbergMarquardt:
 def _exact_step(problem: RenderingProblem, layers: list[Layer], found: Pass, damping: Tensor) -> list[Layer]:
     """layers - J^T (J J^T + damping mean(diagonal))^-1 r; rows of J are output by output, pixel by pixel."""
     count, pixels, outputs = found.residual.shape
-    last = torch.bmm(found.inputs[-1], found.inputs[-1].mT) + 1
-    total = torch.zeros(count, outputs, pixels, outputs, pixels, dtype=last.dtype, device=last.device)
-    for c in range(outputs):
-        total[:, c, :, c] = last
+    total = found.residual.new_zeros(count, outputs, pixels, outputs, pixels)
+    if problem.linear_end:
+        last = torch.bmm(found.inputs[-1], found.inputs[-1].mT) + 1
+        for c in range(outputs):
+            total[:, c, :, c] = last
     total = total.view(count, outputs * pixels, -1)
     for i, jacobian in enumerate(found.jacobians):
         rows = jacobian.flatten(1, 2)
@@ -290,7 +292,7 @@ def _exact_step(problem: RenderingProblem, layers: list[Layer], found: Pass, dam
 
 
 def _products(problem: RenderingProblem, found: Pass, i: int) -> Tensor:
-    """a_l a_l^T over pixels, [N or 1, P, P], for what sine layer i reads and its 1."""
+    """a_l a_l^T over pixels, [N or 1, P, P], for what layer i reads and its 1."""
     if i == 0:
         return (problem.grid @ problem.grid.mT).unsqueeze(0)
     return torch.bmm(found.inputs[i - 1], found.inputs[i - 1].mT) + 1

@@ -1,19 +1,21 @@
-"""Fitting N SIRENs to N target images at once, as their refinement sees it: residuals, gradients, curvature factors.
+"""Fitting N INRs to N target images at once, as their refinement sees it: residuals, gradients, curvature factors.
 
 Here: one pass over the pixels, forwards and backwards, and the closed-form last layer. Which step is taken with it is
-refinement.py's and curvature.py's. Everything is differentiable, so that a rule can be meta-trained through its steps;
-inr/fitting_kernel.py computes the same gradients in place, for fits from scratch that take a hundred steps.
+refinement.py's and curvature.py's. Any function that network/layer.py knows may follow a layer. Everything is
+differentiable, so that a rule can be meta-trained through its steps; inr/fitting_kernel.py computes the same gradients
+in place, for fits from scratch that take a hundred steps.
 
 Formulas, elementary. Legend: a_l what layer l reads, with a 1 appended; V_l weight and bias of layer l, times omega in
-a sine layer, so that a_{l+1} = sin(V_l a_l); r residual, value of the last layer minus target, C outputs, P pixels.
+a sine layer, so that a_{l+1} = f_l(V_l a_l) with f_l = sin or another function; r residual, output minus target, C
+outputs, P pixels. A layer is curved if a function follows it: all are, but for a linear last one.
 * Loss of one network: sum r^2 / (2 P). With J_l the derivative of the outputs by the phases V_l a_l, its gradient by
-  V_l is sum_{c, p} r J_l a_l^T / P.
+  V_l is sum_{c, p} r J_l a_l^T / P. J of a curved last layer is diagonal, f'(V a).
 * Its Gauss-Newton matrix for V_l alone is about G_l (x) A_l, with A_l = sum_p a_l a_l^T / P and
   G_l = sum_{c, p} J_l J_l^T / P (Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate
   Curvature", 2015).
-* Last layer: min over it of |r|^2 / P + ridge |A|^2 is a linear system. At its solution the loss has the gradient with
-  that layer held fixed (variable projection: Golub and Pereyra, 1973).
-* First layer: its phase is a function of the row plus one of the column: sines are needed on H + W places only.
+* Linear last layer: min over it of |r|^2 / P + ridge |A|^2 is a linear system. At its solution the loss has the
+  gradient with that layer held fixed (variable projection: Golub and Pereyra, 1973).
+* First layer: its phase is a function of the row plus one of the column: of sines, H + W places are enough.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from weightedit.errors import ParamsError
 from weightedit.inr.convention import Convention, widths_of
+from weightedit.network.layer import Activation
 from weightedit.network.spec import Params
 
 _BAND_CPU, _BAND = 2**21, 2**27
@@ -40,11 +43,11 @@ class Layer(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One pass over all pixels of N networks with `hidden` sine layers.
+    """One pass over all pixels of N networks.
 
     Attributes:
         inputs: per layer but the first, what it reads: [N, P, in].
-        jacobians: per sine layer, the derivative of the outputs by its phases: [N, C, P, out].
+        jacobians: per curved layer, the derivative of the outputs by its phases: [N, C, P, out].
         residual: [N, P, C].
         last: the last layer it was made with.
     """
@@ -65,7 +68,7 @@ class Summary(NamedTuple):
     Attributes:
         loss: as Pass.loss.
         gradients: per layer, see `gradient`.
-        factors: per sine layer, see `factors`; empty where they were not asked for.
+        factors: per curved layer, see `factors`; empty where they were not asked for.
         last: the last layer it was made with.
     """
 
@@ -92,11 +95,18 @@ class RenderingProblem:
     Args:
         convention: of the networks.
         targets: floating point [N, C, H, W] in [0, 1].
+
+    Attributes:
+        linear_end: whether the last layer is linear, so that it can be solved and is not curved.
+
+    Raises:
+        WeightEditError: a convention other than its own `plain`.
     """
 
     def __init__(self, convention: Convention, targets: Tensor) -> None:
-        convention.check_plain_siren()
+        convention.check_plain()
         self.convention = convention
+        self.linear_end = convention.last == "linear"
         self.size = targets.shape[2], targets.shape[3]
         self.targets = convention.to_raw(targets).flatten(2).mT.contiguous()  # [N, P, C]
         rows, columns = (
@@ -122,29 +132,38 @@ class RenderingProblem:
                 f"got {count} networks of widths {widths} for {len(self.targets)} targets of {self.targets.shape[2]} "
                 "channels; expected one SIREN 2-hidden-..-channels per target: choose the targets of these INRs."
             )
-        found = []
-        for i in range(len(widths) - 1):
-            scale = self.convention.frequency if i < len(widths) - 2 else 1.0
-            found.append(Layer(params[f"layers.{i}.weight"] * scale, params[f"layers.{i}.bias"] * scale))
-        return found
+        scaled = enumerate(self._scales(len(widths) - 1))
+        return [Layer(params[f"layers.{i}.weight"] * s, params[f"layers.{i}.bias"] * s) for i, s in scaled]
+
+    def curved(self, layers: list[Layer]) -> list[Layer]:
+        """Those that a function follows."""
+        return layers[:-1] if self.linear_end else layers
+
+    def _scales(self, count: int) -> list[float]:
+        """V over the parameters, of every layer: omega before a sine."""
+        return [f.parameter if f.name == "sine" else 1.0 for f in self.convention.activations(count)]
 
     def params(self, layers: list[Layer]) -> Params:
         """The parameters of `layers`; the inverse of `layers()`."""
         found: Params = {}
-        for i, layer in enumerate(layers):
-            scale = self.convention.frequency if i < len(layers) - 1 else 1.0
+        for i, (layer, scale) in enumerate(zip(layers, self._scales(len(layers)), strict=True)):
             found[f"layers.{i}.weight"], found[f"layers.{i}.bias"] = layer.weight / scale, layer.bias / scale
         return found
 
     def evaluate(self, layers: list[Layer], *, ridge: float | None = None) -> Pass:
-        """One pass, with the last layer as it is, or (with `ridge`) with the best one."""
-        values, cosines = self._forward(layers[:-1])
-        last = layers[-1] if ridge is None else _solved(self._moments(values[-1]), ridge)
-        residual = self._residual(values[-1], last)
-        upstream = last.weight.unsqueeze(2)  # [N, C, 1, h]
-        jacobians = []
-        for i in range(len(cosines) - 1, -1, -1):
-            jacobian = cosines[i].unsqueeze(1) * upstream  # [N, C, P, h]
+        """One pass, with the last layer as it is, or (with `ridge`, if it is linear) with the best one."""
+        values, slopes = self._forward(layers[:-1])
+        last = layers[-1] if ridge is None or not self.linear_end else _solved(self._moments(values[-1]), ridge)
+        upstream, jacobians = last.weight.unsqueeze(2), []  # [N, C, 1, h]
+        if self.linear_end:
+            residual = self._residual(values[-1], last)
+        else:
+            output, slope = _followed(self.convention.last, _phase(values[-1], last))
+            residual = output - self.targets
+            upstream = slope.mT.unsqueeze(-1) * upstream
+            jacobians.append(torch.diag_embed(slope, dim1=1, dim2=3))  # [N, C, P, C]
+        for i in range(len(slopes) - 1, -1, -1):
+            jacobian = slopes[i].unsqueeze(1) * upstream  # [N, C, P, h]
             jacobians.append(jacobian)
             if i:
                 upstream = torch.bmm(jacobian.flatten(1, 2), layers[i].weight).unflatten(1, jacobian.shape[1:3])
@@ -183,7 +202,7 @@ class RenderingProblem:
 
     def _summary(self, found: Pass, factors: bool) -> Summary:
         depth = len(found.jacobians)
-        gradients = [self.gradient(found, i) for i in range(depth + 1)]
+        gradients = [self.gradient(found, i) for i in range(len(found.inputs) + 1)]
         return Summary(
             found.loss(), gradients, [self.factors(found, i) for i in range(depth)] if factors else [], found.last
         )
@@ -193,7 +212,9 @@ class RenderingProblem:
         return self.solved(layers, ridge)[0]
 
     def solved(self, layers: list[Layer], ridge: float) -> tuple[list[Layer], Tensor]:
-        """`layers` with the last one at its best, and their loss [N]; what one pass keeps serves both."""
+        """`layers` with the last one, if it is linear, at its best, and their loss [N]; one pass serves both."""
+        if not self.linear_end:
+            return layers, self.losses(layers)
         bands = self.bands(layers)
         if len(bands) > 1:
             layers = [
@@ -220,11 +241,14 @@ class RenderingProblem:
         return total / self.targets.shape[1:].numel()
 
     def _values(self, layers: list[Layer]) -> Tensor:
-        """Of the last sine layer, [N, P, h]."""
-        return self._forward(layers[:-1], cosines=False)[0][-1]
+        """What the last layer reads, [N, P, h]."""
+        return self._forward(layers[:-1], slopes=False)[0][-1]
 
     def _residual(self, values: Tensor, last: Layer) -> Tensor:
-        return torch.bmm(values, last.weight.mT).add_(last.bias.unsqueeze(1)).sub_(self.targets)
+        phase = _phase(values, last)
+        if self.linear_end:
+            return phase.sub_(self.targets)
+        return _followed(self.convention.last, phase, slope=False)[0] - self.targets
 
     def gradient(self, found: Pass, i: int) -> Tensor:
         """Of the loss sum r^2 / (2 P) by [weight, bias] of layer i: [N, out, in + 1]."""
@@ -243,8 +267,8 @@ class RenderingProblem:
         """Of every image's mean squared error, in [0, 1], by the parameters themselves; named as they are."""
         # V is omega theta in a sine layer.
         factor, named = 2 / (self.convention.span**2 * self.targets.shape[2]), {}
-        for i, gradient in enumerate(found.gradients):
-            slope = gradient * (factor * (self.convention.frequency if i < len(found.gradients) - 1 else 1.0))
+        for i, (gradient, scale) in enumerate(zip(found.gradients, self._scales(len(found.gradients)), strict=True)):
+            slope = gradient * (factor * scale)
             named[f"layers.{i}.weight"], named[f"layers.{i}.bias"] = slope[..., :-1], slope[..., -1]
         return named
 
@@ -259,16 +283,19 @@ class RenderingProblem:
         corner = torch.ones_like(mean[:, :1])
         return outer, torch.cat([torch.cat([square, mean], 2), torch.cat([mean.mT, corner], 2)], 1)
 
-    def _forward(self, sines: list[Layer], *, cosines: bool = True) -> tuple[list[Tensor], list[Tensor]]:
-        """Activations and, if wanted, cosines of the sine layers, [N, P, out]."""
-        value, cosine = self._first(sines[0])
-        values, found = [value], [cosine]
-        for layer in sines[1:]:
-            phase = torch.bmm(values[-1], layer.weight.mT).add_(layer.bias.unsqueeze(1))
-            values.append(phase.sin())
-            if cosines:
-                found.append(phase.cos())
+    def _forward(self, hidden: list[Layer], *, slopes: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+        """Activations and, if wanted, slopes of the hidden layers, [N, P, out]."""
+        name = self.convention.activation
+        value, slope = self._first(hidden[0]) if name == "sine" else _followed(name, self._first_phase(hidden[0]))
+        values, found = [value], [slope]
+        for layer in hidden[1:]:
+            value, slope = _followed(name, _phase(values[-1], layer), slope=slopes)
+            values.append(value)
+            found.append(slope)
         return values, found
+
+    def _first_phase(self, layer: Layer) -> Tensor:
+        return (self.grid @ torch.cat([layer.weight, layer.bias.unsqueeze(-1)], -1).mT).contiguous()
 
     def _first(self, layer: Layer) -> tuple[Tensor, Tensor]:
         rows, columns = self.axes
@@ -286,6 +313,18 @@ class RenderingProblem:
         gram = torch.baddbmm(mean.mT * mean, across, values, beta=-1.0, alpha=1.0 / pixels)
         cross = torch.baddbmm(mean.mT * self._wanted, across, self.targets, beta=-1.0, alpha=1.0 / pixels)
         return Moments(mean, self._wanted, gram, cross)
+
+
+def _phase(values: Tensor, layer: Layer) -> Tensor:
+    """What the layer makes of [N, P, in], before its function: [N, P, out]."""
+    return torch.bmm(values, layer.weight.mT).add_(layer.bias.unsqueeze(1))
+
+
+def _followed(name: str, phase: Tensor, *, slope: bool = True) -> tuple[Tensor, Tensor]:
+    """A function of network/layer.py of phases, which hold omega already, and its derivative (where it is wanted)."""
+    if name == "sine":
+        return phase.sin(), phase.cos() if slope else phase
+    return Activation(name)(phase), Activation(name).slope(phase) if slope else phase
 
 
 class Moments(NamedTuple):

@@ -166,6 +166,10 @@ class Convention:
                 f"got an INR with {self.activation} after its hidden layers and {self.last} after its last; expected "
                 f"sine and linear, which no change of weights makes of them: {_ANEW}."
             )
+        self.check_plain()
+
+    def check_plain(self) -> None:
+        """Raise WeightEditError unless all sine layers have one frequency, and the coordinates are in [-1, 1]."""
         if self != self.plain:
             raise WeightEditError(
                 f"got an INR of {self}; expected one frequency, and coordinates in [-1, 1]: convert it to "
