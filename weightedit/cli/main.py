@@ -186,10 +186,12 @@ def edit(options: argparse.Namespace) -> int:
     name = choice if isinstance(choice, str) else choice.name
     if targets is not None:
         found = guard(stack, edited, targets)
-        if (told := found.told()) and not options.raw:
-            way = f"--operation {name} without --editor takes steps instead, --raw writes the edit as it is"
-            _say(f"left   as they were, since the editor is off its domain: {told}; {way}")
-        edited, errors = (edited, found.after) if options.raw else (found.stack, found.reached)
+        errors = found.after
+        if editor is not None and not options.raw:  # steps alone see to it themselves
+            edited, errors = found.stack, found.reached
+            if told := found.told():
+                way = f"--operation {name} without --editor takes steps instead, --raw writes the edit as it is"
+                _say(f"left   as they were, since the editor is off its domain: {told}; {way}")
         before, after = float(found.before.mean()), float(errors.mean())
         _say(f"MSE    against {name} of the INRs' own renderings: {before:.2e} before, {after:.2e} after")
         _say(f"dB     {_by_inr(found.before, errors)}")
@@ -281,11 +283,8 @@ def _by_inr(before: Tensor, after: Tensor) -> str:
         return f"{i}: {was} to {came}"
 
     shown = ", ".join(told(i) for i in range(min(len(before), _PREVIEW)))
-    return (
-        shown
-        if len(before) <= _PREVIEW
-        else f"{shown}, ...; the worst {told(int(after.nan_to_num(math.inf).argmax()))}"
-    )
+    worst = int(after.nan_to_num(math.inf).argmax())
+    return shown if len(before) <= _PREVIEW else f"{shown}, ...; the worst {told(worst)}"
 
 
 def _hundredths(errors: Sequence[float]) -> str:
