@@ -43,4 +43,4 @@ class NonFiniteError(WeightEditError):
 def check_whole(name: str, value: object, least: int) -> None:
     """Raise WeightEditError unless `value`, of the option called `name`, is an int of at least `least`, and no bool."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise WeightEditError(f"{name}={value!r}: expected a whole number of at least {least}; correct it.")
+        raise WeightEditError(f"got {name}={value!r}; expected a whole number of at least {least}: correct it.")
