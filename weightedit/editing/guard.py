@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weightedit.editing.descent import choose_networks
-from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.evaluation import check_targets, errors_against
 from weightedit.editing.operations import OPERATIONS, Operation
 from weightedit.editing.refinement import target_of
 from weightedit.inr.stack import INRStack
@@ -68,9 +68,15 @@ def guard(before: INRStack, after: INRStack, targets: Tensor) -> Guarded:
 
     Raises ParamsError on targets that do not fit.
     """
+    check_targets(before, targets)
+    return judged(before, after, targets)
+
+
+def judged(before: INRStack, after: INRStack, targets: Tensor) -> Guarded:
+    """As `guard`, of targets that are known to fit: waits for no device."""
     # Of a wider edit, what is kept instead is as wide.
     start = widen(before, after.widths[1] // before.widths[1]) if len(after.widths) > 2 else before
-    errors = mean_squared_errors(start, targets), mean_squared_errors(after, targets)
+    errors = errors_against(start, targets), errors_against(after, targets)
     kept = choose_networks(errors[1] <= errors[0], after.params, start.params)  # false for NaN
     return Guarded(after.with_params(kept), *errors)
 

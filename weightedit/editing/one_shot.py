@@ -17,7 +17,7 @@ from torch import Tensor
 from weightedit.delta import apply_delta, propose_delta
 from weightedit.editing.curvature import RIDGE
 from weightedit.editing.editor import Editor, Wish
-from weightedit.editing.guard import guard
+from weightedit.editing.guard import judged
 from weightedit.editing.guidance import check_guides, guides
 from weightedit.editing.refinement import shipped_rule, take_steps, target_of
 from weightedit.editing.rendering_problem import RenderingProblem
@@ -150,7 +150,7 @@ class OneShotEditor(Editor):
             return edited
         rule = wish.rule or shipped_rule(part.params["layers.0.weight"].device)
         targets = target_of(self.operation, part)
-        start = guard(part, replace(part, params=edited), targets).stack.params
+        start = judged(part, replace(part, params=edited), targets).stack.params
         return take_steps(rule, part.convention, start, targets, wish.steps)
 
     def edit_params(
