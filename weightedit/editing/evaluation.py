@@ -32,6 +32,7 @@ def mean_squared_errors(stack: INRStack, targets: Tensor) -> Tensor:
     return errors_against(stack, targets)
 
 
+@torch.no_grad()
 def errors_against(stack: INRStack, targets: Tensor) -> Tensor:
     """As `mean_squared_errors`, of targets that are known to fit: reads nothing that a device would be waited for."""
     height, width = targets.shape[2:]
