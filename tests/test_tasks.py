@@ -367,13 +367,6 @@ def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
     assert few.returncode != 0 and "lower count" in few.stderr
 
 
-def test_fits_of_photographs_by_size(tmp_path: Path) -> None:
-    words = ["--smoke", "--out", str(tmp_path / "sizes")]
-    first, again = (run_task("compare_editors sizes", *words) for _ in range(2))
-    assert first.stdout == again.stdout and first.stdout.count("| 16 x 16 x ") == 4
-    assert len(json.loads((tmp_path / "sizes" / "sizes.json").read_text())) == 4
-
-
 @pytest.mark.slow
 def test_two_processes_meta_train_together(tmp_path: Path) -> None:
     """Each with inner runs of its own; stopped after two outer steps and taken up, they end as they would have."""

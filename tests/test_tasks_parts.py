@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from PIL import Image
 
 from tests.networks import CNNS, random_params
 from weightedit.data.cnn_zoo import CNNZoo, load_zoo
@@ -105,6 +106,30 @@ def test_a_zoo_that_is_finished_says_so(task, tmp_path, monkeypatch, capsys):
     assert again[0] == f"{out}: was finished before, nothing is trained" and again[1:-1] == told[:-1]
     with pytest.raises(WeightEditError, match="zoo holds a zoo of other options; expected none, or this one: choose"):
         making.main(dataclasses.replace(config, seed=1))
+
+
+def test_fits_of_photographs_by_size_go_on_where_they_were(task, tmp_path, monkeypatch):
+    sizes = task("compare_editors").Sizes
+    config = sizes(smoke=True, out=str(tmp_path))
+    rows = config.run()
+    assert [row["pixels"] for row in rows] == ["16 x 16 x 1"] * 2 + ["16 x 16 x 3"] * 2
+    assert rows[0]["dB"] >= 15 and rows[1]["fit"].startswith("adam, rate 0.00")
+    monkeypatch.setattr(sizes, "row", lambda *rest: pytest.fail("measured again"))
+    assert config.run() == rows and "| 16 x 16 x 3 |" in (tmp_path / "sizes.md").read_text()
+
+
+def test_a_set_of_which_nothing_is_left_says_so(task, tmp_path):
+    fitting, pictures = task("fit_inrs"), tmp_path / "pictures" / "train" / "a"
+    pictures.mkdir(parents=True)
+    for number in range(3):
+        noise = torch.randint(256, (8, 8), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(pictures / f"{number}.png")
+    source = fitting.ImageSource(str(tmp_path / "pictures"), test_split="", validation=1)
+    config = fitting.Config(source=source, out=str(tmp_path / "set"), hidden=(2,), workers=1)
+    with pytest.raises(WeightEditError, match="none of 3 images reached 40 dB; expected some: lower --target-psnr"):
+        fitting.main(config)
+    few = dataclasses.replace(config, init="dwsnets", target_psnr=None, hidden=(16, 16))
+    assert fitting.main(few) == Path(config.out)
 
 
 def commands() -> list[tuple[str, list[str]]]:
