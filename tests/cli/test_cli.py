@@ -118,7 +118,7 @@ def test_fit_says_what_was_asked_and_what_missed(place, capsys):
     assert load_inrs("out.safetensors").index.tolist() == [0]
     method = ("--method", "adam", "--learning-rate", 1e-3, "--max-steps", 5)
     code, out, _ = run(capsys, "fit", "noise.png", "-o", "none.safetensors", *method, "--drop-missed")
-    assert "fits   2-64-64-64-1 to 35 dB, the default at 48 x 48, in at most 5 steps and about " in out
+    assert "fits   2-64-64-64-1 to 35 dB, the default at 48 x 48, in at most 5 steps, about " in out
     assert code == 1 and "none.safetensors was not written" in out and not (place / "none.safetensors").exists()
     code, out, _ = run(capsys, "fit", "noise.png", "-o", "one.safetensors", *method)
     assert code == 0 and "missed 35 dB and kept: 1 of 1" in out and len(load_inrs("one.safetensors")) == 1

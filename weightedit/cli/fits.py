@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from weightedit.inr.fitting import FitOptions, FitResult, memory_of_fit
+from weightedit.inr.fitting import FitOptions, FitResult, cost_of_fit
 from weightedit.inr.stack import INRStack
 
 _NAMED = 20  # images that missed, by name
@@ -25,10 +25,11 @@ def announced(shape: tuple[int, ...], widths: tuple[int, ...], options: FitOptio
         options: as they are passed to `fit`.
     """
     count, channels, height, width = shape
-    megabytes = max(1, math.ceil(memory_of_fit((count, channels, height, width), widths, options) / 1e6))
+    needed, seconds = cost_of_fit((count, channels, height, width), widths, options)
     return (
         f"fits   {'-'.join(map(str, widths))} to {_asked(options, (height, width))}, in at most "
-        f"{options.steps((height, width))} steps and about {megabytes:,} MB"
+        f"{options.steps((height, width))} steps, about {max(1, math.ceil(needed / 1e6)):,} MB and at most about "
+        f"{max(1, math.ceil(seconds)):,} s"
     )
 
 

@@ -161,8 +161,6 @@ def fit(
     images = _checked_images(images, device)
     widths = _checked_widths(widths or (2, *hidden_widths(*images.shape[2:]), images.shape[1]), images.shape[1])
     loop = _loop(widths, convention, options, images, progress)
-    remedy = "choose narrower ones, smaller images, or fewer at once"
-    check_capacity(loop.memory(images), _told(widths, images.shape), remedy, images.device)
     retries = options.retries if options.retries is not None else int(images.shape[2:].numel() <= SMALL)
     retries = 0 if initial is not None else retries
     start = initial
@@ -201,18 +199,24 @@ def hidden_widths(height: int, width: int) -> tuple[int, ...]:
     return (32, 32) if height * width <= SMALL else (32 * round(math.sqrt(side) / 4),) * 3
 
 
-def memory_of_fit(
+def cost_of_fit(
     shape: tuple[int, int, int, int], widths: tuple[int, ...] | None = None, options: FitOptions | None = None
-) -> int:
-    """Bytes that `fit` takes on a CPU in float32, near enough, beside what PyTorch itself does.
+) -> tuple[int, float]:
+    """Bytes that `fit` takes on this CPU in float32 beside what PyTorch itself does, and seconds if nothing ends early.
+
+    The seconds are estimated from the time of a small part of one step, and leave retries out.
 
     Args:
-        shape: of the images, (N, C, H, W).
+        shape: of the images, (N, C, H, W), N at least 1.
         widths, options: as for `fit`.
+
+    Raises:
+        WeightEditError: more than this machine can hold.
     """
-    images = torch.empty(1).expand(shape)
+    images = torch.rand(1).expand(shape)
     widths = widths or (2, *hidden_widths(*shape[2:]), shape[1])
-    return _loop(widths, Convention(), options or FitOptions(), images, progress=False).memory(images)
+    loop = _loop(widths, Convention(), options or FitOptions(), images, progress=False)
+    return loop.memory(images), loop.seconds(images)
 
 
 def fit_directly(stack: INRStack, targets: Tensor) -> INRStack:
@@ -242,9 +246,10 @@ def _drawn(count: int, loop: FitLoop, options: FitOptions, images: Tensor, gener
 def _loop(
     widths: tuple[int, ...], convention: Convention, options: FitOptions, images: Tensor, progress: bool
 ) -> FitLoop:
+    """Raises WeightEditError for more than this machine can hold."""
     size = (images.shape[2], images.shape[3])
     method = method_of(options.method, size)
-    return FitLoop(
+    loop = FitLoop(
         method.stretched(options.steps(size)),
         ParameterLayout(widths, convention.frequency),
         convention,
@@ -254,6 +259,11 @@ def _loop(
         band=options.band,
         progress=progress,
     )
+    told = f"{len(images):,} image{'s' * (len(images) != 1)} of {size[0]} x {size[1]}"
+    what = f"fitting SIRENs of widths {'-'.join(map(str, widths))} to {told}"
+    remedy = "choose narrower ones, smaller images, or fewer at once"
+    check_capacity(loop.memory(images), what, remedy, images.device)
+    return loop
 
 
 def _result(
@@ -275,12 +285,6 @@ def _result(
     height, width = images.shape[2:]
     stack = INRStack(params, loop.convention, height, width, psnr=psnr, provenance=provenance)
     return FitResult(stack, steps, psnr, missed)
-
-
-def _told(widths: tuple[int, ...], shape: torch.Size) -> str:
-    count, _, height, width = shape
-    told = f"{count:,} image{'s' * (count != 1)} of {height} x {width}"
-    return f"fitting SIRENs of widths {'-'.join(map(str, widths))} to {told}"
 
 
 def _checked_images(images: Tensor, device: torch.device | str | None) -> Tensor:
