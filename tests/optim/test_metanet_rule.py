@@ -344,7 +344,7 @@ def test_steps_are_counted_exactly_in_half_precision(rule, dtype):
 def test_how_large_a_neuron_has_been_fades_by_memory_a_step():
     spec = SPECS["relu"]
     wiring, params, grads = Wiring.of(spec), random_params(spec), random_params(spec, seed=1)
-    rule = MetanetRule(MetanetRuleConfig(memory=0.9)).double()
+    rule = MetanetRule(MetanetRuleConfig(memory=0.9, room=None)).double()
     state, reach = rule.init(wiring, params), None
     with torch.no_grad():
         for factor in (1.0, 0.7, 0.1, 0.1, 2.0, 0.3):

@@ -41,8 +41,8 @@ def normalized(width=7):
     return nn.Sequential(*layers)
 
 
-def train(net, rule, steps=15):
-    optimizer, x = LearnedOptimizer(net, rule), X.to(next(net.parameters()).dtype)
+def train(net, rule, steps=15, x=X):
+    optimizer, x = LearnedOptimizer(net, rule), x.to(next(net.parameters()).dtype)
     for _ in range(steps):
         optimizer.zero_grad()
         functional.cross_entropy(net(x), Y).backward()
@@ -65,6 +65,20 @@ def test_rescaled_and_permuted_copies_stay_one_function(make):
     train(net, rule)
     train(other, rule)
     assert relative(other(X), net(X)) < 1e-9 and relative(net(X), start) > 0.02
+
+
+def test_in_evaluation_mode_a_bias_has_its_effect_and_copies_carry_their_statistics(make):
+    net = seeded(lambda: nn.Sequential(*list(normalized())[-4:-1], nn.Linear(7, 3))).double()
+    rule, other, factors = make(net), copy.deepcopy(net), torch.randn(7, generator=generator(4)).double().exp()
+    x = torch.randn(48, 7, generator=generator(5), dtype=torch.float64)
+    with torch.no_grad():
+        for tensor in (other[0].weight, other[0].bias, other[1].running_mean, other[1].running_var):
+            power = 2 if tensor is other[1].running_var else 1
+            tensor.mul_(factors.pow(power).view(-1, *[1] * (tensor.dim() - 1)))
+    before = net[0].bias.detach().clone()
+    for one in (net.eval(), other.eval()):
+        train(one, rule, 10, x)
+    assert relative(other(x), net(x)) < 1e-9 and not torch.equal(net[0].bias, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
