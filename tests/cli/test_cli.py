@@ -20,6 +20,7 @@ from weightedit.cli.main import main
 from weightedit.data.foreign_inrs import suggestion
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.weight_sets import save_weight_set
+from weightedit.door import edit as edit_inrs
 from weightedit.editing.curvature import KFAC, LearnedKFAC
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.one_shot import OneShotEditor
@@ -453,6 +454,55 @@ def test_a_copy_without_checkpoints_steps_by_hand_and_says_so(place, capsys, mon
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.params.items())
 
 
+STEPS = ("--steps", 3, "--rule", "kfac", "-o", "out.safetensors")
+
+
+def test_edits_follow_each_other_and_the_file_remembers_all(place, editor, capsys):
+    words = ("--operation", "blur", "--operation", "invert", "--widen", 2, "--preview", "sheet.png", *STEPS)
+    code, out, err = run(capsys, "edit", "in.safetensors", *words)
+    assert (code, err) == (0, "") and "MSE    against blur" in out and "MSE    against invert" in out
+    blurred = edit_inrs(make_stack(), "blur", steps=3, widen=2, rule=KFAC())
+    expected = refine(blurred, target_of("invert", blurred), 3, rule=KFAC())
+    found = load_inrs("out.safetensors")
+    assert all(torch.equal(found.params[name], tensor) for name, tensor in expected.params.items())
+    history = "blur (3 steps, 2 times as wide), then invert (3 steps)"
+    assert found.provenance["edited"] == history and size_of("sheet.png")[0] > 400
+    words = ("--editor", editor, "--operation", "dilate", "--operation", "dilate", "--raw", "-o", "again.safetensors")
+    assert run(capsys, "edit", "out.safetensors", *words)[0] == 0
+    found, judge = load_inrs("again.safetensors"), OneShotEditor.from_pretrained(editor)
+    assert found.provenance["edited"] == f"{history}, then dilate (tiny), then dilate (tiny)"
+    expected = judge.unguarded(judge.unguarded(load_inrs("out.safetensors")))
+    assert all(torch.equal(found.params[name], tensor) for name, tensor in expected.params.items())
+
+
+def test_pictures_are_stepped_to(place, capsys):
+    aims = [Image.fromarray(np.full((9, 7), level, dtype=np.uint8)) for level in (51, 102, 204)]
+    for level, picture in enumerate(aims):
+        picture.save(f"aim{level}.png")
+    for names, levels in ((["aim1.png"], [0.4] * 3), (["aim0.png", "aim1.png", "aim2.png"], [0.2, 0.4, 0.8])):
+        code, out, err = run(capsys, "edit", "in.safetensors", "--target", *names, *STEPS, "--preview", "sheet.png")
+        assert (code, err) == (0, "") and f"MSE    against {', '.join(names)}: " in out
+        found = load_inrs("out.safetensors")
+        flat = torch.tensor(levels).view(3, 1, 1, 1).expand(3, 1, 9, 7)
+        expected = refine(make_stack(), flat, 3, rule=KFAC()).params
+        assert all(torch.equal(found.params[name], tensor) for name, tensor in expected.items())
+        assert found.provenance["edited"] == f"{', '.join(names)} (3 steps)"
+
+
+def test_outside_the_mask_an_inr_stays(place, capsys):
+    inside = torch.zeros(9, 7)
+    inside[:, :3] = 1
+    Image.fromarray((255 * inside).byte().numpy()).save("mask.png")
+    words = ("--operation", "invert", "--mask", "mask.png", "--steps", 20, "-o", "out.safetensors")
+    assert run(capsys, "edit", "in.safetensors", *words)[0] == 0
+    stack, found = make_stack(), load_inrs("out.safetensors")
+    wanted = torch.where(inside.bool(), target_of("invert", stack), target_of("identity", stack))
+    expected = refine(stack, wanted, 20)
+    for name, tensor in expected.params.items():
+        torch.testing.assert_close(found.params[name], tensor, rtol=1e-4, atol=1e-5)
+    assert found.provenance["edited"] == "invert (20 steps, inside mask.png)"
+
+
 def test_refine_needs_no_editor(place, capsys):
     save_inrs(make_stack(), "in.safetensors")
     code, out, err = run(
@@ -573,6 +623,14 @@ def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
         ("--operation erode --editor mnist-dilate", "this editor knows dilate"),
         ("--widen 2 --editor mnist-dilate", "got --widen 2 for an editor of kind 'editor'; expected only rule, steps"),
         ("--operation nothing", "there is no operation 'nothing'"),
+        ("--operation dilate --operation nothing", "there is no operation 'nothing'"),
+        ("--target digit0.png --operation erode", "got --target with --operation; expected steps alone there"),
+        ("--target digit0.png --editor mnist-dilate", "got --target with --editor"),
+        ("--target digit0.png --strength 0.5", "got --strength 0.5 with --target; expected pictures as they are"),
+        ("--target digit0.png digit1.png", "got 2 pictures with --target for 3 INRs; expected one for all, or one"),
+        ("--target none.png", "there is no picture file 'none.png'"),
+        ("--mask digit0.png", "got --mask without what to do there; expected --operation or --target"),
+        ("--mask digit0.png --editor mnist-dilate --operation dilate", "got --mask with --editor"),
         ("--operation absent.py:f", "absent.py could not be run"),
         ("--operation empty.py:f", "empty.py has no function 'f'"),
         ("--operation dilate --steps -1", "got --steps -1"),

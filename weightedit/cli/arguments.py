@@ -246,13 +246,19 @@ The preview shows the first INRs before and after, what the operation itself mak
 and how the weights of one layer changed."""
     example = f"weightedit edit in.safetensors --editor {SHIPPED_EDITOR} -o out.safetensors --preview sheet.png\n"
     example += "  weightedit edit in.safetensors --operation erode -o out.safetensors\n"
-    example += "  weightedit edit in.safetensors --operation mine.py:posterize --steps 20 -o out.safetensors"
+    example += "  weightedit edit in.safetensors --operation mine.py:posterize --steps 20 -o out.safetensors\n"
+    example += "  weightedit edit in.safetensors --operation blur --operation invert --mask face.png -o out.safetensors"
     parser = _command(commands, "edit", "edit INRs by changing their weights", text, example)
     _add_inrs(parser)
     parser.add_argument("--editor", metavar="EDITOR", help=f"{_EDITOR} Default: {SHIPPED_EDITOR}")
     operation = "of an editor that knows several; or, without --editor, by steps alone: a name (dilate, erode, "
-    operation += "contrast, blur, invert, ...), or FILE.py:FUNCTION, from images [N, C, H, W] in [0, 1] to the same"
-    parser.add_argument("--operation", metavar="NAME", help=operation)
+    operation += "contrast, blur, invert, ...), or FILE.py:FUNCTION, from images [N, C, H, W] in [0, 1] to the same; "
+    operation += "given several times, they are done one after another"
+    parser.add_argument("--operation", metavar="NAME", action="append", help=operation)
+    target = "pictures to step to instead of an operation, one for all INRs or one for each, resized to theirs"
+    parser.add_argument("--target", metavar="PICTURE", nargs="+", help=target)
+    mask = "a picture that is white where the edit is wanted and black where the INR is to stay; with steps alone"
+    parser.add_argument("--mask", metavar="PICTURE", help=mask)
     steps = "steps towards the operation of the rendering (default: 0 after a one-shot editor, a predictive one's own "
     steps += "number, 10 with --operation)"
     parser.add_argument("--steps", "--refine", type=int, metavar="N", help=steps)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weightedit.cli.arguments import (
     SHIPPED_EDITOR,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from weightedit.editing.refinement import RefinementRule
     from weightedit.inr.stack import INRStack
 
-_PREVIEW, _TILES, _STEPS = 8, 64, 10
+_TILES, _STEPS = 64, 10
 _CHECKED = (64, 64)  # pixels of foreign INRs that no one stated the size of
 
 
@@ -157,55 +156,39 @@ def edit(options: argparse.Namespace) -> int:
     """INRs to edited INRs."""
     output = _check_written(options)
     preview = check_output(options.preview, ".png") if options.preview else None
-    alone = options.operation is not None and options.editor is None
-    operation = named_operation(str(options.operation)) if alone else None
-    stack = _load_stack(options, options.size)
-    if preview is not None and stack.widths[-1] not in (1, 3):
-        raise WeightEditError(f"got --preview for INRs of {stack.widths[-1]} channels; it draws 1 or 3: drop it.")
-    editor = None if alone else _load_editor(options.editor)
     from weightedit.cli.preview import draw_edit
-    from weightedit.door import edit as edit_inrs
-    from weightedit.editing.guard import guard, known_target
+    from weightedit.cli.stages import SHOWN, Means, check_aims, for_each, take_stage
 
-    choice: str | Operation = operation or options.operation or (editor.operations[0] if editor else "")
-    started, progress = time.perf_counter(), _progress()
-    # A user's own function is called once, before the work: what it does wrong costs nothing, and random ones agree.
-    targets = known_target(choice, stack, options.strength)
+    check_aims(options)
+    alone = options.editor is None and (options.operation is not None or options.target is not None)
+    wanted = [named_operation(text) for text in options.operation or []] if alone else []
+    given = _load_stack(options, options.size)
+    if preview is not None and given.widths[-1] not in (1, 3):
+        raise WeightEditError(f"got --preview for INRs of {given.widths[-1]} channels; it draws 1 or 3: drop it.")
+    editor = None if alone else _load_editor(options.editor)
+    aims: list[tuple[str, str | Operation | Tensor]] = [(choice.name, choice) for choice in wanted]
+    if editor is not None:
+        aims = [(name, name) for name in options.operation or editor.operations[:1]]
+    if options.target is not None:
+        shown = ", ".join(Path(name).name for name in options.target[:3])
+        aims = [(shown, for_each(options.target, "target", given, given.widths[-1]))]
     steps = options.steps if options.steps is not None else editor.steps if editor else _STEPS
     if options.rule and not steps:
         raise WeightEditError("got --rule without steps; expected both or none: add --steps N, or drop --rule.")
     has_own = editor is not None and "rule" not in editor.takes
     rule = _load_rule(options.rule) if options.rule or (steps and not has_own) else None
-    given: dict[str, Any] = {"steps": steps, "widen": options.widen, "rule": rule, "progress": progress}
-    if editor is not None:
-        edited = editor.unguarded(stack, options.operation, strength=options.strength, **given)
-    else:
-        given["steps"] = steps = steps if options.strength else 0  # then an INR stays as it is, bit for bit
-        edited = edit_inrs(stack, choice if targets is None else targets, **given)
-    _say(f"edited {_plural(len(stack), 'INR')} in {time.perf_counter() - started:.1f} s")
-    name = choice if isinstance(choice, str) else choice.name
-    if targets is not None:
-        found = guard(stack, edited, targets)
-        errors = found.after
-        if editor is not None and not options.raw:  # steps alone see to it themselves
-            edited, errors = found.stack, found.reached
-            if told := found.told():
-                way = f"--operation {name} without --editor takes steps instead, --raw writes the edit as it is"
-                _say(f"left   as they were, since the editor is off its domain: {told}; {way}")
-        before, after = float(found.before.mean()), float(errors.mean())
-        _say(f"MSE    against {name} of the INRs' own renderings: {before:.2e} before, {after:.2e} after")
-        _say(f"dB     {_by_inr(found.before, errors)}")
-    by = [Path(options.editor or SHIPPED_EDITOR).name] if editor else []
-    by += [f"{steps} steps"] if steps else []
-    by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
-    by += [f"{options.widen} times as wide"] if options.widen != 1 else []
-    told = f"{name} ({', '.join(by or ['no steps'])})"
-    _write(options, replace(edited, provenance={**stack.provenance, "edited": told}), output)
-    if preview is not None:
-        few = slice(0, _PREVIEW)
-        wanted = None if targets is None else targets[few]
-        draw_edit(name, stack[few], edited[few], wanted, preview, strength=options.strength)
-        _say(f"drew   {preview} ({min(_PREVIEW, len(stack))} of {len(stack)})")
+    means, stack, widen, stage = Means(editor, steps, rule, _progress()), given, options.widen, None
+    for name, choice in aims:
+        stage = take_stage(stack, choice, name, means, options, widen)
+        stack, widen = stage.stack, 1  # the first stage widens
+        for line in stage.lines:
+            _say(line)
+    _write(options, stack, output)
+    if preview is not None and stage is not None:
+        few = slice(0, SHOWN)
+        known, told = None if stage.targets is None else stage.targets[few], ", ".join(name for name, _ in aims)
+        draw_edit(told, given[few], stack[few], known, preview, strength=options.strength)
+        _say(f"drew   {preview} ({min(SHOWN, len(stack))} of {len(stack)})")
     return 0
 
 
@@ -275,18 +258,6 @@ def _progress() -> bool:
     return sys.stderr.isatty()
 
 
-def _by_inr(before: Tensor, after: Tensor) -> str:
-    """Errors of INRs before and after, in dB: of each, or of the first few and of the worst."""
-
-    def told(i: int) -> str:
-        was, came = (f"{-10 * float(errors[i].log10()):.1f}" for errors in (before, after))
-        return f"{i}: {was} to {came}"
-
-    shown = ", ".join(told(i) for i in range(min(len(before), _PREVIEW)))
-    worst = int(after.nan_to_num(math.inf).argmax())
-    return shown if len(before) <= _PREVIEW else f"{shown}, ...; the worst {told(worst)}"
-
-
 def _hundredths(errors: Sequence[float]) -> str:
     nothing, edited, floor = (f"{100 * error:.3f}" for error in errors)
     return f"{nothing:>11} {edited:>8} {floor:>8}"
@@ -325,18 +296,9 @@ def _fitted_pictures(options: argparse.Namespace, stack: INRStack) -> Tensor | N
     """The pictures of --image, as the first INRs of `stack` were fitted to them."""
     if options.image is None:
         return None
-    import torch
+    from weightedit.cli.stages import pictures
 
-    from weightedit.data.images import load_picture
-
-    outputs = stack.widths[-1]
-    if stack.widths[0] != 2 or outputs not in (1, 3) or len(options.image) > len(stack):
-        raise WeightEditError(
-            f"got {len(options.image)} of --image for {len(stack)} INRs from {stack.widths[0]} inputs to {outputs} "
-            "outputs; expected at most one for each, of INRs from 2 inputs to 1 or 3: leave the others out."
-        )
-    size = (stack.height, stack.width)
-    return torch.stack([load_picture(name, size=size, channels=outputs) for name in options.image])
+    return pictures(options.image, "image", stack, stack.widths[-1])
 
 
 def _load_editor(name: str | None) -> Editor:

@@ -1,0 +1,155 @@
+"""The stages of `weightedit edit`: one operation, or one picture, after another, and what is told of each.
+
+Here: what a stage aims at, the edit, and its judgement. Reading, writing and printing are main.py's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightedit.cli.arguments import SHIPPED_EDITOR
+from weightedit.data.images import load_picture
+from weightedit.door import edit
+from weightedit.editing.editor import Editor
+from weightedit.editing.guard import guard, known_target
+from weightedit.editing.operations import Operation
+from weightedit.editing.refinement import RefinementRule, target_of
+from weightedit.errors import WeightEditError
+from weightedit.inr.stack import INRStack
+
+SHOWN = 8
+"""INRs that a preview shows, and whose errors are told one by one."""
+_HISTORY = "edited"
+
+
+@dataclass(frozen=True)
+class Means:
+    """What makes an edit: an editor, or (None) steps alone; steps; and the rule that takes them."""
+
+    editor: Editor | None
+    steps: int
+    rule: RefinementRule | None
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage came to: the INRs, with their history; what was aimed at, and its name; and lines to say."""
+
+    stack: INRStack
+    targets: Tensor | None
+    name: str
+    lines: list[str]
+
+
+def pictures(names: Sequence[str], option: str, stack: INRStack, channels: int) -> Tensor:
+    """Picture files at the size of the INRs, [M, channels, H, W] in [0, 1].
+
+    Raises WeightEditError on INRs that are no pictures, or on more files than INRs.
+    """
+    if stack.widths[0] != 2 or stack.widths[-1] not in (1, 3) or len(names) > len(stack):
+        raise WeightEditError(
+            f"got {len(names)} of --{option} for {len(stack)} INRs from {stack.widths[0]} inputs to {stack.widths[-1]} "
+            "outputs; expected at most one for each, of INRs from 2 inputs to 1 or 3: leave the others out."
+        )
+    size = (stack.height, stack.width)
+    return torch.stack([load_picture(name, size=size, channels=channels) for name in names])
+
+
+def for_each(names: Sequence[str], option: str, stack: INRStack, channels: int) -> Tensor:
+    """`pictures`, one for all INRs or one for each: [N, channels, H, W]. Raises WeightEditError on another number."""
+    found = pictures(names, option, stack, channels)
+    if len(found) not in (1, len(stack)):
+        raise WeightEditError(
+            f"got {len(found)} pictures with --{option} for {len(stack)} INRs; expected one for all, or one for each."
+        )
+    return found.expand(len(stack), -1, -1, -1)
+
+
+def check_aims(options: argparse.Namespace) -> None:
+    """Raise WeightEditError on options of `edit` that exclude each other."""
+    for name, others in (("target", ("operation", "editor")), ("mask", ("editor",))):
+        given = [f"--{other}" for other in others if getattr(options, other) is not None]
+        if getattr(options, name) is not None and given:
+            raise WeightEditError(f"got --{name} with {given[0]}; expected steps alone there: leave {given[0]} out.")
+    if options.mask is not None and options.target is None and options.operation is None:
+        raise WeightEditError("got --mask without what to do there; expected --operation or --target: add one.")
+    if options.target is not None and options.strength != 1.0:
+        raise WeightEditError(f"got --strength {options.strength:g} with --target; expected pictures as they are.")
+
+
+def aimed_at(choice: str | Operation | Tensor, stack: INRStack, options: argparse.Namespace) -> Tensor | None:
+    """What the INRs are to render, [N, C, H, W]; None where it is not known. Outside the mask, what they render."""
+    wanted = choice if isinstance(choice, Tensor) else known_target(choice, stack, options.strength)
+    if wanted is None or options.mask is None:
+        return wanted
+    where = for_each([options.mask], "mask", stack, 1).to(wanted)
+    return target_of("identity", stack).lerp(wanted, where)
+
+
+def take_stage(
+    stack: INRStack, choice: str | Operation | Tensor, name: str, means: Means, options: argparse.Namespace, widen: int
+) -> Stage:
+    """One edit.
+
+    Args:
+        stack: N INRs.
+        choice: an operation, or pictures [N, C, H, W].
+        name: of it, as a person calls it.
+        means: of the edit.
+        options: of `edit`: strength, raw, mask, editor, operation.
+        widen: as of an editor's call.
+    """
+    started, editor, steps = time.perf_counter(), means.editor, means.steps
+    # A user's own function is called once, before the work: what it does wrong costs nothing, and random ones agree.
+    targets = aimed_at(choice, stack, options)
+    if editor is not None:
+        given = {"steps": steps, "widen": widen, "rule": means.rule, "progress": means.progress}
+        edited = editor.unguarded(stack, name if options.operation else None, strength=options.strength, **given)
+    else:
+        steps = steps if options.strength else 0  # then an INR stays as it is, bit for bit
+        aim = choice if targets is None else targets
+        edited = edit(stack, aim, steps=steps, widen=widen, rule=means.rule, progress=means.progress)
+    lines = [f"edited {len(stack):,} INR{'s' * (len(stack) != 1)} in {time.perf_counter() - started:.1f} s"]
+    if targets is not None:
+        found = guard(stack, edited, targets)
+        errors = found.after
+        if editor is not None and not options.raw:  # steps alone see to it themselves
+            edited, errors = found.stack, found.reached
+            if told := found.told():
+                way = f"--operation {name} without --editor takes steps instead, --raw writes the edit as it is"
+                lines.append(f"left   as they were, since the editor is off its domain: {told}; {way}")
+        what = name if isinstance(choice, Tensor) else f"{name} of the INRs' own renderings"
+        before, after = float(found.before.mean()), float(errors.mean())
+        lines.append(f"MSE    against {what}: {before:.2e} before, {after:.2e} after")
+        lines.append(f"dB     {by_inr(found.before, errors)}")
+    by = [Path(options.editor or SHIPPED_EDITOR).name] if editor else []
+    by += [f"{steps} steps"] if steps else []
+    by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
+    by += [f"{widen} times as wide"] if widen != 1 else []
+    by += [f"inside {Path(options.mask).name}"] if options.mask else []
+    told = f"{name} ({', '.join(by or ['no steps'])})"
+    history = [*([stack.provenance[_HISTORY]] if _HISTORY in stack.provenance else []), told]
+    return Stage(
+        replace(edited, provenance={**stack.provenance, _HISTORY: ", then ".join(history)}), targets, name, lines
+    )
+
+
+def by_inr(before: Tensor, after: Tensor) -> str:
+    """Errors of INRs before and after, in dB: of each, or of the first few and of the worst."""
+
+    def told(i: int) -> str:
+        was, came = (f"{-10 * float(errors[i].log10()):.1f}" for errors in (before, after))
+        return f"{i}: {was} to {came}"
+
+    shown = ", ".join(told(i) for i in range(min(len(before), SHOWN)))
+    worst = int(after.nan_to_num(math.inf).argmax())
+    return shown if len(before) <= SHOWN else f"{shown}, ...; the worst {told(worst)}"
