@@ -12,7 +12,8 @@ from weightedit.optim.rounding import ROUNDING
 
 def twin_step(rule, wiring, grads, state, params, loss=None):
     """Deltas and states of one network after a step of `rule`, a MetanetRule; its weights are read, not its code."""
-    config = rule.config
+    config, rate = rule.config, {wire.name: wiring.sets[wire.target].rate for wire in wiring.wires}
+    params, grads = {k: p * rate[k] for k, p in params.items()}, {k: g / rate[k] for k, g in grads.items()}
     neurons = neuron_scales(wiring, params, config.symmetry)
     grown, before = growth(wiring, neurons).clamp(-5, 5), layers_before(wiring)
     origin = list(neurons)
@@ -56,7 +57,7 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
             second = second + (rule.to_source @ nodes[wire.source])[:, None, :, None]
         phi = torch.einsum("ab,b...->a...", rule.last, second.relu()).flatten(2)
         size = -(rule.pace[int(wire.kind == "weight")] @ facts + rule.log_step_size).exp() * known["warranted"]
-        size = size * min(1, known["new"]["step"] / config.warm) if config.warm else size
+        size = size * min(1.0, float(known["new"]["step"]) / config.warm) if config.warm else size
         f = torch.ones(config.odd, dtype=phi.dtype)
         f[-2] = (rule.decay @ facts).exp()
         step = size * (known["odd"] * f[:, None, None] * (rule.base[:, None, None] + phi)).sum(0)
@@ -68,7 +69,7 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
             ahead = state[name]["ahead"] + step
             known["new"]["ahead"] = (1 - fresh) * ahead
             step = fresh * ahead + (1 - beta) * (known["new"]["ahead"] - state[name]["ahead"])
-        deltas[name] = step
+        deltas[name] = step / rate[name]
     return deltas, {name: known["new"] for name, known in tensors.items()}
 
 

@@ -194,7 +194,7 @@ def test_editing_and_optimizing_go_through_propose_delta(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_gradients_give_zero_steps_and_vanishing_ones_vanishing_steps(name):
     net = mlp().double()
-    rule = perturbed(rule_of(name, net), 0.2)
+    rule = perturbed(rule_of(name, net, warm=0), 0.2)
     optimizer = LearnedOptimizer(net, rule)
 
     def moved(gradient):
@@ -318,7 +318,7 @@ def test_what_is_refused():
 def test_neither_the_unit_of_the_loss_nor_a_smaller_gradient_stops_a_rule(unit):
     """What a gradient warrants is linear, from a thousandth of the largest on; the metanetwork sees units as logs."""
     net, lengths = mlp().double(), []
-    optimizer = LearnedOptimizer(net, rule_of("gauge-gmn", net))
+    optimizer = LearnedOptimizer(net, rule_of("gauge-gmn", net, warm=0))
     for size in (1.0, 1e-2):
         before = [p.detach().clone() for p in net.parameters()]
         optimizer.zero_grad()

@@ -48,6 +48,7 @@ class Value:
         set: whose factors it carries; None: none.
         loose: the parameter that it is.
         normed: (direction, length) of a weight whose rows are normalized.
+        times: what the neurons of `set` were multiplied by since.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +56,7 @@ class Value:
     set: int | None = None
     loose: Loose | None = None
     normed: tuple[Value, Value] | None = field(default=None, compare=False)
+    times: float = 1.0
 
 
 @dataclass
@@ -63,6 +65,7 @@ class _Neurons:
     atoms: Atoms
     size: int
     group: NeuronGroup
+    rates: set[float] = field(default_factory=set)
 
 
 class Flow:
@@ -166,6 +169,12 @@ class Flow:
         """The same for the set of `value`."""
         if value.set is not None:
             self.restrict_set(value.set, group)
+
+    def rated(self, value: Value) -> Value:
+        """`value` before an activation that sees its size: what it was multiplied by is its neurons' rate."""
+        if value.set is not None:
+            self._sets[self.of(value.set)].rates.add(value.times)
+        return replace(value, times=1.0)
 
     def group_of(self, i: int) -> NeuronGroup:
         """What the neurons of set `i` may carry."""
@@ -370,12 +379,13 @@ class Flow:
             )
             for atom in leaves
         )
+        rate = one.rates.copy().pop() if len(one.rates) == 1 else 1.0
         if len(parts) == 1:
-            return NeuronSet(one.name, one.size, group, parts[0].permutable, parts[0].order)
+            return NeuronSet(one.name, one.size, group, parts[0].permutable, parts[0].order, rate=rate)
         if not parts:
-            return NeuronSet(one.name, one.size, group, False, orders.setdefault(-1 - i, len(orders)))
+            return NeuronSet(one.name, one.size, group, False, orders.setdefault(-1 - i, len(orders)), rate=rate)
         free = any(part.permutable for part in parts)
-        return NeuronSet(one.name, one.size, group, free, orders.setdefault(-1 - i, len(orders)), parts)
+        return NeuronSet(one.name, one.size, group, free, orders.setdefault(-1 - i, len(orders)), parts, rate)
 
     def _within(self, kept: list[int]) -> dict[int, frozenset[int]]:
         """For every atom, those on which its permutation may depend: they stand wherever it stands."""

@@ -53,6 +53,7 @@ class NeuronSet:
         order: sets of the same order are permuted together (a normalization's outputs with its inputs).
         parts: outermost first, for neurons that are permuted by parts alone (heads, and places within them); () where
             any permutation is one of theirs.
+        rate: what the network multiplies their sums by before an activation that sees it: omega of a sine.
     """
 
     name: str
@@ -61,6 +62,7 @@ class NeuronSet:
     permutable: bool = False
     order: int = -1
     parts: tuple[Part, ...] = ()
+    rate: float = 1.0
 
     @property
     def indices(self) -> tuple[Part, ...]:
@@ -173,6 +175,15 @@ class Wiring:
         """Wires by the name of their parameter."""
         return {wire.name: wire for wire in self.wires}
 
+    @cached_property
+    def rates(self) -> dict[str, float]:
+        """The rate of the neurons that a parameter goes to, by its name, where it is not 1.
+
+        Rules that go by the size of what they move take rate * parameter for the parameter, and gradient / rate for its
+        gradient: the network is one with rates of 1 and those parameters.
+        """
+        return {wire.name: rate for wire in self.wires if (rate := self.sets[wire.target].rate) != 1}
+
     def lead(self, params: Mapping[str, Tensor]) -> tuple[int, ...]:
         """() for the parameters of one network, (N,) for a stack of N. Raises ParamsError on shapes that do not fit."""
         found = set()
@@ -263,9 +274,10 @@ def _of_chain(spec: NetworkSpec) -> Wiring:
     groups = [NeuronGroup(), *spec.neuron_groups(), NeuronGroup()]
     names = ["inputs", *(layer.weight.removesuffix(".weight") for layer in spec.layers)]
     hidden = range(1, spec.depth)
+    rates = [1.0, *(layer.activation.parameter if layer.activation.name == "sine" else 1.0 for layer in spec.layers)]
     sets = [
-        NeuronSet(name, size, group, i in hidden, i)
-        for i, (name, size, group) in enumerate(zip(names, spec.widths, groups, strict=True))
+        NeuronSet(name, size, group, i in hidden, i, rate=rate)
+        for i, (name, size, group, rate) in enumerate(zip(names, spec.widths, groups, rates, strict=True))
     ]
     wires = []
     for i, layer in enumerate(spec.layers):

@@ -150,6 +150,10 @@ class MetanetRule(RuleModule):
         grads, state, params = at
         if not grads:
             return {}, {}
+        rates = wiring.rates
+        if rates:
+            params = {name: p * rates[name] if name in rates else p for name, p in params.items()}
+            grads = {name: g / rates[name] if name in rates else g for name, g in grads.items()}
         first = next(iter(grads))
         like = state[first]["second"]
         lead, dtype = like.dim() - len(wiring.by_name[first].shape), like.dtype
@@ -199,7 +203,7 @@ class MetanetRule(RuleModule):
             pairs = zip(plan.stacks, tensors, strict=True)
             after[key] = [part for stack, tensor in pairs if tensor is not None for part in stack.parts(tensor, lead)]
         place = {name: i for i, name in enumerate(plan.names)}
-        deltas = {name: after["delta"][place[name]].to(grad.dtype) for name, grad in grads.items()}
+        deltas = {name: after["delta"][place[name]].to(grad.dtype) / rates.get(name, 1) for name, grad in grads.items()}
         return deltas, {name: {key: after[key][place[name]] for key in before} for name in grads}
 
     def _reach(self, plan: Plan, neurons: Tensor, before: Mapping[str, list[Tensor]]) -> tuple[Tensor, Tensor]:

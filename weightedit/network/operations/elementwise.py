@@ -6,6 +6,7 @@ that it commutes with (symmetry.md section 1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,13 @@ def activation(group: NeuronGroup) -> Reader:
         return value
 
     return read
+
+
+def sine(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
+    """An activation that sees what its neurons are multiplied by."""
+    value = flow.rated(flow.used(a["self"]))
+    flow.restrict(value, NeuronGroup(flip=True, shift=True))
+    return value
 
 
 def prelu(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
@@ -105,12 +113,18 @@ def added(flow: Flow, given: list[Value], dims: Sequence[Atoms], out: Shape) -> 
     return flow.carrying(joined, given, flow.value(dims, out))
 
 
+def times(value: Value, number: Any) -> Value:
+    """What a number makes of a value: the neurons and the factors are the same."""
+    known = isinstance(number, int | float) and math.isfinite(number) and number != 0
+    return replace(value, times=value.times * abs(number)) if known else value
+
+
 def product(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
     left, right = a["self"], a["other"]
     if not isinstance(right, Value):
-        return left
+        return times(left, right)
     if not isinstance(left, Value):
-        return right
+        return times(right, left)
     if left.loose is not None:
         left, right = right, left
     dims = flow.broadcast((left, right), out)
@@ -136,7 +150,7 @@ def quotient(flow: Flow, a: Mapping[str, Any], out: Any) -> Any:
     if a.get("rounding_mode") is not None:
         return pointwise(flow, [one for one in (left, right) if isinstance(one, Value)], out)
     if not isinstance(right, Value):
-        return left
+        return times(left, 1 / right) if isinstance(right, int | float) and right else left
     right = flow.used(right)
     flow.restrict(right, NOTHING)
     if not isinstance(left, Value):

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from weightedit.network.flow import FLIP, LINEAR, NOTHING, SCALE, Flow, Value
-from weightedit.network.layer import NeuronGroup
 from weightedit.network.operations.attention import (
     attention,
     recurrent,
@@ -27,6 +26,7 @@ from weightedit.network.operations.elementwise import (
     product,
     quotient,
     same,
+    sine,
     softmax,
 )
 from weightedit.network.operations.kinds import Reader
@@ -124,7 +124,7 @@ READERS: dict[str, Reader] = {
     **_all("to _to_copy", cast),
     **_all("relu leaky_relu", activation(SCALE)),
     **_all("tanh erf atan asin sinh asinh tan atanh softsign hardshrink softshrink", activation(FLIP)),
-    "sin": activation(NeuronGroup(flip=True, shift=True)),
+    "sin": sine,
     "prelu": prelu,
     **_all("where masked_fill clamp clip", elementwise),  # not tagged in every overload
     **_all("add sub", add),
