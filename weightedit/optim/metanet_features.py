@@ -133,12 +133,12 @@ def unit_features(units: Units, adam: int, *, signed: bool) -> tuple[list[Tensor
 
 
 def _logarithm(second: Tensor, inverse: Tensor) -> Tensor:
-    return (second * inverse + 1e-6).log() / 4
+    return (second * inverse).add_(1e-6).log().div_(4)
 
 
 def squashed(x: Tensor) -> Tensor:
     """x / (1 + |x|)."""
-    return x / (1 + x.abs())
+    return x / x.abs().add_(1)
 
 
 def leveled(matrices: Sequence[Tensor]) -> list[Tensor]:
@@ -168,12 +168,13 @@ def _polynomial(gram: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     size = inverse_root(gram.diagonal(dim1=-2, dim2=-1).sum(-1))[:, None, None]
     gram = gram * size.square()
-    unit = a * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor = total = torch.baddbmm(unit + b * gram, gram, gram, alpha=c)
+    rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # of a factor a I + rest
+    total = torch.add(rest, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device), alpha=a)
     for _ in range(_ITERATIONS - 1):  # all of these commute, and only the first product and the last see the matrix
-        gram = torch.bmm(torch.bmm(factor, gram), factor)
-        factor = torch.baddbmm(unit + b * gram, gram, gram, alpha=c)
-        total = torch.bmm(factor, total)
+        half = torch.baddbmm(gram, rest, gram, beta=a)
+        gram = torch.baddbmm(half, half, rest, beta=a)
+        rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        total = torch.baddbmm(total, rest, total, beta=a)
     return size * total
 
 

@@ -58,7 +58,7 @@ class Look:
             odd, even = unit_features(seen.units(), adam, signed=signed)
             return odd, hidden_units(even, self._layers.first, bias)
         odd, even = features(seen, adam, signed=signed)
-        return odd.flatten(-2), dense(self._layers.first, bias.unsqueeze(-1), even.flatten(-2)).relu()
+        return odd.flatten(-2), dense(self._layers.first, bias.unsqueeze(-1), even.flatten(-2)).relu_()
 
     def _walk(self) -> Iterator[tuple[tuple[slice, slice], Seen, Any, Any]]:
         for tensors, rows in self._pieces:
@@ -100,7 +100,7 @@ class Look:
             if self._unitwise:
                 step, moving = direct(odd, hidden, own, bias.unbind(-3))
             else:
-                second = dense(own.second, bias.flatten(-2), hidden).relu()
+                second = dense(own.second, bias.flatten(-2), hidden).relu_()
                 moving = of_entries(odd[..., 0, :])
                 step = (odd * dense(own.last, own.base.unsqueeze(-1), second)).sum(-2) * moving
                 step, moving = (x.unflatten(-1, seen.gradient.shape[-2:]) for x in (step, moving))
