@@ -113,6 +113,7 @@ def features(seen: Seen, adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
     level = direct.narrow(-3, adam, 1) if seen.level is None else seen.level.unsqueeze(-3)
     odd = torch.cat([direct, factored, (seen.weight / scale).unsqueeze(-3), level], -3)
     agreement = direct.narrow(-3, 1, len(rest)) * direct.narrow(-3, 0, len(rest))
+    del averages, both, direct, factored, level  # what is laid down a second time, of which a piece has little room
     parts = [squashed(torch.cat([odd.square(), agreement], -3)), _logarithm(second, inverse).unsqueeze(-3)]
     return odd, torch.cat([*parts, squashed(odd)] if signed else parts, -3)
 

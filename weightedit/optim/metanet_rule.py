@@ -186,6 +186,8 @@ class MetanetRule(RuleModule):
         rising = warranted * (clock.steps / self.config.warm).clamp(max=1) if self.config.warm else warranted
         layers = self._layers(plan, facts, rising)
         looks = self._looks(plan, gathered, (scales, numbers, factors), layers, passes)
+        gathered = [one._replace(mixed=None) for one in gathered]  # nothing needs it any more
+        found.clear()
         ends = self._ends(plan, layers, self._mix(plan, looks) if self.config.mixing else None)
         fresh, slack = self._recent(clock, warranted)
         joined = []
@@ -276,7 +278,7 @@ class MetanetRule(RuleModule):
             void = is_rounding(second.lerp(square, rates[1]), beside)
             gradient, scaled, square = (tensor.masked_fill(void, 0) for tensor in (gradient, scaled, square))
         momenta = momenta.lerp(scaled.unsqueeze(-3), rates[0][:, None, None])
-        mixed = None if mix is None else (torch.cat([scaled.unsqueeze(-3), momenta], -3) * mix).sum(-3)
+        mixed = None if mix is None else _mixed([scaled, *momenta.unbind(-3)], mix.unbind(-3))
         if any(_shifted(plan.wiring, wire) for wire in stack.wires):
             shown = plan.constant("shown", lambda: [not _shifted(plan.wiring, wire) for wire in plan.wires])
             weight = weight * shown[stack.of, None, None]
@@ -451,6 +453,14 @@ class Clock:
 def _of_neurons(plan: Plan, rows: Sequence[Tensor]) -> Tensor:
     """What stands in the state of the tensors that lead to every neuron, [.., neurons]: the same, or not yet there."""
     return plan.rows_of_neuron.gathered(torch.cat(list(rows), -1)).amax(-2)
+
+
+def _mixed(averages: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
+    """Their sum by shares, with no more than one of them laid down at a time."""
+    total = averages[0] * shares[0]
+    for average, share in zip(averages[1:], shares[1:], strict=True):
+        total = torch.addcmul(total, average, share)
+    return total
 
 
 def _shifted(wiring: Wiring, wire: Wire) -> bool:

@@ -20,7 +20,7 @@ from weightedit.files.schema import conform
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.rule import RuleState
-from weightedit.optim.unitwise import one_graph
+from weightedit.optim.unitwise import contracting, one_graph
 
 At = tuple[Params, RuleState, Params]
 """Gradients, state and parameters."""
@@ -72,7 +72,7 @@ class RuleModule(Pretrained):
         The first step of a network runs as it is: what is made once is made, and a compiler then meets the state as it
         stays. Else the second step would be compiled anew.
         """
-        whole, passes = torch.compile(self.update), self.compiled_passes()
+        whole, passes = torch.compile(self.update, options=contracting()), self.compiled_passes()
         met: set[tuple[str, ...]] = set()
 
         def update(

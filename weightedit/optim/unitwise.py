@@ -34,12 +34,16 @@ def compiled_for_all_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Limits of how much goes into a loop are lifted, so that no intermediate results go through memory.
     """
+    fused = {"max_fusion_size": 10**6, "cpp.max_horizontal_fusion_size": 10**6}
+    return torch.compile(function, dynamic=True, options={**fused, **contracting()})
+
+
+def contracting() -> dict[str, Any]:
+    """The compiler's option for a x + b in one instruction."""
     from torch._inductor import config
 
-    contract = "cpp.enable_floating_point_contract_flag"  # a x + b in one instruction
-    options: dict[str, Any] = {"max_fusion_size": 10**6, "cpp.max_horizontal_fusion_size": 10**6}
-    options[contract] = "fast" if isinstance(config.cpp.enable_floating_point_contract_flag, str) else True
-    return torch.compile(function, dynamic=True, options=options)
+    flag = config.cpp.enable_floating_point_contract_flag
+    return {"cpp.enable_floating_point_contract_flag": "fast" if isinstance(flag, str) else True}
 
 
 def line(matrices: Tensor) -> Tensor:

@@ -1,0 +1,36 @@
+"""What a step of the lean rule costs on large networks: operations that it dispatches, bytes beside the state.
+
+Both are counted on tensors without numbers, so that no time is measured. Each operation is a launch on a GPU.
+"""
+
+import pytest
+import torch
+
+from tasks.benchmark import GPT, resnet18
+from tests.device_waits import operations
+from weightedit.network.reading import wiring_of
+from weightedit.optim import metanet_step
+from weightedit.optim.memory import memory_of_step
+from weightedit.optim.metanet_rule import MetanetRule
+
+NETWORKS = {"ResNet-18": (resnet18, None, 3300, 110), "GPT": (GPT, torch.zeros(1, 8, dtype=torch.long), 2400, 95)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_is_few_operations_and_little_memory(name, monkeypatch):
+    """Somewhat above what was counted: pieces as on a GPU, then as on a CPU, where a step holds eleven floats."""
+    make, inputs, most, held = NETWORKS[name]
+    net = make()
+    wiring, rule = wiring_of(net, inputs), MetanetRule()
+    params = {n: wiring.by_name[n].arranged(p.detach()).to("meta") for n, p in net.named_parameters()}
+    count = sum(p.numel() for p in params.values())
+    rule.to("meta")
+    state = rule.init(wiring, params)
+    with torch.no_grad():
+        rule.update(wiring, params, state, params)
+        with operations() as mode:
+            rule.update(wiring, params, state, params)
+    assert mode.count <= most, mode.count
+    assert memory_of_step(rule, wiring, params) <= held * count
+    monkeypatch.setitem(metanet_step.PIECES, "meta", metanet_step.PIECES["cpu"])
+    assert memory_of_step(rule, wiring, params) <= 44 * count
