@@ -98,7 +98,7 @@ class Operation:
             WeightEditError: as for a call; strengths that are negative, not finite, or not one per image.
         """
         number = None if isinstance(strength, Tensor) else float(strength)  # of which nothing is read from the device
-        amount = images.new_full((), number) if number is not None else strength.to(images)
+        amount = strength.to(images) if isinstance(strength, Tensor) else images.new_full((), strength)
         if amount.dim() > 1 or (amount.dim() == 1 and amount.numel() != len(images)):
             raise WeightEditError(
                 f"got strengths of shape {tuple(amount.shape)} for {len(images)} images; expected one, or one each."
