@@ -111,6 +111,12 @@ def test_a_checkpoint_of_before_states_no_hash(saved):
     assert load_checkpoint(saved)[1] == CONFIG
 
 
+def test_words_that_older_checkpoints_spell_otherwise(tmp_path):
+    older = {"rule": {"levelling": 256, "output": "normalised"}, "note": "a levelling editor"}
+    _, config = load_checkpoint(save_checkpoint(tmp_path / "older", TENSORS, older, "# Card\n"))
+    assert config["rule"] == {"leveling": 256, "output": "normalized"} and config["note"] == older["note"]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, monkeypatch, value, dtype):
