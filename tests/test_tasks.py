@@ -184,7 +184,7 @@ def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["--smoke --kinds dots", pytest.param("--kinds dots lines --count 2 --steps 1 10 100", marks=pytest.mark.slow)],
+    ["--smoke --kinds dots", pytest.param("--kinds dots lines --count 1 --steps 1 10 50", marks=pytest.mark.slow)],
 )
 def test_no_error_rises(words: str, tmp_path: Path) -> None:
     """Every rule and, in the slow part, every operation; the whole protocol's table is on tasks/README.md."""
