@@ -15,7 +15,7 @@ fits: how many steps, and how much time, a SIREN needs from its random initializ
 sizes: what `weightedit fit` makes of a photograph of every size, beside Adam in the same time.
 promises: whether steps ever raise an error, whatever the picture, the operation and the rule.
 
-The file is long because it is six commands, one class each, where nine tasks are to be all there are.
+The file is long because it is six commands, one class each.
 """
 
 from __future__ import annotations
