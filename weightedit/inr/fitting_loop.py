@@ -4,6 +4,7 @@ A chunk is a block of images worked on together; an INR that reaches the target 
 do not pay for hard ones. Images too large for that are worked on in bands of pixels: what a step needs, the normal
 equations of the last layer and the gradient, is summed over them, so that memory is bounded by the band and not by the
 picture. One step's arithmetic is fitting_kernel.py's; options, checks and retries are fitting.py's.
+The file is long because one state, rows of all images, goes through stages, chunks and bands.
 """
 
 import dataclasses
