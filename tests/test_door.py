@@ -29,7 +29,7 @@ NAMES = """
     WeightSpacePredictor act apply_delta assert_equivariant canonicalize edit fit from_pyg load load_images
     load_picture make_metanet make_rule mean_squared_errors meta_gradient optimizer_factory propose_delta
     ragged_from_params random_element read refine register_with_higher save_inrs save_weight_set shipped
-    split_by_image target_of to_pyg train widen
+    split_by_image target_of to_pyg train undo widen
 """.split()  # noqa: SIM905
 
 

@@ -13,6 +13,7 @@ Store pictures as networks (INRs), keep them, load anything
 
 Edit networks by changing their weights
     edit             INRs -> INRs by learned steps towards operation(rendering); no editor is needed
+    undo             edited INRs, or a file of them -> as they were before the last edit, to the bit
     Editor           Editor.from_pretrained("mnist-multi")(inrs, "rotate", strength=0.5, steps=8, widen=2); never
                      worse than doing nothing; .unguarded(...) is the edit as it comes, for tables and trainings
     OPERATIONS       the operations by name; Operation makes one of your own
@@ -56,7 +57,7 @@ _HOMES = {
     "data.inr_files": "save_inrs",
     "data.weight_sets": "WeightSet save_weight_set split_by_image",
     "delta": "apply_delta propose_delta",
-    "door": "edit fit read",
+    "door": "edit fit read undo",
     "editing.curvature": "KFAC LearnedKFAC",
     "editing.editor": "Editor",
     "editing.evaluation": "mean_squared_errors",

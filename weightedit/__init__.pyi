@@ -12,6 +12,7 @@ from weightedit.delta import propose_delta as propose_delta
 from weightedit.door import edit as edit
 from weightedit.door import fit as fit
 from weightedit.door import read as read
+from weightedit.door import undo as undo
 from weightedit.editing.curvature import KFAC as KFAC
 from weightedit.editing.curvature import LearnedKFAC as LearnedKFAC
 from weightedit.editing.editor import Editor as Editor

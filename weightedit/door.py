@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from weightedit.editing.descent import choose_networks
 from weightedit.editing.operations import Operation
+from weightedit.editing.operations import operation as operation_of
 from weightedit.editing.refinement import RefinementRule, refine, target_of
 from weightedit.errors import ParamsError, WeightEditError, check_whole
 from weightedit.inr.fitting import FitOptions
@@ -89,8 +90,7 @@ def edit(
         WeightEditError: an unknown operation, a number out of range, or a rule that is none; ParamsError: what is no
             stack of INRs, or pictures that do not fit.
     """
-    if not isinstance(inrs, INRStack):
-        raise ParamsError(f"got a {type(inrs).__name__}; expected INRs: we.fit(pictures), or we.load(a file of them).")
+    _check_inrs(inrs)
     if rule is not None and not hasattr(rule, "refine"):
         raise WeightEditError(f"got rule {rule!r}; expected None, we.KFAC(), or a rule that we.load reads.")
     check_whole("steps", steps, 0)
@@ -99,16 +99,32 @@ def edit(
         amounts = torch.as_tensor(strength, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):
         raise WeightEditError(f"got strength={strength!r}; expected a number of at least 0, or one per INR.") from None
+    told = _told(operation, steps, widen, amounts)
     if not isinstance(operation, Tensor):
         operation = target_of(operation, inrs, strength=strength)
     elif not bool((amounts == 1).all()):
         raise WeightEditError(f"got strength={strength} with pictures; expected 1: blend them yourself.")
     start = widened(inrs, widen)
     if steps == 0 or not bool(amounts.any()):
-        return replace(start, psnr=None)
+        return replace(start, psnr=None).recorded(inrs, told)
     edited = refine(start, operation, steps, rule=rule, progress=progress)
     moved = amounts.expand(len(inrs)).to(operation.device) > 0
-    return edited.with_params(choose_networks(moved, edited.params, start.params))
+    return edited.with_params(choose_networks(moved, edited.params, start.params)).recorded(inrs, told)
+
+
+def undo(inrs: INRStack) -> INRStack:
+    """INRs as they were before their last edit, to the bit; again and again, back to the first that is kept.
+
+    `edit` and editors keep the former weights of the last 8 edits, at most 64 MB of them, in the stack and in its file.
+
+    Args:
+        inrs: N of them, edited here or read from a file.
+
+    Raises:
+        WeightEditError: no edit in the history, or one whose former weights are not kept. ParamsError: no INRs.
+    """
+    _check_inrs(inrs)
+    return inrs.undone()
 
 
 def read(net: nn.Module, inputs: Any = None) -> AnySpec:
@@ -127,3 +143,17 @@ def read(net: nn.Module, inputs: Any = None) -> AnySpec:
         SpecError: what cannot be read, by the name of the submodule.
     """
     return spec_of(net, inputs)
+
+
+def _check_inrs(inrs: object) -> None:
+    if not isinstance(inrs, INRStack):
+        raise ParamsError(f"got a {type(inrs).__name__}; expected INRs: we.fit(pictures), or we.load(a file of them).")
+
+
+def _told(operation: str | Operation | Callable[[Tensor], Tensor] | Tensor, steps: int, widen: int, at: Tensor) -> str:
+    """An edit in words, for the history."""
+    name = "pictures" if isinstance(operation, Tensor) else operation_of(operation).name
+    words = [f"{steps} steps"]
+    words += [f"strength {float(at):g}" if at.dim() == 0 else "strengths"] if bool((at != 1).any()) else []
+    words += [f"{widen} times as wide"] if widen != 1 else []
+    return f"{name} ({', '.join(words)})"

@@ -186,6 +186,7 @@ HEADER_FAULTS = [
     ({"layers": "[[" * 60_000}, "the header has layers .*; expected JSON"),
     ({"layers": "[2, 8, 3]"}, r"layers \[2, 8, 3\], the tensors \[2, 8, 8, 3\]"),
     ({"provenance": "[1]"}, r"provenance is \[1\]; expected an object"),
+    ({"history": '"edit"'}, "history is 'edit'; expected a list"),
 ]
 
 
@@ -213,6 +214,10 @@ TENSOR_FAULTS = {
     "nan": (lambda t: t["layers.0.bias"][1].fill_(torch.nan), r"layers\.0\.bias of INR 1 has NaN"),
     "labels": (lambda t: t.update(label=torch.zeros(2, dtype=torch.int64)), r"label of shape \(2,\)"),
     "float labels": (lambda t: t.update(label=torch.zeros(3)), "label is of torch.float32"),
+    "former of no entry": (
+        lambda t: t.update({"before.1.layers.0.bias": torch.ones(3, 8)}),
+        r"before\.1 for a history of 0",
+    ),
     "int psnr": (lambda t: t.update(psnr=torch.zeros(3, dtype=torch.int64)), "psnr is of torch.int64"),
 }
 

@@ -247,7 +247,10 @@ and how the weights of one layer changed."""
     example = f"weightedit edit in.safetensors --editor {SHIPPED_EDITOR} -o out.safetensors --preview sheet.png\n"
     example += "  weightedit edit in.safetensors --operation erode -o out.safetensors\n"
     example += "  weightedit edit in.safetensors --operation mine.py:posterize --steps 20 -o out.safetensors\n"
-    example += "  weightedit edit in.safetensors --operation blur --operation invert --mask face.png -o out.safetensors"
+    example += (
+        "  weightedit edit in.safetensors --operation blur --operation invert --mask face.png -o out.safetensors\n"
+    )
+    example += "  weightedit edit out.safetensors --undo -o out.safetensors"
     parser = _command(commands, "edit", "edit INRs by changing their weights", text, example)
     _add_inrs(parser)
     parser.add_argument("--editor", metavar="EDITOR", help=f"{_EDITOR} Default: {SHIPPED_EDITOR}")
@@ -273,6 +276,10 @@ and how the weights of one layer changed."""
     )
     raw += "operation of its rendering stays as it was, and is named"
     parser.add_argument("--raw", action="store_true", help=raw)
+    undo = (
+        "give back the weights before the last edit, to the bit; a file keeps those of its last 8 edits, at most 64 MB"
+    )
+    parser.add_argument("--undo", action="store_true", help=undo)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="edited INRs, .safetensors")
     _add_like(parser)
     parser.add_argument("--preview", metavar="PNG", help="also draw a sheet of the first 8")

@@ -92,7 +92,20 @@ def _inrs(stack: INRStack) -> Facts:
         facts.append(("splits", ", ".join(f"{name} {count:,}" for name, count in counts.items())))
     if stack.label is not None and len(stack):
         facts.append(("labels", f"{len(stack.label.unique())} classes"))
-    return [*facts, *_rows("provenance", stack.provenance), *symmetry_lines(stack.spec)]
+    return [*facts, *_rows("provenance", stack.provenance), *_history(stack), *symmetry_lines(stack.spec)]
+
+
+def _history(stack: INRStack) -> Facts:
+    """What was done to the INRs, and how much of it can be undone."""
+    if not stack.history:
+        return [("history", "no edit, nothing to undo")]
+    told = {str(number): edit.told for number, edit in enumerate(stack.history, start=1)}
+    kept = [edit for edit in stack.history if edit.before is not None]
+    words = (
+        f"the last {len(kept)} of {len(told)} by edit --undo" if kept else f"0 of {len(told)}, no former weights kept"
+    )
+    size = sum(edit.size for edit in kept)
+    return [*_rows("history", told), ("undo", f"{words}; former weights take {size / 1e3:,.1f} kB" if kept else words)]
 
 
 def _weight_set(folder: Path) -> Facts:

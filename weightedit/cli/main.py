@@ -165,6 +165,8 @@ def edit(options: argparse.Namespace) -> int:
     given = _load_stack(options, options.size)
     if preview is not None and given.widths[-1] not in (1, 3):
         raise WeightEditError(f"got --preview for INRs of {given.widths[-1]} channels; it draws 1 or 3: drop it.")
+    if options.undo:
+        return _undo(options, given, output, preview)
     editor = None if alone else _load_editor(options.editor)
     aims: list[tuple[str, str | Operation | Tensor]] = [(choice.name, choice) for choice in wanted]
     if editor is not None:
@@ -188,6 +190,20 @@ def edit(options: argparse.Namespace) -> int:
         few = slice(0, SHOWN)
         known, told = None if stage.targets is None else stage.targets[few], ", ".join(name for name, _ in aims)
         draw_edit(told, given[few], stack[few], known, preview, strength=options.strength)
+        _say(f"drew   {preview} ({min(SHOWN, len(stack))} of {len(stack)})")
+    return 0
+
+
+def _undo(options: argparse.Namespace, given: INRStack, output: Path, preview: Path | None) -> int:
+    from weightedit.cli.preview import draw_edit
+    from weightedit.cli.stages import SHOWN
+
+    stack, few = given.undone(), slice(0, SHOWN)
+    left = sum(edit.before is not None for edit in stack.history)
+    _say(f"undone {given.history[-1].told}; {left} more can be undone")
+    _write(options, stack, output)
+    if preview is not None:
+        draw_edit("undo", given[few], stack[few], None, preview)
         _say(f"drew   {preview} ({min(SHOWN, len(stack))} of {len(stack)})")
     return 0
 

@@ -23,9 +23,10 @@ def change_column(before: INRStack, after: INRStack) -> ChangeColumn:
     """How the largest hidden weight matrix of each INR changed, with the size of the change relative to it below."""
     count = len(before.widths) - 1
     layer = max(range(count), key=lambda i: before.params[f"layers.{i}.weight"][0].numel())
-    weights = before.params[f"layers.{layer}.weight"]
-    rows, columns = weights.shape[1:]  # of a widened INR, what was there before
-    change = (after.params[f"layers.{layer}.weight"][:, :rows, :columns] - weights).detach()
+    pair = [stack.params[f"layers.{layer}.weight"].detach() for stack in (before, after)]
+    rows, columns = (min(sizes) for sizes in zip(*(one.shape[1:] for one in pair), strict=True))
+    weights, changed = (one[:, :rows, :columns] for one in pair)  # of INRs that were widened, what both have
+    change = changed - weights
     sizes = change.flatten(1).norm(dim=1) / weights.flatten(1).norm(dim=1)
     captions = [f"{100 * size:.1f} % of the weights" for size in sizes.tolist()]
     return ChangeColumn(f"change in weights\nlayer {layer}, {rows} × {columns}", change, captions)

@@ -9,7 +9,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,11 +23,11 @@ from weightedit.editing.guard import guard, known_target
 from weightedit.editing.operations import Operation
 from weightedit.editing.refinement import RefinementRule, target_of
 from weightedit.errors import WeightEditError
+from weightedit.inr.history import BYTES
 from weightedit.inr.stack import INRStack
 
 SHOWN = 8
 """INRs that a preview shows, and whose errors are told one by one."""
-_HISTORY = "edited"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def for_each(names: Sequence[str], option: str, stack: INRStack, channels: int) 
 
 def check_aims(options: argparse.Namespace) -> None:
     """Raise WeightEditError on options of `edit` that exclude each other."""
+    if options.undo:
+        _check_undo(options)
     for name, others in (("target", ("operation", "editor")), ("mask", ("editor",))):
         given = [f"--{other}" for other in others if getattr(options, other) is not None]
         if getattr(options, name) is not None and given:
@@ -84,6 +86,13 @@ def check_aims(options: argparse.Namespace) -> None:
         raise WeightEditError("got --mask without what to do there; expected --operation or --target: add one.")
     if options.target is not None and options.strength != 1.0:
         raise WeightEditError(f"got --strength {options.strength:g} with --target; expected pictures as they are.")
+
+
+def _check_undo(options: argparse.Namespace) -> None:
+    usual = dict.fromkeys(("editor", "operation", "target", "mask", "steps", "rule"))
+    usual |= {"strength": 1.0, "widen": 1, "raw": False}
+    if given := [f"--{name}" for name, value in usual.items() if getattr(options, name) != value]:
+        raise WeightEditError(f"got --undo with {given[0]}; expected it alone: undo first, then edit.")
 
 
 def aimed_at(choice: str | Operation | Tensor, stack: INRStack, options: argparse.Namespace) -> Tensor | None:
@@ -136,11 +145,12 @@ def take_stage(
     by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []
     by += [f"{widen} times as wide"] if widen != 1 else []
     by += [f"inside {Path(options.mask).name}"] if options.mask else []
-    told = f"{name} ({', '.join(by or ['no steps'])})"
-    history = [*([stack.provenance[_HISTORY]] if _HISTORY in stack.provenance else []), told]
-    return Stage(
-        replace(edited, provenance={**stack.provenance, _HISTORY: ", then ".join(history)}), targets, name, lines
-    )
+    edited = edited.recorded(stack, f"{name} ({', '.join(by or ['no steps'])})")
+    if edited.history[-1].before is None:
+        lines.append(
+            f"undo   not kept: the weights before take more than {BYTES // 2**20} MB; keep the file that was edited"
+        )
+    return Stage(edited, targets, name, lines)
 
 
 def by_inr(before: Tensor, after: Tensor) -> str:

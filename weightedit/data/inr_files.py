@@ -4,9 +4,10 @@ Our format is one safetensors file per stack: tensors layers.{i}.weight [N, out,
 where known label, index, split (int64 [N]) and psnr (float [N], dB). Its header states all that is needed to render:
 `format`, `version`, `layers` (the widths), `activation`, `omega`, `coordinates`, `low`, `high`, `offset`, `height`,
 `width`, `provenance`, and `ranges` and `last` where they are not the usual ones; strings as they are, everything else
-as JSON. A file of another code carries no convention: it
-must be stated, and is never guessed. The foreign formats themselves are in foreign_inrs.py, INRs from tensors or a
-module in inr_modules.py, sets of INRs with their images in weight_sets.py.
+as JSON. `history` says what was done to the INRs, and before.{k}.layers.{i}.weight, .bias and before.{k}.psnr
+hold what entry k of it found, as far as that is kept: in the file itself, so that copies and moves lose nothing. A file
+of another code carries no convention: it must be stated, and is never guessed. The foreign formats themselves are in
+foreign_inrs.py, INRs from tensors or a module in inr_modules.py, sets of INRs with their images in weight_sets.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import torch
+from torch import Tensor
 
 from weightedit.data.foreign_inrs import (
     TORCH_SUFFIXES,
@@ -36,6 +38,7 @@ from weightedit.files.reading import check_pixels, parse_json, refusing, shorten
 from weightedit.files.saving import new_file
 from weightedit.files.schema import Width, Widths, conform
 from weightedit.inr.convention import Convention, Params, widths_of
+from weightedit.inr.history import Edit
 from weightedit.inr.stack import PER_INR, INRStack
 
 FORMAT = "weightedit-inrs"
@@ -43,6 +46,7 @@ VERSION = 1
 SUFFIX = ".safetensors"
 
 _CONVENTION = tuple(entry.name for entry in dataclasses.fields(Convention))
+_BEFORE, _PSNR = re.compile(r"before\.(0|[1-9][0-9]{0,5})\.[^.].*"), "psnr"
 _PLAIN = ("format", "activation", "coordinates", "last")
 
 
@@ -63,6 +67,7 @@ class Header(TypedDict):
     height: Width
     width: Width
     provenance: dict[str, str]
+    history: NotRequired[list[str]]
 
 
 def save_inrs(stack: INRStack, path: str | Path) -> None:
@@ -81,9 +86,13 @@ def save_inrs(stack: INRStack, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != SUFFIX:
         raise FileFormatError(f"{path} ends in {path.suffix!r}; INRs are written as {SUFFIX}: rename it.")
+    former = _former(stack.history)
     check_finite(stack.params)
+    check_finite({name: tensor for name, tensor in former.items() if tensor.dim() > 1})
     known = {name: getattr(stack, name) for name in PER_INR if getattr(stack, name) is not None}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**stack.params, **known}.items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**stack.params, **known, **former}.items()
+    }
     data = safetensors.torch.save(tensors, _header(stack))
     try:
         with new_file(path) as fresh:
@@ -172,8 +181,45 @@ def _header(stack: INRStack) -> dict[str, str]:
         "height": stack.height,
         "width": stack.width,
         "provenance": stack.provenance,
+        **({"history": [edit.told for edit in stack.history]} if stack.history else {}),
     }
     return {name: value if name in _PLAIN else json.dumps(value) for name, value in values.items()}
+
+
+def _former(history: Sequence[Edit]) -> Params:
+    """The tensors that the history keeps, under their names in a file."""
+    found: Params = {}
+    for number, edit in enumerate(history):
+        kept = {**(edit.before or {}), **({} if edit.psnr is None else {_PSNR: edit.psnr})}
+        found |= {f"before.{number}.{name}": tensor for name, tensor in kept.items()}
+    return found
+
+
+def _history(told: Sequence[str], tensors: Params) -> tuple[Edit, ...]:
+    """The history of these words, with the former weights among `tensors`, which are taken out."""
+    kept: dict[int, Params] = {}
+    for name in [name for name in tensors if _BEFORE.fullmatch(name)]:
+        _, number, own = name.split(".", 2)
+        kept.setdefault(int(number), {})[own] = tensors.pop(name)
+    if strange := sorted(set(kept) - set(range(len(told)))):
+        raise FileFormatError(
+            f"there is before.{strange[0]} for a history of {len(told)}; expected former weights of its entries alone, "
+            "from 0: the file is damaged or was changed by hand, write it again."
+        )
+    edits = []
+    for number, words in enumerate(told):
+        before = kept.get(number)
+        psnr = None if before is None else _scores(before.pop(_PSNR, None))
+        params = None if before is None else canonical_params(before)
+        check_finite(params or {})
+        edits.append(Edit(words, params, psnr))
+    return tuple(edits)
+
+
+def _scores(psnr: Tensor | None) -> Tensor | None:
+    if psnr is not None and not psnr.is_floating_point():
+        raise FileFormatError(f"psnr is of {psnr.dtype}; expected float for psnr, int for the others: correct it.")
+    return psnr
 
 
 def _list(source: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -237,16 +283,19 @@ def _stack_of(header: dict[str, str], tensors: Params) -> INRStack:
     values = _parse(header)
     check_pixels(values["height"], values["width"])
     known = {name: tensors.pop(name) for name in PER_INR if name in tensors}
+    _scores(known.get(_PSNR))
     for name, tensor in known.items():
         whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-        if not (tensor.is_floating_point() if name == "psnr" else whole):
+        if name != _PSNR and not whole:
             raise FileFormatError(
                 f"{name} is of {tensor.dtype}; expected float for psnr, int for the others: correct it."
             )
+    history = _history(values.get("history", []), tensors)
     widths = list(widths_of(tensors))  # in our format the names are these
     params = canonical_params(tensors)
     convention = Convention.from_dict({name: value for name, value in values.items() if name in _CONVENTION})
-    stack = INRStack(params, convention, values["height"], values["width"], provenance=values["provenance"], **known)
+    facts: dict[str, Any] = {**known, "provenance": values["provenance"], "history": history}
+    stack = INRStack(params, convention, values["height"], values["width"], **facts)
     if widths != values["layers"]:
         raise FileFormatError(
             f"the header has layers {shortened(values['layers'])}, the tensors {shortened(widths)}; expected them to "

@@ -120,7 +120,7 @@ class Editor(Pretrained):
                 told,
                 name,
             )
-        return found.stack
+        return replace(found.stack, history=edited.history)
 
     @torch.no_grad()
     def unguarded(
@@ -172,7 +172,8 @@ class Editor(Pretrained):
                 parts.append(self.edited(part, replace(wish, strength=wish.strength[rows.to(device)])))
                 bar.update(len(rows))
         params = {name: torch.cat([part[name] for part in parts]).to(home) for name in wide.params}
-        return replace(wide, params=params, psnr=None)
+        told = f"{wish.operation} (editor" + (f", {widen} times as wide)" if widen != 1 else ")")
+        return replace(wide, params=params, psnr=None).recorded(inrs, told)
 
     def wish(
         self, inrs: INRStack, operation: str | None = None, strength: float | Tensor = 1.0, steps: int | None = None

@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from weightedit.errors import ParamsError
+from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import Convention, Params, widths_of
+from weightedit.inr.history import Edit, bounded, joined
 from weightedit.inr.siren import render_images
 from weightedit.network.spec import NetworkSpec
 
 PER_INR = ("label", "index", "split", "psnr")
 """The optional fields with one entry per INR."""
+_NEW = "new weights"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class INRStack:
         split: 0 train, 1 validation, 2 test, int [N], or None.
         psnr: of the rendering against the fitted image in [0, 1], dB [N], or None.
         provenance: how the INRs came to be (initialization, optimizer, target), plain strings.
+        history: what was done to them since, the last edit last, see `recorded` and `undone`.
 
     Raises:
         ParamsError: parameters that are no stacked canonical network, a size below 1, or a per-INR tensor that has
@@ -46,6 +49,7 @@ class INRStack:
     split: Tensor | None = None
     psnr: Tensor | None = None
     provenance: dict[str, str] = dataclasses.field(default_factory=dict)
+    history: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         widths_of(self.params)
@@ -63,6 +67,12 @@ class INRStack:
                 raise ParamsError(
                     f"{name} of shape {tuple(values.shape)}: expected ({shape[0]},), one entry per INR; "
                     "pass None where nothing is known."
+                )
+        for edit in self.history:
+            if edit.before is not None and _told_of(edit.before, edit.psnr) != _told_of(self.params, None):
+                raise ParamsError(
+                    f"an edit ({edit.told}) of {_told_of(edit.before, edit.psnr)} in the history of "
+                    f"{_told_of(self.params, None)}; expected the same INRs: leave their history out."
                 )
 
     def __len__(self) -> int:
@@ -110,6 +120,7 @@ class INRStack:
         return dataclasses.replace(
             self,
             params={name: change(tensor) for name, tensor in self.params.items()},
+            history=tuple(edit.per_tensor(change) for edit in self.history),
             **{name: None if values is None else change(values) for name, values in fields.items()},
         )
 
@@ -120,6 +131,8 @@ class INRStack:
     def with_params(self, params: Params) -> "INRStack":
         """The same stack with other weights of the same shapes, such as edited ones; psnr is dropped, being stale.
 
+        The history says so, and keeps no weights: `recorded` is for edits that are to be undone.
+
         Raises:
             ParamsError: names or shapes that differ from the present ones.
         """
@@ -127,7 +140,35 @@ class INRStack:
         after = {name: tuple(tensor.shape) for name, tensor in params.items()}
         if before != after:
             raise ParamsError(f"new parameters {after}: expected the shapes {before}; build a new INRStack instead.")
-        return dataclasses.replace(self, params=dict(params), psnr=None)
+        return dataclasses.replace(self, params=dict(params), psnr=None, history=bounded((*self.history, Edit(_NEW))))
+
+    def recorded(self, before: "INRStack", told: str) -> "INRStack":
+        """This stack as what an edit made of another, whose weights can be had back with `undone`.
+
+        Args:
+            before: the N INRs that were edited; their history goes on here.
+            told: what was done, in words.
+        """
+        history = bounded((*before.history, Edit(told, before.params, before.psnr)))
+        return dataclasses.replace(self, history=history)
+
+    def undone(self) -> "INRStack":
+        """The stack before the last edit of its history: the weights and psnr of then, to the bit.
+
+        Raises:
+            WeightEditError: no edit in the history, or one whose former weights are not kept.
+        """
+        if not self.history:
+            raise WeightEditError(
+                "got INRs without a history; expected ones that were edited: there is nothing to undo."
+            )
+        *earlier, last = self.history
+        if last.before is None:
+            raise WeightEditError(
+                f"got INRs whose last edit ({last.told}) kept no former weights; expected one that did: take the file "
+                "that was edited. (Of one stack the last 8 edits are kept, and at most 64 MB.)"
+            )
+        return dataclasses.replace(self, params=last.before, psnr=last.psnr, history=tuple(earlier))
 
     def precise(self) -> "INRStack":
         """The stack in float32 at least: half precision is too coarse for phases of tens of radians."""
@@ -163,12 +204,20 @@ class INRStack:
             first,
             params={name: torch.cat([stack.params[name] for stack in stacks]) for name in first.params},
             provenance={name: " | ".join(values) for name, values in origins.items()},
+            history=bounded(joined([stack.history for stack in stacks])),
             **{
                 name: torch.cat([getattr(stack, name) for stack in stacks])
                 for name in PER_INR
                 if getattr(first, name) is not None
             },
         )
+
+
+def _told_of(params: Params, psnr: Tensor | None) -> str:
+    """What an edit leaves as it was: count, inputs and outputs."""
+    widths, counts = widths_of(params), {len(tensor) for tensor in params.values()}
+    counts |= set() if psnr is None else {len(psnr) if psnr.dim() == 1 else 0}
+    return f"{' or '.join(map(str, sorted(counts)))} INRs from {widths[0]} inputs to {widths[-1]} outputs"
 
 
 _KIND = ("widths", "the convention", "the image size", "the fields")

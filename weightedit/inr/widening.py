@@ -44,7 +44,8 @@ def widen(stack: INRStack, factor: int, *, seed: int = 0) -> INRStack:
         return stack
     plain = stack.convention.plain
     wide = widened(convert(stack.params, stack.convention, plain), factor, plain.frequency, seed=seed)
-    return replace(stack, params=convert(wide, plain, stack.convention))
+    widened_stack = replace(stack, params=convert(wide, plain, stack.convention))
+    return widened_stack.recorded(stack, f"{factor} times as wide")
 
 
 def widened(params: Params, factor: int, omega: float, *, seed: int = 0) -> Params:
