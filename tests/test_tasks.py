@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import forget_accelerator
+from tests.processes import start
 from weightedit.data.cnn_zoo import load_zoo
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import LearnedKFAC
@@ -370,10 +371,10 @@ def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_meta_train_together(tmp_path: Path) -> None:
     """Each with inner runs of its own; stopped after two outer steps and taken up, they end as they would have."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "tasks/meta_train.py")
     for name, limits in (("whole", [0]), ("parts", [1e-9, 1e-9, 0])):
         for limit in limits:
-            launch(*launcher, "--smoke", "--out", str(tmp_path / name), "--training.max-seconds", str(limit))
+            words = ("--smoke", "--out", tmp_path / name, "--training.max-seconds", limit)
+            start("tasks/meta_train.py", *words, processes=2).succeed()
     runs = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts")]
     assert json.loads((tmp_path / "whole/run/run.json").read_text())["processes"] == 2
     assert runs[0]["finished"] and runs[1]["finished"] and runs[0]["best_validation"] == runs[1]["best_validation"]

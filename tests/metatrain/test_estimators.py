@@ -2,11 +2,7 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +10,7 @@ from torch import nn
 
 from tests.metatrain.problems import Bowl, LogRate, digits
 from tests.networks import generator
+from tests.processes import start
 from tests.rules import TinyRule
 from weightedit.errors import WeightEditError
 from weightedit.metatrain.estimators import ES, PES, ESSingle, Horizons, TruncatedBackprop
@@ -124,16 +121,11 @@ def test_parts_of_the_particles_are_together_the_whole(kind, truncation):
 
 def test_two_processes_are_one_with_twice_the_particles(tmp_path):
     """The averaged gradient of every outer step, of PES in truncations and of whole runs in turn; launched."""
-    root, started = Path(__file__).parents[2], []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(root)}
-    for count, particles in ((1, 6), (2, 3)):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        program = [str(root / "tests/programs/meta_train_quadratic.py"), str(particles), str(tmp_path / str(count))]
-        command = [sys.executable, *(launcher if count > 1 else []), *program]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in started:
-        _, told = process.communicate()
-        assert process.returncode == 0, told
+    program = "tests/programs/meta_train_quadratic.py"
+    given = ((1, 6), (2, 3))
+    started = [start(program, particles, tmp_path / str(count), processes=count) for count, particles in given]
+    for one in started:
+        one.succeed()
     one, two = (json.loads((tmp_path / str(count) / "gradients.json").read_text()) for count in (1, 2))
     assert len(one) == 8 and json.loads((tmp_path / "2/run/run.json").read_text())["processes"] == 2
     torch.testing.assert_close(*(torch.tensor(g, dtype=torch.float64) for g in (two, one)), rtol=1e-6, atol=1e-12)

@@ -2,22 +2,18 @@
 
 import inspect
 import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests.processes import start
 from tests.rules import Recorder, TinyRule
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.optimizer import LearnedOptimizer, optimizer_factory
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "tests" / "programs" / "optimize_network.py"
+PROGRAM = "tests/programs/optimize_network.py"
 X = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True).sin()
 
@@ -40,13 +36,8 @@ def test_two_processes_are_one_with_all_the_data(tmp_path):
     """The rule reads the loss too, of which each process knows a half."""
     figures = []
     for count in (1, 2):
-        out = tmp_path / f"{count}.json"
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-        command = [sys.executable, *(launcher if count > 1 else []), str(PROGRAM), str(out)]
-        subprocess.run(command, check=True, env=environment)
-        figures.append(json.loads(out.read_text()))
+        start(PROGRAM, tmp_path / f"{count}.json", processes=count).succeed()
+        figures.append(json.loads((tmp_path / f"{count}.json").read_text()))
     one, two = figures
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["drift"] == 0.0

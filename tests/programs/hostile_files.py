@@ -1,6 +1,6 @@
-"""Reads small files that ask for much, made in a folder; prints what each cost as JSON lines, at last the peak memory.
+"""Reads small files that ask for much, made in a folder; writes what each cost, at last the peak memory, to told.jsonl.
 
-python -m tests.programs.hostile_files FOLDER
+usage: hostile_files.py FOLDER
 """
 
 import gzip
@@ -102,15 +102,17 @@ def main(folder: Path) -> None:
         "rows": rows(folder / "rows.parquet", 50_000),
         **editors(folder),
     }
+    told: list[dict[str, object]] = []
     for name, read in cases.items():
         started, message = time.process_time(), "read"
         try:
             read()
         except FileFormatError as error:
             message = str(error)
-        print(json.dumps({"name": name, "seconds": time.process_time() - started, "message": message}))
+        told.append({"name": name, "seconds": time.process_time() - started, "message": message})
     (row,) = first_rows(open_parquet(folder / "rows.parquet"), folder / "rows.parquet", 1)["weights"].to_pylist()
-    print(json.dumps({"row": len(row), "peak": peak()}))
+    told.append({"row": len(row), "peak": peak()})
+    (folder / "told.jsonl").write_text("\n".join(map(json.dumps, told)))
 
 
 def peak() -> int:

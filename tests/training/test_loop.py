@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-PROGRAMS = Path(__file__).parents[1] / "programs"
+PROGRAM = Path(__file__).parents[1] / "programs/train_regression.py"
 STARTED = []
-sys.path.insert(0, str(PROGRAMS))
+sys.path.insert(0, str(PROGRAM.parent))
 
 from train_regression import (  # noqa: E402
     POINTS,
@@ -35,6 +35,7 @@ from train_regression import (  # noqa: E402
     validate,
 )
 
+from tests.processes import ENVIRONMENT, start  # noqa: E402
 from weightedit.errors import FileFormatError, NonFiniteError, ParamsError, WeightEditError  # noqa: E402
 from weightedit.training.loop import TrainOptions, _check_launch, train  # noqa: E402
 from weightedit.training.plan import BatchOrder, learning_rate  # noqa: E402
@@ -52,7 +53,7 @@ def one_thread():
     yield
     torch.set_num_threads(before)
     while STARTED:
-        STARTED.pop().terminate()
+        STARTED.pop().kill()
 
 
 def run(folder, options=OPTIONS, *, model=None, loss=mean_squared_error, data=None, check=validate, about=None):
@@ -70,14 +71,16 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def start(*arguments, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(PROGRAMS.parent.parent), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, *(launcher if processes > 1 else []), str(PROGRAMS / "train_regression.py")]
-    process = subprocess.Popen([*command, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True)
-    STARTED.append(process)
-    return process
+def begin(*arguments, processes=1):
+    """The program, in processes of its own."""
+    STARTED.append(start(PROGRAM, *arguments, processes=processes))
+    return STARTED[-1]
+
+
+def torchrun(program, *arguments):
+    """The program in two processes that torchrun starts."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*launcher, str(program), *map(str, arguments)], check=True, env={**os.environ, **ENVIRONMENT})
 
 
 def arguments(options, **more):
@@ -367,9 +370,7 @@ def test_what_a_loss_carries_is_saved_and_taken_up(tmp_path):
 def test_killed_and_resumed_equals_left_alone(tmp_path):
     """Killed at four points of a saving, the third of the run; resumed here."""
     model, whole = run_noisy(tmp_path / "whole")
-    process = start(tmp_path, "--kill", 3, *arguments(NOISY, noisy=True))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    begin(tmp_path, "--kill", 3, *arguments(NOISY, noisy=True)).succeed()
     for point in POINTS:
         assert len(read_log(tmp_path / point)) == 12
         resumed, result = run_noisy(tmp_path / point)
@@ -379,42 +380,43 @@ def test_killed_and_resumed_equals_left_alone(tmp_path):
 
 
 def test_killed_from_outside_and_launched_again(tmp_path):
-    process = start(tmp_path / "run", "--pause", 0.05, *arguments(OPTIONS))
+    process = begin(tmp_path / "run", "--pause", 0.05, *arguments(OPTIONS)).first
     log = tmp_path / "run" / "log.jsonl"
     while not log.exists() or log.read_bytes().count(b"\n") < 8:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGSTOP)
     with pytest.raises(WeightEditError, match=f"state is being written by process {process.pid} on "):
         run(tmp_path / "run")
     process.kill()
-    process.communicate()
+    process.join()
     with log.open("ab") as stream:
         stream.write(b'{"step": 9, "lo')  # as if killed within a line
-    again = start(tmp_path / "run", "--out", tmp_path / "out.safetensors", *arguments(OPTIONS))
+    again = begin(tmp_path / "run", "--out", tmp_path / "out.safetensors", *arguments(OPTIONS))
     model, whole = run(tmp_path / "whole")
-    _, errors = again.communicate()
-    assert again.returncode == 0, errors
+    again.succeed()
     assert same(load_file(tmp_path / "out.safetensors"), model)
     assert json.loads((tmp_path / "out.json").read_text())["losses"] == whole.losses
     assert [record["step"] for record in read_log(tmp_path / "run")] == list(range(1, 21))
 
 
-@pytest.mark.parametrize("accumulate", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("accumulate", [2, 1])
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, accumulate):
-    """Draws differ by process; a gradient that one process has is everyone's half, and nobody's is no gradient."""
+    """Draws differ by process; a gradient that one process has is everyone's half, and nobody's is no gradient.
+
+    Without accumulation launched by torchrun itself.
+    """
     options = replace(OPTIONS, batch_size=8 // accumulate, accumulate=accumulate, clip_norm=0.3, ema_decay=0.8)
     options = replace(options, weight_decay=0.1)
     out = tmp_path / "out.safetensors"
-    process = start(tmp_path / "two", "--out", out, *arguments(options, partial=True), processes=2)
+    words = (tmp_path / "two", "--out", out, *arguments(options, partial=True))
+    torchrun(PROGRAM, *words) if accumulate == 1 else begin(*words, processes=2).succeed()
     larger = replace(options, batch_size=16 // accumulate)
     model, one = run(tmp_path / "one", larger, model=Partial(), loss=partial_error)
     order, examples = BatchOrder(100, 16, options.seed), Examples()
     who = [tuple(bool(reaches(examples[half]).any()) for half in order(step).chunk(2)) for step in range(20)]
     assert {(False, False), (True, False), (False, True), (True, True)} <= set(who)
     assert torch.equal(model.idle, torch.ones(1)) and not torch.equal(model.seldom, torch.ones(1))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures["processes"] == 2
     assert figures["losses"] == pytest.approx(one.losses, abs=1e-5)
@@ -427,17 +429,16 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, accumulate):
         run(tmp_path / "two", options)
 
 
-@pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(tmp_path):
     """Process-wise randomness and buffers (dropout, batch norm): stopped halfway by growing steps, and left alone."""
     options = replace(NOISY, steps=12)
-    first = start(tmp_path / "parts", *arguments(replace(options, steps=6), noisy=True), processes=2)
-    whole = start(tmp_path / "whole", "--out", tmp_path / "a.safetensors", *arguments(options, noisy=True), processes=2)
-    assert first.wait(120) == 0
-    second = start(
+    first = begin(tmp_path / "parts", *arguments(replace(options, steps=6), noisy=True), processes=2)
+    whole = begin(tmp_path / "whole", "--out", tmp_path / "a.safetensors", *arguments(options, noisy=True), processes=2)
+    first.succeed()
+    begin(
         tmp_path / "parts", "--out", tmp_path / "b.safetensors", *arguments(options, noisy=True), processes=2
-    )
-    assert (whole.wait(120), second.wait(120)) == (0, 0)
+    ).succeed()
+    whole.succeed()
     assert same(load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors"))
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
 
