@@ -37,8 +37,10 @@ from weightedit.metanet.registry import METANETS, config_options
 from weightedit.metatrain.estimators import ES, PES, ESSingle, Estimator, Horizons, TruncatedBackprop
 from weightedit.metatrain.memory import memory_of
 from weightedit.metatrain.optimizee import Level, Optimizee, Reparametrized
-from weightedit.metatrain.problems import TRAINED, family, images_of
+from weightedit.metatrain.problems import PROBLEMS, TRAINED, family, images_of
+from weightedit.metatrain.training_optimizee import TrainingOptimizee
 from weightedit.metatrain.unroll import Unroll, start
+from weightedit.metatrain.workloads import MINIATURES, WORKLOADS, workload
 from weightedit.optim.learned_rule import default_config, make_rule
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
@@ -61,7 +63,8 @@ class Config:
     """One meta-training.
 
     Attributes:
-        problems: names of metatrain.problems.PROBLEMS; they take turns.
+        problems: names of metatrain.problems.PROBLEMS, or of trainings, metatrain.workloads.MINIATURES and WORKLOADS;
+            they take turns.
         images: folder with the data sets mnist, fashion_mnist, cifar10; "" takes them from the hub.
         rule: "lean" (optim/metanet_rule.py: per parameter, with one exchange over neurons), "per-parameter" or
             "small-fc" (optim/mlp_rule.py); a metanetwork that edits, by its name in metanet.registry
@@ -69,7 +72,7 @@ class Config:
         lean: of a new lean rule.
         options: of a new rule's metanetwork: fields of its config, such as layers=3 node_width=32.
         step_size: of the first steps of a new rule that is no lean one; 0 for its default.
-        vary: what varies beside every problem itself: hidden, activation, initial_scale, batch_size.
+        vary: what varies beside every one of PROBLEMS itself: hidden, activation, initial_scale, batch_size.
         members: varied problems per name; 0 without `vary`.
         reparametrize: rescale what the rule sees, per global, tensor or parameter; empty for no.
         estimator: pes, es, es-single or backprop.
@@ -213,19 +216,28 @@ def new_rule(config: Config, problems: Sequence[Optimizee]) -> RuleModule:
     return make_rule(config.rule, specs, own, **config_options(config.options))
 
 
-def inner_problems(config: Config) -> list[Optimizee]:
-    """Every named problem, and its variations."""
+def inner_problems(config: Config) -> tuple[list[Optimizee], list[Optimizee]]:
+    """Every named problem with its variations, if it has some; and those that are validated on, as they are named."""
+    if unknown := [name for name in config.problems if name not in {**PROBLEMS, **MINIATURES, **WORKLOADS}]:
+        raise WeightEditError(
+            f"got problems {', '.join(unknown)}; expected some of {', '.join([*PROBLEMS, *MINIATURES, *WORKLOADS])}."
+        )
     found: list[Optimizee] = []
+    named: list[Optimizee] = []
     for name in config.problems:
+        if name not in PROBLEMS:
+            named.append(TrainingOptimizee(workload(name, config.images)))
+            found.append(named[-1])
+            continue
         data, held_out = images_of(name, config.images).split(TRAINED)
         generator = torch.Generator().manual_seed(config.training.seed)
-        found.append(family(name, data, held_out).draw(generator)[0])
+        named.append(family(name, data, held_out).draw(generator)[0])
         varied = family(name, data, held_out, config.vary)
-        found += [varied.draw(generator)[0] for _ in range(config.members if config.vary else 0)]
+        found += [named[-1], *(varied.draw(generator)[0] for _ in range(config.members if config.vary else 0))]
     if config.reparametrize:
         level: Level = config.reparametrize
-        found = [Reparametrized(problem, level) for problem in found]
-    return found
+        found, named = ([Reparametrized(problem, level) for problem in some] for some in (found, named))
+    return found, named
 
 
 def main(config: Config) -> TrainResult:
@@ -240,7 +252,7 @@ def main(config: Config) -> TrainResult:
             f"{', '.join(ESTIMATORS)} and at least one problem: choose."
         )
     begun = time.process_time()
-    out, problems = Path(config.out), inner_problems(config)
+    out, (problems, named) = Path(config.out), inner_problems(config)
     rule = new_rule(config, problems)
     extra: dict[str, Any] = {} if config.estimator == "backprop" else {"sigma": config.sigma}
     estimators = [
@@ -257,12 +269,11 @@ def main(config: Config) -> TrainResult:
 
     def validate(module: nn.Module) -> float:
         steps, runs = config.validation_steps, config.validation_runs
-        value = statistics.fmean(score_of(module, problem, steps, runs) for problem in problems[::stride])
+        value = statistics.fmean(score_of(module, problem, steps, runs) for problem in named)
         if math.isfinite(value):
             draw(out, len(problems), {"step": carried.turn // config.training.accumulate, "validation": value})
         return value
 
-    stride = 1 + (config.members if config.vary else 0)
     carried = MetaLoss(estimators)
     about = {
         name: value for name, value in asdict(config).items() if name not in ("training", "out", "images", "compile")

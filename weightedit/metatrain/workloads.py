@@ -7,6 +7,7 @@ training has held-out data to tune on and test data to report, but for the fit o
 
 from __future__ import annotations
 
+import math
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Source(Protocol):
-    """Examples by number."""
+    """Examples by number, of any shape: rows [..] give tensors [.., *of one]."""
 
     def __len__(self) -> int: ...
 
@@ -61,7 +62,7 @@ class Windows:
 
     def __getitem__(self, rows: Tensor) -> Batch:
         found = self.text[rows.unsqueeze(-1) + torch.arange(self.context + 1)]
-        return found[:, :-1], found[:, 1:]
+        return found[..., :-1], found[..., 1:]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Workload:
         batch_size: of a training step; 0 for all examples at once.
         steps: after which a tuned optimizer has little left to gain.
         evaluated: examples, evenly spread, that a validation or test loss is taken on.
+        guess: the loss of the best guess that does not look at what it is given.
+        decibels: whether people count its loss in decibels, as that of a fit.
     """
 
     network: Callable[[], nn.Module]
@@ -85,6 +88,8 @@ class Workload:
     batch_size: int = 128
     steps: int = 1000
     evaluated: int = 2048
+    guess: float = math.log(10)
+    decibels: bool = False
 
     def batch(self, generator: torch.Generator) -> Batch:
         """A random training batch."""
@@ -105,6 +110,11 @@ class Workload:
 def _classes(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits [..., classes]."""
     return functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+def _deviation(pairs: Pairs) -> float:
+    """The mean squared error of the mean target."""
+    return float(pairs.targets.var(0, correction=0).mean())
 
 
 def _labeled(data: LabeledImages, test: LabeledImages) -> tuple[Pairs, Pairs, Pairs]:
@@ -134,22 +144,23 @@ def _classify(
     return Workload(make, _classes, train, held, test, batch_size, steps)
 
 
-def _autoencode(folder: str) -> Workload:
-    train, held, test = (Pairs(part.inputs, part.inputs.flatten(1)) for part in _images(folder, "mnist"))
-    make = partial(networks.mlp, 784, 128, 32, 128, 784, activation=nn.Tanh)
-    return Workload(make, functional.mse_loss, train, held, test, 128, 1000)
+def _autoencode(folder: str, size: int = 28, hidden: tuple[int, ...] = (128, 32, 128)) -> Workload:
+    train, held, test = (Pairs(part.inputs, part.inputs.flatten(1)) for part in _images(folder, "mnist", size))
+    make = partial(networks.mlp, size * size, *hidden, size * size, activation=nn.Tanh)
+    return Workload(make, functional.mse_loss, train, held, test, 128, 1000, guess=_deviation(train), decibels=True)
 
 
-def _fit(folder: str) -> Workload:
-    """A photograph of scikit-learn's at 64 x 64 by coordinates from -1 to 1."""
+def _fit(folder: str, size: int = 64, hidden: int = 64) -> Workload:
+    """A photograph of scikit-learn's at size x size by coordinates from -1 to 1."""
     from sklearn.datasets import load_sample_image
 
     picture = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[None].float() / 255
-    small = functional.interpolate(picture[..., :427, 100:527], (64, 64), mode="area")[0]
-    grid = torch.cartesian_prod(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64))
+    small = functional.interpolate(picture[..., :427, 100:527], (size, size), mode="area")[0]
+    grid = torch.cartesian_prod(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size))
     pixels = Pairs(grid, small.flatten(1).T)
-    make = partial(networks.siren, 2, 64, 64, 3)
-    return Workload(make, functional.mse_loss, pixels, pixels, pixels, 0, 600)
+    make = partial(networks.siren, 2, hidden, hidden, 3)
+    guess = _deviation(pixels)
+    return Workload(make, functional.mse_loss, pixels, pixels, pixels, 0, 600, guess=guess, decibels=True)
 
 
 def library_bytes() -> Tensor:
@@ -169,7 +180,8 @@ def _language(width: int, depth: int, heads: int, context: int, batch_size: int,
     cuts = [int(0.8 * len(text)), int(0.1 * len(text))]
     train, held, test = (Windows(part, context) for part in text.split([*cuts, len(text) - sum(cuts)]))
     make = partial(networks.GPT, 256, width, depth, heads, context)
-    return Workload(make, _classes, train, held, test, batch_size, steps, evaluated=128)
+    guess = math.log(256)
+    return Workload(make, _classes, train, held, test, batch_size, steps, evaluated=128, guess=guess)
 
 
 WORKLOADS: dict[str, Callable[[str], Workload]] = {
@@ -190,9 +202,25 @@ WORKLOADS: dict[str, Callable[[str], Workload]] = {
 """Name -> a folder with the data sets mnist, fashion_mnist, cifar10 ("" takes them from the hub) -> the training. The
 last two want a GPU."""
 
+MINIATURES: dict[str, Callable[[str], Workload]] = {
+    "mini-mlp": lambda folder: _classify(lambda: networks.mlp(64, 32, 10), "fashion_mnist", 128, 2000, folder, 8),
+    "mini-mlp-cifar": lambda folder: _classify(lambda: networks.mlp(192, 32, 10), "cifar10", 32, 2000, folder, 8),
+    "mini-mlp-deep": lambda folder: _classify(
+        lambda: networks.mlp(64, 32, 32, 32, 10), "fashion_mnist", 16, 2000, folder, 8
+    ),
+    "mini-mlp-few": lambda folder: _classify(lambda: networks.mlp(64, 64, 10), "mnist", 4, 2000, folder, 8),
+    "mini-cnn": lambda folder: _classify(lambda: networks.conv_net(3, 8, 16), "cifar10", 32, 1000, folder, 8),
+    "mini-vit": lambda folder: _classify(lambda: networks.ViT(3, 8, 2, 12, 2, 2), "cifar10", 32, 1000, folder, 8),
+    "mini-gpt": partial(_language, 8, 2, 2, 16, 16, 1000),
+    "mini-autoencoder": lambda folder: _autoencode(folder, 8, (32, 8, 32)),
+    "mini-siren": lambda folder: _fit(folder, 16, 24),
+}
+"""The same kinds with networks of some thousand weights, of which many train at once: what rules are trained on."""
+
 
 def workload(name: str, folder: str = "") -> Workload:
     """A training by its name. Raises WeightEditError on an unknown one, and what load_images raises."""
-    if name not in WORKLOADS:
-        raise WeightEditError(f"got training {name!r}; expected one of {', '.join(WORKLOADS)}: choose.")
-    return WORKLOADS[name](folder)
+    known = {**WORKLOADS, **MINIATURES}
+    if name not in known:
+        raise WeightEditError(f"got training {name!r}; expected one of {', '.join(known)}: choose.")
+    return known[name](folder)

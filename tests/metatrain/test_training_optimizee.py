@@ -1,0 +1,112 @@
+"""Trainings as inner problems: a stack is the networks one by one, as a plain loop trains them."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.rounding import assert_agree
+from weightedit.errors import SpecError
+from weightedit.metatrain import networks
+from weightedit.metatrain.draws import indices, keys
+from weightedit.metatrain.training_optimizee import TrainingOptimizee
+from weightedit.metatrain.unroll import Unroll, start
+from weightedit.metatrain.workloads import MINIATURES, Pairs, Windows, Workload, workload
+from weightedit.optim.metanet_rule import MetanetRule
+
+GENERATOR = partial(torch.Generator().manual_seed, 0)
+
+
+def classes(logits, labels):
+    return functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+def of_images(make):
+    parts = [Pairs(torch.rand(40, 3, 8, 8, generator=GENERATOR()), torch.arange(40) % 10 + i * 0) for i in range(3)]
+    return Workload(make, classes, parts[0], Pairs(-parts[1].inputs, parts[1].targets), parts[2], 6)
+
+
+class TinyGPT(networks.GPT):
+    def __init__(self):
+        super().__init__(11, 8, 1, 2, 5)
+
+
+TASKS = {
+    "BatchNorm": lambda: of_images(lambda: networks.conv_net(3, 4, 6)),
+    "attention": lambda: of_images(lambda: networks.ViT(3, 8, 4, 8, 1, 2)),
+    "tokens": lambda: Workload(TinyGPT, classes, *[Windows(torch.arange(90) % 11, 5)] * 3, 4, guess=math.log(11)),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_stack_is_its_networks_one_by_one(name):
+    """Losses and gradients, in training mode, of parameters under their own names and in their own shapes."""
+    task = TASKS[name]()
+    problem = TrainingOptimizee(task)
+    params, about = problem.init(GENERATOR(), 2)
+    named = keys(torch.tensor([3, 4]), torch.tensor([0, 7]))
+    batch = problem.batch(about, named)
+    grads = torch.func.grad(lambda own: problem.loss(own, batch).sum())(params)
+    losses = problem.loss(params, batch)
+    for i, rows in enumerate(indices(named, task.batch_size, len(task.train))):
+        net = task.network().train()
+        own = {wire.name: wire.restored(params[wire.name][i]).detach() for wire in problem.wiring.wires}
+        net.load_state_dict(own, strict=False)
+        assert own.keys() == dict(net.named_parameters()).keys()
+        x, y = task.train[rows]
+        loss = task.loss(net(x), y)
+        loss.backward()
+        assert_agree(losses[i].detach(), loss.detach(), 10)
+        for wire in problem.wiring.wires:
+            parameter = net.get_parameter(wire.name)
+            assert_agree(wire.restored(grads[wire.name][i]), parameter.grad, 1000, wire.name)  # through normalizations
+
+
+def test_starts_are_the_modules_own_scaled_and_held_out_batches_are_of_validation():
+    task = of_images(lambda: networks.conv_net(3, 4, 6))
+    one, twice = (TrainingOptimizee(task, scale).init(GENERATOR(), 3)[0] for scale in (1.0, 2.0))
+    for wire in TrainingOptimizee(task).wiring.wires:
+        assert torch.equal(twice[wire.name], one[wire.name] * (2 if wire.kind == "weight" else 1))
+        same = torch.equal(one[wire.name][0], one[wire.name][1])
+        assert same == wire.name.startswith(("1.", "4.")), "gains and biases of BatchNorm start as ones and zeros"
+    problem = TrainingOptimizee(task)
+    for held_out in (False, True):
+        assert bool((problem.batch({}, torch.tensor([5]), held_out=held_out)["inputs"] <= 0).all()) == held_out
+
+
+def test_scores_are_in_units_of_a_guess_and_those_of_fits_in_bels_of_it():
+    of_classes = TrainingOptimizee(of_images(lambda: networks.mlp(192, 10)))
+    assert torch.equal(of_classes.score(torch.tensor([of_classes.task.guess])), torch.ones(1))
+    fit = TrainingOptimizee(workload("mini-siren"))
+    guess = torch.tensor([fit.task.guess])
+    constant = fit.task.train.targets.mean(0).expand_as(fit.task.train.targets)  # type: ignore[attr-defined]
+    assert_agree(fit.task.loss(constant, fit.task.train.targets).view(1), guess)  # type: ignore[attr-defined]
+    assert torch.equal(fit.score(guess), torch.zeros(1))
+    assert_agree(fit.score(guess / 10), -torch.ones(1))
+
+
+def test_a_rule_learns_on_them():
+    problem = TrainingOptimizee(workload("mini-siren"))
+    rule = MetanetRule()
+    with torch.no_grad():
+        _, losses = Unroll(rule, problem)(start(rule, problem, GENERATOR(), 2), 30)
+    assert bool((losses[-1] < 0.5 * losses[0]).all())
+
+
+def test_buffers_are_refused():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 10)
+            self.register_buffer("calls", torch.zeros(1))
+
+    with pytest.raises(SpecError, match="got a Counting with buffers calls; expected none but running statistics"):
+        TrainingOptimizee(of_images(Counting))
+
+
+def test_miniatures_are_small_and_known_by_name():
+    for name in ("mini-siren", "mini-gpt"):  # of those that need no folder
+        assert name in MINIATURES
+        assert sum(p.numel() for p in workload(name).network().parameters()) < 20_000
