@@ -47,8 +47,8 @@ class TrainingOptimizee:
         wiring, buffers = wiring_of(net, (x,)), [name for name, _ in net.named_buffers()]
         if buffers:
             raise SpecError(
-                f"got a {type(net).__name__} with buffers {', '.join(buffers)}; expected none but running statistics of "
-                "BatchNorm, since a stack of networks has one of each: train a module without them."
+                f"got a {type(net).__name__} with buffers {', '.join(buffers)}; expected none but running statistics "
+                "of BatchNorm, since a stack of networks has one of each: train a module without them."
             )
         object.__setattr__(self, "net", net)
         object.__setattr__(self, "_wiring", wiring)
