@@ -5,11 +5,11 @@
 
 Each rival is any PyTorch loop's optimizer, with its own schedule: a warm-up and a cosine to zero, or none for
 schedule-free; of its five learning rates it takes the one of the lowest final loss on held-out data, over a run of
-another seed. A learned rule takes lr 1 and no schedule, unless it is given as NAME+cosine. The mark is the final test
-loss of tuned AdamW: in how many steps, and how many seconds with the optimizer's own in, a rival has it. Seconds are
-processor time on a CPU, else wall time, of training steps alone. Written: out/trainings.json, .md, and a picture per
-task, out/TASK.png. Finished runs are kept in out/runs.json: started again, with more tasks, rules or seeds if you like,
-a comparison goes on; one process per task may share the folder.
+another seed. A learned rule takes lr 1 and no schedule, unless it is given as NAME@LR or NAME+cosine, or both. The
+mark is the final test loss of tuned AdamW: in how many steps, and how many seconds with the optimizer's own in, a rival
+has it. Seconds are processor time on a CPU, else wall time, of training steps alone. Written: out/trainings.json, .md,
+and a picture per task, out/TASK.png. Finished runs are kept in out/runs.json: started again, with more tasks, rules or
+seeds if you like, a comparison goes on; one process per task may share the folder.
 
 What is not installed (`pip install weightedit[rivals]`) is left out by name.
 """
@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -110,12 +110,14 @@ class Config:
 
     Attributes:
         tasks: names of metatrain.workloads.WORKLOADS; empty for all that a CPU can train.
-        rules: learned rules, by the name of a shipped one or a folder; with +cosine their steps fall to zero.
+        rules: learned rules, by the name of a shipped one or a folder; with @0.3 at that lr, with +cosine falling to
+            zero.
         rivals: names of RIVALS; AdamW, the mark, is always among them.
         images: folder with the data sets mnist, fashion_mnist, cifar10; "" takes them from the hub.
         rates: learning rates tried per rival.
         seeds: runs per optimizer and task.
         length: factor of every task's steps.
+        batch_size: of every task that has batches; 0 for its own.
         evaluations: of the test loss in a run, at equal distances.
         device: cuda or cpu.
         out: folder of what is written.
@@ -129,6 +131,7 @@ class Config:
     rates: int = 5
     seeds: int = 3
     length: float = 1.0
+    batch_size: int = 0
     evaluations: int = 40
     device: str = "cpu"
     out: str = "runs/trainings"
@@ -149,7 +152,7 @@ def main(config: Config) -> dict[str, Any]:
         )
     absent = [name for name in rivals if (package := RIVALS[name].package) and not find_spec(package)]
     contenders = [*(name for name in rivals if name not in absent), *config.rules]
-    about = {key: getattr(config, key) for key in ("length", "evaluations", "device")}
+    about = {key: getattr(config, key) for key in ("length", "batch_size", "evaluations", "device")}
     measured = Measured(Path(config.out) / "runs.json", {**about, "hardware": hardware(cpu=config.device == "cpu")})
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for task in config.tasks:
@@ -174,11 +177,12 @@ class Contest:
     @cached_property
     def workload(self) -> Workload:
         """The task, its data read when first asked for."""
-        return workload(self.task, self.config.images)
+        found = workload(self.task, self.config.images)
+        return replace(found, batch_size=(found.batch_size and self.config.batch_size) or found.batch_size)
 
     def runs(self, name: str) -> list[dict[str, Any]]:
         """Of all seeds, a rival at its best rate."""
-        rate = 1.0
+        rate = Learned.of(name).rate
         if name in RIVALS:
             tried = {rate: self.run(name, rate, TUNING_SEED) for rate in RIVALS[name].rates(self.config.rates)}
             rate = min(tried, key=lambda rate: tried[rate]["validation"][-1])
@@ -190,11 +194,31 @@ class Contest:
         return self.measured(key, lambda: train(self.workload, self.config, name, rate, seed))
 
 
+class Learned(NamedTuple):
+    """A learned rule as it is asked for: NAME, NAME@LR, NAME+cosine, NAME@LR+cosine."""
+
+    folder: str
+    rate: float
+    cosine: bool
+
+    @classmethod
+    def of(cls, name: str) -> Learned:
+        """Raises WeightEditError for an lr that is no positive number."""
+        folder, _, rate = name.removesuffix("+cosine").partition("@")
+        try:
+            found = float(rate or 1)
+        except ValueError:
+            found = math.nan
+        if not 0 < found < math.inf:
+            raise WeightEditError(f"got the rule {name}; expected a positive number after @: correct it.")
+        return cls(folder, found, name.endswith("+cosine"))
+
+
 def identity(name: str) -> str:
     """A contender by what it is: of a learned rule, its folder and the sum of its weights."""
     if name in RIVALS:
         return name
-    rule = RuleModule.from_pretrained(name.removesuffix("+cosine"))
+    rule = RuleModule.from_pretrained(Learned.of(name).folder)
     return f"{name} {sum(float(p.detach().double().sum()) for p in rule.parameters()):.12g}"
 
 
@@ -209,6 +233,7 @@ def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> 
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in optimizers] if factor else []
     clock, elapsed = time.process_time if config.device == "cpu" else time.perf_counter, 0.0
     points: list[tuple[float, float, float]] = []
+    trained: list[Tensor] = []
     for step in range(steps + 1):
         if step % every == 0:
             with at_average(optimizers, net, lambda: on(config.device, task.batch(others))):
@@ -221,7 +246,9 @@ def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> 
             start = clock()
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            task.loss(net(x), y).backward()
+            loss = task.loss(net(x), y)
+            loss.backward()
+            trained.append(loss.detach())
             for stepper in (*optimizers, *schedules):
                 stepper.step()
             if config.device != "cpu":
@@ -231,11 +258,13 @@ def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> 
         points[-1:] = [(math.inf, math.inf, elapsed)] * (config.evaluations + 2 - len(points))
     numbers = sum(v.numel() for o in optimizers for of in o.state.values() for v in of.values() if torch.is_tensor(v))
     validation, test, seconds = (list(column) for column in zip(*points, strict=True))
+    stretches = [torch.stack(trained[i : i + every]).mean().item() for i in range(0, len(trained), every)]
     return {
         "rate": rate,
         "every": every,
         "validation": validation,
         "test": test,
+        "train": [loss if math.isfinite(loss) else math.inf for loss in stretches],
         "seconds": seconds,
         "state": numbers / sum(p.numel() for p in net.parameters()),
     }
@@ -286,10 +315,10 @@ def made(
 
     if name in RIVALS:
         return RIVALS[name].make(net, rate, steps), cosine if RIVALS[name].cosine else None
-    rule = RuleModule.from_pretrained(name.removesuffix("+cosine"))
+    rule = RuleModule.from_pretrained(Learned.of(name).folder)
     x, _ = task.batch(torch.Generator().manual_seed(0))
-    optimizer: torch.optim.Optimizer = LearnedOptimizer(net, rule, inputs=(x[:2].to(device),))
-    return [optimizer], cosine if name.endswith("+cosine") else None
+    optimizer: torch.optim.Optimizer = LearnedOptimizer(net, rule, rate, inputs=(x[:2].to(device),))
+    return [optimizer], cosine if Learned.of(name).cosine else None
 
 
 def report(config: Config, found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
@@ -297,7 +326,8 @@ def report(config: Config, found: dict[str, dict[str, list[dict[str, Any]]]]) ->
     names = list(next(iter(found.values())))
     rows = [[name, *(f"{mean(of[name], 'test')[-1]:.4g}" for of in found.values())] for name in names]
     parts = [f"Test loss at the end, {config.seeds} seeds\n\n" + table(["optimizer", *found], rows)]
-    heads = ["optimizer", "rate", "at a quarter", "at half", "at the end", "lowest", "steps", "seconds", "ms", "state"]
+    heads = ["optimizer", "rate", "at a quarter", "at half", "at the end", "lowest"]
+    heads += ["rise, %", "steps", "seconds", "ms", "state"]
     for task, of in found.items():
         mark = mean(of["adamw"], "test")[-1]
         first = reached(of["adamw"], mark)
@@ -311,12 +341,20 @@ def report(config: Config, found: dict[str, dict[str, list[dict[str, Any]]]]) ->
             ]
             last = mean(runs, "seconds")[-1] / (runs[0]["every"] * count)
             cells = [*(f"{losses[count * part // 4]:.4g}" for part in (1, 2)), spread([r["test"][-1] for r in runs], 4)]
-            cells += [f"{min(losses):.4g}", *ratios, f"{1e3 * last:.3g}", f"{runs[0]['state']:.2g}"]
+            rise = max(run["train"][-1] / min(run["train"]) - 1 for run in runs)
+            cells += [
+                f"{min(losses):.4g}",
+                f"{100 * rise:.2g}",
+                *ratios,
+                f"{1e3 * last:.3g}",
+                f"{runs[0]['state']:.2g}",
+            ]
             rows.append([name, f"{runs[0]['rate']:.3g}", *cells])
         parts.append(
             f"**{task}**, {of['adamw'][0]['every'] * config.evaluations:,} steps; test loss; steps and seconds: how "
-            f"many times fewer to {mark:.4g} than tuned AdamW; ms per training step; numbers of state per parameter\n\n"
-            + table(heads, rows)
+            f"many times fewer to {mark:.4g} than tuned AdamW; ms per training step; numbers of state per parameter; "
+            "rise: of the training loss, as means between evaluations, at the end above its lowest, of the worst seed"
+            "\n\n" + table(heads, rows)
         )
     return "\n\n".join(parts)
 
