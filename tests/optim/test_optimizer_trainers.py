@@ -11,6 +11,7 @@ from torch import nn
 from tests.processes import start
 from tests.rules import Recorder, TinyRule
 from weightedit.optim.hand_designed import Adam
+from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.optimizer import LearnedOptimizer, optimizer_factory
 
 PROGRAM = "tests/programs/optimize_network.py"
@@ -118,15 +119,17 @@ def test_hugging_faces_trainer(tmp_path, door):
     arguments = transformers.TrainingArguments(
         str(tmp_path), max_steps=30, per_device_train_batch_size=16, use_cpu=True, report_to=[], logging_steps=10,
         weight_decay=0.01, gradient_accumulation_steps=2, save_steps=15, disable_tqdm=True,
+        eval_strategy="steps", eval_steps=15,
     )  # fmt: skip
-    kwargs = {"rule": Adam(1e-2), "lr": 1.0}
+    kwargs = {"rule": MetanetRule() if door == "instance" else Adam(1e-2), "lr": 1.0}
     doors = {
         "factory": {"optimizer_cls_and_kwargs": (optimizer_factory, kwargs)},
         "class": {"optimizer_cls_and_kwargs": (LearnedOptimizer, {**kwargs, "net": model})},
         "instance": {"optimizers": (LearnedOptimizer(model, **kwargs), None)},
     }
-    trainer = transformers.Trainer(model, arguments, train_dataset=Rows(), **doors[door])
+    trainer = transformers.Trainer(model, arguments, train_dataset=Rows(), eval_dataset=Rows(), **doors[door])
     trainer.train()
+    assert trainer.optimizer.param_groups[0]["at_average"] == (door == "instance")  # evaluated last, and saved there
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
     whole = [p.detach().clone() for p in model.parameters()]

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.errors import WeightEditError
+from weightedit.optim.average import proposed_at_rates
 from weightedit.optim.gauge import root
 from weightedit.optim.naming import with_axis
 from weightedit.optim.optimizer import LearnedOptimizer
-from weightedit.optim.stepping import One, Step, proposed, rule_name, stepped
+from weightedit.optim.stepping import One, Step, rule_name, stepped
 
 
 def register_with_higher() -> None:
@@ -84,6 +85,7 @@ class _Learned(_Bridged):
 
     def __init__(self, other: LearnedOptimizer, *arguments: Any, **options: Any) -> None:
         other.settle()
+        other.refuse_at_average()
         self._sides = {False: (other.rule, other.wiring), True: other.outside}
         self._seen = {name: tensor.detach() for name, tensor in other.seen.items()}
         self._told = other.refuse
@@ -134,7 +136,8 @@ class _Learned(_Bridged):
         for name, tensor in self._seen.items() if whole else ():
             params[name] = wiring.by_name[name].arranged(tensor)
             grads[name] = torch.zeros_like(params[name])
-        deltas, after = proposed(rule, wiring, (grads, state, params), loss=self._loss)
+        groups = {name: self.param_groups[g] for name, (g, _) in places.items()}
+        deltas, after = proposed_at_rates(rule, wiring, (grads, state, params), groups, loss=self._loss)
         ones, new = {}, {}
         for name, (g, i) in places.items():
             group, old = self.param_groups[g], self.param_groups[g]["params"][i]

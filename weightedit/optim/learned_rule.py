@@ -291,9 +291,10 @@ class LearnedRule(RuleModule):
 
     def _averaged(self, step: Tensor, ahead: Tensor, steps: Tensor, warranted: Tensor) -> tuple[Tensor, Tensor]:
         """See MetanetRule."""
-        recency = self.log_recency.exp().to(step.dtype)
+        recency, slack = self.log_recency.exp().to(step.dtype), self.slack()
+        assert slack is not None
         fresh = (1 + recency) / (steps.to(step.dtype) + recency)
-        return averaged(step, ahead, beside(fresh, step) * warranted, (-self.lag).sigmoid().to(step.dtype))
+        return averaged(step, ahead, beside(fresh, step) * warranted, slack.to(step.dtype))
 
 
 def make_rule(

@@ -71,6 +71,7 @@ class MetanetRule(RuleModule):
     configs = MetanetRuleConfig
     before = WITHOUT_BOUNDS
     config: MetanetRuleConfig
+    rated = True
     needs_wiring = True
     whole = True
     fresh: Tensor
@@ -423,11 +424,12 @@ class MetanetRule(RuleModule):
         grow as a power of the step, and y = x + (1 - beta) (z - x) is where gradients are taken. Only z - x is kept. x
         follows z as far as the gradient warrants a step, of the tensor and of every entry.
         """
-        if not self.config.averaging:
+        slack = self.slack()
+        if slack is None:
             return warranted, warranted
         recency = self.log_recency.exp().to(warranted.dtype)
         fresh = (1 + recency) / (clock.steps + recency) * warranted
-        return fresh, (-self.lag).sigmoid().to(warranted.dtype)
+        return fresh, slack.to(warranted.dtype)
 
     def compiled_passes(self) -> Passes | None:
         """See RuleModule.compiled_passes."""

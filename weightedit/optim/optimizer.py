@@ -8,15 +8,17 @@ own. All state is the rule's, and stands in `state[parameter]`; one step is
 
 with two numbers that a group keeps beside what a user sets: "decay_unit", the lr of AdamW that lr = 1 of the rule
 stands for, and "unit", 1 but for parameters outside, whose lr moves with the rule's under every schedule. Rules run in
-float32 at least, whatever the parameters' dtype, and under autocast too. The file is long because what torch expects of
-an optimizer, its state in and out included, is one class.
+float32 at least, whatever the parameters' dtype, and under autocast too. What lr and decay are to a rule that averages
+its iterates is average.py's. The file is long because what torch expects of an optimizer, its state in and out
+included, is one class.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from numbers import Real
@@ -32,6 +34,7 @@ from weightedit.network.program import unwrapped
 from weightedit.network.reading import FirstInputs, read, shapes_of
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wire, Wiring
+from weightedit.optim.average import POINT, at_average, at_training, averages, beyond, proposed_at_rates
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.memory import keep_freed
 from weightedit.optim.naming import arranged, paired, refuse_shard, with_axis, with_isolated
@@ -45,7 +48,6 @@ from weightedit.optim.stepping import (
     decay_unit,
     first_state,
     is_half,
-    proposed,
     rate_of,
     read_options,
     rule_name,
@@ -58,6 +60,8 @@ _LOG = logging.getLogger(__name__)
 
 _OWN = ("param_names", "outside", "unit", "decay_unit")
 """What no caller and no saved state sets in a group."""
+_AWAY = "at_average"
+"""In a group, whether its parameters are their average now; saved."""
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -140,7 +144,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._read(net, whole, inputs, given=wiring is not None)
         self._outside_wiring = Wiring((), ())
         check_numbers({"lr": lr, "weight_decay": weight_decay})
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False, _AWAY: False})
         moved = {side: any(p.requires_grad for p in self._params(outside=side)) for side in (False, True)}
         if moved[True] and not moved[False]:
             _LOG.warning(
@@ -220,7 +224,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         the optimizer is not a copy; or else come as (name, tensor) pairs. Where they are new to the network, it is read
         again.
         """
-        given = {key: value for key, value in param_group.items() if key not in ("params", *_OWN)}
+        given = {key: value for key, value in param_group.items() if key not in ("params", _AWAY, *_OWN)}
         check_numbers(given)
         net = self._net() if self._net is not None else None
         names = {} if net is None else {id(p): name for name, p in net.named_parameters()}
@@ -293,8 +297,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         Returns what the closure returned.
         Raises NonFiniteError, with parameters and state as before, if the step would make a number infinite or NaN and
-        `nonfinite` is "raise"; WeightEditError for sparse gradients and for shards of parameters.
+        `nonfinite` is "raise"; WeightEditError for sparse gradients, for shards of parameters, and while the parameters
+        are their average.
         """
+        self.refuse_at_average()
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -368,7 +374,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for name, first in first_state(rule, wiring, fresh).items():
                 self.state[ones[name].param] = first
         state = {name: self.state[one.param] for name, one in ones.items() if self.state.get(one.param)}
-        deltas, state = proposed(rule, wiring, (grads, state, params), loss=loss, update=self._updates[outside])
+        groups, update = {name: one.group for name, one in ones.items()}, self._updates[outside]
+        deltas, state = proposed_at_rates(rule, wiring, (grads, state, params), groups, loss=loss, update=update)
         taken = {name: one for name, one in ones.items() if one.grad is not None}
         deltas = {name: wires[name].restored(deltas[name]) for name in taken}
         new = {
@@ -398,6 +405,67 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._skipped += 1
         _LOG.warning("%s (%d steps refused so far)", message, self.skipped_steps)
 
+    # The average.
+
+    def eval(self) -> None:
+        """Move parameters from y, where gradients are taken, to x, the average of the iterates; for evaluating, saving.
+
+        As schedule-free optimizers have it: x is what such a rule has learned so far, and has less noise. Nothing
+        happens where the rule does not average, with parameters that have no state, and at a second call. Until
+        `train()`, a step is refused; the state holds a copy of y, which a state_dict saves, so that training goes on
+        bit by bit, from a checkpoint too. BatchNorm's running statistics are those of y: see tasks/README.md.
+
+        Raises WeightEditError for a loaded state of a network whose first forward is still waited for.
+        """
+        self._go(away=True)
+
+    def train(self) -> None:
+        """The inverse: back to y, bit by bit; entries that were changed meanwhile keep their change. Else nothing."""
+        self._go(away=False)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, parameters are their average, as between `eval()` and `train()`; then what they were before."""
+        before = [group[_AWAY] for group in self.param_groups]
+        self.eval()
+        try:
+            yield
+        finally:
+            if not all(before):
+                self.train()
+
+    @torch.no_grad()
+    def _go(self, *, away: bool) -> None:
+        self.settle()
+        for group in self.param_groups:
+            rule, wiring = self.outside if group["outside"] else (self.rule, self.wiring)
+            if group[_AWAY] == away or not averages(rule):
+                continue
+            waits = self._first is not None and not group["outside"]
+            for name, param in zip(group["param_names"], group["params"], strict=True):
+                kept = self.state.get(param) or {}
+                point = None if away else kept.pop(POINT, None)
+                if waits and kept and point is None:
+                    raise WeightEditError(
+                        f"got a loaded state of {name} before the network's first forward, without which its average "
+                        "is not known; expected the inputs: pass inputs=, one batch, or call the network once."
+                    )
+                lead = None if waits else beyond(rule, wiring, name, kept)
+                if lead is not None and away:
+                    kept[POINT] = param.detach().clone()
+                    param.copy_(at_average(param, lead))
+                elif lead is not None or point is not None:
+                    param.copy_(point if lead is None else at_training(param, lead, point))
+            group[_AWAY] = away
+
+    def refuse_at_average(self) -> None:
+        """Raise WeightEditError while the parameters are their average, where no step starts."""
+        if any(group[_AWAY] for group in self.param_groups):
+            raise WeightEditError(
+                "got a step after eval(), with parameters at the average of the iterates; expected them where "
+                "gradients are taken: call the optimizer's train() before the forward."
+            )
+
     # Copies and checkpoints.
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -422,6 +490,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for group, here in zip(came["param_groups"], self.param_groups, strict=False):
                 for name in ("lr", "weight_decay"):
                     group.setdefault(name, here[name])
+                group.setdefault(_AWAY, False)  # of before there was one
                 check_numbers(group)
                 if here["outside"]:  # of before there were units: an lr of AdamW; or begun with another lr
                     for name in group.keys() & {"lr", "initial_lr"}:
@@ -461,6 +530,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     continue
                 arranged = wiring.by_name[name].arranged(with_axis(param.detach()))
                 expected = rule.init(wiring, {name: wide(arranged)})[name]
+                if POINT in given and averages(rule):
+                    expected[POINT] = param
                 since = {"peak", "origin"} - given.keys()
                 if (
                     given.keys() | since == expected.keys() | since

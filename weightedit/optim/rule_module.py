@@ -36,6 +36,7 @@ class RuleModule(Pretrained):
         what: it is called in messages.
         configs: the dataclass of its config.
         before: fields that configs may lack, saved before there were these, and what such configs mean.
+        rated: parameters are seen times their rates (Wiring.rates).
         config: JSON values, and tuples for which the dataclass takes lists.
     """
 
@@ -43,6 +44,7 @@ class RuleModule(Pretrained):
     what: ClassVar[str]
     configs: ClassVar[type[Any]]
     before: ClassVar[Mapping[str, Any]] = {}
+    rated: ClassVar[bool] = False
     config: Any
 
     @abstractmethod
@@ -59,6 +61,11 @@ class RuleModule(Pretrained):
     @abstractmethod
     def compiled_passes(self) -> Any | None:
         """Functions of matrices, compiled for all shapes (unitwise.py); None for a rule too wide to be compiled so."""
+
+    def slack(self) -> Tensor | None:
+        """1 - beta of a rule that averages its iterates (average.py), from its `lag`; None of one that does not."""
+        lag = getattr(self, "lag", None)
+        return None if lag is None else (-lag).sigmoid()
 
     def forward(
         self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None

@@ -129,14 +129,14 @@ def decay_unit(rule: UpdateRule) -> float:
 
 def stepped(param: Tensor, delta: Tensor, group: Mapping[str, Any]) -> Tensor:
     """One step by the numbers of a parameter group, as optimizer.py states it; differentiable in them."""
-    lr, kept = _numbers(group)
+    lr, kept = numbers_of(group)
     param = wide(param) if kept is None else wide(param) * kept
     return param + lr * delta if isinstance(lr, Tensor) else torch.add(param, delta, alpha=lr)
 
 
 def steps_in_place(params: list[Tensor], deltas: list[Tensor], group: Mapping[str, Any]) -> None:
     """`stepped` for parameters in float32 or more, where they stand, in one call each for decay and step."""
-    lr, kept = _numbers(group)
+    lr, kept = numbers_of(group)
     if kept is not None:
         _foreach_mul_(params, kept)
     if isinstance(lr, Tensor):
@@ -152,7 +152,7 @@ def rate_of(group: Mapping[str, Any]) -> Any:
     return lr if unit == 1 else lr * unit
 
 
-def _numbers(group: Mapping[str, Any]) -> tuple[Any, Any]:
+def numbers_of(group: Mapping[str, Any]) -> tuple[Any, Any]:
     """The factor of the delta, and that of the parameter; None for 1."""
     rate, decay = rate_of(group), group["weight_decay"]
     return rate, 1 - rate * group["decay_unit"] * decay if isinstance(decay, Tensor) or decay != 0 else None

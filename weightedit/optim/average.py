@@ -1,0 +1,102 @@
+"""The average of the iterates that schedule-free rules keep: where it is, and that no learning rate moves it.
+
+With the symbols of Defazio et al. 2024, "The road less scheduled": z takes the steps, x is the average of all z so far,
+and the parameters are y = x + (1 - beta) (z - x), where gradients are taken. A rule gives the delta of y and keeps
+"ahead", z - x, both in units of its own step. The lr and weight decay of groups come in here (ours):
+
+    z <- kept z + rate step      x <- (1 - c) kept x + c z      rate = unit lr, kept = 1 - rate decay_unit weight_decay
+
+So z - x is kept in units of the parameters that the rule sees, and the rule is told kept (z - x) / rate; without this,
+x would be another average as soon as lr changes. At a rate of zero nothing moves. When parameters go to their average,
+and come back, is optimizer.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightedit.network.spec import Params
+from weightedit.network.wiring import Wiring
+from weightedit.optim.rule import RuleState, UpdateRule
+from weightedit.optim.rule_module import RuleModule
+from weightedit.optim.stepping import numbers_of, proposed, wide
+
+POINT = "training point"
+"""Where a parameter's state holds y, bit by bit, while the parameter is at x."""
+_NONE = 1e-20  # a rate up to this is none: what is divided by it would overflow
+
+
+def proposed_at_rates(
+    rule: UpdateRule,
+    wiring: Wiring,
+    at: tuple[Params, RuleState, Params],
+    groups: Mapping[str, Mapping[str, Any]],
+    *,
+    loss: Tensor | None = None,
+    update: Callable[..., tuple[Params, RuleState]] | None = None,
+) -> tuple[Params, RuleState]:
+    """`proposed`, of a state in which "ahead" is in units of parameters; differentiable in the numbers of the groups.
+
+    Args:
+        groups: the parameter group of a name, for those that the delta is for; {} or none for the others.
+    """
+    grads, state, params = at
+    numbers = {name: numbers_of(group) for name, group in groups.items() if group}
+    told = dict(state)
+    for name, (rate, kept) in numbers.items():
+        if "ahead" in state.get(name, {}):
+            told[name] = _times(state[name], _quotient(1.0 if kept is None else kept, rate))
+    deltas, new = proposed(rule, wiring, (grads, told, params), loss=loss, update=update)
+    new = dict(new)
+    for name, (rate, _) in numbers.items():
+        if "ahead" in new[name]:
+            new[name] = _at_rate(_times(new[name], rate), state.get(name, {}), rate)
+    return deltas, new
+
+
+def _quotient(kept: Any, rate: Any) -> Any:
+    if isinstance(rate, Tensor):
+        return torch.where(rate > _NONE, kept / rate.clamp(min=_NONE), 0)
+    return kept / rate if rate > _NONE else 0.0
+
+
+def _times(kept: Mapping[str, Tensor], factor: Any) -> dict[str, Tensor]:
+    if not isinstance(factor, Tensor) and factor == 1:
+        return dict(kept)
+    return {**kept, "ahead": kept["ahead"] * factor}
+
+
+def _at_rate(new: dict[str, Tensor], old: Mapping[str, Tensor], rate: Any) -> dict[str, Tensor]:
+    """The new state, with "ahead" as it was before where the rate is zero."""
+    if not isinstance(rate, Tensor) and rate > _NONE:
+        return new
+    before = old["ahead"].to(new["ahead"]) if "ahead" in old else torch.zeros_like(new["ahead"])
+    return {**new, "ahead": torch.where(rate > _NONE, new["ahead"], before) if isinstance(rate, Tensor) else before}
+
+
+def averages(rule: UpdateRule) -> bool:
+    """Whether a rule has an average to evaluate at."""
+    return isinstance(rule, RuleModule) and rule.slack() is not None
+
+
+def beyond(rule: UpdateRule, wiring: Wiring, name: str, kept: Mapping[str, Tensor]) -> Tensor | None:
+    """y - x of a parameter, as the network has it, from its state; None where nothing is averaged, or not yet."""
+    if not isinstance(rule, RuleModule) or (slack := rule.slack()) is None or "ahead" not in kept:
+        return None
+    ahead, rate = kept["ahead"], wiring.rates.get(name, 1) if rule.rated else 1
+    return wiring.by_name[name].restored(slack.to(ahead) * ahead / rate)
+
+
+def at_average(param: Tensor, beyond: Tensor) -> Tensor:
+    """x from y, in float32 at least and then in the dtype of y."""
+    return (wide(param) - beyond.view_as(param)).to(param.dtype)
+
+
+def at_training(param: Tensor, beyond: Tensor, point: Tensor | None) -> Tensor:
+    """y from x: `point`, y as it was, at entries that are as it left them; else x + (y - x)."""
+    moved = (wide(param) + beyond.view_as(param)).to(param.dtype)
+    return moved if point is None else torch.where(param == at_average(point, beyond), point, moved)
