@@ -24,7 +24,7 @@ NAMES = """
     Adam AdamW CNNZoo Convention ES Editor EditorOptions FileFormatError FitOptions GeometricAdam GraphSpec
     Horizons INRStack KFAC LearnedKFAC LearnedOptimizer LearnedRule LearnedRuleConfig METANETS MLPRule MetanetRule
     ModuleRun Muon NetworkSpec NeuralGraph NonFiniteError OPERATIONS OneShotEditor Operation PES ParamsError
-    PredictiveEditor Predictor PredictorConfig PyGAdapter SGD GaugeGMN GaugeGMNConfig SpecError TrainOptions
+    PredictiveEditor Predictor PredictorConfig PyGAdapter SGD Samples GaugeGMN GaugeGMNConfig SpecError TrainOptions
     TrainResult TruncatedBackprop TypeMismatchError Unroll UpdateRule WeightEditError WeightSet
     WeightSpacePredictor act apply_delta assert_equivariant canonicalize edit fit from_pyg load load_images
     load_picture make_metanet make_rule mean_squared_errors meta_gradient optimizer_factory propose_delta

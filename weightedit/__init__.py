@@ -5,9 +5,9 @@
 What one wants to do, and the names for it (help(we.NAME) says more; each is imported when it is first used):
 
 Store pictures as networks (INRs), keep them, load anything
-    fit              pictures -> INRs, one small SIREN each
+    fit              pictures -> INRs, one small SIREN each; or Samples, values at places: sounds, distances, videos
     load             any file or folder that weightedit writes or reads: INRs, data sets, checkpoints, pictures
-    INRStack         N INRs of one architecture: .params, .render(), [index]; save_inrs writes them
+    INRStack         N INRs of one architecture: .params, .render(), .at(coordinates), [index]; save_inrs writes them
     Convention       what an INR's inputs and outputs mean; FitOptions: how fit works
     load_images, load_picture, WeightSet, save_weight_set, split_by_image, CNNZoo      data sets
 
@@ -73,6 +73,7 @@ _HOMES = {
     "graph.ragged": "from_pyg ragged_from_params to_pyg",
     "inr.convention": "Convention",
     "inr.fitting": "FitOptions",
+    "inr.samples": "Samples",
     "inr.stack": "INRStack",
     "inr.widening": "widen",
     "loading": "load",

@@ -40,6 +40,7 @@ from weightedit.graph.ragged import ragged_from_params as ragged_from_params
 from weightedit.graph.ragged import to_pyg as to_pyg
 from weightedit.inr.convention import Convention as Convention
 from weightedit.inr.fitting import FitOptions as FitOptions
+from weightedit.inr.samples import Samples as Samples
 from weightedit.inr.stack import INRStack as INRStack
 from weightedit.inr.widening import widen as widen
 from weightedit.loading import load as load

@@ -3,8 +3,8 @@
 Our format is one safetensors file per stack: tensors layers.{i}.weight [N, out, in] and layers.{i}.bias [N, out], and
 where known label, index, split (int64 [N]) and psnr (float [N], dB). Its header states all that is needed to render:
 `format`, `version`, `layers` (the widths), `activation`, `omega`, `coordinates`, `low`, `high`, `offset`, `height`,
-`width`, `provenance`, and `ranges` and `last` where they are not the usual ones; strings as they are, everything else
-as JSON. `history` says what was done to the INRs, and before.{k}.layers.{i}.weight, .bias and before.{k}.psnr
+`width`, `provenance`, and `ranges`, `last` and `bounded` where they are not the usual ones; strings as they are, the
+rest as JSON. `history` says what was done to the INRs, and before.{k}.layers.{i}.weight, .bias and before.{k}.psnr
 hold what entry k of it found, as far as that is kept: in the file itself, so that copies and moves lose nothing. A file
 of another code carries no convention: it must be stated, and is never guessed. The foreign formats themselves are in
 foreign_inrs.py, INRs from tensors or a module in inr_modules.py, sets of INRs with their images in weight_sets.py.
@@ -64,6 +64,7 @@ class Header(TypedDict):
     offset: float
     ranges: NotRequired[list[tuple[float, float]]]
     last: NotRequired[str]
+    bounded: NotRequired[bool]
     height: Width
     width: Width
     provenance: dict[str, str]

@@ -294,5 +294,6 @@ def _exact_step(problem: RenderingProblem, layers: list[Layer], found: Pass, dam
 def _products(problem: RenderingProblem, found: Pass, i: int) -> Tensor:
     """a_l a_l^T over pixels, [N or 1, P, P], for what layer i reads and its 1."""
     if i == 0:
-        return (problem.grid @ problem.grid.mT).unsqueeze(0)
+        products = problem.grid @ problem.grid.mT
+        return products if products.dim() == 3 else products.unsqueeze(0)
     return torch.bmm(found.inputs[i - 1], found.inputs[i - 1].mT) + 1

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from weightedit.editing.evaluation import check_pictures
 from weightedit.editing.guard import guard, known_target
 from weightedit.editing.refinement import CHUNK, CHUNK_PIXELS, RefinementRule
 from weightedit.errors import ParamsError, SpecError, WeightEditError
@@ -181,6 +182,7 @@ class Editor(Pretrained):
         """What a call with these arguments wants; raises as `forward` does."""
         if not len(inrs):
             raise ParamsError("got an empty stack; expected at least one INR.")
+        check_pictures(inrs, "an editor")
         if self.channels not in (None, inrs.widths[-1]):
             raise SpecError(
                 f"got INRs of {inrs.widths[-1]} channels; this editor was made for {self.channels}: take one for "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import ParamsError
+from weightedit.inr.samples import Samples
 from weightedit.inr.stack import INRStack
 
 _BATCH = 256
@@ -44,6 +45,45 @@ def errors_against(stack: INRStack, targets: Tensor) -> Tensor:
         difference = stack[rows].render(height, width) - targets[rows].to(weight)
         errors[rows] = difference.square().mean((1, 2, 3))
     return errors
+
+
+@torch.no_grad()
+def sample_errors(stack: INRStack, samples: Samples) -> Tensor:
+    """The mean squared error [N] of every INR, over its samples and channels, in units of the values squared.
+
+    Raises:
+        ParamsError: samples that do not fit the INRs.
+    """
+    check_samples(stack, samples)
+    stack = stack.precise()
+    weight = stack.params["layers.0.weight"]
+    rows = torch.arange(len(stack), device=weight.device).split(_BATCH)
+    parts = [samples[row.to(samples.values.device)] for row in rows]
+    errors = [
+        (stack[row].at(part.coordinates) - part.values.to(weight)).square().mean((1, 2))
+        for row, part in zip(rows, parts, strict=True)
+    ]
+    return torch.cat([weight.new_zeros(0), *errors])
+
+
+def check_samples(stack: INRStack, samples: Samples) -> None:
+    """Raise ParamsError unless `samples` are of as many INRs as the stack's, of their inputs and outputs."""
+    ends, found = (stack.widths[0], stack.widths[-1]), (samples.inputs, samples.values.shape[-1])
+    if len(samples) != len(stack) or ends != found:
+        raise ParamsError(
+            f"samples of {len(samples)} INRs from {found[0]} inputs to {found[1]} outputs for {len(stack)} from "
+            f"{ends[0]} to {ends[1]}; expected the samples of these INRs: choose them."
+        )
+
+
+def check_pictures(stack: INRStack, what: str) -> None:
+    """Raise ParamsError unless the INRs are pictures, which `what` is for."""
+    if not stack.of_pictures:
+        bounds = "in [0, 1]" if stack.convention.bounded else "of any size"
+        raise ParamsError(
+            f"got INRs of {stack.widths[0]} inputs with values {bounds} for {what}; expected pictures, of 2 inputs and "
+            "values in [0, 1]: give a function of values, or samples (we.Samples)."
+        )
 
 
 def check_targets(stack: INRStack, targets: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Refinement: steps of an update rule towards an image, after an edit or instead of one.
+"""Refinement: steps of an update rule towards an image or towards samples, after an edit or instead of one.
 
 The operation is usually known when an INR is edited, so its target can be made from the INR's own rendering,
 target = operation(rendering), and any function from images to images will do: no editor need have been trained for it.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,12 +20,14 @@ from tqdm import tqdm
 from weightedit.delta import apply_delta
 from weightedit.editing.curvature import KFAC, RIDGE, SHIPPED_RULE, LearnedKFAC
 from weightedit.editing.descent import Standing, choose_networks, descend
-from weightedit.editing.evaluation import check_targets
-from weightedit.editing.operations import Operation, operation
+from weightedit.editing.evaluation import check_pictures, check_samples, check_targets
+from weightedit.editing.operations import Operation, named_error, operation
 from weightedit.editing.rendering_problem import Layer, RenderingProblem
-from weightedit.errors import check_whole
+from weightedit.errors import WeightEditError, check_whole
 from weightedit.files.location import shipped
 from weightedit.inr.convention import Convention, convert, network_of
+from weightedit.inr.samples import Samples, to_plain
+from weightedit.inr.siren import places
 from weightedit.inr.stack import INRStack
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
@@ -87,15 +89,66 @@ def target_of(
 
     Raises:
         WeightEditError: an unknown operation, or strengths that Operation.at refuses.
+        ParamsError: INRs of samples, see `samples_of`.
     """
+    check_pictures(stack, f"operation {operation(choice).name!r}")
     with torch.no_grad():
         return operation(choice).at(stack.precise().render().clamp(0.0, 1.0), strength)
 
 
 @torch.no_grad()
+def samples_of(
+    function: Callable[[Tensor], Tensor],
+    stack: INRStack,
+    coordinates: Tensor | None = None,
+    *,
+    strength: float | Tensor = 1.0,
+) -> Samples:
+    """The target that a function of values asks for, at places: from the values there (at strength 0) to it (at 1).
+
+    Args:
+        function: from values [N, P, C], any real numbers, to the same; it gets a copy.
+        stack: N INRs of any number of inputs.
+        coordinates: [P, inputs] or [N, P, inputs]; None is the grid of `INRStack.shape`.
+        strength: at least 0, or one per INR; beyond 1 the change is exaggerated.
+
+    Raises:
+        WeightEditError: strengths out of range, or a function that raises, or returns something else; ParamsError:
+            coordinates that are no samples' of these INRs.
+    """
+    stack = stack.precise()
+    first = stack.params["layers.0.weight"]
+    where = places(stack.shape, stack.convention, dtype=first.dtype, device=first.device)
+    where = where if coordinates is None else coordinates.to(first)
+    samples = Samples(where, stack.at(where))
+    amount = torch.as_tensor(strength).to(first)
+    if amount.dim() > 1 or (amount.dim() == 1 and amount.numel() != len(stack)):
+        raise WeightEditError(
+            f"got strengths of shape {tuple(amount.shape)} for {len(stack)} INRs; expected one, or one each."
+        )
+    if not bool((amount.isfinite() & (amount >= 0)).all()):
+        raise WeightEditError(f"got strength {strength}; expected finite numbers of at least 0: 1 is the function.")
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        changed = function(samples.values.clone())
+    except (Exception, SystemExit) as error:
+        raise WeightEditError(
+            f"function {name!r} raised {named_error(error)}; expected one of values [N, P, C] to the same: correct it."
+        ) from error
+    shape = tuple(samples.values.shape)
+    if not isinstance(changed, Tensor) or tuple(changed.shape) != shape or changed.is_complex():
+        got = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+        raise WeightEditError(f"function {name!r} returned {got} for values {shape}; expected real ones of that shape.")
+    changed = changed.to(first)
+    if not bool(changed.isfinite().all()):
+        raise WeightEditError(f"function {name!r} returned NaN or infinite values; expected finite ones: correct it.")
+    return Samples(where, samples.values.lerp(changed, amount.expand(len(stack)).view(-1, 1, 1)))
+
+
+@torch.no_grad()
 def refine(
     stack: INRStack,
-    targets: Tensor,
+    targets: Tensor | Samples,
     steps: int,
     *,
     rule: RefinementRule | None = None,
@@ -106,7 +159,7 @@ def refine(
 
     Args:
         stack: where to start: INRs, or INRs that an editor has edited.
-        targets: [N, C, H, W] in [0, 1], see `target_of`.
+        targets: [N, C, H, W] in [0, 1], see `target_of`; or samples of N INRs, of any real values.
         steps: at least 0. The rules that solve the last layer do so even at 0.
         rule: how; None is the shipped LearnedKFAC, SHIPPED_RULE, or KFAC in a copy without checkpoints.
         chunk: INRs at once; None chooses: few on a CPU, whose cache they share, thousands elsewhere.
@@ -123,16 +176,20 @@ def refine(
     check_whole("steps", steps, 0)
     if chunk is not None:
         check_whole("chunk", chunk, 1)
-    check_targets(stack, targets)
+    if isinstance(targets, Samples):
+        check_samples(stack, targets)
+    else:
+        check_targets(stack, targets)
+    values = targets.values if isinstance(targets, Samples) else targets
     weight = stack.params["layers.0.weight"]
     size = chunk or max(
-        1, min(CHUNK, CHUNK_PIXELS // max(1, targets.shape[1:].numel())) if weight.device.type == "cpu" else 2048
+        1, min(CHUNK, CHUNK_PIXELS // max(1, values.shape[1:].numel())) if weight.device.type == "cpu" else 2048
     )
     chosen, parts = rule or shipped_rule(weight.device), []
     with tqdm(total=len(stack), desc="refining", unit="INR", disable=not progress) as bar:
         for rows in torch.arange(len(stack), device=weight.device).split(size):
             before = {name: tensor[rows] for name, tensor in stack.params.items()}
-            parts.append(take_steps(chosen, stack.convention, before, targets[rows], steps))
+            parts.append(take_steps(chosen, stack.convention, before, targets[rows.to(values.device)], steps))
             bar.update(len(rows))
     return stack.with_params({name: torch.cat([part[name] for part in parts]) for name in stack.params})
 
@@ -147,17 +204,47 @@ def shipped_rule(device: torch.device) -> RefinementRule:
     return LearnedKFAC.from_pretrained(SHIPPED_RULE).to(device)
 
 
-def take_steps(rule: RefinementRule, convention: Convention, params: Params, targets: Tensor, steps: int) -> Params:
+def take_steps(
+    rule: RefinementRule, convention: Convention, params: Params, targets: Tensor | Samples, steps: int
+) -> Params:
     """`rule` on stacked INRs, in float32 at least; those whose error did not fall stay as they were.
 
     The error is that of the weights which are returned, rounded to the type of `params`.
     """
     home, wide = params["layers.0.weight"], torch.promote_types(params["layers.0.weight"].dtype, torch.float32)
-    problem = RenderingProblem(convention.plain, targets.to(home.device, wide))
-    given = convert({name: tensor.to(wide) for name, tensor in params.items()}, convention, convention.plain)
-    after = convert(rule.refine(problem, given, steps), convention.plain, convention)
+    if isinstance(targets, Samples):
+        problem, scale = _sample_problem(convention, targets, home.device, wide)
+    else:
+        problem, scale = RenderingProblem(convention.plain, targets.to(home.device, wide)), None
+
+    def to_problem(networks: Params) -> Params:
+        found = {name: tensor.to(wide) for name, tensor in networks.items()}
+        return _rescaled(convert(found, convention, convention.plain), None if scale is None else 1 / scale)
+
+    given = to_problem(params)
+    after = convert(_rescaled(rule.refine(problem, given, steps), scale), convention.plain, convention)
     after = {name: tensor.to(home.dtype) for name, tensor in after.items()}
     with torch.no_grad():
-        found = convert({name: tensor.to(wide) for name, tensor in after.items()}, convention, convention.plain)
-        errors = [problem.losses(problem.layers(networks)) for networks in (found, given)]
+        errors = [problem.losses(problem.layers(networks)) for networks in (to_problem(after), given)]
     return choose_networks(errors[0] <= errors[1], after, params)  # false for NaN
+
+
+def _rescaled(params: Params, factor: Tensor | None) -> Params:
+    """The outputs times a factor [N], behind a linear last layer; None leaves them."""
+    last = f"layers.{len(params) // 2 - 1}."
+    return {n: t * beside(factor, t) if factor is not None and n.startswith(last) else t for n, t in params.items()}
+
+
+def _sample_problem(
+    convention: Convention, samples: Samples, device: torch.device, dtype: torch.dtype
+) -> tuple[RenderingProblem, Tensor]:
+    """The problem on a scale [N] of each INR's own, on which its values span 1, and that scale.
+
+    What a rule has learned, and the ridge of the last layer, are for values as wide as those of pictures are. Behind a
+    function that is not linear there is one scale, the function's.
+    """
+    raw = convention.to_raw(samples.values.to(device, dtype))
+    scale = Samples(samples.coordinates, raw).span() if convention.last == "linear" else torch.ones_like(raw[:, 0, 0])
+    coordinates = to_plain(samples.coordinates.to(device, dtype), convention)
+    own = replace(convention.plain, low=0.0, high=1.0, offset=0.0)
+    return RenderingProblem.of_samples(own, coordinates, raw / beside(scale, raw)), scale

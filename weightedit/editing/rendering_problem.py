@@ -1,9 +1,9 @@
-"""Fitting N INRs to N target images at once, as their refinement sees it: residuals, gradients, curvature factors.
+"""Fitting N INRs to N target images, or to samples, as refinement sees it: residuals, gradients, curvature factors.
 
-Here: one pass over the pixels, forwards and backwards, and the closed-form last layer. Which step is taken with it is
-refinement.py's and curvature.py's. Any function that network/layer.py knows may follow a layer. Everything is
-differentiable, so that a rule can be meta-trained through its steps; inr/fitting_kernel.py computes the same gradients
-in place, for fits from scratch that take a hundred steps.
+Here: one pass over the pixels (samples are pixels that lie anywhere), forwards and backwards, and the closed-form last
+layer. Which step is taken with it is refinement.py's and curvature.py's. Any function that network/layer.py knows may
+follow a layer. Everything is differentiable, so that a rule can be meta-trained through its steps;
+inr/fitting_kernel.py computes the same gradients in place, for fits from scratch that take a hundred steps.
 
 Formulas, elementary. Legend: a_l what layer l reads, with a 1 appended; V_l weight and bias of layer l, times omega in
 a sine layer, so that a_{l+1} = f_l(V_l a_l) with f_l = sin or another function; r residual, output minus target, C
@@ -15,7 +15,7 @@ outputs, P pixels. A layer is curved if a function follows it: all are, but for 
   Curvature", 2015).
 * Linear last layer: min over it of |r|^2 / P + ridge |A|^2 is a linear system. At its solution the loss has the
   gradient with that layer held fixed (variable projection: Golub and Pereyra, 1973).
-* First layer: its phase is a function of the row plus one of the column: of sines, H + W places are enough.
+* First layer: on pixels its phase is a function of the row plus one of the column: of sines, H + W places are enough.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Summary(NamedTuple):
 
 
 class RenderingProblem:
-    """N target images and what the networks' inputs and outputs mean.
+    """N target images and what the networks' inputs and outputs mean; `of_samples` makes one of values anywhere.
 
     Args:
         convention: of the networks.
@@ -98,39 +98,71 @@ class RenderingProblem:
 
     Attributes:
         linear_end: whether the last layer is linear, so that it can be solved and is not curved.
+        targets: raw outputs that are wanted, [N, P, C].
+        grid: what the first layer reads, and a 1: [P, inputs + 1], or [N, P, inputs + 1] where networks differ.
+        size: (rows, columns) of pixels, or (P, 1).
+        axes: coordinates of the rows and of the columns; None of samples.
 
     Raises:
         WeightEditError: a convention other than its own `plain`.
     """
 
+    axes: tuple[Tensor, Tensor] | None
+
     def __init__(self, convention: Convention, targets: Tensor) -> None:
-        convention.check_plain()
-        self.convention = convention
-        self.linear_end = convention.last == "linear"
+        self._read(convention)
         self.size = targets.shape[2], targets.shape[3]
-        self.targets = convention.to_raw(targets).flatten(2).mT.contiguous()  # [N, P, C]
+        self.targets = convention.to_raw(targets).flatten(2).mT.contiguous()
         rows, columns = (
             torch.linspace(-1.0, 1.0, length, dtype=targets.dtype, device=targets.device) for length in self.size
         )
         places = rows.repeat_interleave(len(columns)), columns.repeat(len(rows))
         self.axes = rows, columns
-        self.row_input = 1 if convention.coordinates == "xy" else 0
         pair = places if self.row_input == 0 else places[::-1]
-        self.grid = torch.stack([*pair, torch.ones_like(places[0])], 1)  # [P, 3]: what the first layer reads, and the 1
+        self.grid = torch.stack([*pair, torch.ones_like(places[0])], 1)
         self._keep()
 
+    @classmethod
+    def of_samples(cls, convention: Convention, coordinates: Tensor, values: Tensor) -> RenderingProblem:
+        """The problem of values at places.
+
+        Args:
+            convention: of the networks.
+            coordinates: floating point [P, inputs] in [-1, 1], or [N, P, inputs].
+            values: on the convention's scale [N, P, C].
+        """
+        problem = cls.__new__(cls)
+        problem._read(convention)
+        problem.size, problem.axes = (values.shape[1], 1), None
+        problem.targets = convention.to_raw(values).contiguous()
+        problem.grid = torch.cat([coordinates, torch.ones_like(coordinates[..., :1])], -1)
+        problem._keep()
+        return problem
+
+    def _read(self, convention: Convention) -> None:
+        convention.check_plain()
+        self.convention = convention
+        self.linear_end = convention.last == "linear"
+        self.row_input = 1 if convention.coordinates == "xy" else 0
+
     def _keep(self) -> None:
-        """Moments of what stays the same: of what the first layer reads, [1, 3, 3], and of the targets."""
-        self._inner = (self.grid.mT @ self.grid / len(self.grid)).unsqueeze(0)
+        """Moments of what stays the same: of what the first layer reads, [1 or N, in + 1, in + 1], and the targets."""
+        inner = self.grid.mT @ self.grid / self.places
+        self._inner = inner if inner.dim() == 3 else inner.unsqueeze(0)
         self._wanted = self.targets.mean(1, keepdim=True)
 
+    @property
+    def places(self) -> int:
+        """Pixels or samples of one network, P."""
+        return self.grid.shape[-2]
+
     def layers(self, params: Params) -> list[Layer]:
-        """V of every layer; raises ParamsError unless the networks map 2 coordinates to C outputs, one per target."""
-        widths, count = widths_of(params), len(params["layers.0.weight"])
-        if widths[0] != 2 or widths[-1] != self.targets.shape[2] or count != len(self.targets) or len(widths) < 3:
+        """V of every layer; raises ParamsError unless the networks map coordinates to C outputs, one per target."""
+        widths, count, inputs = widths_of(params), len(params["layers.0.weight"]), self.grid.shape[-1] - 1
+        if widths[0] != inputs or widths[-1] != self.targets.shape[2] or count != len(self.targets) or len(widths) < 3:
             raise ParamsError(
                 f"got {count} networks of widths {widths} for {len(self.targets)} targets of {self.targets.shape[2]} "
-                "channels; expected one SIREN 2-hidden-..-channels per target: choose the targets of these INRs."
+                f"channels; expected one SIREN {inputs}-hidden-..-channels per target: choose those of these INRs."
             )
         scaled = enumerate(self._scales(len(widths) - 1))
         return [Layer(params[f"layers.{i}.weight"] * s, params[f"layers.{i}.bias"] * s) for i, s in scaled]
@@ -179,9 +211,9 @@ class RenderingProblem:
         parts = []
         for top in range(0, height, rows):
             part, pixels = copy.copy(self), slice(top * width, (top + rows) * width)
-            part.axes = self.axes[0][top : top + rows], self.axes[1]
-            part.size = len(part.axes[0]), width
-            part.targets, part.grid = self.targets[:, pixels], self.grid[pixels]
+            part.axes = self.axes and (self.axes[0][top : top + rows], self.axes[1])
+            part.size = min(rows, height - top), width
+            part.targets, part.grid = self.targets[:, pixels], self.grid[..., pixels, :]
             part._keep()
             parts.append(part)
         return parts
@@ -195,7 +227,7 @@ class RenderingProblem:
             layers = self.solve_last(layers, ridge)
         total = None
         for band in bands:
-            part = band._summary(band.evaluate(layers), factors).times(len(band.grid) / len(self.grid))
+            part = band._summary(band.evaluate(layers), factors).times(band.places / self.places)
             total = part if total is None else total.plus(part)
         assert total is not None
         return total
@@ -222,7 +254,7 @@ class RenderingProblem:
                 _solved(
                     _pooled(
                         [band._moments(band._values(layers)) for band in bands],
-                        [len(band.grid) / len(self.grid) for band in bands],
+                        [band.places / self.places for band in bands],
                     ),
                     ridge,
                 ),
@@ -252,14 +284,14 @@ class RenderingProblem:
 
     def gradient(self, found: Pass, i: int) -> Tensor:
         """Of the loss sum r^2 / (2 P) by [weight, bias] of layer i: [N, out, in + 1]."""
-        residual, pixels = found.residual.mT.unsqueeze(-1), len(self.grid)  # [N, C, P, 1]
+        residual, pixels = found.residual.mT.unsqueeze(-1), self.places  # [N, C, P, 1]
         if i == len(found.jacobians):
             weight = torch.bmm(found.residual.mT, found.inputs[-1])
             return torch.cat([weight, residual.sum(2)], -1) / pixels
         jacobian = found.jacobians[i].flatten(1, 2).mT  # [N, out, C P]
         # The residual goes onto what the layer reads: of the two it is often the smaller.
         if i == 0:
-            return torch.bmm(jacobian, (residual * self.grid).flatten(1, 2)) / pixels
+            return torch.bmm(jacobian, (residual * self.grid.unsqueeze(-3)).flatten(1, 2)) / pixels
         weight = torch.bmm(jacobian, (residual * found.inputs[i - 1].unsqueeze(1)).flatten(1, 2))
         return torch.cat([weight, torch.bmm(jacobian, residual.flatten(1, 2))], -1) / pixels
 
@@ -273,8 +305,8 @@ class RenderingProblem:
         return named
 
     def factors(self, found: Pass, i: int) -> tuple[Tensor, Tensor]:
-        """G [N, out, out] and A [N, in + 1, in + 1] (for the first layer [1, 3, 3], the same for all networks)."""
-        pixels, jacobian = len(self.grid), found.jacobians[i].flatten(1, 2)
+        """G [N, out, out] and A [N, in + 1, in + 1] (of the first layer [1, ...] where it reads the same)."""
+        pixels, jacobian = self.places, found.jacobians[i].flatten(1, 2)
         outer = torch.bmm(jacobian.mT, jacobian) / pixels
         if i == 0:
             return outer, self._inner
@@ -298,6 +330,8 @@ class RenderingProblem:
         return (self.grid @ torch.cat([layer.weight, layer.bias.unsqueeze(-1)], -1).mT).contiguous()
 
     def _first(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        if self.axes is None:
+            return _followed("sine", self._first_phase(layer))
         rows, columns = self.axes
         p = layer.weight[:, None, :, self.row_input] * rows[:, None]
         q = torch.addcmul(layer.bias[:, None], layer.weight[:, None, :, 1 - self.row_input], columns[:, None])

@@ -79,6 +79,8 @@ class Convention:
             which is linspace between them; () is (-1, 1) for all.
         activation: one of HIDDEN, after every layer but the last.
         last: one of LAST, after the last layer.
+        bounded: whether values are those of an image, in [0, 1]; else they are any real numbers, as of a sound or a
+            distance, and nothing cuts them off.
 
     Raises:
         WeightEditError: an unknown word, or numbers outside the ranges above.
@@ -92,6 +94,7 @@ class Convention:
     ranges: tuple[tuple[float, float], ...] = dataclasses.field(default=(), metadata=LATER)
     activation: str = dataclasses.field(default="sine", metadata=LATER)
     last: str = dataclasses.field(default="linear", metadata=LATER)
+    bounded: bool = dataclasses.field(default=True, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "offset"):
@@ -109,6 +112,8 @@ class Convention:
                     f"convention {name}={getattr(self, name)!r}: expected one of {', '.join(known)}; choose the one "
                     "that the INR was fitted with."
                 )
+        if not isinstance(self.bounded, bool):
+            raise WeightEditError(f"convention bounded={self.bounded!r}: expected True for images, False for the rest.")
         if self.low >= self.high:
             raise WeightEditError(
                 f"convention low={self.low}, high={self.high}: expected low < high; "
@@ -218,6 +223,10 @@ NFN = Convention(coordinates="ij", low=-1.0, high=1.0, offset=0.0)
 
 SIREN_PYTORCH = Convention(omega=(30.0, 1.0), coordinates="ij", offset=0.0)
 """INRs of the package siren-pytorch by its defaults: omega 30 in the first layer, 1 in all others; row first."""
+
+
+SAMPLES = Convention(offset=0.0, bounded=False)
+"""INRs of samples: coordinates in [-1, 1], values as they are."""
 
 
 def coin_convention(height: int, width: int) -> Convention:

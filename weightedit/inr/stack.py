@@ -12,7 +12,7 @@ from torch import Tensor
 from weightedit.errors import ParamsError, WeightEditError
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.history import Edit, bounded, joined
-from weightedit.inr.siren import render_images
+from weightedit.inr.siren import places, raw_outputs, render_images
 from weightedit.network.spec import NetworkSpec
 
 PER_INR = ("label", "index", "split", "psnr")
@@ -88,6 +88,17 @@ class INRStack:
         """The network as a NetworkSpec, from which its symmetry follows."""
         return self.convention.spec(self.widths)
 
+    @property
+    def of_pictures(self) -> bool:
+        """Whether they are pictures: 2 inputs, and values in [0, 1]. Others are of samples."""
+        return self.widths[0] == 2 and self.convention.bounded
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Places per axis of an INR's own grid: (samples,), (height, width), or (height, height, width) of 3 inputs."""
+        both = (self.height, self.width)
+        return {1: (self.height * self.width,), 2: both}.get(self.widths[0], (self.height, *both))
+
     def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "INRStack":
         """The chosen INRs as a stack, of length one for a single number.
 
@@ -127,6 +138,23 @@ class INRStack:
     def render(self, height: int | None = None, width: int | None = None) -> Tensor:
         """Images [N, C, H, W] on the [0, 1] scale, not clamped; at the fitted size unless told otherwise."""
         return render_images(self.params, self.convention, height or self.height, width or self.width)
+
+    def at(self, coordinates: Tensor | None = None) -> Tensor:
+        """Values anywhere, on the convention's scale and not clamped; differentiable. Memory is bounded as in render.
+
+        Args:
+            coordinates: in the convention's ranges, [P, inputs] for all or [N, P, inputs]; None is the own grid.
+
+        Returns:
+            [N, P, outputs]; pictures are in [0, 1].
+
+        Raises:
+            ParamsError: coordinates of another shape.
+        """
+        first = self.params["layers.0.weight"]
+        if coordinates is None:
+            coordinates = places(self.shape, self.convention, dtype=first.dtype, device=first.device)
+        return self.convention.to_value(raw_outputs(self.params, coordinates.to(first), self.convention))
 
     def with_params(self, params: Params) -> "INRStack":
         """The same stack with other weights of the same shapes, such as edited ones; psnr is dropped, being stale.
