@@ -443,13 +443,13 @@ def _prepared_layout(spec: NetworkSpec, like: Tensor) -> DenseLayout:
     return layout
 
 
-# torch.compile looks through caches, and would make layout and constants anew.
-_opaque: Any = torch.compiler.disable(_prepared_layout)
-
-
 def dense_layout(spec: NetworkSpec, like: Tensor) -> DenseLayout:
     """The layout of an architecture, made once, with its constants on the device and in the dtype of `like`."""
-    return _opaque(spec, like)
+    if torch.compiler.is_compiling():  # it looks through caches, and would make layout and constants anew
+        from weightedit.graph.uncompiled import uncompiled
+
+        return uncompiled(_prepared_layout, spec, like)
+    return _prepared_layout(spec, like)
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:
