@@ -147,7 +147,7 @@ def test_declared_symmetries_are_kept_and_no_others(name, embedding, symmetry, d
         metanet = make(name, spec, dtype=dtype, embedding=embedding)
         if symmetry in metanet.declared:
             judge(metanet, whole(metanet, spec), spec, networks(spec, count=2, dtype=dtype), symmetry)
-            if CASES[name].mixes != "one":
+            if CASES[name].mixes != "one" and dtype == torch.float64:  # in float32 test_layouts_agree
                 judge(metanet, batched(metanet, name, spec), spec, networks(spec, seed=1, dtype=dtype), symmetry)
         elif network == TELLING[symmetry]:
             error = invariance_error if embedding else equivariance_error
@@ -300,17 +300,19 @@ def test_the_seed_decides_and_two_runs_are_bitwise_equal(name, embedding):
     assert not torch.equal(tensors[0], tensors[3])
 
 
-def descend(parameters, loss_of, steps, rate):
-    """The losses of Adam with a learning rate that falls linearly to a hundredth."""
+def descend(parameters, loss_of, steps, rate, done):
+    """The losses of Adam with a learning rate that falls linearly to a hundredth, up to one that is `done`."""
     optimizer = torch.optim.Adam(parameters, lr=rate)
     schedule, losses = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps), []
     for _ in range(steps):
-        optimizer.zero_grad()
         loss = loss_of()
+        losses.append(float(loss.detach()))
+        if done(losses[-1]):
+            break
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
     return losses
 
 
@@ -324,7 +326,11 @@ def test_it_learns_the_identity_edit(name):
         return {key: delta.square().mean() for key, delta in propose_delta(metanet, spec, stack).items()}
 
     before = {key: float(size.detach()) for key, size in sizes().items()}
-    descend(metanet.parameters(), lambda: sum(s / before[k] for k, s in sizes().items()), 50, CASES[name].rate)
+
+    def relative_sizes():
+        return sum(size / before[key] for key, size in sizes().items())
+
+    descend(metanet.parameters(), relative_sizes, 50, CASES[name].rate, lambda loss: loss < 0.04)
     assert all(float(size.detach()) < 0.04 * before[key] for key, size in sizes().items())
 
 
@@ -347,8 +353,9 @@ def test_it_overfits_sixteen_edits(name):
     def loss():
         return (render_images(editor.edit_params(stack), editor.convention, 9, 9) - pictures).square().mean()
 
-    losses = descend(editor.parameters(), loss, CASES[name].steps, CASES[name].rate)
-    assert losses[-1] < losses[0] / 10, (losses[0], losses[-1])
+    goal = float(loss().detach()) / 10
+    losses = descend(editor.parameters(), loss, CASES[name].steps, CASES[name].rate, lambda loss: loss < goal)
+    assert losses[-1] < goal, (losses[0], losses[-1])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -357,14 +364,18 @@ def test_it_overfits_sixteen_classes(name):
     spec = NetworkSpec.siren((2, 12, 12, 1))
     metanet = make(name, spec, noise=0, dtype=torch.float32, embedding=16)
     predictor, labels = WeightSpacePredictor(metanet, 16, hidden=32), torch.arange(16)
+
+    def right():
+        return torch.equal(predictor.predict(spec, stack).argmax(-1), labels)
+
     losses = descend(
         predictor.parameters(),
         lambda: functional.cross_entropy(predictor.predict(spec, stack), labels),
         CASES[name].class_steps,
         CASES[name].rate,
+        lambda loss: loss < 0.2 * math.log(16) and right(),
     )
-    assert losses[-1] < 0.2 * math.log(16), losses[-1]
-    assert torch.equal(predictor.predict(spec, stack).argmax(-1), labels)
+    assert losses[-1] < 0.2 * math.log(16) and right(), losses[-1]
 
 
 @pytest.mark.parametrize("name", CASES)

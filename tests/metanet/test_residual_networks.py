@@ -4,6 +4,7 @@ The judge of which neurons move together is Wiring, which is tested on the modul
 it.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -318,11 +319,13 @@ def test_deltas_are_applied_to_the_module(name):
         torch.testing.assert_close(tensor.detach(), before[key] + delta[key].detach())
 
 
-def descend(parameters, loss_of, steps):
-    """The last loss of Adam, before its last step."""
+def descend(parameters, loss_of, steps, goal):
+    """The last loss of Adam, before its last step: the first below the goal."""
     optimizer = torch.optim.Adam(parameters, lr=1e-2)
     for _ in range(steps):
         loss = loss_of()
+        if float(loss.detach()) < goal:
+            break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -344,7 +347,8 @@ def test_it_learns_eight_edits_by_heart(name):
         found = torch.stack([torch.cat([tensor.flatten() for tensor in delta.values()]) for delta in deltas])
         return (found - wanted).square().mean()
 
-    assert descend(metanet.parameters(), loss, 110) < 0.65 * float(wanted.square().mean())
+    goal = 0.65 * float(wanted.square().mean())
+    assert descend(metanet.parameters(), loss, 110, goal) < goal
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -353,7 +357,8 @@ def test_it_learns_sixteen_classes_by_heart(name):
     given = [(GraphSpec.from_module(net), params) for net, params in networks]
     metanet = make_metanet(name, [spec for spec, _ in given], **SMALL, embedding=16)
     predictor, labels, graph = WeightSpacePredictor(metanet, 16, hidden=32), torch.arange(16), graph_from_params(given)
-    assert descend(predictor.parameters(), lambda: functional.cross_entropy(predictor(graph), labels), 40) < 0.5
+    goal = math.log(2) / 16  # no one above log 2: every label is the likeliest
+    assert descend(predictor.parameters(), lambda: functional.cross_entropy(predictor(graph), labels), 40, goal) < 0.5
     assert torch.equal(predictor.predict_each(given).argmax(-1), labels)
 
 
