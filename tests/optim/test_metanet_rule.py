@@ -24,7 +24,6 @@ from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.muon import COEFFICIENTS, Muon
 
-STEPS = 100
 LEVELING = COEFFICIENTS[0] ** 5  # what five rounds of leveling do to an error in a small singular value
 
 
@@ -38,7 +37,7 @@ def random_rule(seed=0, **config):
     return rule
 
 
-def trajectories(rule, spec, element, steps=STEPS):
+def trajectories(rule, spec, element, steps):
     """Largest relative difference of the functions of a network and of its transformed copy, trained alike."""
     wiring, source = Wiring.of(spec), generator(3)
     first = random_params(spec)
@@ -77,15 +76,17 @@ def test_steps_do_not_grow_with_the_weights():
     assert max(sizes) < 3 * min(sizes)
 
 
-@pytest.mark.parametrize("loss", [False, True])
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "sine", "identity", "gelu", "mixed"])
-def test_networks_of_one_function_stay_of_one_function(name, loss):
-    """25 or 100 steps from permuted, flipped, rescaled and shifted weights, on the same batches, in float64.
+@pytest.mark.parametrize(
+    ("name", "loss", "steps"),
+    [("relu", False, 25), ("leaky_relu", True, 25), ("tanh", False, 25), ("sine", True, 25), ("identity", False, 25)]
+    + [("gelu", True, 25), ("mixed", False, 25), ("mixed", True, 100)],
+)
+def test_networks_of_one_function_stay_of_one_function(name, loss, steps):
+    """From permuted, flipped, rescaled and shifted weights, on the same batches, in float64.
 
     A sine of omega 30 with weights of this size is chaotic: rounding grows a hundredfold a step. Here omega is 3.
     """
     spec = SPECS[name] if name != "sine" else NetworkSpec.siren((2, 5, 4, 3), 3.0)
-    steps = 100 if name in ("relu", "mixed") else 25
     assert trajectories(random_rule(loss=loss), spec, symmetry.random_element(spec, generator(1)), steps) < 1e-9
 
 
@@ -94,10 +95,10 @@ def test_networks_of_one_function_stay_of_one_function(name, loss):
 )
 def test_other_rules_drift_under_rescaling(rule):
     spec = SPECS["relu"]
-    assert trajectories(rule, spec, symmetry.random_element(spec, generator(1))) > 0.05
+    assert trajectories(rule, spec, symmetry.random_element(spec, generator(1)), 40) > 0.05
 
 
-@pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet(), ViT()], ids=["CNN", "ResNet", "ViT"])
+@pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet((4, 6)), ViT()], ids=["CNN", "ResNet", "ViT"])
 def test_deltas_transform_as_weights_in_any_module(net):
     """Three updates with gradients that transform by the inverse: the delta of the copy is the copy of the delta."""
     wiring, rule, source = wiring_of(net.double()), random_rule(), generator(2)
@@ -145,7 +146,7 @@ def test_a_stack_is_its_networks_one_by_one_and_so_is_vmap():
     assert_agree(mapped, delta, LEVELING)
 
 
-@pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet()], ids=["CNN", "ResNet"])
+@pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet((4, 6))], ids=["CNN", "ResNet"])
 def test_pieces_of_rows_make_no_difference(net, monkeypatch):
     wiring, rule, source = wiring_of(net.double()), random_rule(), generator(2)
     params = {k: p.detach() for k, p in net.named_parameters()}
@@ -160,7 +161,7 @@ def test_pieces_of_rows_make_no_difference(net, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"mixing": False}, {"symmetry": "permutation", "leveling": 0}])
-@pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet()], ids=["CNN", "ResNet"])
+@pytest.mark.parametrize("net", [CNN((3, 4, 5, 6)), ResNet((4, 6))], ids=["CNN", "ResNet"])
 def test_unit_by_unit_as_for_a_compiler_is_the_same(net, options, monkeypatch):
     wiring, rule, source = wiring_of(net.double()), random_rule(**options), generator(2)
     params = {k: p.detach() for k, p in net.named_parameters()}
@@ -189,7 +190,7 @@ def test_large_tensors_pass_by_pass_are_the_same(name, options, monkeypatch):
     if name in SPECS:
         wiring, params = Wiring.of(SPECS[name]), random_params(SPECS[name])
     else:
-        net = {"CNN": CNN((3, 4, 5, 6)), "ResNet": ResNet()}[name].double()
+        net = {"CNN": CNN((3, 4, 5, 6)), "ResNet": ResNet((4, 6))}[name].double()
         wiring, params = wiring_of(net), {k: p.detach() for k, p in net.named_parameters()}
     rule, source, seen = random_rule(**options), generator(2), []
     monkeypatch.setattr("weightedit.optim.unitwise._ALONE", 15)

@@ -15,7 +15,7 @@ from weightedit.optim.gauge import growth, neuron_scales
 from weightedit.optim.gauge_lines import Gauge
 from weightedit.optim.stacks import plan_of
 
-NETS = {"CNN": lambda: CNN((3, 4, 5, 6)), "ResNet": ResNet, "ViT": ViT, "GPT": GPT}
+NETS = {"CNN": lambda: CNN((3, 4, 5, 6)), "ResNet": lambda: ResNet((4, 6)), "ViT": ViT, "GPT": GPT}
 
 
 def network(name):
