@@ -11,6 +11,7 @@ gc.disable()  # until all is collected: nothing of it goes away
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or the first compilation starts a pool of processes
 
 
 def forget_accelerator() -> None:

@@ -232,8 +232,8 @@ def test_it_is_read_and_what_is_claimed_is_true(name):
     "wrap",
     [
         nn.DataParallel,
-        torch.compile,
-        lambda net: Made(lambda n, x: n.inner(x), inner=torch.compile(net)),
+        lambda net: torch.compile(net, backend="eager"),
+        lambda net: Made(lambda n, x: n.inner(x), inner=torch.compile(net, backend="eager")),
     ],
 )
 def test_what_is_wrapped_or_compiled_is_read(wrap):
@@ -246,7 +246,7 @@ def test_what_is_wrapped_or_compiled_is_read(wrap):
 
 
 def test_a_compiled_function_inside_is_told_of():
-    net = Made(torch.compile(lambda n, x: n.inner(x)), inner=ResidualMLP())
+    net = Made(torch.compile(lambda n, x: n.inner(x), backend="eager"), inner=ResidualMLP())
     (note,) = wiring_of(net, torch.zeros(7, 3)).notes
     assert "stops in Made, which calls a function that torch.compile made (compile the module instead)" in note
 

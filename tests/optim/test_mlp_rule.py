@@ -160,10 +160,12 @@ def test_large_tensors_pass_by_pass_are_the_same(config, monkeypatch):
 
 
 @pytest.mark.slow
-@over_configs
-def test_compiled(config):
-    """By torch.compile, which takes half a minute and a C++ compiler; no gradients of the rule."""
-    rule, (params, center) = MLPRule(config), _problem()
+def test_compiled():
+    """By torch.compile, which takes half a minute and a C++ compiler; no gradients of the rule.
+
+    The per-parameter rule is compiled in test_optimizer.py.
+    """
+    rule, (params, center) = MLPRule(CONFIGS["small_fc"]), _problem()
     params, center = ({k: p.float() for k, p in tensors.items()} for tensors in (params, center))
     grads, state = {k: p - center[k] for k, p in params.items()}, rule.init(WIRING, params)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import logging
 import pickle
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -465,8 +466,8 @@ def test_a_rescaled_copy_with_frozen_weights_stays_a_copy(rule, given):
     start = loss_of(net).item()
     for one in (net, other):
         params = [p for p in one.parameters() if p.requires_grad or given == "all"]
-        train(one, LearnedOptimizer(params, RULES[rule](), net=one), 30)
-    assert loss_of(net).item() < 0.5 * start
+        train(one, LearnedOptimizer(params, RULES[rule](), net=one), 15)
+    assert loss_of(net).item() < 0.8 * start
     torch.testing.assert_close(other(X.double()), net(X.double()), rtol=1e-9, atol=1e-9)
 
 
@@ -584,7 +585,7 @@ def test_parameters_alone_are_isolated_matrices():
         LearnedOptimizer(tensors, Recorder(needs_wiring=True))
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda net: net])
+@pytest.mark.parametrize("wrap", [nn.DataParallel, partial(torch.compile, backend="eager"), lambda net: net])
 def test_names_are_the_users_modules(wrap):
     optimizer = LearnedOptimizer(wrap(network()), Adam())
     assert optimizer.param_groups[0]["param_names"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
