@@ -110,14 +110,18 @@ def test_train_an_editor(weights: Path, tmp_path: Path) -> None:
     assert again.stdout.splitlines()[-6:] == result.stdout.splitlines()[-6:], "a finished run ends as it ended"
 
 
-@pytest.mark.parametrize("name", [name for name in METANETS if name != "statistics"])
+# Of names that share a class, the last; metanet/test_contract.py asks all of them whether they learn.
+KINDS = list({entry.kind: name for name, entry in METANETS.items()}.values())
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "statistics"])
 def test_train_an_editor_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path), "--metanet", name)
     run_task("train_editor one-shot", *words, "--metanet-options", "layers=1", "--control-steps", "0")
     assert OneShotEditor.from_pretrained(tmp_path / "editor").summary == name
 
 
-@pytest.mark.parametrize("name", list(METANETS))
+@pytest.mark.parametrize("name", KINDS)
 def test_train_a_classifier_with_every_metanetwork(name: str, weights: Path, tmp_path: Path) -> None:
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "run"), "--metanet", name, "--augment")
     found = run_task("train_predictor classes", *words, "--noise", "0.01", "--metanet-options", "layers=1")
@@ -370,8 +374,8 @@ def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_meta_train_together(tmp_path: Path) -> None:
-    """Each with inner runs of its own; stopped after two outer steps and taken up, they end as they would have."""
-    for name, limits in (("whole", [0]), ("parts", [1e-9, 1e-9, 0])):
+    """Each with inner runs of its own; stopped after an outer step and taken up, they end as they would have."""
+    for name, limits in (("whole", [0]), ("parts", [1e-9, 0])):
         for limit in limits:
             words = ("--smoke", "--out", tmp_path / name, "--training.max-seconds", limit)
             start("tasks/meta_train.py", *words, processes=2).succeed()

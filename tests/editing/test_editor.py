@@ -212,8 +212,8 @@ def test_it_learns_the_identity():
 
 
 @pytest.mark.slow
-def test_it_overfits_sixteen_inrs():
-    images = digit_images(16)[0]
+def test_it_overfits_eight_inrs():
+    images = digit_images(8)[0]
     stack, targets = fit(images, generator=torch.Generator().manual_seed(0)).stack, operation("dilate")(images)
     editor = make_editor(node_width=16, edge_width=8, layers=2, probes=16)
 
