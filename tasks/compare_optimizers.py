@@ -314,7 +314,7 @@ def main(config: Config) -> dict[str, Any]:
         raise WeightEditError(
             f"got problem {config.problem!r}, unseen {config.unseen!r}, {config.steps} steps evaluated every "
             f"{config.evaluate_every}, {config.seeds} seeds (controls: {config.control_seeds}); expected problems "
-            f"among {', '.join(problems)} (fits: compare_editors.py), and steps and seeds, of each at least one: "
+            f"among {', '.join(problems)} (fits: compare_fits.py), and steps and seeds, of each at least one: "
             "correct them."
         )
     if config.steps % config.evaluate_every:

@@ -70,7 +70,7 @@ class OneShot:
         floor_count: test INRs whose target is fitted directly for the floor.
         name: which metanetwork, by its name in weightedit.metanet.registry; "" for the GaugeGMN of --metanet.*, which
             also hold for the names gauge-gmn and gauge-gmn-b, except for the direction.
-        metanet: of the GaugeGMN; its switches are the ingredients of the study (compare_editors.py study). extra_types
+        metanet: of the GaugeGMN; its switches are the ingredients of the study (study_editors.py). extra_types
             follow from the guides, inputs and outputs from the INRs where a name is given.
         metanet_options: config fields of any metanetwork that is named, as layers=6 width=128; values are JSON.
         editor: what surrounds it: guides made from the known target, a solved last layer, wider INRs.

@@ -193,11 +193,11 @@ def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
 )
 def test_no_error_rises(words: str, tmp_path: Path) -> None:
     """Every rule and, in the slow part, every operation; the whole protocol's table is on tasks/README.md."""
-    run_task("compare_editors promises", *words.split(), "--out", str(tmp_path))
+    run_task("try_promises", *words.split(), "--out", str(tmp_path))
     found = json.loads((tmp_path / "promises.json").read_text())
     assert all(row["rose"] == 0 and row["errors"] and row["after"] < row["before"] for row in found.values())
     assert len(found) == (3 if "--smoke" in words else 6)
-    refused = run_task("compare_editors promises", "--kinds", "cats", "--out", str(tmp_path), check=False)
+    refused = run_task("try_promises", "--kinds", "cats", "--out", str(tmp_path), check=False)
     assert refused.returncode == 2 and "got ['cats']; expected kinds dots" in refused.stderr.splitlines()[-1]
 
 
@@ -221,11 +221,11 @@ def test_train_predictive_editor_then_evaluate(weights: Path, tmp_path: Path) ->
 def test_the_study_resumes(weights: Path, tmp_path: Path) -> None:
     rows = ("base: permutation + sign + phase, 16 probes", "output 2 times as wide")
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "study"), "--only", *rows)
-    first = run_task("compare_editors study", *words)
+    first = run_task("study_editors", *words)
     assert all(f"| {row} |" in first.stdout for row in rows)
-    again = run_task("compare_editors study", *words)
+    again = run_task("study_editors", *words)
     assert again.stdout == first.stdout and "it/s" not in again.stderr
-    refused = run_task("compare_editors study", "--smoke", "--weights", str(weights), "--only", "magic", check=False)
+    refused = run_task("study_editors", "--smoke", "--weights", str(weights), "--only", "magic", check=False)
     assert refused.returncode == 2 and "magic" in refused.stderr.splitlines()[-1]
 
 
@@ -363,11 +363,11 @@ def test_compare_metanets(pictures: Path, weights: Path, tmp_path: Path) -> None
 def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "fits")]
     rule = ["--update-rules", str(ROOT / "checkpoints/small-classifier")]
-    result = run_task("compare_editors fits", "--smoke", "--images", str(pictures), "--split", "train", *rule, *out)
+    result = run_task("compare_fits steps", "--smoke", "--images", str(pictures), "--split", "train", *rule, *out)
     for row in ("Adam", "K-FAC", "learned", "small-classifier"):
         assert f"| {row} |" in result.stdout
     few = run_task(
-        "compare_editors fits", "--images", str(pictures), "--split", "train", "--count", "100", *out, check=False
+        "compare_fits steps", "--images", str(pictures), "--split", "train", "--count", "100", *out, check=False
     )
     assert few.returncode != 0 and "lower count" in few.stderr
 

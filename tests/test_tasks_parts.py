@@ -109,7 +109,7 @@ def test_a_zoo_that_is_finished_says_so(task, tmp_path, monkeypatch, capsys):
 
 
 def test_fits_of_photographs_by_size_go_on_where_they_were(task, tmp_path, monkeypatch):
-    sizes = task("compare_editors").Sizes
+    sizes = task("compare_fits").Sizes
     config = sizes(smoke=True, out=str(tmp_path))
     rows = config.run()
     assert [row["pixels"] for row in rows] == ["16 x 16 x 1"] * 2 + ["16 x 16 x 3"] * 2
