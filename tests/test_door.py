@@ -94,7 +94,11 @@ def test_fit_is_the_fit_of_the_library(inrs: we.INRStack) -> None:
     with pytest.raises(we.ParamsError):
         we.fit(images[0])
     assert len(we.fit(images[:0])) == 0 and we.fit(images[:0], [7]).widths == (2, 7, 3)
-    wrong = {"hidden=7; expected the widths": {"hidden": 7}, "got seed=1.5; expected": {"seed": 1.5}}
+    wrong = {
+        "hidden=7; expected the widths": {"hidden": 7},
+        "got seed=1.5; expected a whole number of at most 18 digits": {"seed": 1.5},
+    }
+    wrong |= {f"got seed={seed}; expected a whole": {"seed": seed} for seed in (True, 2**63, -(2**63) - 1)}
     wrong |= {"got max_steps=1.5; expected": {"max_steps": 1.5}, "target_psnr='a': expected": {"target_psnr": "a"}}
     for message, options in wrong.items():
         with pytest.raises(we.WeightEditError, match=message):

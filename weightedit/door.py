@@ -19,7 +19,7 @@ from weightedit.editing.operations import Operation
 from weightedit.editing.operations import operation as operation_of
 from weightedit.editing.refinement import RefinementRule, refine, samples_of, target_of
 from weightedit.editing.sample_fitting import fit_samples
-from weightedit.errors import ParamsError, WeightEditError, check_whole
+from weightedit.errors import ParamsError, WeightEditError, check_seed, check_whole
 from weightedit.inr.fitting import FitOptions
 from weightedit.inr.fitting import fit as fit_all
 from weightedit.inr.samples import Samples
@@ -64,7 +64,7 @@ def fit(
     if hidden is not None and not isinstance(hidden, Sequence):
         raise WeightEditError(f"got hidden={hidden!r}; expected the widths of the hidden layers: [32, 32], or None.")
     if seed is not None:
-        check_whole("seed", seed, -(2**63))
+        check_seed(seed)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     if of_samples:
         widths = None if hidden is None else tuple(hidden)

@@ -40,6 +40,12 @@ class NonFiniteError(WeightEditError):
     """A training run whose gradients or validation stay infinite or NaN; the message names the parameter."""
 
 
+def check_seed(value: object) -> None:
+    """Raise WeightEditError unless `value`, of the option `seed`, is an int that torch takes as one, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise WeightEditError(f"got seed={value!r}; expected a whole number of at most 18 digits: take any, such as 0.")
+
+
 def check_whole(name: str, value: object, least: int) -> None:
     """Raise WeightEditError unless `value`, of the option called `name`, is an int of at least `least`, and no bool."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -1,9 +1,11 @@
 """The command line as a user meets it: what it writes, what it says, and one line for everything that is wrong."""
 
 import ast
+import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +111,21 @@ def test_a_solid_picture_is_met_exactly_and_said_so(place, capsys):
         assert (code, err) == (0, "") and "PSNR" in out
         code, told, err = run(capsys, "info", "out.safetensors")
         assert (code, err) == (0, "") and not re.search(r"\b(inf|nan)\b", out + told)
+
+
+def test_an_edit_that_changes_nothing_of_a_solid_picture_is_exact(place, capsys):
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in make_stack(2).params.items()}
+    save_inrs(replace(make_stack(2), params=zeros, psnr=torch.full((2,), math.inf)), "in.safetensors")
+    words = ("--operation", "dilate", "--steps", 1, "-o", "out.safetensors")
+    code, out, err = run(capsys, "edit", "in.safetensors", *words)
+    assert (code, err) == (0, "") and "dB     0: exact before and after, 1: exact before and after" in out
+    assert re.search(r"^PSNR +exact$", run(capsys, "info", "in.safetensors")[1], re.MULTILINE)
+
+
+def test_a_seed_beyond_64_bits_is_refused(place, capsys):
+    for words in (("fit", "digit0.png", "-o", "out.safetensors"), ("demo", "-o", "out.png")):
+        code, out, err = run(capsys, *words, "--seed", 10**20)
+        assert code == 2 and out == "" and f"got --seed {10**20}; expected a whole number of at most 18 digits" in err
 
 
 def test_fit_says_what_was_asked_and_what_missed(place, capsys):

@@ -433,6 +433,14 @@ def test_any_function_of_images_is_a_target():
     assert torch.equal(target_of(mirrored, stack), stack.render().clamp(0, 1).flip(-1))
 
 
+@pytest.mark.parametrize("given", ["a", None, [1.0], torch.ones_like])
+def test_what_is_no_picture_is_refused_as_a_target(given):
+    stack, _ = _networks("gray", dtype=torch.float32)
+    for use in (lambda: refine(stack, given, 1), lambda: mean_squared_errors(stack, given)):
+        with pytest.raises(ParamsError, match=r"as targets; expected .* \[3, 1, height, width\]: .*target_of"):
+            use()
+
+
 def test_strength_of_a_target():
     stack, _ = _networks("gray", dtype=torch.float32)
     picture, wanted = stack.render().clamp(0, 1), target_of("invert", stack)

@@ -16,7 +16,7 @@ from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.guard import guard, known_target
 from weightedit.editing.operations import operation
-from weightedit.errors import WeightEditError
+from weightedit.errors import WeightEditError, check_seed
 from weightedit.inr.fitting import FitOptions, fit, fit_directly
 from weightedit.inr.stack import INRStack
 
@@ -108,8 +108,9 @@ def run_demo(
         progress: show tqdm bars.
 
     Raises:
-        WeightEditError: a count out of range, an operation that is not known, or no digit that reached 40 dB.
+        WeightEditError: a count or seed out of range, an operation that is not known, or no digit that reached 40 dB.
     """
+    check_seed(seed)
     name = editor.operations[0] if name is None else name
     if name not in editor.operations:
         known = ", ".join(editor.operations)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from weightedit.cli.decibels import decibels
 from weightedit.data.cnn_zoo import read_zoo_card
 from weightedit.data.inr_files import load_inrs
 from weightedit.data.layer_names import Rename
@@ -83,8 +84,9 @@ def _inrs(stack: INRStack) -> Facts:
     if stack.psnr is not None and len(stack):
         places = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
         # No interpolation: a solid picture that is met exactly has an infinite PSNR, and inf * 0 is NaN.
-        low, middle, high = stack.psnr.double().quantile(places, interpolation="lower").tolist()
-        facts.append(("PSNR", f"{low:.2f} to {high:.2f} dB, median {middle:.2f}"))
+        found = stack.psnr.double().quantile(places, interpolation="lower").tolist()
+        low, middle, high = (decibels(psnr, 2) for psnr in found)
+        facts.append(("PSNR", "exact" if low == "exact" else f"{low} to {high} dB, median {middle}"))
     else:
         facts.append(("PSNR", "not recorded"))
     if stack.split is not None:

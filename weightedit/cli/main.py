@@ -27,7 +27,7 @@ from weightedit.cli.arguments import (
     named_operation,
 )
 from weightedit.cli.conventions import stated_convention, stated_rename
-from weightedit.errors import FileFormatError, TypeMismatchError, WeightEditError
+from weightedit.errors import FileFormatError, TypeMismatchError, WeightEditError, check_seed
 from weightedit.files.location import shipped
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def told_in_one_line(
 def demo(options: argparse.Namespace) -> int:
     """Fit, edit, draw, and print the table."""
     started, output = time.perf_counter(), check_output(options.output, ".png")
+    check_seed(options.seed)
     editor = _load_editor(options.editor)
     from weightedit.cli.demo import run_demo
     from weightedit.cli.preview import draw_demo
@@ -122,6 +123,7 @@ def fit(options: argparse.Namespace) -> int:
 
     fields = ("method", "init", "target_psnr", "max_steps", "learning_rate")
     wanted = FitOptions(**{name: getattr(options, name) for name in fields})
+    check_seed(options.seed)
     images, names = _read_images(options)
     count, channels, height, width = shape = tuple(images.images.shape)
     widths = (2, *(options.hidden or hidden_widths(height, width)), channels)

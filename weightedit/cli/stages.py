@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from weightedit.cli.arguments import SHIPPED_EDITOR
+from weightedit.cli.decibels import decibels
 from weightedit.data.images import load_picture
 from weightedit.door import edit
 from weightedit.editing.editor import Editor
@@ -157,8 +158,8 @@ def by_inr(before: Tensor, after: Tensor) -> str:
     """Errors of INRs before and after, in dB: of each, or of the first few and of the worst."""
 
     def told(i: int) -> str:
-        was, came = (f"{-10 * float(errors[i].log10()):.1f}" for errors in (before, after))
-        return f"{i}: {was} to {came}"
+        was, came = (decibels(-10 * float(errors[i].log10())) for errors in (before, after))
+        return f"{i}: exact before and after" if was == came == "exact" else f"{i}: {was} to {came}"
 
     shown = ", ".join(told(i) for i in range(min(len(before), SHOWN)))
     worst = int(after.nan_to_num(math.inf).argmax())

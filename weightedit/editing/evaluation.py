@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weightedit.errors import ParamsError
+from weightedit.files.reading import shortened
 from weightedit.inr.samples import Samples
 from weightedit.inr.stack import INRStack
 
@@ -89,6 +90,11 @@ def check_pictures(stack: INRStack, what: str) -> None:
 def check_targets(stack: INRStack, targets: Tensor) -> None:
     """Raise ParamsError unless `targets` are images of the stack's INRs: float [N, C, H, W] in [0, 1]."""
     count, channels = len(stack), stack.widths[-1]
+    if not isinstance(targets, Tensor):
+        raise ParamsError(
+            f"got {shortened(targets)} as targets; expected images as a tensor [{count}, {channels}, height, width]: "
+            "of an operation, target_of(operation, stack) makes them."
+        )
     if targets.dim() != 4 or tuple(targets.shape[:2]) != (count, channels):
         raise ParamsError(
             f"targets of shape {tuple(targets.shape)}: expected ({count}, {channels}, height, width), one image per "
