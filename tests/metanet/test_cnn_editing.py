@@ -68,6 +68,7 @@ def _in_a_batch(metanet, spec):
 
 
 @pytest.mark.parametrize(("name", "symmetry"), ENDS)
+@torch.no_grad()
 def test_declared_symmetries_are_kept_and_no_others(name, symmetry):
     spec = CNNS[HAVING[symmetry]]
     metanet = _make(name, spec)
@@ -84,6 +85,7 @@ def test_declared_symmetries_are_kept_and_no_others(name, symmetry):
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("network", ["relu", "tanh", "sine"])
 @pytest.mark.parametrize("name", GAUGE_GMN)
+@torch.no_grad()
 def test_a_part_of_the_symmetry_is_kept(name, network, symmetry):
     spec = CNNS[network]
     if spec.neuron_groups(symmetry) == spec.neuron_groups("permutation"):
@@ -95,6 +97,7 @@ def test_a_part_of_the_symmetry_is_kept(name, network, symmetry):
 
 @pytest.mark.parametrize("name", GAUGE_GMN)
 @pytest.mark.parametrize(("network", "missed"), [("relu", "scale"), ("tanh", "sign"), ("sine", "full")])
+@torch.no_grad()
 def test_a_symmetry_that_is_not_declared_is_not_kept(name, network, missed):
     spec = CNNS[network]
     metanet, params = _make(name, spec, symmetry="permutation"), random_params(spec, count=2)
@@ -104,6 +107,7 @@ def test_a_symmetry_that_is_not_declared_is_not_kept(name, network, missed):
 
 @pytest.mark.parametrize("switch", [{"rank_one": False}, {"edge_skip": False}, {"relative_signs": False}])
 @pytest.mark.parametrize("name", GAUGE_GMN)
+@torch.no_grad()
 def test_every_switch_does_something_and_keeps_the_symmetry(name, switch):
     spec, params = CNNS["mixed"], random_params(CNNS["mixed"])
     on, off = (editing(_make(name, spec, **kept), spec) for kept in ({}, switch))
@@ -113,6 +117,7 @@ def test_every_switch_does_something_and_keeps_the_symmetry(name, switch):
 
 @pytest.mark.parametrize("network", ["relu", "sine", "mixed"])
 @pytest.mark.parametrize("name", RAGGED)
+@torch.no_grad()
 def test_layouts_agree_on_mixed_batches(name, network):
     specs = [CNNS[network], _wider(CNNS[network]), CNNS[network]]
     batch = [(spec, random_params(spec, seed=i)) for i, spec in enumerate(specs)]

@@ -141,6 +141,7 @@ def test_every_registered_system_is_in_the_table():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize(("name", "embedding"), ENDINGS)
+@torch.no_grad()
 def test_declared_symmetries_are_kept_and_no_others(name, embedding, symmetry, dtype):
     for network in HAVING[symmetry]:
         spec = SPECS[network]
@@ -158,6 +159,7 @@ def test_declared_symmetries_are_kept_and_no_others(name, embedding, symmetry, d
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("network", ["relu", "sine"])
 @pytest.mark.parametrize(("name", "embedding"), ENDINGS)
+@torch.no_grad()
 def test_layouts_agree(name, embedding, network, dtype, tolerance):
     spec = SPECS[network]
     metanet, stack = make(name, spec, dtype=dtype, embedding=embedding), networks(spec, count=3, dtype=dtype)
