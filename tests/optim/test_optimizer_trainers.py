@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.processes import start
 from tests.rules import Recorder, TinyRule
+from weightedit.errors import WeightEditError
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.optimizer import LearnedOptimizer, optimizer_factory
@@ -44,6 +45,36 @@ def test_two_processes_are_one_with_all_the_data(tmp_path):
     assert two["drift"] == 0.0
     torch.testing.assert_close(torch.tensor(two["weights"]), torch.tensor(one["weights"]))
     assert "0.weight as a" in two["refusal"] and "train with DDP instead of FSDP" in two["refusal"]
+
+
+@pytest.fixture(name="two_processes")
+def _two_processes():
+    """A group of two processes of which the other is imagined."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_a_part_of_the_parameters_is_for_rules_that_look_at_no_other():
+    """As ZeroRedundancyOptimizer gives every process one; a rule that reads the graph would read zeros for the rest."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model, other = Model(), Model()
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), LearnedOptimizer, rule=Adam(1e-2), net=model)
+    plain = LearnedOptimizer(other, Adam(1e-2))
+    model(X, Y)["loss"].backward()
+    other(X, Y)["loss"].backward()
+    optimizer.step()
+    plain.step()
+    own = [p for group in optimizer.optim.param_groups for p in group["params"]]
+    moved = [(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True) if any(p is o for o in own)]
+    assert 0 < len(moved) < len(list(model.parameters()))
+    torch.testing.assert_close(*map(list, zip(*moved, strict=True)), rtol=0, atol=0)
+    with pytest.raises(WeightEditError, match="MetanetRule in a ZeroRedundancyOptimizer of 2 processes.*with DDP"):
+        ZeroRedundancyOptimizer(model.parameters(), LearnedOptimizer, rule=MetanetRule(), net=model)
 
 
 # Imitations, as plain as their originals are long; the originals below, where they are installed.
@@ -123,12 +154,16 @@ def test_hugging_faces_trainer(tmp_path, door):
     )  # fmt: skip
     kwargs = {"rule": MetanetRule() if door == "instance" else Adam(1e-2), "lr": 1.0}
     doors = {
-        "factory": {"optimizer_cls_and_kwargs": (optimizer_factory, kwargs)},
+        "factory": {
+            "optimizer_cls_and_kwargs": (optimizer_factory, {**kwargs, "weight_decay": arguments.weight_decay})
+        },
         "class": {"optimizer_cls_and_kwargs": (LearnedOptimizer, {**kwargs, "net": model})},
-        "instance": {"optimizers": (LearnedOptimizer(model, **kwargs), None)},
+        "instance": {"optimizers": (LearnedOptimizer(model, **kwargs, weight_decay=0.02), None)},
     }
+    decays = {"factory": [0.01], "class": [0.01, 0.0], "instance": [0.02]}[door]  # the class gets the Trainer's groups
     trainer = transformers.Trainer(model, arguments, train_dataset=Rows(), eval_dataset=Rows(), **doors[door])
     trainer.train()
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == decays
     assert trainer.optimizer.param_groups[0]["at_average"] == (door == "instance")  # evaluated last, and saved there
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]

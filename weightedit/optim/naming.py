@@ -7,6 +7,7 @@ and the refusal of tensors that are pieces of a parameter. What an optimizer doe
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
@@ -134,6 +135,25 @@ def refuse_shard(name: str, tensor: Tensor, wire: Wire | None = None) -> None:
             f"got {name} as a {type(tensor).__name__} of shape {tuple(tensor.shape)}, a shard; expected {expected}, "
             "since an update rule reads the network as a graph: train with DDP instead of FSDP."
         )
+
+
+def refuse_part(rule: str) -> None:
+    """Raise WeightEditError inside a ZeroRedundancyOptimizer of several processes, for a rule that reads all gradients.
+
+    Every process steps a part of the parameters there, and has the others' gradients as zero. Such an optimizer says
+    nothing to the one that it makes, so it is looked for among the callers.
+    """
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = sys._getframe(1) if module is not None else None
+    while module is not None and frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, module.ZeroRedundancyOptimizer) and caller.world_size > 1:
+            raise WeightEditError(
+                f"got {rule} in a ZeroRedundancyOptimizer of {caller.world_size} processes, each with a part of the "
+                "parameters; expected all of them, since it reads the gradients of the whole network: use "
+                "LearnedOptimizer(net, rule) itself, with DDP."
+            )
+        frame = frame.f_back
 
 
 def _is_distributed(tensor: Tensor) -> bool:

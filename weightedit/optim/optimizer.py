@@ -37,7 +37,7 @@ from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.average import POINT, at_average, at_training, averages, beyond, proposed_at_rates
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.memory import keep_freed
-from weightedit.optim.naming import arranged, paired, refuse_shard, with_axis, with_isolated
+from weightedit.optim.naming import arranged, paired, refuse_part, refuse_shard, with_axis, with_isolated
 from weightedit.optim.rule import RuleState, UpdateRule
 from weightedit.optim.rule_module import RuleModule
 from weightedit.optim.stepping import (
@@ -102,7 +102,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             the device.
 
     Raises:
-        WeightEditError: flags of torch optimizers that have no meaning here; numbers out of range; shards.
+        WeightEditError: flags of torch optimizers that have no meaning here; numbers out of range; shards, and parts in
+            a ZeroRedundancyOptimizer for a rule that reads the whole network.
         ParamsError: parameters whose names cannot be found, or are found twice.
     """
 
@@ -136,6 +137,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"got parameters alone for {rule_name(self.rule)}, which reads the network's graph; expected the "
                 "network: LearnedOptimizer(net, rule), or LearnedOptimizer(params, rule, net=net)."
             )
+        if self._whole:
+            refuse_part(rule_name(self.rule))
         self._first: FirstInputs | None = None
         self._waiting: nn.Module | None = None  # the network whose forward `_first` waits for
         self._inputs: tuple[Any] | None = None  # that the network was read with
@@ -587,7 +590,9 @@ def optimizer_factory() -> type[LearnedOptimizer]:
     """For trainers that make the optimizer from the model themselves: optimizer_factory()(model, rule=..., lr=...).
 
     With Hugging Face's Trainer: optimizer_cls_and_kwargs=(optimizer_factory, {"rule": rule, "lr": 1.0}), from
-    transformers 5.2 on; before that, (LearnedOptimizer, {"rule": rule, "lr": 1.0, "net": model}).
+    transformers 5.2 on; before that, (LearnedOptimizer, {"rule": rule, "lr": 1.0, "net": model}). A Trainer tells a
+    factory nothing of its TrainingArguments: give {..., "weight_decay": args.weight_decay}, which is then that of all
+    parameters, biases too. With the class, decay is that of the groups that a Trainer makes.
     """
     return LearnedOptimizer
 
