@@ -11,10 +11,26 @@ from tests.optim.test_metanet_rule import random_rule
 from weightedit.network.reading import wiring_of
 from weightedit.network.spec import NetworkSpec
 from weightedit.network.wiring import Wiring
+from weightedit.optim.hand_designed import GeometricAdam
+from weightedit.optim.learned_rule import make_rule
 from weightedit.optim.optimizer import LearnedOptimizer
 
 X = torch.rand(40, 2, generator=generator(1), dtype=torch.float64) - 0.5
 Y = (6 * X).sin().prod(-1, keepdim=True)
+
+
+RULES = {
+    "metanet": random_rule,
+    "geometric": lambda: GeometricAdam(0.01),
+    "gauge-gmn": lambda: learned("gauge-gmn", seeded()),
+    "scalegmn": lambda: learned("scalegmn", seeded()),  # which looks at phases
+}
+
+
+def learned(name, net):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make_rule(name, net).double()
 
 
 class Siren(nn.Module):
@@ -39,8 +55,9 @@ def seeded(**options):
         return Siren(**options).double()
 
 
-def test_a_network_and_the_one_with_its_omegas_in_the_weights_stay_one_function():
-    net = seeded()
+@pytest.mark.parametrize("make", RULES.values(), ids=RULES)
+def test_a_network_and_the_one_with_its_omegas_in_the_weights_stay_one_function(make):
+    net, rule = seeded(), make()
     folded = copy.deepcopy(net)
     with torch.no_grad():
         for layer, omega in zip((folded.a, folded.b), net.omegas, strict=True):
@@ -50,7 +67,7 @@ def test_a_network_and_the_one_with_its_omegas_in_the_weights_stay_one_function(
     start = net(X).detach()
     assert relative(folded(X), start) < 1e-12
     for one in (net, folded):
-        optimizer = LearnedOptimizer(one, random_rule(), weight_decay=0.1)
+        optimizer = LearnedOptimizer(one, rule, weight_decay=0.1)
         for _ in range(15):
             optimizer.zero_grad()
             (one(X) - Y).square().mean().backward()

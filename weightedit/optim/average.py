@@ -87,8 +87,8 @@ def beyond(rule: UpdateRule, wiring: Wiring, name: str, kept: Mapping[str, Tenso
     """y - x of a parameter, as the network has it, from its state; None where nothing is averaged, or not yet."""
     if not isinstance(rule, RuleModule) or (slack := rule.slack()) is None or "ahead" not in kept:
         return None
-    ahead, rate = kept["ahead"], wiring.rates.get(name, 1) if rule.rated else 1
-    return wiring.by_name[name].restored(slack.to(ahead) * ahead / rate)
+    ahead = kept["ahead"]
+    return wiring.by_name[name].restored(slack.to(ahead) * ahead / wiring.rates.get(name, 1))
 
 
 def at_average(param: Tensor, beyond: Tensor) -> Tensor:

@@ -241,13 +241,15 @@ class GeometricAdam:
     ) -> tuple[Params, RuleState]:
         """See UpdateRule.update."""
         (beta1, beta2), deltas, new = self.betas, {}, {}
+        if rates := wiring.rates:
+            params = {name: tensor * rates.get(name, 1) for name, tensor in params.items()}
         scales = parameter_scales(wiring, params, self.symmetry)
         for name, grad in grads.items():
             before = state[name]
             step = before["step"] + 1
             first, second = before["first"].lerp(grad, 1 - beta1), before["second"].lerp(grad * grad, 1 - beta2)
             steps = beside(step, grad)
-            rate = self.learning_rate * warmth(beta2, steps).sqrt() / warmth(beta1, steps)
+            rate = self.learning_rate * warmth(beta2, steps).sqrt() / warmth(beta1, steps) / rates.get(name, 1)
             deltas[name] = -rate * scales[name] * (first * inverse_root(second))
             new[name] = {"step": step, "first": first, "second": second}
         return deltas, new

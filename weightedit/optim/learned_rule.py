@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -39,7 +39,8 @@ from weightedit.metanet.base import Metanetwork, types_of
 from weightedit.metanet.registry import build_metanet, describe_metanet, entry, make_metanet
 from weightedit.network.features import check_types
 from weightedit.network.graph_spec import AnySpec
-from weightedit.network.spec import Params
+from weightedit.network.layer import Activation
+from weightedit.network.spec import NetworkSpec, Params
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import growth, inverse_root, layers_before, neuron_scales, root, spread
 from weightedit.optim.memory import tell_memory
@@ -192,8 +193,10 @@ class LearnedRule(RuleModule):
         grads, state, params = at
         if not grads:
             return {}, {}
-        dtype = next(iter(state.values()))["second"].dtype
+        dtype, rates = next(iter(state.values()))["second"].dtype, wiring.rates
         values, slopes = ({name: tensors[name].to(dtype) for name in grads} for tensors in (params, grads))
+        for name in rates.keys() & grads.keys():
+            values[name], slopes[name] = values[name] * rates[name], slopes[name] / rates[name]
         scales, reach, origin = self._scales(wiring, values, state)
         slopes = self._telling(wiring, slopes, state, spread(wiring, values, reach))
         new: RuleState = {name: self.moments.update(slope, state[name]) for name, slope in slopes.items()}
@@ -216,11 +219,11 @@ class LearnedRule(RuleModule):
             step = rising * (share * energy * word - size * scales[name] * direction)
             if self.config.averaging:
                 step, kept["ahead"] = self._averaged(step, state[name]["ahead"], kept["step"], warranted)
-            deltas[name] = step.to(grads[name].dtype)
+            deltas[name] = (step / rates[name] if name in rates else step).to(grads[name].dtype)
         return deltas, new
 
     def propose(self, wiring: Wiring, params: Params, seen: Sequence[tuple[Any, Params]]) -> Params:
-        """What the metanetwork says, computed in its own dtype.
+        """What the metanetwork says, computed in its own dtype, of parameters times their rates.
 
         Raises SpecError where nobody said what the network is, ParamsError where some of its parameters are missing.
         """
@@ -236,7 +239,7 @@ class LearnedRule(RuleModule):
 
         extra = [(kind, cast(values)) for kind, values in seen]
         # A step that is not finite is the optimizer's to refuse; a meta-loss counts it as the worst.
-        found = propose_delta(self.metanet, wiring.spec, cast(params), extra, finite=True)
+        found = propose_delta(self.metanet, _rated(wiring), cast(params), extra, finite=True)
         return {name: found[name].to(home) for name in params}
 
     def _telling(self, wiring: Wiring, slopes: Params, state: RuleState, gauge: Params) -> Params:
@@ -291,7 +294,7 @@ class LearnedRule(RuleModule):
 
     def _averaged(self, step: Tensor, ahead: Tensor, steps: Tensor, warranted: Tensor) -> tuple[Tensor, Tensor]:
         """See MetanetRule."""
-        recency, slack = self.log_recency.exp().to(step.dtype), self.slack()
+        recency, slack = self.recency().to(step.dtype), self.slack()
         assert slack is not None
         fresh = (1 + recency) / (steps.to(step.dtype) + recency)
         return averaged(step, ahead, beside(fresh, step) * warranted, slack.to(step.dtype))
@@ -325,6 +328,27 @@ def make_rule(
 def default_config(name: str) -> LearnedRuleConfig:
     """Of a rule of the metanetwork `name`: without a clock's channels where it takes no even quantity."""
     return LearnedRuleConfig(clock=() if name in _ODD_ONLY else CLOCK)
+
+
+def _rated(wiring: Wiring) -> Any:
+    """The spec of the network that has its rates in its weights (Wiring.rates): sines of omega 1 where these lead."""
+    if not (rates := wiring.rates):
+        return wiring.spec
+    if "rated" not in wiring.plans:
+        spec = wiring.spec
+        if isinstance(spec, NetworkSpec):
+            layers = (_plain(layer) if layer.weight in rates else layer for layer in spec.layers)
+            wiring.plans["rated"] = replace(spec, layers=tuple(layers))
+        else:
+            reached = {link.target for link in spec.links if link.parameter in rates}
+            levels = (_plain(level) if i in reached else level for i, level in enumerate(spec.levels))
+            wiring.plans["rated"] = replace(spec, levels=tuple(levels))
+    return wiring.plans["rated"]
+
+
+def _plain(part: Any) -> Any:
+    """A layer or level, with omega 1 if it has a sine."""
+    return replace(part, activation=Activation("sine", 1.0)) if part.activation.name == "sine" else part
 
 
 def _mean_square(wire: Wire, tensor: Tensor) -> Tensor:

@@ -71,7 +71,6 @@ class MetanetRule(RuleModule):
     configs = MetanetRuleConfig
     before = WITHOUT_BOUNDS
     config: MetanetRuleConfig
-    rated = True
     needs_wiring = True
     whole = True
     fresh: Tensor
@@ -206,7 +205,8 @@ class MetanetRule(RuleModule):
             pairs = zip(plan.stacks, tensors, strict=True)
             after[key] = [part for stack, tensor in pairs if tensor is not None for part in stack.parts(tensor, lead)]
         place = {name: i for i, name in enumerate(plan.names)}
-        deltas = {name: after["delta"][place[name]].to(grad.dtype) / rates.get(name, 1) for name, grad in grads.items()}
+        deltas = {name: after["delta"][place[name]].to(grad.dtype) for name, grad in grads.items()}
+        deltas |= {name: deltas[name] / rates[name] for name in rates.keys() & deltas.keys()}
         return deltas, {name: {key: after[key][place[name]] for key in before} for name in grads}
 
     def _reach(self, plan: Plan, neurons: Tensor, before: Mapping[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
@@ -427,7 +427,7 @@ class MetanetRule(RuleModule):
         slack = self.slack()
         if slack is None:
             return warranted, warranted
-        recency = self.log_recency.exp().to(warranted.dtype)
+        recency = self.recency().to(warranted.dtype)
         fresh = (1 + recency) / (clock.steps + recency) * warranted
         return fresh, slack.to(warranted.dtype)
 

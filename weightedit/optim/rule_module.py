@@ -36,7 +36,6 @@ class RuleModule(Pretrained):
         what: it is called in messages.
         configs: the dataclass of its config.
         before: fields that configs may lack, saved before there were these, and what such configs mean.
-        rated: parameters are seen times their rates (Wiring.rates).
         config: JSON values, and tuples for which the dataclass takes lists.
     """
 
@@ -44,8 +43,8 @@ class RuleModule(Pretrained):
     what: ClassVar[str]
     configs: ClassVar[type[Any]]
     before: ClassVar[Mapping[str, Any]] = {}
-    rated: ClassVar[bool] = False
     config: Any
+    log_recency: Tensor
 
     @abstractmethod
     def quantities(self, wire: Wire) -> dict[str, tuple[int, ...]]:
@@ -66,6 +65,10 @@ class RuleModule(Pretrained):
         """1 - beta of a rule that averages its iterates (average.py), from its `lag`; None of one that does not."""
         lag = getattr(self, "lag", None)
         return None if lag is None else (-lag).sigmoid()
+
+    def recency(self) -> Tensor:
+        """The power of time with which a rule that averages weighs its iterates."""
+        return self.log_recency.exp()
 
     def forward(
         self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
