@@ -69,28 +69,43 @@ def average(net, optimizer):
 
 @pytest.mark.parametrize(("decay", "tensor"), [(0.0, False), (20.0, True)])
 def test_x_is_the_average_that_z_and_x_in_full_give(make, decay, tensor):
-    """Whatever lr does; at zero nothing moves. The steps are a rule's that averages nothing."""
+    """An iterate counts with its lr, and by all before; at zero nothing moves. Steps are those of a rule without."""
     net, rule, plain = network(), make(), make(averaging=False)
     plain.load_state_dict({k: v for k, v in rule.state_dict().items() if k not in ("lag", "log_recency")})
     optimizer = LearnedOptimizer(net, rule, lr=torch.tensor(1.0).double() if tensor else 1.0, weight_decay=decay)
     wiring, (group,) = optimizer.wiring, optimizer.param_groups
     slack, recency = float(rule.slack().detach()), float(rule.log_recency.detach().exp())
     z = x = y = values(net)
-    state = plain.init(wiring, y)
-    for t, lr in enumerate((0.1, 1.0, 3.0, 0.0, 0.5, 1e-6, 2.0), 1):
+    state, total = plain.init(wiring, y), 0.0
+    for lr in (0.1, 1.0, 3.0, 0.0, 0.5, 1e-6, 2.0):
         group["lr"] = group["lr"].fill_(lr) if tensor else lr
         train(net, optimizer)
         grads = {name: p.grad for name, p in net.named_parameters()}
         with torch.no_grad():
             step, state = plain.update(wiring, grads, state, y)
-        fresh, kept = (1 + recency) / (t + recency), 1 - lr * 1e-3 * decay
+        total, kept = total + lr, 1 - lr * 1e-3 * decay
         if lr:
+            fresh = (1 + recency) / (total / lr + recency)
             z = {k: kept * z[k] + lr * step[k] for k in z}
             x = {k: (1 - fresh) * kept * x[k] + fresh * z[k] for k in z}
         y = {k: (1 - slack) * x[k] + slack * z[k] for k in z}
         assert_agree(values(net), y, LEVELING)
         assert_agree(average(net, optimizer), x, LEVELING)
     assert relative(x["0.weight"], y["0.weight"]) > 1e-4
+
+
+def test_the_first_step_of_a_parameter_is_all_of_its_average(make):
+    """Also where it joins late, at an lr far above the mean so far; steps at a constant lr are the rule's own."""
+    net = network()
+    optimizer = LearnedOptimizer(net, make(), lr=1e-4)
+    net[0].requires_grad_(False)
+    train(net, optimizer, 3)
+    net[0].requires_grad_(True)
+    optimizer.param_groups[0]["lr"] = 1.0
+    train(net, optimizer)
+    at = average(net, optimizer)
+    torch.testing.assert_close(at["0.weight"], values(net)["0.weight"])
+    assert not torch.equal(at["2.weight"], values(net)["2.weight"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -251,8 +266,8 @@ def test_the_averages_of_copies_are_copies(make):
     assert relative(other(X), net(X)) < 1e-9 and relative(net(X), at) > 1e-3
 
 
-def test_the_average_of_a_network_of_sines_is_that_of_the_one_with_omega_in_its_weights():
-    net = seeded(lambda: Siren().double())
+def test_the_average_of_a_network_of_sines_is_that_of_the_one_with_omega_in_its_weights(make):
+    net, rule = seeded(lambda: Siren().double()), make()
     folded = copy.deepcopy(net)
     with torch.no_grad():
         for layer, omega in zip((folded.a, folded.b), net.omegas, strict=True):
@@ -260,8 +275,8 @@ def test_the_average_of_a_network_of_sines_is_that_of_the_one_with_omega_in_its_
             layer.bias *= omega
     folded.omegas = (1.0, 1.0)
     for one in (net, folded):
-        optimizer = LearnedOptimizer(one, random_rule())
-        train(one, optimizer, 15)
+        optimizer = LearnedOptimizer(one, rule)
+        train(one, optimizer, 5, between=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8).step)
         before = one(X).detach()
         optimizer.eval()
     assert relative(folded(X), net(X)) < 1e-9 and relative(folded(X), before) > 1e-3

@@ -2,13 +2,17 @@
 
 With the symbols of Defazio et al. 2024, "The road less scheduled": z takes the steps, x is the average of all z so far,
 and the parameters are y = x + (1 - beta) (z - x), where gradients are taken. A rule gives the delta of y and keeps
-"ahead", z - x, both in units of its own step. The lr and weight decay of groups come in here (ours):
+"ahead", z - x, both in units of its own step and as if lr were constant. The lr and weight decay of groups come in here
+(ours):
 
     z <- kept z + rate step      x <- (1 - c) kept x + c z      rate = unit lr, kept = 1 - rate decay_unit weight_decay
+    c = (1 + r) / (T + r)        T = (sum of all lr so far) / lr
 
 So z - x is kept in units of the parameters that the rule sees, and the rule is told kept (z - x) / rate; without this,
-x would be another average as soon as lr changes. At a rate of zero nothing moves. When parameters go to their average,
-and come back, is optimizer.py's.
+x would be another average as soon as lr changes. An iterate counts with the lr that led to it, times the power r of all
+lr before: as the paper weighs a warm-up, but with lr and not its square. T is the number of the step where lr is
+constant, which gives the rule's own c. At a rate of zero nothing moves. When parameters go to their average, and come
+back, is optimizer.py's.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from torch import Tensor
 
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
-from weightedit.optim.rule import RuleState, UpdateRule
+from weightedit.optim.rule import RuleState, UpdateRule, beside
 from weightedit.optim.rule_module import RuleModule
 from weightedit.optim.stepping import numbers_of, proposed, wide
 
@@ -51,11 +55,61 @@ def proposed_at_rates(
         if "ahead" in state.get(name, {}):
             told[name] = _times(state[name], _quotient(1.0 if kept is None else kept, rate))
     deltas, new = proposed(rule, wiring, (grads, told, params), loss=loss, update=update)
-    new = dict(new)
+    deltas, new = dict(deltas), dict(new)
     for name, (rate, _) in numbers.items():
-        if "ahead" in new[name]:
-            new[name] = _at_rate(_times(new[name], rate), state.get(name, {}), rate)
+        if "ahead" not in new[name]:
+            continue
+        if isinstance(rule, RuleModule) and (share := _share(rule, groups[name])) is not None:
+            most = (new[name]["step"] + rule.recency()) / (1 + rule.recency())  # c is 1 at most
+            share = torch.minimum(share.to(most), most)
+            omega = wiring.rates.get(name, 1)
+            ends = told.get(name, {}).get("ahead"), new[name]["ahead"]
+            delta, ahead = _recounted(rule, deltas[name] * omega, ends, share)
+            deltas[name], new[name] = delta / omega, {**new[name], "ahead": ahead}
+        new[name] = _at_rate(_times(new[name], rate), state.get(name, {}), rate)
     return deltas, new
+
+
+def travelled(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group keeps, with this step in it: how many there were, and their mean lr; tensors where lr is one."""
+    steps, mean, lr = group["steps"], group["mean_lr"], group["lr"]
+    lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+    steps = steps + (torch.ones_like(lr) if isinstance(lr, Tensor) else 1)
+    return {"steps": steps, "mean_lr": mean + (lr - mean) / steps}
+
+
+def advance(group: dict[str, Any], sound: Tensor | None = None) -> None:
+    """Count a step of a group that was taken; tensors in place, where the truth value on the device says so."""
+    for key, value in travelled(group).items():
+        if not isinstance(value, Tensor):
+            group[key] = value
+            continue
+        old = group[key] = group[key] if isinstance(group[key], Tensor) else torch.full_like(value, group[key])
+        old.copy_(value if sound is None else torch.where(sound.to(value.device), value, old))
+
+
+def _share(rule: RuleModule, group: Mapping[str, Any]) -> Tensor | None:
+    """What c is, in units of the rule's; None where it is the same."""
+    steps, mean = travelled(group).values()
+    lr, recency = group["lr"], rule.recency()
+    if isinstance(lr, Tensor):
+        return (steps + recency) / (steps * (mean / lr.reshape(()).clamp(min=_NONE)) + recency)
+    if lr <= _NONE or (not isinstance(mean, Tensor) and mean == lr):
+        return None
+    return (steps + recency) / (steps * (mean / lr) + recency)
+
+
+def _recounted(
+    rule: RuleModule, delta: Tensor, ahead: tuple[Tensor | None, Tensor], share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Delta and z - x of a step whose newest z counts `share` times as much in x; `ahead`: before and after it."""
+    before, after = ahead
+    before = torch.zeros_like(after) if before is None else before
+    slack = rule.slack()
+    assert slack is not None
+    slack, share = slack.to(after), beside(share, after)
+    less = (1 - share) * (delta - slack * (after - before))  # of what x moves by
+    return delta - (1 - slack) * less, after + less
 
 
 def _quotient(kept: Any, rate: Any) -> Any:

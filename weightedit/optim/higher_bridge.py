@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.errors import WeightEditError
-from weightedit.optim.average import proposed_at_rates
+from weightedit.optim.average import proposed_at_rates, travelled
 from weightedit.optim.gauge import root
 from weightedit.optim.naming import with_axis
 from weightedit.optim.optimizer import LearnedOptimizer
@@ -113,6 +113,8 @@ class _Learned(_Bridged):
             for name, (g, i) in places.items():
                 self.param_groups[g]["params"][i] = step.new[name]
                 self.state[g][i] = step.state[name]
+            for g in {g for g, _ in places.values()}:
+                self.param_groups[g].update(travelled(self.param_groups[g]))
 
     def _step(self, outside: bool, grouped_grads: list[list[Tensor | None]]) -> tuple[dict[str, tuple[int, int]], Step]:
         """What becomes of the parameters on one side, as `new`, and the places in the groups where they stand."""

@@ -147,9 +147,10 @@ def refuse_part(rule: str) -> None:
     frame = sys._getframe(1) if module is not None else None
     while module is not None and frame is not None:
         caller = frame.f_locals.get("self")
-        if isinstance(caller, module.ZeroRedundancyOptimizer) and caller.world_size > 1:
+        count = getattr(caller, "world_size", 1) if isinstance(caller, module.ZeroRedundancyOptimizer) else 1
+        if count > 1:
             raise WeightEditError(
-                f"got {rule} in a ZeroRedundancyOptimizer of {caller.world_size} processes, each with a part of the "
+                f"got {rule} in a ZeroRedundancyOptimizer of {count} processes, each with a part of the "
                 "parameters; expected all of them, since it reads the gradients of the whole network: use "
                 "LearnedOptimizer(net, rule) itself, with DDP."
             )

@@ -34,7 +34,7 @@ from weightedit.network.program import unwrapped
 from weightedit.network.reading import FirstInputs, read, shapes_of
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wire, Wiring
-from weightedit.optim.average import POINT, at_average, at_training, averages, beyond, proposed_at_rates
+from weightedit.optim.average import POINT, advance, at_average, at_training, averages, beyond, proposed_at_rates
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.memory import keep_freed
 from weightedit.optim.naming import arranged, paired, refuse_part, refuse_shard, with_axis, with_isolated
@@ -61,7 +61,9 @@ _LOG = logging.getLogger(__name__)
 _OWN = ("param_names", "outside", "unit", "decay_unit")
 """What no caller and no saved state sets in a group."""
 _AWAY = "at_average"
-"""In a group, whether its parameters are their average now; saved."""
+"""In a group, whether its parameters are their average now."""
+_COURSE = {_AWAY: False, "steps": 0, "mean_lr": 0.0}
+"""What no caller sets in a group and a saved state does: that, and of a rule that averages the steps so far."""
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -147,7 +149,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._read(net, whole, inputs, given=wiring is not None)
         self._outside_wiring = Wiring((), ())
         check_numbers({"lr": lr, "weight_decay": weight_decay})
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False, _AWAY: False})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False, **_COURSE})
         moved = {side: any(p.requires_grad for p in self._params(outside=side)) for side in (False, True)}
         if moved[True] and not moved[False]:
             _LOG.warning(
@@ -227,7 +229,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         the optimizer is not a copy; or else come as (name, tensor) pairs. Where they are new to the network, it is read
         again.
         """
-        given = {key: value for key, value in param_group.items() if key not in ("params", _AWAY, *_OWN)}
+        given = {key: value for key, value in param_group.items() if key not in ("params", *_COURSE, *_OWN)}
         check_numbers(given)
         net = self._net() if self._net is not None else None
         names = {} if net is None else {id(p): name for name, p in net.named_parameters()}
@@ -325,15 +327,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return result
         for step in steps:
             step.take(self.state)
+            self._advance(step)
         return result
 
     def _take_if_sound(self, steps: Sequence[Step]) -> None:
         sound = torch.stack([step.sound() for step in steps]).all()
         for step in steps:
             step.take_if(sound, self.state)
+            self._advance(step, sound)
         if self._refused is None:
             self._refused = torch.zeros((), dtype=torch.long, device=sound.device)
         self._refused += ~sound
+
+    def _advance(self, step: Step, sound: Tensor | None = None) -> None:
+        for group in {id(one.group): one.group for one in step.ones.values()}.values():
+            if averages(self._outside if group["outside"] else self.rule):
+                advance(group, sound)
 
     def _concerned(self, outside: bool) -> dict[str, One]:
         """The parameters with gradients, by name; with the others for a rule that needs all of them."""
@@ -493,7 +502,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for group, here in zip(came["param_groups"], self.param_groups, strict=False):
                 for name in ("lr", "weight_decay"):
                     group.setdefault(name, here[name])
-                group.setdefault(_AWAY, False)  # of before there was one
+                for name, first in _COURSE.items():  # of before there were these
+                    group.setdefault(name, first)
                 check_numbers(group)
                 if here["outside"]:  # of before there were units: an lr of AdamW; or begun with another lr
                     for name in group.keys() & {"lr", "initial_lr"}:
