@@ -11,6 +11,7 @@ from tests.networks import generator, relative
 from tests.optim.test_metanet_rule import random_rule
 from weightedit.network.reading import wiring_of
 from weightedit.optim.learned_rule import make_rule
+from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.optimizer import LearnedOptimizer
 from weightedit.optim.rounding import ROUNDING, is_rounding, rounding_biases
 
@@ -81,7 +82,11 @@ def test_in_evaluation_mode_a_bias_has_its_effect_and_copies_carry_their_statist
     assert relative(other(x), net(x)) < 1e-9 and not torch.equal(net[0].bias, before)
 
 
+PER_PARAMETER = {"mlp": lambda net: MLPRule(), "small_fc": lambda net: MLPRule(MLPRuleConfig.small_fc())}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [*RULES.values(), *PER_PARAMETER.values()], ids=[*RULES, *PER_PARAMETER])
 def test_a_bias_before_a_normalization_stays_bit_by_bit_and_no_other_does(make, dtype):
     net = seeded(normalized).to(dtype)
     before = copy.deepcopy(net)

@@ -32,6 +32,7 @@ from weightedit.network.spec import Params
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root
 from weightedit.optim.mlp_features import Seen, full_features, lean_features, seen
+from weightedit.optim.rounding import is_rounding
 from weightedit.optim.rule import RuleState, beside, warmth
 from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.stacks import plan_of
@@ -186,6 +187,7 @@ class MLPRule(RuleModule):
     def step(self, wiring: Wiring, at: At, loss: Tensor | None, passes: _Passes | None) -> Stepped:
         """See RuleModule.step; the loss is not looked at."""
         grads, state, params = at
+        grads = self._telling(wiring, grads, state)
         large = [name for name, grad in grads.items() if passes and goes_alone(grad, wiring.by_name[name].shape)]
         deltas: Params = {}
         new: RuleState = {}
@@ -201,6 +203,27 @@ class MLPRule(RuleModule):
             one = (grads[name], state[name], params[name])
             deltas[name], new[name] = self._alone(wiring.by_name[name], one, passes)
         return {name: deltas[name] for name in grads}, {name: new[name] for name in grads}
+
+    def _telling(self, wiring: Wiring, grads: Params, state: RuleState) -> Params:
+        """Gradients, those of biases zero where they are rounding alone (rounding.py).
+
+        For want of a gauge, a bias is held against the mean over the weights that lead to its neuron, not their sum.
+        """
+        slow = self.config.factors.index(max(self.config.factors))
+        weights: dict[int, Tensor] = {}
+        for name, grad in grads.items():
+            wire, rows = wiring.by_name[name], state[name]["rows"][..., slow, :]
+            if wire.source is not None:
+                now = wire.matrix(grad.to(rows.dtype)).square().mean((-2, -1))
+                mean = rows.lerp(now, 1 - self.config.factors[slow])
+                weights[wire.target] = weights[wire.target] + mean if wire.target in weights else mean
+        told = dict(grads)
+        for name, grad in grads.items():
+            wire, second = wiring.by_name[name], state[name]["second"]
+            if wire.kind == "bias" and len(wire.shape) == 1 and wire.target in weights:
+                square = second.lerp(grad.to(second.dtype).square(), 1 - self.config.second)
+                told[name] = grad.masked_fill(is_rounding(square, weights[wire.target].to(square)), 0)
+        return told
 
     def _stacked(self, wiring: Wiring, at: At) -> Stepped:
         """Tensors of one dtype and device, those of one shape in one go (stacks.py)."""
