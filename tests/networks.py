@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from weightedit.network.spec import Activation, NetworkSpec
+from weightedit.network.spec import SYMMETRIES, Activation, NetworkSpec
 
 WIDTHS = (2, 5, 4, 3)
 ACTIVATIONS = {
@@ -37,6 +37,16 @@ CNNS["mixed"] = NetworkSpec(
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def parts_of_symmetry(specs):
+    """(name, symmetry) of each for permutations, and for every part of its symmetry that holds more than them."""
+    return [
+        (name, symmetry)
+        for name, spec in specs.items()
+        for symmetry in SYMMETRIES
+        if symmetry == "permutation" or spec.neuron_groups(symmetry) != spec.neuron_groups("permutation")
+    ]
 
 
 def random_params(spec, *, count=None, seed=0, dtype=torch.float64):
