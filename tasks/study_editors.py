@@ -201,5 +201,8 @@ def study_run(job: tuple[Study, str, int]) -> dict[str, float]:
     return Measured(folder.with_suffix(".json"), about)("facts", lambda: study.facts(name, seed, folder))
 
 
+Config = Study
+
+
 if __name__ == "__main__":
-    sys.exit(told_in_one_line("study_editors", lambda: tyro.cli(Study, description=__doc__).run()))
+    sys.exit(told_in_one_line("study_editors", lambda: tyro.cli(Config, description=__doc__).run()))

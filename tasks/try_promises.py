@@ -184,5 +184,8 @@ def photographs(count: int, size: int = 64) -> torch.Tensor:
     return torch.stack(found)
 
 
+Config = Promises
+
+
 if __name__ == "__main__":
-    sys.exit(told_in_one_line("try_promises", lambda: tyro.cli(Promises, description=__doc__).run()))
+    sys.exit(told_in_one_line("try_promises", lambda: tyro.cli(Config, description=__doc__).run()))
