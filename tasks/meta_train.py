@@ -236,7 +236,11 @@ def inner_problems(config: Config) -> tuple[list[Optimizee], list[Optimizee]]:
         found += [named[-1], *(varied.draw(generator)[0] for _ in range(config.members if config.vary else 0))]
     if config.reparametrize:
         level: Level = config.reparametrize
-        found, named = ([Reparametrized(problem, level) for problem in some] for some in (found, named))
+
+        def moved(problems: list[Optimizee]) -> list[Optimizee]:
+            return [Reparametrized(problem, level) for problem in problems]
+
+        found, named = moved(found), moved(named)
     return found, named
 
 

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -214,7 +215,7 @@ def join(
     if normalization is not None:
         params = _absorb(params, *normalization)
     counts = [len(part.params["layers.0.weight"]) for part in foreign]
-    facts = {
+    facts: dict[str, Any] = {
         name: torch.tensor(
             [part.facts.get(name, -1) for part, n in zip(foreign, counts, strict=True) for _ in range(n)]
         )

@@ -182,6 +182,7 @@ def _read(folder: Path, split: str, limit: int | None) -> WeightSet:
     columns = {name: as_tensor(table[name]) for name in table.column_names}
     convention = Convention.from_dict(card["convention"])
     shape = (len(table), card["height"], card["width"], card["channels"])
+    facts: dict[str, Any] = {name: columns[name] for name in ("label", "index", "psnr") if name in columns}
     stack = INRStack(
         unflatten(columns["weights"], convention.spec(tuple(card["widths"]))),
         convention,
@@ -189,7 +190,7 @@ def _read(folder: Path, split: str, limit: int | None) -> WeightSet:
         card["width"],
         split=torch.full((len(table),), SPLITS.index(split)),
         provenance=card["provenance"],
-        **{name: columns[name] for name in ("label", "index", "psnr") if name in columns},
+        **facts,
     )
     if not torch.stack(columns["weights"].aminmax()).isfinite().all():  # one pass without a mask
         raise FileFormatError(f"{path} has NaN or infinite weights; expected finite ones: write the set again.")
