@@ -70,6 +70,7 @@ class Config:
             "small-fc" (optim/mlp_rule.py); a metanetwork that edits, by its name in metanet.registry
             (optim/learned_rule.py); or a folder to go on from.
         lean: of a new lean rule.
+        start: folder or name of a lean rule whose weights a new one starts with; "" for random ones.
         options: of a new rule's metanetwork: fields of its config, such as layers=3 node_width=32.
         step_size: of the first steps of a new rule that is no lean one; 0 for its default.
         vary: what varies beside every one of PROBLEMS itself: hidden, activation, initial_scale, batch_size.
@@ -91,6 +92,7 @@ class Config:
     images: str = ""
     rule: str = "lean"
     lean: MetanetRuleConfig = field(default_factory=MetanetRuleConfig)
+    start: str = ""
     options: tuple[str, ...] = ()
     step_size: float = 0.0
     vary: tuple[str, ...] = ()
@@ -198,7 +200,10 @@ def new_rule(config: Config, problems: Sequence[Optimizee]) -> RuleModule:
     """The rule that is trained, for networks of these problems."""
     match config.rule:
         case "lean":
-            return MetanetRule(config.lean)
+            rule = MetanetRule(config.lean)
+            if config.start:
+                rule.load_state_dict(MetanetRule.from_pretrained(config.start).state_dict())
+            return rule
         case "per-parameter":
             return MLPRule(MLPRuleConfig.per_parameter(config.step_size or 1e-2))
         case "small-fc":

@@ -69,7 +69,7 @@ _COURSE = {_AWAY: False, "steps": 0, "mean_lr": 0.0}
 class LearnedOptimizer(torch.optim.Optimizer):
     """An update rule, learned or designed by hand, as an ordinary optimizer.
 
-    LearnedOptimizer(net, rule) optimizes all of a network. Groups with their own lr and weight_decay go with the
+    LearnedOptimizer(net) optimizes all of a network, by the shipped rule "general" or by the one that is given. Groups with their own lr and weight_decay go with the
     network that names them: LearnedOptimizer(groups, rule, net=net). Parameters without a network are treated as
     isolated matrices, which rules that need the graph refuse.
 
@@ -86,7 +86,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Args:
         params: a module; or what torch optimizers take: tensors, (name, tensor) pairs, or dictionaries with `params`
             and perhaps `lr` and `weight_decay`.
-        rule: an UpdateRule, or a learned one by its folder or name: "small-classifier", "runs/rule", "owner/name".
+        rule: an UpdateRule, or a learned one by its folder or name: "general", "runs/rule", "owner/name".
         lr: factor of the rule's delta, a number >= 0 or a tensor; 1 is the step that the rule was made for.
         weight_decay: decoupled, in units of AdamW at its lr of 1e-3: a step of a learned rule takes the part
             1e-3 * lr * weight_decay of a parameter away; of a rule designed by hand, learning_rate * lr * weight_decay.
@@ -112,7 +112,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: Any,
-        rule: UpdateRule | str | Path,
+        rule: UpdateRule | str | Path = "general",
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         *,
