@@ -45,7 +45,7 @@ def of_kind(kind: str) -> list[Path]:
 
 def test_there_are_checkpoints() -> None:
     editors = {"mnist-dilate", "mnist-dilate-predictive", "mnist-multi", "cifar-contrast"}
-    assert editors | {"refine-rule", "small-classifier", "graph-rule"} <= {folder.name for folder in FOLDERS}
+    assert editors | {"refine-rule", "small-classifier", "graph-rule", "general"} <= {folder.name for folder in FOLDERS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -145,7 +145,7 @@ def test_update_rule_reproduces_its_figure(folder: Path) -> None:
     """On digits, which it never saw, and quicker than Adam at rates that are usual."""
     found = digit_losses(RuleModule.from_pretrained(folder))
     assert found == pytest.approx(load_checkpoint(folder)[1]["training"]["digits"], rel=0.02)
-    assert found < 0.5 * min(digit_losses(Adam(rate)) for rate in (1e-3, 1e-2))
+    assert found < 0.7 * min(digit_losses(Adam(rate)) for rate in (1e-3, 1e-2))
 
 
 def cnn_losses(net: torch.nn.Module, rule: UpdateRule, steps: int = 40) -> list[float]:

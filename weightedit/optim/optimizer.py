@@ -69,9 +69,9 @@ _COURSE = {_AWAY: False, "steps": 0, "mean_lr": 0.0}
 class LearnedOptimizer(torch.optim.Optimizer):
     """An update rule, learned or designed by hand, as an ordinary optimizer.
 
-    LearnedOptimizer(net) optimizes all of a network, by the shipped rule "general" or by the one that is given. Groups with their own lr and weight_decay go with the
-    network that names them: LearnedOptimizer(groups, rule, net=net). Parameters without a network are treated as
-    isolated matrices, which rules that need the graph refuse.
+    LearnedOptimizer(net) optimizes all of a network, by the shipped rule "general" or by the one that is given. Groups
+    with their own lr and weight_decay go with the network that names them: LearnedOptimizer(groups, rule, net=net).
+    Parameters without a network are treated as isolated matrices, which rules that need the graph refuse.
 
     Weights of the network that are in no group (frozen ones, or another optimizer's) are not moved. A rule that reads
     the whole network sees them as it sees frozen ones in a group, with a gradient of zero, if they are floating-point
