@@ -1,6 +1,6 @@
 """Compare optimizers in ordinary training loops: learned rules as they are, beside rivals tuned with their schedules.
 
-    OMP_NUM_THREADS=1 python tasks/compare_trainings.py --tasks fashion-8x8 bytes-gpt --rules small-classifier
+    OMP_NUM_THREADS=1 python tasks/compare_trainings.py --tasks fashion-8x8 bytes-gpt --rules general
     python tasks/compare_trainings.py --tasks cifar-resnet18 bytes-gpt-11m --device cuda
 
 Each rival is any PyTorch loop's optimizer, with its own schedule: a warm-up and a cosine to zero, or none for
@@ -125,7 +125,7 @@ class Config:
     """
 
     tasks: tuple[str, ...] = SMALL
-    rules: tuple[str, ...] = ("small-classifier", "small-classifier+cosine")
+    rules: tuple[str, ...] = ("general",)
     rivals: tuple[str, ...] = tuple(RIVALS)
     images: str = ""
     rates: int = 5

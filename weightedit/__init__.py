@@ -21,7 +21,7 @@ Edit networks by changing their weights
     OneShotEditor, EditorOptions, PredictiveEditor, Predictor, PredictorConfig         to make and train editors
 
 Optimize networks with a learned rule
-    LearnedOptimizer LearnedOptimizer(model, "small-classifier"): any rule as a torch.optim.Optimizer
+    LearnedOptimizer LearnedOptimizer(model), or with any other rule, as a torch.optim.Optimizer
     make_rule        a fresh rule of any metanetwork for your network; LearnedRule, LearnedRuleConfig: by hand
     UpdateRule       what a rule is; by hand: SGD, Adam, AdamW, GeometricAdam, Muon; learned: MetanetRule, MLPRule
     optimizer_factory, register_with_higher, meta_gradient, ModuleRun                  in Trainer, in `higher`, unrolled

@@ -19,12 +19,12 @@ from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.optimizer import LearnedOptimizer
 from weightedit.optim.rule_module import RuleModule
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "small-classifier"
+CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "general"
 RULES = {
     "per-parameter": lambda: MLPRule(MLPRuleConfig.per_parameter(0.01)),
     "small_fc": lambda: MLPRule(MLPRuleConfig.small_fc(0.01)),
     "metanet": lambda: random_rule().float(),
-    "small-classifier": lambda: RuleModule.from_pretrained(CHECKPOINT),
+    "general": lambda: RuleModule.from_pretrained(CHECKPOINT),
 }
 X = torch.randn(64, 6, generator=generator(1))
 Y = torch.stack([X.sin().sum(-1), X[:, 0] * X[:, 1], X.amax(-1)], -1)

@@ -84,7 +84,7 @@ def test_a_whole_module_is_trained_end_to_end(name, steps, fraction, behind, see
         net, loss = problem(name, seed)
         before = {k: p.detach().clone() for k, p in net.named_parameters()}
         with caplog.at_level(logging.WARNING):
-            optimizer = LearnedOptimizer(net, "checkpoints/small-classifier")
+            optimizer = LearnedOptimizer(net)
         assert not any(group["outside"] for group in optimizer.param_groups) and not caplog.text
         ours.append(curve(optimizer, loss, steps))
         assert all(not torch.equal(p, before[k]) for k, p in net.named_parameters())
