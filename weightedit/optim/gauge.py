@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from weightedit.network.layer import Symmetry
 from weightedit.network.wiring import Wire, Wiring
@@ -31,8 +32,7 @@ def root(square: Tensor) -> Tensor:
 
 def inverse_root(square: Tensor) -> Tensor:
     """1 / `root`, and 0 with derivative 0 where the square is zero, or so small that its inverse would overflow."""
-    dead = square <= torch.finfo(square.dtype).tiny
-    return square.masked_fill(dead, 1).rsqrt().masked_fill(dead, 0)
+    return functional.threshold(square, torch.finfo(square.dtype).tiny, math.inf).rsqrt()
 
 
 def neuron_scales(wiring: Wiring, params: Mapping[str, Tensor], symmetry: Symmetry = "full") -> list[Tensor]:

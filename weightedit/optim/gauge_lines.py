@@ -15,6 +15,7 @@ from weightedit.network.layer import Symmetry
 from weightedit.network.wiring import Wire
 from weightedit.optim.gauge import first_alive, reciprocal
 from weightedit.optim.stacks import Plan
+from weightedit.optim.unitwise import product
 
 
 class Gauge:
@@ -88,12 +89,10 @@ class _Products:
         """A line of targets (backwards, of sources), one tensor after another."""
         square = squares[self._stack]
         square = square if self._chosen is None else square.index_select(-3, self._chosen)
-        *lead, tensors, targets, sources = square.shape
         numbers = line.index_select(-1, self._neurons)
-        square = square.reshape(-1, targets, sources)
         if self._backwards:
-            return torch.bmm(numbers.reshape(-1, 1, targets), square).reshape(*lead, tensors * sources)
-        return torch.bmm(square, numbers.reshape(-1, sources, 1)).reshape(*lead, tensors * targets)
+            return product(numbers.unflatten(-1, (square.shape[-3], 1, -1)), square).flatten(-3)
+        return product(square, numbers.unflatten(-1, (square.shape[-3], -1, 1))).flatten(-3)
 
 
 class _Level:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root, root
@@ -22,8 +23,10 @@ PLACES = 10
 DEPTH = 9  # among the places
 WEIGHT = -2  # w^ among the odd features
 _ITERATIONS = 5
+_SMALL = 64  # sides up to this one are made alike: fewer calls, and next to no work
 EXACT = 256
 """The longest smaller side of matrices that are leveled in their own precision on every device."""
+_LEAST = 1e-6  # of what a logarithm is taken
 DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
 
 
@@ -33,15 +36,15 @@ class Seen(NamedTuple):
     What is the same for many parameters has one row or one column, or is a number per tensor.
     """
 
-    gradient: Tensor
+    averages: Tensor  # [.., tensors, 1 + momenta, rows, columns], in the gauge: gradient and momenta, not corrected
     weight: Tensor  # zero where its value is not to be looked at
-    level: Tensor | None  # the averages with all singular values made alike, in the gauge; None where it is not taken
-    momenta: Tensor  # [.., tensors, momenta, rows, columns], in the gauge, not corrected
+    level: Tensor | None  # the averages with all singular values made alike, in the gauge; Adam's direction stands for
+    # it where there is none: everywhere (None), or in columns beyond its own
     second: Tensor  # in the gauge, not corrected
-    scales: tuple[Tensor, Tensor]  # per row and per column, whose product is the scale
-    factors: tuple[Tensor, Tensor]  # and Adafactor's factor
-    numbers: Tensor  # [.., tensors, 3 + momenta, 1, 1]: factor of the squares, what is added to them, inverse of their
-    # mean, corrections of the momenta
+    scales: tuple[Tensor, ...]  # per row and per column, whose product is the scale; or the scale
+    factors: tuple[Tensor, ...]  # and Adafactor's factor
+    numbers: Tensor  # [.., tensors, 4 + momenta, 1, 1]: factor of the squares, what is added to them, inverse of their
+    # mean, corrections of the averages
 
     def part(self, tensors: slice, rows: slice) -> Seen:
         """Some rows of some of the tensors."""
@@ -49,28 +52,30 @@ class Seen(NamedTuple):
         def cut(x: Tensor) -> Tensor:
             return some(some(x, -3, tensors), -2, rows)
 
-        def pair(both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return cut(both[0]), cut(both[1])
-
         return Seen(
-            *(cut(self.gradient), cut(self.weight), None if self.level is None else cut(self.level)),
-            *(some(some(self.momenta, -4, tensors), -2, rows), cut(self.second), pair(self.scales), pair(self.factors)),
-            some(self.numbers, -4, tensors),
+            *(some(some(self.averages, -4, tensors), -2, rows), cut(self.weight)),
+            *(None if self.level is None else cut(self.level), cut(self.second)),
+            *(tuple(map(cut, self.scales)), tuple(map(cut, self.factors)), some(self.numbers, -4, tensors)),
         )
 
     @property
     def scale(self) -> Tensor:
         """What a step in the gauge is multiplied by, [.., tensors, rows, columns]."""
-        return self.scales[0] * self.scales[1]
+        return _product(self.scales)
+
+    @property
+    def factor(self) -> Tensor:
+        """Adafactor's."""
+        return _product(self.factors)
 
     def units(self) -> Units:
         """The same, unit by unit."""
         calm, damping, inverse, *corrections = self.numbers.unbind(-3)
-        scale, momenta = self.scale, zip(self.momenta.unbind(-3), corrections, strict=True)
         taken = None if self.level is None else (torch.ones_like(self.level[..., :1, :1], dtype=torch.bool), self.level)
         return Units(
-            [self.gradient * scale, *(momentum * correction for momentum, correction in momenta)],
-            *(self.second * calm + damping, inverse, self.factors[0] * self.factors[1], taken, self.weight / scale),
+            [average * by for average, by in zip(self.averages.unbind(-3), corrections, strict=True)],
+            *(self.second * calm + damping, inverse, self.factor, taken),
+            self.weight / self.scale,
         )
 
 
@@ -95,7 +100,7 @@ def factors(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def features(seen: Seen, adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """Odd features and even ones, [.., tensors, features, rows, columns].
+    """Odd features and even ones, [.., tensors, features, rows, columns]; see `as_features`.
 
     Args:
         seen: of a stack, or a part of it.
@@ -104,18 +109,20 @@ def features(seen: Seen, adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
         signed: whether the even features are joined by the odd ones, which gives up sign equivariance.
     """
     calm, damping, inverse, *rest = seen.numbers.unbind(-3)
-    corrections, scale = seen.numbers.narrow(-3, 3, len(rest)), seen.scale
     second = torch.addcmul(damping, seen.second, calm)
-    averages = torch.cat([(seen.gradient * scale).unsqueeze(-3), seen.momenta * corrections], -3)
+    averages = seen.averages * seen.numbers.narrow(-3, 3, len(rest))
     direct = averages * inverse_root(second).unsqueeze(-3)
     both = averages.narrow(-3, 0, 2) if adam == 1 else averages[..., : adam + 1 : adam, :, :]
-    factored = both * (seen.factors[0] * seen.factors[1]).unsqueeze(-3)
-    level = direct.narrow(-3, adam, 1) if seen.level is None else seen.level.unsqueeze(-3)
-    odd = torch.cat([direct, factored, (seen.weight / scale).unsqueeze(-3), level], -3)
-    agreement = direct.narrow(-3, 1, len(rest)) * direct.narrow(-3, 0, len(rest))
+    factored = both * seen.factor.unsqueeze(-3)
+    level = [direct.narrow(-3, adam, 1)] if seen.level is None else [seen.level.unsqueeze(-3)]
+    if seen.level is not None and seen.level.shape[-1] < direct.shape[-1]:
+        level = [torch.cat([*level, direct[..., adam : adam + 1, :, seen.level.shape[-1] :]], -1)]
+    odd = torch.cat([direct, factored, (seen.weight / seen.scale).unsqueeze(-3), *level], -3)
+    agreement = direct.narrow(-3, 1, len(rest) - 1) * direct.narrow(-3, 0, len(rest) - 1)
     del averages, both, direct, factored, level  # what is laid down a second time, of which a piece has little room
-    parts = [squashed(torch.cat([odd.square(), agreement], -3)), _logarithm(second, inverse).unsqueeze(-3)]
-    return odd, torch.cat([*parts, squashed(odd)] if signed else parts, -3)
+    size = (second * inverse).add_(_LEAST).log_()
+    even = [torch.addcmul(odd.new_ones(()), odd, odd).reciprocal_(), squashed(agreement), size.unsqueeze(-3)]
+    return odd, torch.cat([*even, squashed(odd)] if signed else even, -3)
 
 
 def unit_features(units: Units, adam: int, *, signed: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -126,15 +133,24 @@ def unit_features(units: Units, adam: int, *, signed: bool) -> tuple[list[Tensor
     odd = [*direct, *(average * units.factor for average in units.averages[::adam][:2]), units.weight, level]
     agreement = [after * before for after, before in zip(direct[1:], direct, strict=False)]
     even = [
-        *(squashed(unit.square()) for unit in odd),
+        *((1 + unit.square()).reciprocal() for unit in odd),
         *map(squashed, agreement),
-        _logarithm(units.second, units.inverse),
+        (units.second * units.inverse + _LEAST).log(),
     ]
     return odd, [*even, *map(squashed, odd)] if signed else even
 
 
-def _logarithm(second: Tensor, inverse: Tensor) -> Tensor:
-    return (second * inverse).add_(1e-6).log().div_(4)
+def as_features(odd: int, momenta: int, *, signed: bool) -> list[float]:
+    """What turns the even ones of `features` into the rule's features, together with 1 more for each negative one.
+
+    A rule sees o^2 / (1 + o^2), and a quarter of the logarithm. What it takes less to make is 1 / (1 + o^2), and all of
+    the logarithm: the first layer does the rest.
+    """
+    return [-1.0] * odd + [1.0] * momenta + [0.25] + [1.0] * (odd if signed else 0)
+
+
+def _product(pair: tuple[Tensor, ...]) -> Tensor:
+    return pair[0] if len(pair) == 1 else pair[0] * pair[1]
 
 
 def squashed(x: Tensor) -> Tensor:
@@ -146,20 +162,24 @@ def leveled(matrices: Sequence[Tensor]) -> list[Tensor]:
     """U V^T of matrices U S V^T [.., rows, columns], nearly, in units of root mean square 1; zero stays zero.
 
     By Muon's iteration (muon.py), which permutations and signs of rows and columns commute with. All whose smaller
-    sides are alike go through it together. On a GPU float32 matrices with both sides above EXACT go through it in
-    bfloat16, as Muon does.
+    sides are alike go through it together, and all whose are small, with zeros beside them. On a GPU float32 matrices
+    with both sides above EXACT go through it in bfloat16, as Muon does.
     """
     found = [_coarsely_leveled(x) if _is_coarse(x) else x for x in matrices]
     sides: dict[int, list[int]] = {}
     for i, x in enumerate(matrices):
         if found[i] is x:
-            sides.setdefault(min(x.shape[-2:]), []).append(i)
+            side = min(x.shape[-2:])
+            sides.setdefault(side if side > _SMALL else 0, []).append(i)
     for places in sides.values():
         flat = [matrices[i].flatten(0, -3) if matrices[i].dim() > 2 else matrices[i].unsqueeze(0) for i in places]
         grams = [torch.bmm(x.mT, x) if _is_tall(x) else torch.bmm(x, x.mT) for x in flat]
+        side = max(gram.shape[-1] for gram in grams)
+        grams = [functional.pad(x, 2 * (0, side - len(x[0]))) if len(x[0]) < side else x for x in grams]
         totals = _polynomial(torch.cat(grams) if len(grams) > 1 else grams[0]).split([len(x) for x in flat])
         for i, x, total in zip(places, flat, totals, strict=True):
-            total = math.sqrt(max(x.shape[-2:])) * total
+            own = min(x.shape[-2:])
+            total = math.sqrt(max(x.shape[-2:])) * (total if own == side else total[:, :own, :own])
             found[i] = (torch.bmm(x, total) if _is_tall(x) else torch.bmm(total, x)).view_as(matrices[i])
     return found
 

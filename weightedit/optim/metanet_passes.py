@@ -25,14 +25,14 @@ _PIECE = 2**16  # parameters of a line: what is read and written of it fits the 
 
 
 class Gathered(NamedTuple):
-    """A stack's gradient and value as they are, [.., tensors, rows, columns]; its moments in the gauge, after the step.
+    """A stack's value as it is, [.., tensors, rows, columns]; gradient and moments in the gauge, after the step.
 
-    `mixed`: what is to be leveled; `squares`: means of the squared gradient by row and by column.
+    `averages`: gradient and momenta; `mixed`: what is to be leveled; `squares`: means of the squared gradient by row
+    and by column.
     """
 
-    gradient: Tensor
+    averages: Tensor
     weight: Tensor
-    momenta: Tensor
     second: Tensor
     mixed: Tensor | None
     squares: tuple[Tensor, Tensor]
@@ -49,10 +49,9 @@ class Average(NamedTuple):
 class Large(NamedTuple):
     """A tensor as it stands, [rows, columns], and the small ones that make what is seen of it."""
 
-    gradient: Tensor
+    averages: Tensor
     weight: Tensor
     level: Tensor  # leveled averages, if `numbers` say so: one compiled function for both
-    momenta: Tensor
     second: Tensor
     scales: tuple[Tensor, Tensor]  # [rows, 1] and [1, columns], whose product is its scale
     factors: tuple[Tensor, Tensor]  # and Adafactor's factor
@@ -61,7 +60,7 @@ class Large(NamedTuple):
     def part(self, start: int, end: int) -> Part:
         """Rows start to end."""
         scale, factor = (rows[start:end] * columns for rows, columns in (self.scales, self.factors))
-        own = ("gradient", "weight", "level", "second", "momenta")
+        own = ("averages", "weight", "level", "second")
         cut = {key: line(getattr(self, key)[..., start:end, :]) for key in own}
         return Part(**cut, scale=line(scale), factor=line(factor), numbers=self.numbers)
 
@@ -69,11 +68,10 @@ class Large(NamedTuple):
 class Part(NamedTuple):
     """Rows of a Large as lines, [1, parameters]."""
 
-    gradient: Tensor
+    averages: Tensor
     weight: Tensor
     level: Tensor
     second: Tensor
-    momenta: Tensor
     scale: Tensor
     factor: Tensor
     numbers: Tensor
@@ -81,28 +79,29 @@ class Part(NamedTuple):
     def units(self) -> Units:
         """As the features take it."""
         calm, damping, inverse, leveled, *corrections = self.numbers.unbind()
-        momenta = zip(self.momenta.unbind(), corrections, strict=True)
         return Units(
-            [self.gradient * self.scale, *(momentum * correction for momentum, correction in momenta)],
+            [average * by for average, by in zip(self.averages.unbind(), corrections, strict=True)],
             *(self.second * calm + damping, inverse, self.factor),
             *((leveled > 0, self.level), self.weight / self.scale),
         )
 
 
 class Layers(NamedTuple):
-    """The rule's network as a tensor meets it; factors of the odd features include the step size."""
+    """The rule's network as a stack of tensors meets it."""
 
     first: Tensor
-    first_bias: Tensor
+    first_bias: Tensor  # [.., tensors, hidden, 1]
     second: Tensor
-    second_bias: Tensor
-    last: Tensor
-    base: Tensor
+    last: Tensor  # [.., tensors, odd, hidden]: factors of the odd features, the step size among them
+    base: Tensor  # [.., tensors, odd, 1]
+    sizes: Tensor | None = (
+        None  # what `last` and `base` lack of it, [.., tensors, 2, parameters]: of all, of the weight
+    )
 
 
 def hidden_units(even: Sequence[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
     """The first hidden layer from the even features, unit by unit."""
-    return [unit.relu() for unit in affine(weight, numbers(bias), even)]
+    return [unit.relu() for unit in affine(weight, numbers(bias.squeeze(-1)), even)]
 
 
 def direct(
@@ -113,7 +112,7 @@ def direct(
     `ends`: of the second layer.
     """
     second = [unit.relu() for unit in affine(layers.second, ends, hidden)]
-    factors = affine(layers.last, numbers(layers.base), second)
+    factors = affine(layers.last, numbers(layers.base.squeeze(-1)), second)
     moving = of_entries(odd[0])
     step = sum((o * factor for o, factor in zip(odd, factors, strict=True)), torch.zeros_like(odd[0]))
     return step * moving, moving
@@ -172,9 +171,7 @@ class Passes:
         after, second, mixed, squares = self._gather(
             gradient, (momenta, second), (row, column), (fresh, rates[1]), counts
         )
-        return Gathered(
-            gradient[None], weight[None], after[None], second[None], None if mix is None else mixed[None], squares
-        )
+        return Gathered(after[None], weight[None], second[None], None if mix is None else mixed[None], squares)
 
     def look(self, seen: Seen, layers: Layers) -> LargeLook:
         """A tensor, a stack of one, as the rule's network looks at it."""
@@ -188,24 +185,24 @@ class LargeLook:
         self._passes = passes
         scales, factors = ((_alone(rows), _alone(columns)) for rows, columns in (seen.scales, seen.factors))
         calm, damping, inverse, *corrections = seen.numbers.flatten().detach().unbind()
-        level = seen.gradient if seen.level is None else seen.level
+        level = seen.second if seen.level is None else seen.level
         leveled = torch.full_like(calm, float(seen.level is not None))
         (known,) = steady(torch.stack([calm, damping, inverse, leveled, *corrections]))
-        gradient, weight, level, momenta, second = map(_alone, (seen.gradient, seen.weight, level, *seen[3:5]))
-        self._large = Large(gradient, weight, level, momenta, second, scales, factors, known)
-        own = (x if i in (0, 2) else _alone(x) for i, x in enumerate(layers))  # the weights are all tensors'
+        averages, weight, level, second = map(_alone, (seen.averages, seen.weight, level, seen.second))
+        self._large = Large(averages, weight, level, second, scales, factors, known)
+        own = (x if x.dim() == 2 else _alone(x) for x in layers[:5])  # weights of two layers are all tensors'
         self._layers = Layers(*steady(*own))
 
     def received(self, sources: int) -> tuple[Tensor, Tensor]:
-        """Means of the hidden layer: over columns, [1, hidden, rows], and over all but sources."""
+        """Of the hidden layer, means by row, [hidden, 1, rows], and sums of means by source."""
         by_row, by_column, (weight, bias, *_) = [], [], self._layers
         for start, end in _pieces(self._large):
             hidden = self._passes.hidden(self._large.part(start, end), weight, bias)
             hidden = hidden.unflatten(-1, (end - start, -1)).squeeze(1)
             by_row.append(hidden.mean(-1))
             by_column.append(hidden.sum(-2))
-        of_columns = torch.stack(by_column).sum(0) / len(self._large.gradient)
-        return torch.cat(by_row, -1)[None], of_columns.unflatten(-1, (sources, -1)).mean(-1)[None]
+        of_columns = torch.stack(by_column).sum(0)
+        return torch.cat(by_row, -1).unsqueeze(-2), of_columns.unflatten(-1, (sources, -1)).mean(-1).unsqueeze(-2)
 
     def moved(self, ends: Sequence[Tensor], average: Average | None) -> tuple[Tensor, Tensor | None]:
         """The delta, [1, rows, columns], and how far z is then ahead of x; without averaging the step alone.
@@ -214,13 +211,13 @@ class LargeLook:
             ends: of the second layer's bias, per row [1, hidden, rows, 1] and per column, or the same for all.
             average: before the step.
         """
-        large, (targets, columns) = self._large, self._large.gradient.shape
+        large, (targets, columns) = self._large, self._large.weight.shape
         row, *column = (_alone(end) for end in ends)
         row, recent = row.expand(-1, targets, -1), None
         ahead = None if average is None else _alone(average.ahead)
         if average is not None:
             (recent,) = steady(torch.stack([average.fresh.squeeze(), average.slack]))
-        delta, after = torch.empty_like(large.gradient), None if ahead is None else torch.empty_like(ahead)
+        delta, after = torch.empty_like(large.weight), None if ahead is None else torch.empty_like(ahead)
         for start, end in _pieces(large):
             own = row[:, start:end]
             lines = line(own + column[0] if column else own.expand(-1, -1, columns))
@@ -239,14 +236,15 @@ def _alone(stack: Tensor) -> Tensor:
 
 
 def _pieces(large: Large) -> list[tuple[int, int]]:
-    return pieces(large.gradient, _PIECE)
+    return pieces(large.weight, _PIECE)
 
 
 def averaged(step: Tensor, ahead: Tensor, fresh: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
     """The delta of the parameters y, and how far z is then ahead of x (MetanetRule); `fresh`: the weight of z in x."""
     moved = ahead + step
-    after = (1 - fresh) * moved
-    return fresh * moved + slack * (after - ahead), after
+    taken = fresh * moved
+    after = moved - taken
+    return torch.addcmul(taken, after - ahead, slack), after
 
 
 def _gather(
@@ -256,7 +254,7 @@ def _gather(
     fresh: tuple[Tensor, float],
     mix: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Momenta and squares of which the gradient is a part, what may be leveled, means of squares by row and column.
+    """Gradient and momenta in the gauge, squares, what may be leveled, means of squares by row and column.
 
     Args:
         gradient: as it came, [rows, columns].
@@ -270,7 +268,7 @@ def _gather(
     square = gradient.square()
     second = before[1] + fresh[1] * (square - before[1])
     mixed = affine(mix[None], [torch.zeros_like(gradient)], [gradient, *momenta])[0]
-    return torch.stack(momenta), second, mixed, (square.mean(-1), square.mean(-2))
+    return torch.stack([gradient, *momenta]), second, mixed, (square.mean(-1), square.mean(-2))
 
 
 def _compiled(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:

@@ -36,14 +36,16 @@ from torch.nn import functional
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root, layers_before, root
 from weightedit.optim.gauge_lines import Gauge
-from weightedit.optim.metanet_features import DAMPING, DEPTH, PLACES, WEIGHT, Seen, leveled, place
-from weightedit.optim.metanet_passes import Average, Gathered, Layers, Passes
+from weightedit.optim.metanet_features import DAMPING, DEPTH, PLACES, WEIGHT, Seen, as_features, leveled, place
+from weightedit.optim.metanet_line import Ends, Line
+from weightedit.optim.metanet_passes import Average, Gathered, LargeLook, Layers, Passes
 from weightedit.optim.metanet_rule_config import WITHOUT_BOUNDS, MetanetRuleConfig
-from weightedit.optim.metanet_step import Look, piece
+from weightedit.optim.metanet_step import Look, kept, together
 from weightedit.optim.rounding import Reference, is_rounding, is_vector
 from weightedit.optim.rule import warmth
 from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.stacks import Plan, Stack, plan_of
+from weightedit.optim.unitwise import product
 from weightedit.optim.warrant import of_tensor
 
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
@@ -75,6 +77,7 @@ class MetanetRule(RuleModule):
     whole = True
     fresh: Tensor
     inverse_times: Tensor
+    made: Tensor
 
     def __init__(self, config: MetanetRuleConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -109,6 +112,8 @@ class MetanetRule(RuleModule):
         self.base = nn.Parameter(base)
         self.log_step_size = nn.Parameter(torch.tensor(math.log(config.step_size)))
         self.register_buffer("fresh", torch.tensor([1 - decay for decay in config.momenta]), persistent=False)
+        made = as_features(config.odd, len(config.momenta), signed=self._signed)
+        self.register_buffer("made", torch.tensor(made), persistent=False)
         self.register_buffer("inverse_times", torch.tensor([1 / time for time in _TIMES]), persistent=False)
 
     @torch.no_grad()
@@ -168,12 +173,13 @@ class MetanetRule(RuleModule):
         slower = self._slower(plan, grown)
         scales = self._scales(plan, reach, slower)
         found: dict[str, Gathered] = {}
+        fresh = self.fresh.to(dtype)[:, None, None], 1 - self.config.second
         known = list(zip(plan.stacks, values, scales, self._mixes(plan, clock), strict=True))
         for stack, value, scale, mix in sorted(known, key=lambda one: is_vector(one[0])):
             gradient = stack.join([grads[name].to(dtype) for name in stack.names], lead)
             joined = [gradient, value, *(stack.join(before[key][stack.of], lead) for key in ("momenta", "second"))]
             beside = self._beside(plan, stack, found, before["rows"], slower) if is_vector(stack) else None
-            found[stack.names[0]] = self._gathered(plan, stack, joined, (scale, mix, beside), passes)
+            found[stack.names[0]] = self._gathered(plan, stack, joined, (scale, mix, beside, fresh), passes)
         gathered = [found[stack.names[0]] for stack in plan.stacks]
         after: dict[str, Sequence[Tensor]] = {"step": clock.counts.unbind(-1)}
         for key, line in (("reach", reach), ("origin", origin)):
@@ -184,22 +190,29 @@ class MetanetRule(RuleModule):
         after["peak"] = peak.unbind(-1)
         facts = self._facts(plan, clock, grown, self._losses(clock, loss, before, after))
         rising = warranted * (clock.steps / self.config.warm).clamp(max=1) if self.config.warm else warranted
-        layers = self._layers(plan, facts, rising)
-        looks = self._looks(plan, gathered, (scales, numbers, factors), layers, passes)
+        layers, ends = self._layers(plan, facts, rising)
+        fresh, slack = self._recent(clock, warranted)
+        looks = self._looks(plan, gathered, (scales, numbers, factors), (layers, fresh), passes)
         gathered = [one._replace(mixed=None) for one in gathered]  # nothing needs it any more
         found.clear()
-        ends = self._ends(plan, layers, self._mix(plan, looks) if self.config.mixing else None)
-        fresh, slack = self._recent(clock, warranted)
-        joined = []
-        for stack, look, end, newest in zip(plan.stacks, looks, ends, plan.per_stack(fresh), strict=True):
-            average = None
-            if self.config.averaging:
-                average = Average(stack.join(before["ahead"][stack.of], lead), newest[..., None, None], slack)
-            joined.append(look.moved(end, average))
+        pairs = self._ends(plan, ends, self._mix(plan, looks) if self.config.mixing else None)
+        averages = [None] * len(plan.stacks)
+        if self.config.averaging:
+            newest = zip(plan.stacks, plan.per_stack(fresh[..., None, None], -3), strict=True)
+            averages = [Average(stack.join(before["ahead"][stack.of], lead), own, slack) for stack, own in newest]
+        moved: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for of, look in looks:
+            if isinstance(look, Line):
+                moved |= zip(of, look.moved([pairs[i] for i in of], [averages[i] for i in of]), strict=True)
+            else:
+                end = tuple(end.transpose(-4, -3) for end in pairs[of[0]])
+                moved[of[0]] = look.moved(end, averages[of[0]])
+        joined = [moved[i] for i in range(len(plan.stacks))]
+        momenta = [one.averages.narrow(-3, 1, len(self.config.momenta)) for one in gathered]
         for key, tensors in (
             ("delta", [delta for delta, _ in joined]),
             ("ahead", [ahead for _, ahead in joined]),
-            ("momenta", [one.momenta for one in gathered]),
+            ("momenta", momenta),
             ("second", [one.second for one in gathered]),
         ):
             pairs = zip(plan.stacks, tensors, strict=True)
@@ -244,11 +257,11 @@ class MetanetRule(RuleModule):
         return plan.pairs(rows, columns.reciprocal())
 
     def _mixes(self, plan: Plan, clock: Clock) -> list[Tensor | None]:
-        """What gradient and momenta count in what is leveled, per stack [.., tensors, 1 + momenta, 1, 1]; or None."""
+        """What gradient and momenta count in what is leveled, per stack [.., tensors, 1, 1 + momenta]; or None."""
         if self.config.leveling == 0:
             return [None] * len(plan.stacks)
-        counts = self.mix.to(clock.steps.dtype) * functional.pad(clock.corrections, (1, 0), value=1.0)
-        parts = zip(plan.stacks, plan.per_stack(counts[..., None, None], -4), strict=True)
+        counts = self.mix.to(clock.steps.dtype) * clock.corrections
+        parts = zip(plan.stacks, plan.per_stack(counts.unsqueeze(-2), -3), strict=True)
         return [part if self._levels(stack) else None for stack, part in parts]
 
     def _beside(
@@ -258,33 +271,39 @@ class MetanetRule(RuleModule):
         reference = plan.once("reference", lambda: Reference(plan))
         now = {name: one.squares[0] for name, one in found.items()}
         beside = reference.of(rows, now, 1 - self.config.second, slower)
-        return None if beside is None else beside[plan.stacks.index(stack)]
+        return None if beside is None else stack.padded(beside[plan.stacks.index(stack)], 0.0, 1)
 
     def _gathered(
         self,
         plan: Plan,
         stack: Stack,
         joined: Sequence[Tensor],
-        known: tuple[tuple[Tensor, Tensor], Tensor | None, Tensor | None],
+        known: tuple[tuple[Tensor, Tensor], Tensor | None, Tensor | None, tuple[Tensor, float]],
         passes: Passes | None,
     ) -> Gathered:
-        """`joined`: gradient, value, momenta and squares of the stack; `known`: scales, what is leveled, `_beside`."""
-        (gradient, weight, momenta, second), (scales, mix, beside) = joined, known
-        rates = self.fresh.to(gradient.dtype), 1 - self.config.second
+        """What is gathered of a stack.
+
+        Args:
+            joined: gradient, value, momenta and squares.
+            known: scales, what is leveled, `_beside`, what a new gradient counts in momenta and squares.
+        """
+        (gradient, weight, momenta, second), (scales, mix, beside, rates) = joined, known
         if passes is not None and stack.alone:
-            return passes.gathered(joined, scales, rates, None if mix is None else mix[..., 0, 0])
-        scaled = gradient * (scales[0] * scales[1])
-        square = scaled.square()
+            rates = rates[0].flatten(), rates[1]
+            return passes.gathered(joined, scales, rates, None if mix is None else mix.squeeze(-2))
+        gradient = gradient * (scales[0] * scales[1])
+        square = gradient.square()
         if beside is not None:
             void = is_rounding(second.lerp(square, rates[1]), beside)
-            gradient, scaled, square = (tensor.masked_fill(void, 0) for tensor in (gradient, scaled, square))
-        momenta = momenta.lerp(scaled.unsqueeze(-3), rates[0][:, None, None])
-        mixed = None if mix is None else _mixed([scaled, *momenta.unbind(-3)], mix.unbind(-3))
+            gradient, square = (tensor.masked_fill(void, 0) for tensor in (gradient, square))
+        gradient = gradient.unsqueeze(-3)
+        averages = torch.cat([gradient, momenta.lerp(gradient, rates[0])], -3)
+        mixed = None if mix is None else product(mix, averages.flatten(-2)).view(square.shape)
         if any(_shifted(plan.wiring, wire) for wire in stack.wires):
             shown = plan.constant("shown", lambda: [not _shifted(plan.wiring, wire) for wire in plan.wires])
             weight = weight * shown[stack.of, None, None]
         squares = stack.unpadded(square.mean(-1)), stack.column_means(square).flatten(-2)
-        return Gathered(gradient, weight, momenta, second.lerp(square, rates[1]), mixed, squares)
+        return Gathered(averages, weight, second.lerp(square, rates[1]), mixed, squares)
 
     def _squares(
         self,
@@ -338,21 +357,22 @@ class MetanetRule(RuleModule):
             parts.append(torch.stack([now / 5, (now - first) / 3], -1))
         return torch.cat(parts, -1)
 
-    def _layers(self, plan: Plan, facts: Tensor, warranted: Tensor) -> list[Layers]:
-        """The network as every stack meets it: step size, what is warranted of it, f are in `last`."""
-        dtype, odd = facts.dtype, self.config.odd
+    def _layers(self, plan: Plan, facts: Tensor, warranted: Tensor) -> tuple[Layers, Tensor]:
+        """The network as every tensor meets it, [.., tensors, .., 1]; the second layer's bias, [.., tensors, hidden].
+
+        `sizes`: of the step, what is warranted of it included, and of that along weights beside it.
+        """
+        dtype, (first, second) = facts.dtype, self._biases
         paces = (facts @ self.pace.to(dtype).mT).unbind(-1)
         pace = torch.where(plan.is_weight, paces[1], paces[0])
         size = -(pace + self.log_step_size.to(dtype)).exp() * warranted
-        decay = size * (facts @ self.decay.to(dtype)).exp()
-        sizes = torch.stack([decay if k == odd + WEIGHT else size for k in range(odd)], -1)
-        parts = [
-            *(plan.per_stack(facts @ w.to(dtype).mT + b.to(dtype), -2) for w, b in self._biases),
-            plan.per_stack(self.last.to(dtype) * sizes.unsqueeze(-1), -3),
-            plan.per_stack(self.base.to(dtype) * sizes, -2),
-        ]
-        first, second = self.first.to(dtype), self.second.to(dtype)
-        return [Layers(first, a, second, b, last, base) for a, b, last, base in zip(*parts, strict=True)]
+        sizes = torch.stack([size, (facts @ self.decay.to(dtype)).exp()], -1)
+        made, weights = self.made.to(dtype), self.first.to(dtype)
+        shift = first[1].to(dtype) + weights @ (made < 0).to(dtype)
+        return Layers(
+            *(weights * made, (facts @ first[0].to(dtype).mT + shift).unsqueeze(-1), self.second.to(dtype)),
+            *(self.last.to(dtype).unsqueeze(0), self.base.to(dtype)[None, :, None], sizes.unsqueeze(-1)),
+        ), facts @ second[0].to(dtype).mT + second[1].to(dtype)
 
     @property
     def _biases(self) -> list[tuple[Tensor, Tensor]]:
@@ -371,51 +391,83 @@ class MetanetRule(RuleModule):
         plan: Plan,
         gathered: Sequence[Gathered],
         known: tuple[Sequence[tuple[Tensor, Tensor]], Tensor, Sequence[tuple[Tensor, Tensor]]],
-        layers: Sequence[Layers],
+        network: tuple[Layers, Tensor],
         passes: Passes | None,
-    ) -> list[Look]:
-        """What is seen of every stack. `known`: scales, numbers and factors, as Seen has them."""
-        (scales, numbers, factors), kept, looks = known, 0, []
-        levels = iter(leveled([one.mixed for one in gathered if one.mixed is not None]))
-        for stack, one, scale, own, factor, network in zip(
-            plan.stacks, gathered, scales, plan.per_stack(numbers[..., None, None], -4), factors, layers, strict=True
-        ):
-            level = None if one.mixed is None else next(levels)
-            seen = Seen(one.gradient, one.weight, level, one.momenta, one.second, scale, factor, own)
-            if passes is not None and stack.alone:
-                looks.append(passes.look(seen, network))
-                continue
-            keep = kept + one.gradient.numel() <= piece(one.gradient.device)
-            kept += keep * one.gradient.numel()
-            looks.append(Look(seen, network, (self._adam, self._signed), keep=keep))
-        return looks
+    ) -> list[tuple[list[int], Look | LargeLook | Line]]:
+        """What is seen of the stacks, of small ones together; with their places.
 
-    def _mix(self, plan: Plan, looks: Sequence[Look]) -> Tensor:
+        Args:
+            known: scales, numbers and factors, as Seen has them.
+            network: the layers of all tensors, and what the newest z counts in x.
+        """
+        (scales, numbers, factors), (layers, fresh), looks, held = known, network, [], 0
+        levels = iter(leveled([one.mixed for one in gathered if one.mixed is not None]))
+        seen = [
+            Seen(one.averages, one.weight, None if one.mixed is None else next(levels), one.second, scale, factor, own)
+            for one, scale, factor, own in zip(
+                gathered, scales, factors, plan.per_stack(numbers[..., None, None], -4), strict=True
+            )
+        ]
+        apart = {i for i, stack in enumerate(plan.stacks) if passes is not None and stack.alone}
+        rest, how = [i for i in range(len(seen)) if i not in apart], (self._adam, self._signed)
+        device = numbers.device
+        groups = [[rest[i] for i in of] for of in together([seen[i].second.numel() for i in rest], device)]
+        if any(len(of) > 1 for of in groups):
+            assert layers.sizes is not None
+            laid = [numbers, layers.sizes.squeeze(-1), fresh.unsqueeze(-1), layers.first_bias.squeeze(-1)]
+            together_laid = plan.per_stack(torch.cat(laid, -1)[..., None, None], -4)
+        single = self._per_stack(plan, layers) if apart or any(len(of) == 1 for of in groups) else []
+        most = kept(sum(one.second.numel() for one in seen), device)
+        for of in groups:
+            count = sum(seen[i].second.numel() for i in of)
+            keep = held + count <= most
+            held += keep * count
+            if len(of) == 1:
+                looks.append((of, Look(seen[of[0]], single[of[0]], how, keep=keep)))
+                continue
+            of.sort(key=lambda i: seen[i].level is None)
+            one = [together_laid[i] for i in of]
+            looks.append((of, Line([seen[i] for i in of], one, layers, how, keep=keep)))
+        return looks + [([i], passes.look(seen[i], single[i])) for i in apart if passes is not None]
+
+    def _per_stack(self, plan: Plan, layers: Layers) -> list[Layers]:
+        """Layers as every stack meets them, the sizes part of the last."""
+        assert layers.sizes is not None
+        size, decay = layers.sizes.unbind(-2)
+        one = torch.ones_like(decay)
+        along = [decay if k == self.config.odd + WEIGHT else one for k in range(self.config.odd)]
+        sizes = (size * torch.cat(along, -1)).unsqueeze(-1)
+        parts = (plan.per_stack(x, -3) for x in (layers.first_bias, layers.last * sizes, layers.base * sizes))
+        return [Layers(layers.first, bias, layers.second, last, base) for bias, last, base in zip(*parts, strict=True)]
+
+    def _mix(self, plan: Plan, looks: Sequence[tuple[list[int], Look | LargeLook | Line]]) -> Tensor:
         """Per neuron, [.., hidden, neurons]: means over what touches it, over its set and over all sets."""
-        of_rows, of_sources = [], []
-        for stack, look in zip(plan.stacks, looks, strict=True):
-            by_row, by_source = (means.movedim(-3, -2) for means in look.received(stack.sources))
-            of_rows.append(stack.unpadded(by_row))
-            of_sources += [by_source.flatten(-2)] if stack.wires[0].source is not None else []
+        received: dict[int, tuple[Tensor, Tensor]] = {}
+        for of, look in looks:
+            sources = [plan.stacks[i].sources for i in of]
+            given = look.received(sources) if isinstance(look, Line) else [look.received(sources[0])]
+            received |= zip(of, given, strict=True)
+        of_rows = [stack.unpadded(received[i][0]) for i, stack in enumerate(plan.stacks)]
+        weights = [i for i, stack in enumerate(plan.stacks) if stack.wires[0].source is not None]
+        shares = plan.constant(
+            "shares", lambda: [1 / w.view[0] for i in weights for w in plan.stacks[i].wires for _ in range(w.view[1])]
+        )
+        of_sources = [torch.cat([received[i][1].flatten(-2) for i in weights], -1) * shares] if weights else []
         own = plan.ends_of_neuron.mean(torch.cat([*of_rows, *of_sources], -1))
         layers = plan.neurons_of_set.mean(own)
         a, b, c = self.node.to(own.dtype).split(self.config.hidden, -1)
         shared = b @ layers + c @ layers.mean(-1, keepdim=True)
         return (a @ own + shared.index_select(-1, plan.set_of_neuron)).relu()
 
-    def _ends(self, plan: Plan, layers: Sequence[Layers], nodes: Tensor | None) -> list[tuple[Tensor, ...]]:
-        """The second layer's bias per stack, [.., tensors, hidden, rows, 1] plus [.., tensors, hidden, 1, columns]."""
-        biases = [own.second_bias[..., None, None] for own in layers]
+    def _ends(self, plan: Plan, bias: Tensor, nodes: Tensor | None) -> list[Ends]:
+        """The second layer's bias per stack, [.., hidden, tensors, rows, 1] plus [.., hidden, tensors, 1, columns]."""
+        own = bias.mT
         if nodes is None:
-            return [(bias,) for bias in biases]
-        to_target = self.to_target.to(nodes.dtype) @ nodes
+            return [(part[..., None, None],) for part in plan.per_stack(own)]
+        to_target = (self.to_target.to(nodes.dtype) @ nodes).index_select(-1, plan.target_of_row)
         to_source = functional.pad(self.to_source.to(nodes.dtype) @ nodes, (0, 1))
-        rows = plan.rows_per_stack(to_target.index_select(-1, plan.target_of_row))
-        columns = plan.columns_per_stack(to_source.index_select(-1, plan.source_of_column))
-        return [
-            (row.movedim(-2, -3).unsqueeze(-1) + bias, column.movedim(-2, -3).unsqueeze(-2))
-            for row, column, bias in zip(rows, columns, biases, strict=True)
-        ]
+        rows = to_target + own.index_select(-1, plan.tensor_of_row)
+        return list(plan.pairs(rows, to_source.index_select(-1, plan.source_of_column), 0.0))
 
     def _recent(self, clock: Clock, warranted: Tensor) -> tuple[Tensor, Tensor]:
         """What the newest z counts in x, per tensor, and 1 - beta.
@@ -442,27 +494,20 @@ class Clock:
     Attributes:
         counts: [.., tensors], float32.
         steps: the same in the state's dtype.
-        corrections: of the momenta for their start at zero, [.., tensors, momenta].
+        corrections: of gradient and momenta for their start at zero, [.., tensors, 1 + momenta].
         calm: of the squares, [.., tensors].
     """
 
     def __init__(self, counts: Tensor, dtype: torch.dtype, decays: tuple[Sequence[float], float]) -> None:
         self.counts, self.steps = counts, counts.to(dtype)
-        self.corrections = torch.stack([warmth(decay, self.steps) for decay in decays[0]], -1).reciprocal()
+        warm = [torch.ones_like(self.steps), *(warmth(decay, self.steps) for decay in decays[0])]
+        self.corrections = torch.stack(warm, -1).reciprocal()
         self.calm = warmth(decays[1], self.steps).reciprocal()
 
 
 def _of_neurons(plan: Plan, rows: Sequence[Tensor]) -> Tensor:
     """What stands in the state of the tensors that lead to every neuron, [.., neurons]: the same, or not yet there."""
     return plan.rows_of_neuron.gathered(torch.cat(list(rows), -1)).amax(-2)
-
-
-def _mixed(averages: Sequence[Tensor], shares: Sequence[Tensor]) -> Tensor:
-    """Their sum by shares, with no more than one of them laid down at a time."""
-    total = averages[0] * shares[0]
-    for average, share in zip(averages[1:], shares[1:], strict=True):
-        total = torch.addcmul(total, average, share)
-    return total
 
 
 def _shifted(wiring: Wiring, wire: Wire) -> bool:

@@ -54,7 +54,7 @@ class Reference:
     def of(
         self, before: Sequence[Tensor], now: Mapping[str, Tensor], fresh: float, slower: Tensor
     ) -> list[Tensor] | None:
-        """Per stack [.., tensors, rows, 1], 0 for what is no bias; None where no weights lead anywhere.
+        """Per stack a line of rows, 0 for what is no bias; None where no weights lead anywhere.
 
         Args:
             before: averaged squares by row of all tensors, in the plan's order.
@@ -69,7 +69,7 @@ class Reference:
         rows = old.lerp(torch.cat([now[stack.names[0]] for stack in self._stacks], -1), fresh) * self._fans
         neurons = self._arriving.of(rows).index_select(-1, plan.target_of_row)
         own = (slower.square() * self._is_bias).index_select(-1, plan.tensor_of_row)
-        return [rows.unsqueeze(-1) for rows in plan.rows_per_stack(neurons * own)]
+        return list(plan.lines_of_rows(neurons * own))
 
 
 def rounding_biases(wiring: Wiring, squares: Mapping[str, Tensor]) -> dict[str, Tensor]:

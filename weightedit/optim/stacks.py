@@ -66,8 +66,10 @@ class Stack:
         if self._padding is not None:
             line = self.padded(torch.cat(list(tensors), -1))
             return line.movedim(-2, lead).unsqueeze(-1)
-        joined = torch.stack(list(tensors), lead) if len(tensors) > 1 else tensors[0].unsqueeze(lead)
-        shape = (*joined.shape[: joined.dim() - len(self._shape)], self.rows, self.columns)
+        first = tensors[0]
+        inner = first.shape[lead : first.dim() - len(self._shape)]
+        joined = torch.stack(list(tensors), lead) if len(tensors) > 1 else first
+        shape = (*first.shape[:lead], len(tensors), *inner, self.rows, self.columns)
         return joined if joined.shape == shape else joined.reshape(shape)
 
     def parts(self, joined: Tensor, lead: int) -> Sequence[Tensor]:
@@ -75,6 +77,8 @@ class Stack:
         if self._padding is not None:
             return self.unpadded(joined.squeeze(-1).movedim(lead, -2)).split(self.lengths, -1)
         shape = (*joined.shape[:-2], *self._shape)
+        if len(self) == 1:
+            return (joined.reshape(*shape[:lead], *shape[lead + 1 :]),)
         return (joined if joined.shape == shape else joined.reshape(shape)).unbind(lead)
 
     def means(self, joined: Tensor) -> Tensor:
@@ -87,11 +91,11 @@ class Stack:
         """Means over the rows that there are, [.., tensors, rows, columns] -> [.., tensors, columns]."""
         return joined.mean(-2) if self._counts is None else joined.sum(-2) / self._counts
 
-    def padded(self, line: Tensor, value: float = 0.0) -> Tensor:
-        """Numbers per row of every tensor, one tensor after another, [.., line] as [.., tensors, rows]."""
+    def padded(self, line: Tensor, value: float = 0.0, *columns: int) -> Tensor:
+        """Numbers per row of every tensor, one tensor after another, [.., line] as [.., tensors, rows, *columns]."""
         if self._padding is not None:
             line = functional.pad(line, (0, 1), value=value).index_select(-1, self._padding)
-        return line.unflatten(-1, (len(self), self.rows))
+        return line.unflatten(-1, (len(self), self.rows, *columns))
 
     def unpadded(self, rows: Tensor) -> Tensor:
         """`padded` backwards."""
@@ -188,18 +192,25 @@ class Plan:
 
     def rows_per_stack(self, line: Tensor, padding: float = 0.0) -> list[Tensor]:
         """A line [.., rows] as [.., tensors, rows] of every stack."""
-        parts = line.split([sum(self._rows[stack.of]) for stack in self.stacks], -1)
-        return [stack.padded(part, padding) for stack, part in zip(self.stacks, parts, strict=True)]
+        return [stack.padded(part, padding) for stack, part in zip(self.stacks, self.lines_of_rows(line), strict=True)]
+
+    def lines_of_rows(self, line: Tensor) -> Sequence[Tensor]:
+        """A line of rows as one line per stack."""
+        return line.split([sum(self._rows[stack.of]) for stack in self.stacks], -1)
 
     def columns_per_stack(self, line: Tensor) -> list[Tensor]:
         """A line [.., columns] as [.., tensors, columns] of every stack."""
         parts = line.split([sum(self._columns[stack.of]) for stack in self.stacks], -1)
         return [part.unflatten(-1, (len(stack), -1)) for stack, part in zip(self.stacks, parts, strict=True)]
 
-    def pairs(self, rows: Tensor, columns: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def pairs(self, rows: Tensor, columns: Tensor, padding: float = 1.0) -> list[tuple[Tensor, Tensor]]:
         """Lines of rows and columns as [.., tensors, rows, 1] and [.., tensors, 1, columns] of every stack."""
-        by_stack = zip(self.rows_per_stack(rows, 1.0), self.columns_per_stack(columns), strict=True)
-        return [(row.unsqueeze(-1), column.unsqueeze(-2)) for row, column in by_stack]
+        by_row = self.lines_of_rows(rows)
+        by_column = columns.split([sum(self._columns[stack.of]) for stack in self.stacks], -1)
+        return [
+            (stack.padded(row, padding, 1), column.unflatten(-1, (len(stack), 1, -1)))
+            for stack, row, column in zip(self.stacks, by_row, by_column, strict=True)
+        ]
 
     def constant(self, name: str, made: Callable[[], Any]) -> Tensor:
         """A tensor of numbers that a rule knows of this plan by a name of its own, in the plan's dtype; made once."""

@@ -85,6 +85,11 @@ def dense(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     return torch.baddbmm(bias.flatten(0, -3), weight.flatten(0, -3), x.flatten(0, -3)).unflatten(0, lead)
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of matrices [.., n, k] and [.., k, m], in one call where they have one axis before them."""
+    return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
+
+
 def affine(weight: Tensor, bias: Sequence[Tensor], units: Sequence[Tensor]) -> list[Tensor]:
     """weight [.., out, in] of `units`, plus one `bias` per output that broadcasts with a unit."""
     return [
@@ -103,8 +108,6 @@ def split(groups: Sequence[Tensor]) -> list[Tensor]:
     return [unit for group in groups for unit in group.unbind(-3)]
 
 
-def pooled(units: Sequence[Tensor], shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Means of every unit over its row, [.., units, rows], and over the others of its source, [.., units, sources]."""
-    by_row = torch.stack([unit.mean(-1) for unit in units], -2)
-    by_column = torch.stack([unit.mean(-2) for unit in units], -2)
-    return by_row, by_column.unflatten(-1, shape[1:]).mean(-1)
+def pooled(units: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Means of every unit over its rows, [.., units, rows], and sums over its columns, [.., units, columns]."""
+    return torch.stack([unit.mean(-1) for unit in units], -2), torch.stack([unit.sum(-2) for unit in units], -2)

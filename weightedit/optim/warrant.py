@@ -42,4 +42,4 @@ def of_tensor(square: Tensor, averaged: Tensor, peak: Tensor) -> tuple[Tensor, T
 
 def of_entries(gradient: Tensor) -> Tensor:
     """The factor of every entry, from its gradient over the root of its averaged square."""
-    return (gradient.abs() / QUIET).clamp(max=1)
+    return gradient.abs().div_(QUIET).clamp(max=1)
