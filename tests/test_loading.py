@@ -10,10 +10,12 @@ from PIL import Image
 from weightedit.data.cnn_zoo import CNNZoo, save_zoo
 from weightedit.data.images import ImageSet
 from weightedit.data.inr_files import save_inrs
+from weightedit.data.sample_files import save_sound
 from weightedit.data.weight_sets import WeightSet, save_weight_set
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.inr.convention import DWSNETS
+from weightedit.inr.samples import Samples
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.loading import KINDS, kind_of, load
@@ -54,6 +56,7 @@ WRITTEN = {
     "CNN zoo": ("zoo", zoo, {}, CNNZoo),
     "pictures": ("pictures", pictures, {"size": (3, 3)}, ImageSet),
     "picture": ("one.png", lambda place: Image.new("L", (6, 5)).save(place), {"channels": 3}, torch.Tensor),
+    "samples": ("sound.wav", lambda place: save_sound(torch.zeros(5, 1), 8000, place), {}, Samples),
 }
 
 

@@ -6,7 +6,7 @@ What one wants to do, and the names for it (help(we.NAME) says more; each is imp
 
 Store pictures as networks (INRs), keep them, load anything
     fit              pictures -> INRs, one small SIREN each; or Samples, values at places: sounds, distances, videos
-    load             any file or folder that weightedit writes or reads: INRs, data sets, checkpoints, pictures
+    load             any file or folder that weightedit writes or reads: INRs, data sets, checkpoints, pictures, samples
     INRStack         N INRs of one architecture: .params, .render(), .at(coordinates), [index]; save_inrs writes them
     Convention       what an INR's inputs and outputs mean; FitOptions: how fit works
     load_images, load_picture, WeightSet, save_weight_set, split_by_image, CNNZoo      data sets

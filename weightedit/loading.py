@@ -15,6 +15,7 @@ from weightedit.data.cnn_zoo import load_zoo
 from weightedit.data.foreign_inrs import TORCH_SUFFIXES
 from weightedit.data.images import PICTURES, load_images, load_picture
 from weightedit.data.inr_files import SUFFIX, load_inrs
+from weightedit.data.sample_files import POINTS, SOUND, load_sample_file
 from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.errors import FileFormatError, WeightEditError
@@ -41,7 +42,8 @@ SMALL_CNN_ZOO = Kind("Small CNN Zoo", "a folder with weights.npy", load_small_cn
 INRS = Kind("INRs", f"{', '.join((SUFFIX, *TORCH_SUFFIXES))}, or a folder of them", load_inrs)
 PICTURE_SET = Kind("pictures", "a .parquet file, or a folder of parquet or picture files", load_images)
 PICTURE = Kind("picture", ", ".join(PICTURES), load_picture)
-KINDS = (CHECKPOINT, WEIGHT_SET, CNN_ZOO, SMALL_CNN_ZOO, INRS, PICTURE_SET, PICTURE)
+SAMPLES = Kind("samples", ", ".join((SOUND, POINTS)), load_sample_file)
+KINDS = (CHECKPOINT, WEIGHT_SET, CNN_ZOO, SMALL_CNN_ZOO, INRS, PICTURE_SET, PICTURE, SAMPLES)
 
 _CARDS = {weight_set_cards.FORMAT: WEIGHT_SET, cnn_zoo.FORMAT: CNN_ZOO}
 
@@ -56,7 +58,7 @@ def load(source: str | Path, **options: Any) -> Any:
 
     Returns:
         By kind: an Editor, an update rule, a refinement rule or a WeightSpacePredictor; an INRStack; a WeightSet; a
-        CNNZoo; an ImageSet; or a picture, float32 [C, H, W] in [0, 1].
+        CNNZoo; an ImageSet; a picture, float32 [C, H, W] in [0, 1]; or Samples.
 
     Raises:
         FileFormatError: nothing there, of no known kind, or damaged. WeightEditError: options that the kind lacks.
@@ -89,7 +91,8 @@ def kind_of(source: str | Path) -> Kind:
         raise FileFormatError(f"got {source!r}; expected a path, or the name of a checkpoint: {', '.join(shipped())}.")
     path = Path(source)
     if not path.is_dir():
-        for kind, suffixes in ((INRS, (SUFFIX, *TORCH_SUFFIXES)), (PICTURE_SET, (".parquet",)), (PICTURE, PICTURES)):
+        known = ((INRS, (SUFFIX, *TORCH_SUFFIXES)), (PICTURE_SET, (".parquet",)), (PICTURE, PICTURES))
+        for kind, suffixes in (*known, (SAMPLES, (SOUND, POINTS))):
             if path.suffix.lower() in suffixes:
                 return kind
         if path.exists():

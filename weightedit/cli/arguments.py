@@ -198,12 +198,18 @@ with what it reached, and left out only with --drop-missed. The default target i
 pixels, 35 up to 96 x 96, 30 beyond: what a photograph that is not full of detail reaches within a minute
 of one core at 256 x 256. Memory hardly grows with the picture's size.
 
+Sounds (.wav, PCM) and other samples (.npz with arrays coordinates [P, inputs] in [-1, 1] and values
+[P, channels], any real numbers; 1 to 3 inputs) become INRs likewise. Their target is 50 dB, of the values'
+range over the error; the frequency of the first layer follows from the number of samples along an axis:
+half of it up to 30, an eighth of it beyond (--convention plain --omega 3000 30 states others).
+
 {_EXITS.format(one="images were left out")}"""
     example = "weightedit fit photo.png --size 256 -o photo.safetensors\n"
     example += "  weightedit fit photos/*.png --size 28 --channels 1 -o in.safetensors\n"
-    example += "  weightedit fit ylecun/mnist --split test --limit 100 -o in.safetensors"
+    example += "  weightedit fit ylecun/mnist --split test --limit 100 -o in.safetensors\n"
+    example += "  weightedit fit sound.wav -o sound.safetensors"
     parser = _command(commands, "fit", "turn images into INRs", text, example)
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="picture files, or one data set")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="picture files, sounds, samples, or one data set")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where the INRs go, .safetensors")
     parser.add_argument("--split", help="of a data set that has several: train, test, ...")
     parser.add_argument("--limit", type=count_argument, help="only the first so many images")
@@ -256,9 +262,15 @@ and how the weights of one layer changed."""
     parser.add_argument("--editor", metavar="EDITOR", help=f"{_EDITOR} Default: {SHIPPED_EDITOR}")
     operation = "of an editor that knows several; or, without --editor, by steps alone: a name (dilate, erode, "
     operation += "contrast, blur, invert, ...), or FILE.py:FUNCTION, from images [N, C, H, W] in [0, 1] to the same; "
-    operation += "given several times, they are done one after another"
+    operation += (
+        "given several times, they are done one after another; of INRs of samples, FILE.py:FUNCTION from values "
+    )
+    operation += "[N, P, C] to the same"
     parser.add_argument("--operation", metavar="NAME", action="append", help=operation)
-    target = "pictures to step to instead of an operation, one for all INRs or one for each, resized to theirs"
+    target = (
+        "pictures to step to instead of an operation, one for all INRs or one for each, resized to theirs; or .wav "
+    )
+    target += "or .npz, of INRs of samples"
     parser.add_argument("--target", metavar="PICTURE", nargs="+", help=target)
     mask = "a picture that is white where the edit is wanted and black where the INR is to stay; with steps alone"
     parser.add_argument("--mask", metavar="PICTURE", help=mask)
@@ -288,13 +300,17 @@ and how the weights of one layer changed."""
 def _add_render(commands) -> None:
     text = """\
 One INR gives a plain picture, several a sheet of them, row by row, pixel by pixel. An INR is a function
-of continuous coordinates, so any resolution will do."""
-    example = "weightedit render in.safetensors -o sheet.png --size 56 --index 0 3 5"
-    parser = _command(commands, "render", "draw the images that INRs store", text, example)
+of continuous coordinates, so any resolution will do. A .wav is the sound of one INR of 1 input; a .npz holds
+coordinates of a grid and the values there, of INRs of any kind."""
+    example = "weightedit render in.safetensors -o sheet.png --size 56 --index 0 3 5\n"
+    example += "  weightedit render sound.safetensors -o sound.wav"
+    parser = _command(commands, "render", "draw the images that INRs store, or play their sounds", text, example)
     _add_inrs(parser, size=False)
-    parser.add_argument("-o", "--output", required=True, metavar="PNG", help="the picture")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the picture .png, sound .wav, or .npz")
     size = "resolution to draw at: 56, or 48x64 (height x width); default: the size that was fitted"
     parser.add_argument("--size", type=size_argument, metavar="PIXELS", help=size)
+    rate = "samples a second of a .wav (default: that of the sound that was fitted)"
+    parser.add_argument("--rate", type=count_argument, metavar="HZ", help=rate)
     index = "numbers of the INRs, from 0 (default: the first 64)"
     parser.add_argument("--index", type=int, nargs="+", metavar="I", help=index)
 
@@ -344,5 +360,5 @@ Four questions about YOUR networks, each answered "ok" or "FAILED" with the figu
     _add_inrs(parser)
     parser.add_argument("--editor", metavar="EDITOR", help=_EDITOR)
     parser.add_argument("--limit", type=count_argument, default=16, metavar="N", help="use the first N (default: 16)")
-    images = "the pictures that the first INRs were fitted to, in order"
+    images = "the pictures, sounds or samples that the first INRs were fitted to, in order"
     parser.add_argument("--image", nargs="+", metavar="PICTURE", help=images)

@@ -74,12 +74,13 @@ def check_identity_edit(stack: INRStack) -> Check:
     equal = torch.equal(_values(stack.with_params(apply_delta(stack.params, nothing))), _values(stack))
     spec, params = stack.spec, _double(stack.params)
     before = _values(stack.with_params(params))
+    unit = 1.0 if stack.convention.bounded else float(before.abs().max()) or 1.0  # of values of any size
     canonical, element = canonicalize(spec, params)
     worst = 0.0
     for other in (canonical, act(element.inverse(), spec, canonical)):
-        worst = max(worst, float((_values(stack.with_params(other)) - before).abs().max()))
+        worst = max(worst, float((_values(stack.with_params(other)) - before).abs().max()) / unit)
     words = "bit-equal" if equal else "changed"
-    one = float((_values(stack.with_params(_rounded(params))) - before).abs().max())
+    one = float((_values(stack.with_params(_rounded(params))) - before).abs().max()) / unit
     figure = f"zero delta leaves the rendering {words}; canonicalize and back changes a pixel by at most {worst:.1e}"
     return Check(
         "identity edit", equal and _sound(worst, one, PICTURE_TOLERANCE), figure + _told(one, PICTURE_TOLERANCE)

@@ -78,7 +78,7 @@ def _inrs(stack: INRStack) -> Facts:
     facts = [
         ("kind", "INRs (SIRENs)"),
         ("count", f"{len(stack):,}"),
-        *_network(stack.widths, stack.convention, f"{stack.height} x {stack.width}"),
+        *_network(stack.widths, stack.convention, f"{stack.height} x {stack.width}", stack.shape),
         ("type", dtype),
     ]
     if stack.psnr is not None and len(stack):
@@ -179,11 +179,15 @@ def _figure(value: object) -> str:
     return ", ".join(f"{n}{p:.3e}" if isinstance(p, float) else f"{n}{shortened(p)}" for n, p in parts.items())
 
 
-def _network(widths: tuple[int, ...], convention: Convention, size: str) -> Facts:
+def _network(widths: tuple[int, ...], convention: Convention, size: str, shape: tuple[int, ...] = ()) -> Facts:
     spec = convention.spec(widths)
+    channels = f"{widths[-1]} channel{'s' if widths[-1] > 1 else ''}"
+    inputs = f"{widths[0]} input{'s' if widths[0] > 1 else ''}"
+    pictures = widths[0] == 2 and convention.bounded
+    grid = f"of {inputs}, {channels}, on a grid of {' x '.join(f'{n:,}' for n in shape)} by default"
     return [
         ("widths", f"{'-'.join(map(str, widths))} ({spec.parameter_count:,} parameters each)"),
-        ("image", f"{size} pixels, {widths[-1]} channel{'s' if widths[-1] > 1 else ''}"),
+        ("image", f"{size} pixels, {channels}") if pictures or not shape else ("samples", grid),
         ("convention", _convention(convention)),
     ]
 
@@ -196,7 +200,10 @@ def _convention(convention: Convention) -> str:
     words = ["omega " + ", then ".join(f"{number:g}" for number in omega)] if sines else []
     words += [f"{first} first ({convention.coordinates})"]
     words += [f"coordinates {_ranges(convention.ranges)}"] if convention.ranges else []
-    words += [f"image in [{convention.low:g}, {convention.high:g}]", f"{convention.offset:g} added to the output"]
+    as_is = (convention.low, convention.high, convention.offset) == (0.0, 1.0, 0.0)
+    if convention.bounded or not as_is:
+        words += [f"image in [{convention.low:g}, {convention.high:g}]", f"{convention.offset:g} added to the output"]
+    words += [] if convention.bounded else ["values of any size"]
     words += [f"{convention.activation} between the layers"] if convention.activation != "sine" else []
     words += [f"{convention.last} at the end"] if convention.last != "linear" else []
     return f"{', '.join(words)}{name}"

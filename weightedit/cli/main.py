@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from weightedit.editing.editor import Editor
     from weightedit.editing.operations import Operation
     from weightedit.editing.refinement import RefinementRule
+    from weightedit.inr.samples import Samples
     from weightedit.inr.stack import INRStack
 
 _TILES, _STEPS = 64, 10
@@ -114,16 +115,19 @@ def demo(options: argparse.Namespace) -> int:
 def fit(options: argparse.Namespace) -> int:
     """Images to INRs; 1 when images were left out."""
     output = check_output(options.output, ".safetensors")
+    check_seed(options.seed)
+    from weightedit.cli import samples
+
+    if samples.are_samples(options.images):
+        return _fit_samples(options, output)
     import torch
 
     from weightedit.cli.fits import announced, left_for, outcome
-    from weightedit.data.inr_files import save_inrs
     from weightedit.inr.fitting import FitOptions, hidden_widths
     from weightedit.inr.fitting import fit as fit_inrs
 
     fields = ("method", "init", "target_psnr", "max_steps", "learning_rate")
     wanted = FitOptions(**{name: getattr(options, name) for name in fields})
-    check_seed(options.seed)
     images, names = _read_images(options)
     count, channels, height, width = shape = tuple(images.images.shape)
     widths = (2, *(options.hidden or hidden_widths(height, width)), channels)
@@ -146,6 +150,28 @@ def fit(options: argparse.Namespace) -> int:
     labels = images.labels if bool((images.labels >= 0).any()) else None
     stack = replace(result.stack, label=labels, index=images.index)
     stack = left_for(replace(stack, provenance={**stack.provenance, **source}), result, options.drop_missed)
+    return _write_fitted(stack, count, output)
+
+
+def _fit_samples(options: argparse.Namespace, output: Path) -> int:
+    """Samples to INRs; 1 when some were left out."""
+    from weightedit.cli import samples
+    from weightedit.cli.fits import left_for
+
+    wanted = samples.read(options)
+    _say(samples.announced(*wanted, options))
+    started = time.perf_counter()
+    result, lines = samples.fitted(*wanted, options, progress=_progress())
+    _say(f"fitted {_plural(len(result.psnr), 'INR')} in {time.perf_counter() - started:.1f} s")
+    for line in lines:
+        _say(line)
+    return _write_fitted(left_for(result.stack, result, options.drop_missed), len(result.psnr), output)
+
+
+def _write_fitted(stack: INRStack, count: int, output: Path) -> int:
+    """Write what is left of so many fits; the exit code."""
+    from weightedit.data.inr_files import save_inrs
+
     if not len(stack):
         _say(f"{output} was not written: no INR is left")
         return 1
@@ -158,24 +184,27 @@ def edit(options: argparse.Namespace) -> int:
     """INRs to edited INRs."""
     output = _check_written(options)
     preview = check_output(options.preview, ".png") if options.preview else None
+    import torch
+
     from weightedit.cli.preview import draw_edit
-    from weightedit.cli.stages import SHOWN, Means, check_aims, for_each, take_stage
+    from weightedit.cli.stages import SHOWN, Means, aims_of, check_aims, take_stage
 
     check_aims(options)
     alone = options.editor is None and (options.operation is not None or options.target is not None)
     wanted = [named_operation(text) for text in options.operation or []] if alone else []
     given = _load_stack(options, options.size)
-    if preview is not None and given.widths[-1] not in (1, 3):
-        raise WeightEditError(f"got --preview for INRs of {given.widths[-1]} channels; it draws 1 or 3: drop it.")
+    if preview is not None and not (given.of_pictures and given.widths[-1] in (1, 3)):
+        kind = f"{given.widths[-1]} channels" if given.of_pictures else "samples"
+        raise WeightEditError(f"got --preview for INRs of {kind}; it draws 1 or 3 channels of pictures: drop it.")
     if options.undo:
         return _undo(options, given, output, preview)
     editor = None if alone else _load_editor(options.editor)
-    aims: list[tuple[str, str | Operation | Tensor]] = [(choice.name, choice) for choice in wanted]
+    aims: list[tuple[str, str | Operation | Tensor | Samples]] = [(choice.name, choice) for choice in wanted]
     if editor is not None:
         aims = [(name, name) for name in options.operation or editor.operations[:1]]
     if options.target is not None:
         shown = ", ".join(Path(name).name for name in options.target[:3])
-        aims = [(shown, for_each(options.target, "target", given, given.widths[-1]))]
+        aims = [(shown, aims_of(options.target, given))]
     steps = options.steps if options.steps is not None else editor.steps if editor else _STEPS
     if options.rule and not steps:
         raise WeightEditError("got --rule without steps; expected both or none: add --steps N, or drop --rule.")
@@ -190,7 +219,8 @@ def edit(options: argparse.Namespace) -> int:
     _write(options, stack, output)
     if preview is not None and stage is not None:
         few = slice(0, SHOWN)
-        known, told = None if stage.targets is None else stage.targets[few], ", ".join(name for name, _ in aims)
+        known, told = stage.targets, ", ".join(name for name, _ in aims)
+        known = known[few] if isinstance(known, torch.Tensor) else None
         draw_edit(told, given[few], stack[few], known, preview, strength=options.strength)
         _say(f"drew   {preview} ({min(SHOWN, len(stack))} of {len(stack)})")
     return 0
@@ -211,8 +241,11 @@ def _undo(options: argparse.Namespace, given: INRStack, output: Path, preview: P
 
 
 def render(options: argparse.Namespace) -> int:
-    """INRs to one picture."""
-    output = check_output(options.output, ".png")
+    """INRs to one picture, to a sound, or to samples."""
+    kinds = (".png", ".wav", ".npz")
+    own = Path(options.output).suffix.lower()
+    output = check_output(options.output, own if own in kinds else ".png")
+    from weightedit.cli import samples
     from weightedit.plots import mosaic
 
     try:
@@ -220,6 +253,15 @@ def render(options: argparse.Namespace) -> int:
     except FileFormatError:
         stack = _load_stack(options, options.size)
     indices = chosen(options.index, len(stack), _TILES)
+    if own != ".png":
+        _say(samples.render(stack[indices], output, options.size, options.rate))
+        return 0
+    if options.rate:
+        raise WeightEditError(f"got --rate with {output}; expected it with a .wav: leave it out.")
+    if stack.widths[0] != 2:
+        raise WeightEditError(
+            f"got INRs of {stack.widths[0]} inputs for {output}; expected pictures, of 2: name a .npz, or a .wav."
+        )
     height, width = options.size or (stack.height, stack.width)
     mosaic(stack[indices].render(height, width), output)
     _say(f"drew   {output}: {len(indices)} of {len(stack)} INRs at {height} x {width}")
@@ -310,11 +352,15 @@ def _write(options: argparse.Namespace, stack: INRStack, output: Path) -> None:
     _say(f"wrote  {output}: {_plural(len(stack), 'INR')}")
 
 
-def _fitted_pictures(options: argparse.Namespace, stack: INRStack) -> Tensor | None:
-    """The pictures of --image, as the first INRs of `stack` were fitted to them."""
+def _fitted_pictures(options: argparse.Namespace, stack: INRStack) -> Tensor | Samples | None:
+    """The pictures or samples of --image, as the first INRs of `stack` were fitted to them."""
     if options.image is None:
         return None
+    from weightedit.cli import samples
     from weightedit.cli.stages import pictures
+
+    if samples.are_samples(options.image):
+        return samples.load_samples(options.image)[0]
 
     return pictures(options.image, "image", stack, stack.widths[-1])
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from weightedit.cli.checks import Check
+from weightedit.editing.evaluation import check_samples, sample_errors
 from weightedit.inr.convention import COORDINATE_ORDERS, LAST, Convention
+from weightedit.inr.samples import Samples
 from weightedit.inr.siren import places, raw_outputs
 from weightedit.inr.stack import INRStack
 
@@ -32,17 +34,24 @@ _LEAST_SIDE = 16  # pixels, from which on these mean something
 _POINTS = 2048
 
 
-def check_reading(stack: INRStack, images: Tensor | None = None) -> Check:
+def check_reading(stack: INRStack, images: Tensor | Samples | None = None) -> Check:
     """Whether the renderings are what was fitted.
 
     Args:
         stack: N INRs, also such as are no pictures: then nothing can be told.
-        images: [M, C, H, W] in [0, 1], M at most N: the pictures of the first M, at the fitted size.
+        images: [M, C, H, W] in [0, 1], M at most N: the pictures of the first M, at the fitted size; or samples of M.
     """
     if images is not None:
         return _against(stack[: len(images)], images)
-    if stack.widths[0] != 2 or min(stack.height, stack.width) < _LEAST_SIDE:
-        what = f"{stack.widths[0]} inputs" if stack.widths[0] != 2 else f"{stack.height} x {stack.width} pixels"
+    if not stack.of_pictures:
+        values = stack.at(_anywhere(stack)).detach()
+        if not bool(values.isfinite().all()):
+            return Check("reading", False, "values that are not finite; state another convention")
+        low, high = values.min(), values.max()
+        figure = f"values {low:.3g} to {high:.3g} at random places"
+        return Check("reading", None, f"{figure}; only what was fitted tells: --image with the .wav or .npz")
+    if min(stack.height, stack.width) < _LEAST_SIDE:
+        what = f"{stack.height} x {stack.width} pixels"
         return Check("reading", None, f"nothing about {what} tells; look at what they render")
     faults, figure = _implausible(stack.render().detach().float())
     if faults:
@@ -68,11 +77,22 @@ def _implausible(rendered: Tensor) -> tuple[str, str]:
     return " and ".join(faults), figure
 
 
-def _against(stack: INRStack, images: Tensor) -> Check:
+def _anywhere(stack: INRStack) -> Tensor:
+    """Random places between the ends of the axes, [places, inputs]."""
+    ends = torch.tensor(stack.convention.ranges_of(stack.widths[0]))
+    return torch.lerp(
+        ends[:, 0], ends[:, 1], torch.rand(_POINTS, len(ends), generator=torch.Generator().manual_seed(0))
+    )
+
+
+def _against(stack: INRStack, images: Tensor | Samples) -> Check:
+    if isinstance(images, Samples):
+        check_samples(stack, images)
     psnr = _psnr(stack, images, stack.convention)
     found = {convention: _psnr(stack, images, convention) for convention in _others(stack.convention)}
     best = max(found, key=lambda convention: found[convention])
-    figure = f"{psnr:.1f} dB against {len(images)} picture{'s' * (len(images) > 1)}"
+    kind, more = ("set", " of samples") if isinstance(images, Samples) else ("picture", "")
+    figure = f"{psnr:.1f} dB against {len(images)} {kind}{'s' * (len(images) > 1)}{more}"
     if found[best] > max(psnr + MARGIN, LEAST_PSNR):
         return Check("reading", False, f"{figure}, but {found[best]:.1f} dB with {_difference(best, stack.convention)}")
     if psnr < LEAST_PSNR:
@@ -88,8 +108,12 @@ def _others(stated: Convention) -> Iterator[Convention]:
         yield replace(stated, **change)
 
 
-def _psnr(stack: INRStack, images: Tensor, convention: Convention) -> float:
-    """Of the first INRs' renderings, cut off to [0, 1], on at most so many pixels."""
+def _psnr(stack: INRStack, images: Tensor | Samples, convention: Convention) -> float:
+    """Of the first INRs' renderings, cut off to [0, 1], on at most so many pixels; of samples, over their range."""
+    if isinstance(images, Samples):
+        few = images.only(torch.randperm(images.count, generator=torch.Generator().manual_seed(0))[:_POINTS])
+        errors = sample_errors(replace(stack, convention=convention), few) / images.span().square()
+        return float(-10.0 * errors.mean().clamp(min=1e-12).log10())
     size = images.shape[2:]
     first = stack.params["layers.0.weight"]
     pixels = torch.randperm(size.numel(), generator=torch.Generator().manual_seed(0))[:_POINTS]

@@ -17,16 +17,22 @@ from torch import Tensor
 
 from weightedit.cli.arguments import SHIPPED_EDITOR
 from weightedit.cli.decibels import decibels
+from weightedit.cli.samples import are_samples
 from weightedit.data.images import load_picture
+from weightedit.data.sample_files import load_samples
 from weightedit.door import edit
 from weightedit.editing.editor import Editor
-from weightedit.editing.guard import guard, known_target
-from weightedit.editing.operations import Operation
-from weightedit.editing.refinement import RefinementRule, target_of
+from weightedit.editing.evaluation import check_samples, sample_errors
+from weightedit.editing.guard import Guarded, guard, known_target
+from weightedit.editing.operations import OPERATIONS, Operation
+from weightedit.editing.refinement import RefinementRule, samples_of, target_of
 from weightedit.errors import WeightEditError
 from weightedit.inr.history import BYTES
+from weightedit.inr.samples import Samples
 from weightedit.inr.stack import INRStack
 
+Aim = str | Operation | Tensor | Samples
+"""Of a stage."""
 SHOWN = 8
 """INRs that a preview shows, and whose errors are told one by one."""
 
@@ -46,7 +52,7 @@ class Stage:
     """What a stage came to: the INRs, with their history; what was aimed at, and its name; and lines to say."""
 
     stack: INRStack
-    targets: Tensor | None
+    targets: Tensor | Samples | None
     name: str
     lines: list[str]
 
@@ -63,6 +69,18 @@ def pictures(names: Sequence[str], option: str, stack: INRStack, channels: int) 
         )
     size = (stack.height, stack.width)
     return torch.stack([load_picture(name, size=size, channels=channels) for name in names])
+
+
+def aims_of(names: Sequence[str], stack: INRStack) -> Tensor | Samples:
+    """What --target names: pictures [N, C, H, W], or samples, one for all INRs or one for each."""
+    if stack.of_pictures and not are_samples(names):
+        return for_each(names, "target", stack, stack.widths[-1])
+    found = load_samples(names)[0]
+    if len(found) == 1:
+        found = Samples(found.coordinates, found.values.expand(len(stack), -1, -1))
+    check_samples(stack, found)
+    found.check_range(stack.convention)
+    return found
 
 
 def for_each(names: Sequence[str], option: str, stack: INRStack, channels: int) -> Tensor:
@@ -96,8 +114,18 @@ def _check_undo(options: argparse.Namespace) -> None:
         raise WeightEditError(f"got --undo with {given[0]}; expected it alone: undo first, then edit.")
 
 
-def aimed_at(choice: str | Operation | Tensor, stack: INRStack, options: argparse.Namespace) -> Tensor | None:
-    """What the INRs are to render, [N, C, H, W]; None where it is not known. Outside the mask, what they render."""
+def aimed_at(choice: Aim, stack: INRStack, options: argparse.Namespace) -> Tensor | Samples | None:
+    """What the INRs are to render, [N, C, H, W]; None where it is not known. Outside the mask, what they render.
+
+    Of INRs of samples, what their values are to be: a user's own function of them, or samples.
+    """
+    if isinstance(choice, Samples) or not stack.of_pictures:
+        if options.mask is not None:
+            raise WeightEditError("got --mask with INRs of samples; expected pictures: leave it out.")
+        if isinstance(choice, Operation) and choice.name not in OPERATIONS:
+            return samples_of(choice.function, stack, strength=options.strength)
+        if isinstance(choice, Samples):
+            return choice
     wanted = choice if isinstance(choice, Tensor) else known_target(choice, stack, options.strength)
     if wanted is None or options.mask is None:
         return wanted
@@ -105,14 +133,12 @@ def aimed_at(choice: str | Operation | Tensor, stack: INRStack, options: argpars
     return target_of("identity", stack).lerp(wanted, where)
 
 
-def take_stage(
-    stack: INRStack, choice: str | Operation | Tensor, name: str, means: Means, options: argparse.Namespace, widen: int
-) -> Stage:
+def take_stage(stack: INRStack, choice: Aim, name: str, means: Means, options: argparse.Namespace, widen: int) -> Stage:
     """One edit.
 
     Args:
         stack: N INRs.
-        choice: an operation, or pictures [N, C, H, W].
+        choice: an operation, or pictures [N, C, H, W], or samples.
         name: of it, as a person calls it.
         means: of the edit.
         options: of `edit`: strength, raw, mask, editor, operation.
@@ -130,14 +156,14 @@ def take_stage(
         edited = edit(stack, aim, steps=steps, widen=widen, rule=means.rule, progress=means.progress)
     lines = [f"edited {len(stack):,} INR{'s' * (len(stack) != 1)} in {time.perf_counter() - started:.1f} s"]
     if targets is not None:
-        found = guard(stack, edited, targets)
+        found = _judged(stack, edited, targets)
         errors = found.after
         if editor is not None and not options.raw:  # steps alone see to it themselves
             edited, errors = found.stack, found.reached
             if told := found.told():
                 way = f"--operation {name} without --editor takes steps instead, --raw writes the edit as it is"
                 lines.append(f"left   as they were, since the editor is off its domain: {told}; {way}")
-        what = name if isinstance(choice, Tensor) else f"{name} of the INRs' own renderings"
+        what = name if isinstance(choice, (Tensor, Samples)) else f"{name} of the INRs' own renderings"
         before, after = float(found.before.mean()), float(errors.mean())
         lines.append(f"MSE    against {what}: {before:.2e} before, {after:.2e} after")
         lines.append(f"dB     {by_inr(found.before, errors)}")
@@ -152,6 +178,13 @@ def take_stage(
             f"undo   not kept: the weights before take more than {BYTES // 2**20} MB; keep the file that was edited"
         )
     return Stage(edited, targets, name, lines)
+
+
+def _judged(before: INRStack, after: INRStack, targets: Tensor | Samples) -> Guarded:
+    """`guard`; of samples, whose steps raise no error, the errors in units of the values' range squared."""
+    if not isinstance(targets, Samples):
+        return guard(before, after, targets)
+    return Guarded(after, *(sample_errors(stack, targets) / targets.span().square() for stack in (before, after)))
 
 
 def by_inr(before: Tensor, after: Tensor) -> str:

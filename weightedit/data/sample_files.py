@@ -68,6 +68,11 @@ def load_samples(names: Sequence[str | Path]) -> tuple[Samples, int | None]:
     return Samples(places((values.shape[1],), SAMPLES), values), sounds[0][1]
 
 
+def load_sample_file(source: str | Path) -> Samples:
+    """The samples in one file, as of `load_samples`."""
+    return load_samples([source])[0]
+
+
 def save_points(samples: Samples, path: str | Path) -> None:
     """Write samples as an .npz that `load_samples` reads: whole, or not there. FileFormatError if it cannot be."""
     import numpy as np
@@ -100,9 +105,10 @@ def _read_points(path: str | Path) -> Samples:
     import numpy as np
 
     with refusing(path, "an .npz of the arrays coordinates and values, plain numbers: write it with np.savez"):
-        with zipfile.ZipFile(path) as file:
+        data = read_bytes(path, BYTES)
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
             check_declared(path, sum(entry.file_size for entry in file.infolist()))
-        with np.load(io.BytesIO(read_bytes(path, BYTES)), allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             if missing := [name for name in _ARRAYS if name not in file]:
                 raise FileFormatError(
                     f"there is no array {missing[0]!r} among {sorted(file)}; expected coordinates and values: name "

@@ -106,8 +106,8 @@ class Samples:
         """That of a fit: a frequency of 30, but in the first layer one by the number of samples along an axis.
 
         It is half of that up to 30, and an eighth of it where that is more: 10 for 8,000 samples of a volume, 1,000 for
-        a second of sound at 8 kHz. Sitzmann et al. (2020) take 30, and 3,000 for sounds; these fit the samples as well,
-        and what lies between them far worse (a chord: SNR -3 dB there, at 1,000 it is 28).
+        a second of sound at 8 kHz. Sitzmann et al. (2020) take 30, and 3,000 for sounds: a second of chord then has an
+        SNR of 22 dB on its samples and -3 between them after 60 steps; with 1,000 it has 29.6 and 28.4.
         """
         along = self.count ** (1 / self.inputs)
         first = round(max(min(_OMEGA, along / 2), along / 8), 1)
