@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import start
 from weightedit.errors import WeightEditError
 from weightedit.training.loop import TrainResult
 from weightedit.training.measured import Measured
 from weightedit.training.plan import TrainOptions
 from weightedit.training.report import run_facts, spread, write_result
-from weightedit.training.timing import gigaflop, peak_megabytes, take_turns
+from weightedit.training.timing import gigaflop, take_turns
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def test_contenders_take_turns():
 def test_products_and_memory_are_counted():
     one = torch.rand(100, 200)
     assert gigaflop(lambda: one @ one.T) == pytest.approx(2 * 100 * 200 * 100 / 1e9)
-    assert peak_megabytes(lambda: torch.ones(8_000_000)) in (0, pytest.approx(32, rel=0.5))
+    start("tests/programs/peak_memory.py").succeed()  # here, memory that another test freed may be taken for it
 
 
 def test_a_comparison_keeps_what_another_process_measured(tmp_path):
