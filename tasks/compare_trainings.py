@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from weightedit.cli.main import told_in_one_line
 from weightedit.errors import WeightEditError
-from weightedit.metatrain.workloads import WORKLOADS, Batch, Source, Workload, workload
+from weightedit.metatrain.workloads import WORKLOADS, Batch, Workload, workload
 from weightedit.optim.optimizer import LearnedOptimizer
 from weightedit.optim.rule_module import RuleModule
 from weightedit.plots import Band, bands
@@ -234,10 +234,11 @@ def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> 
     clock, elapsed = time.process_time if config.device == "cpu" else time.perf_counter, 0.0
     points: list[tuple[float, float, float]] = []
     trained: list[Tensor] = []
+    judged = [part.to(torch.device(config.device)) for part in (task.validation, task.test)]
     for step in range(steps + 1):
         if step % every == 0:
             with at_average(optimizers, net, lambda: on(config.device, task.batch(others))):
-                losses = [task.evaluate(net, Placed(part, config.device)) for part in (task.validation, task.test)]
+                losses = [task.evaluate(net, part) for part in judged]
             points.append((losses[0], losses[1], elapsed))
             if not all(map(math.isfinite, losses)):
                 break
@@ -268,20 +269,6 @@ def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> 
         "seconds": seconds,
         "state": numbers / sum(p.numel() for p in net.parameters()),
     }
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A source whose examples come on a device."""
-
-    source: Source
-    device: str
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, rows: Tensor) -> Batch:
-        return on(self.device, self.source[rows])
 
 
 def on(device: str, batch: Batch) -> Batch:

@@ -65,16 +65,23 @@ def test_a_stack_is_its_networks_one_by_one(name):
             assert_agree(wire.restored(grads[wire.name][i]), parameter.grad, 1000, wire.name)  # through normalizations
 
 
-def test_starts_are_the_modules_own_scaled_and_held_out_batches_are_of_validation():
-    task = of_images(lambda: networks.conv_net(3, 4, 6))
-    one, twice = (TrainingOptimizee(task, scale).init(GENERATOR(), 3)[0] for scale in (1.0, 2.0))
-    for wire in TrainingOptimizee(task).wiring.wires:
-        assert torch.equal(twice[wire.name], one[wire.name] * (2 if wire.kind == "weight" else 1))
-        same = torch.equal(one[wire.name][0], one[wire.name][1])
+def test_starts_are_the_modules_own_and_held_out_batches_are_of_validation():
+    problem = TrainingOptimizee(of_images(lambda: networks.conv_net(3, 4, 6)))
+    params, _ = problem.init(GENERATOR(), 3)
+    for wire in problem.wiring.wires:
+        same = torch.equal(params[wire.name][0], params[wire.name][1])
         assert same == wire.name.startswith(("1.", "4.")), "gains and biases of BatchNorm start as ones and zeros"
-    problem = TrainingOptimizee(task)
     for held_out in (False, True):
         assert bool((problem.batch({}, torch.tensor([5]), held_out=held_out)["inputs"] <= 0).all()) == held_out
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batches_and_losses_are_on_the_device_of_the_keys(name):
+    """Tensors without numbers stand for a GPU's: nothing of another device meets them."""
+    problem = TrainingOptimizee(TASKS[name]())
+    params = {k: p.to("meta") for k, p in problem.init(GENERATOR(), 2)[0].items()}
+    batch = problem.batch({}, torch.zeros(2, dtype=torch.long, device="meta"))
+    assert problem.loss(params, batch).shape == (2,) and problem.loss(params, batch).is_meta
 
 
 def test_scores_are_in_units_of_a_guess_and_those_of_fits_in_bels_of_it():

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _disable_current_modes
 
 from weightedit.errors import SpecError
 from weightedit.metatrain.draws import indices
@@ -30,14 +32,12 @@ class TrainingOptimizee:
 
     Args:
         task: what is trained, on which examples. Meta-losses may be taken on its validation examples.
-        scale: factor on all weights (not on biases and gains) at the start.
 
     Raises:
         SpecError: a module with buffers other than running statistics.
     """
 
     task: Workload
-    scale: float = 1.0
     net: nn.Module = field(init=False, repr=False)
     _wiring: Wiring = field(init=False, repr=False)
 
@@ -75,15 +75,25 @@ class TrainingOptimizee:
         params: Params = {}
         for wire in self._wiring.wires:
             stack = torch.stack([net[wire.name].detach() for net in made]).to(generator.device)
-            params[wire.name] = wire.arranged(stack) * (self.scale if wire.kind == "weight" else 1.0)
+            params[wire.name] = wire.arranged(stack)
         return params, {}
 
     def batch(self, task: Task, keys: Tensor, *, held_out: bool = False) -> Batch:
-        """See Optimizee.batch."""
-        source: Source = self.task.validation if held_out else self.task.train
+        """See Optimizee.batch. On the device of the keys, where all examples are copied once."""
+        source = self._source(keys.device, held_out=held_out)
         size = self.task.batch_size or len(source)
         x, y = source[indices(keys, size, len(source))]
         return {"inputs": x, "targets": y}
+
+    @cached_property
+    def _copies(self) -> dict[tuple[torch.device, bool], Source]:
+        return {}
+
+    def _source(self, device: torch.device, *, held_out: bool) -> Source:
+        if (device, held_out) not in self._copies:
+            with _disable_current_modes():  # a step that is being traced would copy them every time
+                self._copies[device, held_out] = (self.task.validation if held_out else self.task.train).to(device)
+        return self._copies[device, held_out]
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """See Optimizee.loss."""

@@ -35,6 +35,8 @@ class Source(Protocol):
 
     def __getitem__(self, rows: Tensor) -> Batch: ...
 
+    def to(self, device: torch.device) -> Source: ...
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -49,6 +51,10 @@ class Pairs:
     def __getitem__(self, rows: Tensor) -> Batch:
         return self.inputs[rows], self.targets[rows]
 
+    def to(self, device: torch.device) -> Pairs:
+        """The same there."""
+        return Pairs(self.inputs.to(device), self.targets.to(device))
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -61,8 +67,12 @@ class Windows:
         return len(self.text) - self.context
 
     def __getitem__(self, rows: Tensor) -> Batch:
-        found = self.text[rows.unsqueeze(-1) + torch.arange(self.context + 1)]
+        found = self.text[rows.unsqueeze(-1) + torch.arange(self.context + 1, device=rows.device)]
         return found[..., :-1], found[..., 1:]
+
+    def to(self, device: torch.device) -> Windows:
+        """The same there."""
+        return Windows(self.text.to(device), self.context)
 
 
 @dataclass(frozen=True)
