@@ -2,7 +2,7 @@
 
 Each command reads its arguments (arguments.py), calls the library, and says what came of it. Whatever is wrong with
 the input becomes one line on standard error and the exit code 2; nothing is half written. The library is imported when
-a command runs, so that --help answers at once.
+a command runs, so that --help answers at once. The file is long because what a command prints stands with the command.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from weightedit.data.foreign_inrs import (
 from weightedit.data.layer_names import Rename
 from weightedit.errors import FileFormatError, ParamsError
 from weightedit.files.reading import check_pixels, parse_json, refusing, shortened, size_of
-from weightedit.files.saving import new_file
+from weightedit.files.saving import users_file
 from weightedit.files.schema import Width, Widths, conform
 from weightedit.inr.convention import Convention, Params, widths_of
 from weightedit.inr.history import Edit
@@ -95,14 +95,8 @@ def save_inrs(stack: INRStack, path: str | Path) -> None:
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in {**stack.params, **known, **former}.items()
     }
     data = safetensors.torch.save(tensors, _header(stack))
-    try:
-        with new_file(path) as fresh:
-            fresh.write_bytes(data)
-    except OSError as error:
-        raise FileFormatError(
-            f"{path} could not be written ({error}); expected a place in an existing, writable folder with enough "
-            "room: choose another, or create it."
-        ) from error
+    with users_file(path) as fresh:
+        fresh.write_bytes(data)
 
 
 def load_inrs(

@@ -15,7 +15,7 @@ from weightedit.data.foreign_inrs import TORCH_SUFFIXES, check_finite, read_cont
 from weightedit.data.layer_names import Rename, entries, layer_stems
 from weightedit.errors import FileFormatError
 from weightedit.files.reading import refusing, size_of
-from weightedit.files.saving import new_file
+from weightedit.files.saving import users_file
 from weightedit.inr.stack import INRStack
 
 SAFETENSORS = ".safetensors"
@@ -84,14 +84,8 @@ def _contents(like: Path) -> tuple[MutableMapping[Any, Any], dict[str, str] | No
 def _write(path: Path, content: MutableMapping[Any, Any], metadata: dict[str, str] | None) -> None:
     import safetensors.torch
 
-    try:
-        with new_file(path) as fresh:
-            if path.suffix == SAFETENSORS:
-                fresh.write_bytes(safetensors.torch.save(dict(content), metadata))
-            else:
-                torch.save(content, fresh)
-    except OSError as error:
-        raise FileFormatError(
-            f"{path} could not be written ({error}); expected a place in an existing, writable folder with enough "
-            "room: choose another, or create it."
-        ) from error
+    with users_file(path) as fresh:
+        if path.suffix == SAFETENSORS:
+            fresh.write_bytes(safetensors.torch.save(dict(content), metadata))
+        else:
+            torch.save(content, fresh)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weightedit.errors import FileFormatError
 from weightedit.files.reading import check_declared, read_bytes, refusing
-from weightedit.files.saving import new_file
+from weightedit.files.saving import users_file
 from weightedit.inr.convention import SAMPLES
 from weightedit.inr.samples import Samples
 from weightedit.inr.siren import places
@@ -149,11 +149,5 @@ def _read_sound(path: str | Path) -> tuple[Tensor, int]:
 
 
 def _write(path: str | Path, data: bytes) -> None:
-    try:
-        with new_file(path) as fresh:
-            fresh.write_bytes(data)
-    except OSError as error:
-        raise FileFormatError(
-            f"{path} could not be written ({error}); expected a place in an existing, writable folder with enough "
-            "room: choose another, or create it."
-        ) from error
+    with users_file(path) as fresh:
+        fresh.write_bytes(data)

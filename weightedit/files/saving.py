@@ -92,6 +92,19 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def users_file(path: str | Path) -> Iterator[Path]:
+    """`new_file` at a place that a user named. Raises FileFormatError where it cannot be written."""
+    try:
+        with new_file(path) as fresh:
+            yield fresh
+    except OSError as error:
+        raise FileFormatError(
+            f"{path} could not be written ({error}); expected a place in an existing, writable folder with enough "
+            "room: choose another, or create it."
+        ) from error
+
+
+@contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """A with block that fills the new folder that it is given, beside `folder`; at its end that takes the place.
 
