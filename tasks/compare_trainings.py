@@ -150,6 +150,8 @@ def main(config: Config) -> dict[str, Any]:
             f"{config.length}; expected tasks among {', '.join(WORKLOADS)}, rivals among {', '.join(RIVALS)}, and "
             "positive numbers: correct them."
         )
+    for name in config.rules:
+        identity(name)  # what cannot be loaded is told before anything is trained
     absent = [name for name in rivals if (package := RIVALS[name].package) and not find_spec(package)]
     contenders = [*(name for name in rivals if name not in absent), *config.rules]
     about = {key: getattr(config, key) for key in ("length", "batch_size", "evaluations", "device")}
