@@ -1,12 +1,15 @@
-"""Train an editor of INRs, or the refinement rule that takes steps for one.
+r"""Train an editor of INRs, or the refinement rule that takes steps for one.
 
     python tasks/fit_inrs.py --out runs/mnist-inrs
     python tasks/train_editor.py one-shot --weights runs/mnist-inrs --operation dilate --out runs/mnist-dilate
     python tasks/train_editor.py predictive --weights runs/mnist-inrs --operations dilate rotate --out runs/predictive
+    python tasks/train_editor.py predictive --weights runs/threes --targets ylecun/mnist --target-labels 8 \
+        --nearest 32 --operations three-to-eight --out runs/three-to-eight
     python tasks/train_editor.py rule --weights runs/mnist-inrs --operations dilate --out runs/refine
 
 one-shot: a metanetwork changes the weights so that the rendering becomes the edited image (README: protocol P1).
 predictive: a small network predicts the edited picture from the rendering; learned steps of the weights lead to it.
+Both learn an operation, by its name, or examples of what INRs are to become (--targets), under a name of yours.
 rule: those steps, K-FAC whose step sizes, momenta and dampings a small network chooses.
 
 The best step is chosen on validation INRs, the test INRs are measured once. Started again with the same arguments, a
@@ -33,7 +36,7 @@ from weightedit.data.inr_fitting import ImageSource, fit_set
 from weightedit.data.weight_sets import WeightSet, load_splits
 from weightedit.editing.curvature import KFAC, LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.one_shot import EditorOptions, OneShotEditor
-from weightedit.editing.operations import operation
+from weightedit.editing.pairs import Pairing, first_of
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.editing.predictor_training import prediction_errors, train_predictor
@@ -63,7 +66,8 @@ class OneShot:
         repeats: INRs per training image, where they are fitted here.
         validation: training images kept for validation, where INRs are fitted here.
         out: folder of the run; the finished editor is written to out/editor.
-        operation: what to learn (weightedit.editing.operations).
+        operation: what to learn (weightedit.editing.operations), or a name of yours where targets are given.
+        pairs: what INRs are to become, where no operation makes it.
         train_limit: use the first so many training INRs; 0 for all.
         validation_limit: INRs to choose the best step on; 0 for all.
         test_limit: INRs of the test figure; 0 for all.
@@ -87,6 +91,7 @@ class OneShot:
     validation: int = 5000
     out: str = "runs/mnist-dilate"
     operation: str = "dilate"
+    pairs: tyro.conf.OmitArgPrefixes[Pairing] = field(default_factory=Pairing)
     train_limit: int = 0
     validation_limit: int = 1000
     test_limit: int = 0
@@ -115,12 +120,13 @@ class OneShot:
                 control_steps=min(4, self.control_steps),
                 smoke=False,
             ).run()
-        splits, out, chosen = self.splits(), Path(self.out), self.operation
+        splits, out, chosen = self.pairs.of(self.splits()), Path(self.out), self.operation
         test, around = (
             splits["test"],
             {"gauge_gmn": self.metanet, "options": self.metanet_options, "around": self.editor},
         )
-        editor, about = make_editor(chosen, test.stack, name=self.name, **around), {"weights": self.weights}
+        editor = make_editor(chosen, test.stack, name=self.name, **around)
+        about: dict[str, Any] = {"weights": self.weights, **self.pairs.facts()}
         if self.images:
             about |= {"images": self.images, "repeats": self.repeats, "validation": self.validation}
         options: dict[str, Any] = {"augment": self.augment, "about": about}
@@ -186,12 +192,12 @@ class OneShot:
 
 A metanetwork ({facts["metanet"]}) of {facts["parameters"]:,} parameters that changes the weights of a SIREN so that its
 image is edited:
-{operation(self.operation).description}
+{self.pairs.told(self.operation)}
 
 {lines}
 
 Protocol P1: one SIREN per image from independent random initializations, one shot, {"".join(told)},
-output {width}, target made from the source image.
+output {width}, {"targets given as examples" if self.pairs.targets else "target made from the source image"}.
 {counts["train"]:,} training, {counts["validation"]:,} validation (choice of the best step) and {counts["test"]:,} test
 INRs. The floor is the same SIREN fitted to the target itself, on {min(self.floor_count, counts["test"])} of the test
 INRs{control if self.control_steps else ""}.
@@ -205,12 +211,14 @@ class Predictive:
     """Train a predictor of the edited picture; learned steps of the weights lead to it.
 
     The predictor learns from pairs (an INR's rendering, the operation of its source image), with strengths drawn from 0
-    to 1 if it knows several operations or is told to; the steps are those of a trained refinement rule.
+    to 1 if it knows several operations or is told to; the steps are those of a trained refinement rule. With targets
+    the pairs are (rendering, target), and the one operation bears a name of yours.
 
     Attributes:
         weights: folder of a weight set (tasks/fit_inrs.py).
         out: folder of the run; the finished editor is written to out/editor.
         operations: what it learns; with several of them, each with every strength.
+        pairs: what INRs are to become, where no operation makes it.
         graded: draw strengths from 0 to 1 for a single operation too.
         rule: folder of the refinement rule; empty for the shipped one.
         steps: of the rule, in the finished editor.
@@ -223,6 +231,7 @@ class Predictive:
     weights: str = "runs/mnist-inrs"
     out: str = "runs/predictive"
     operations: tuple[str, ...] = ("dilate",)
+    pairs: tyro.conf.OmitArgPrefixes[Pairing] = field(default_factory=Pairing)
     graded: bool = False
     rule: str = ""
     steps: int = 4
@@ -250,12 +259,13 @@ class Predictive:
             few = {"train_limit": 8, "validation_limit": 4, "test_limit": 4, "steps": 1, "smoke": False}
             return replace(self, training=self.training.brief(2), **few).run()
         limits = {"train": self.train_limit, "validation": self.validation_limit, "test": self.test_limit}
-        splits, out, names = load_splits(self.weights, **limits), Path(self.out), self.operations
+        splits, out, names = self.pairs.of(load_splits(self.weights, **limits)), Path(self.out), self.operations
         test = splits["test"]
         graded, channels = self.graded or len(names) > 1, test.stack.widths[-1]
         predictor = Predictor(replace(self.predictor, operations=names, channels=channels, graded=graded))
         editor = PredictiveEditor(predictor, LearnedKFAC.from_pretrained(self.rule or "refine-rule"), self.steps)
-        result = train_predictor(predictor, splits, out / "run", self.training, about={"weights": self.weights})
+        about = {"weights": self.weights, **self.pairs.facts()}
+        result = train_predictor(predictor, splits, out / "run", self.training, about=about)
         if not result.main:
             return {}
         figures = prediction_errors(editor.cpu().eval(), test)
@@ -269,7 +279,9 @@ class Predictive:
         print(f"mean squared error on {len(test)} test INRs, after {self.steps} steps\n{lines}")
         editor.save_pretrained(out / "editor", self.card(facts, lines), facts)
         shown = min(max(6, len(names)), len(test))
-        draw_strengths(editor, test.stack[:shown], test.floats()[:shown], out / "strengths.png")
+        few = test[torch.arange(shown)]
+        examples = None if few.targets is None else first_of(few.targets)
+        draw_strengths(editor, few.stack, few.floats(), out / "strengths.png", examples=examples)
         print(f"editor and strengths.png written to {out}")
         return figures
 
@@ -278,16 +290,19 @@ class Predictive:
         counts, knob = facts["counts"], "Trained with strengths from 0 to 1."
         if not (self.graded or len(self.operations) > 1):
             knob = "Trained at strength 1; below it, the change of the picture is scaled."
-        told = "\n".join(f"* {name}: {operation(name).description}" for name in self.operations)
+        told = "\n".join(f"* {name}: {self.pairs.told(name)}" for name in self.operations)
+        pair, against = "an edited source image", "the operation of the source image"
+        pair, against = ("a target", "the target") if self.pairs.targets else (pair, against)
+        against += ", the nearest of several" if self.pairs.nearest > 1 else ""
         return f"""# weightedit predictive editor: {", ".join(self.operations)}
 
 Predicts the edited picture from an INR's rendering and takes {self.steps} learned steps of the weights towards it:
 {facts["parameters"]:,} parameters, {facts["flops"] / 1e6:.0f} MFLOP per INR. The operation itself is never computed; it
-was learned from {counts["train"]:,} pairs of an INR and an edited source image. {knob}
+was learned from {counts["train"]:,} pairs of an INR and {pair}. {knob}
 
 {told}
 
-Mean squared error, image in [0, 1], against the operation of the source image, {counts["test"]:,} test INRs, one SIREN
+Mean squared error, image in [0, 1], against {against}, {counts["test"]:,} test INRs, one SIREN
 per image from independent random initializations, output of the same size:
 
 {lines}

@@ -218,6 +218,18 @@ def test_train_predictive_editor_then_evaluate(weights: Path, tmp_path: Path) ->
     assert refused.returncode == 2 and "this editor knows dilate, rotate" in refused.stderr.splitlines()[-1]
 
 
+def test_train_editors_by_examples(weights: Path, pictures: Path, tmp_path: Path) -> None:
+    words = ("--smoke", "--weights", str(weights), "--targets", str(pictures), "--description", "becomes another")
+    given = (*words, "--nearest", "3", "--target-labels", "1", "--operations", "mine", "--out", str(tmp_path / "one"))
+    result = run_task("train_editor predictive", *given)
+    assert "| mine 1 |" in result.stdout and (tmp_path / "one" / "strengths.png").stat().st_size > 10_000
+    assert "* mine: becomes another" in (tmp_path / "one" / "editor" / "README.md").read_text()
+    assert PredictiveEditor.from_pretrained(tmp_path / "one" / "editor").operations == ("mine",)
+    given = (*words, "--operation", "mine", "--out", str(tmp_path / "two"), "--control-steps", "0")
+    run_task("train_editor one-shot", *given)  # targets in order
+    assert "becomes another" in (tmp_path / "two" / "editor" / "README.md").read_text()
+
+
 def test_the_study_resumes(weights: Path, tmp_path: Path) -> None:
     rows = ("base: permutation + sign + phase, 16 probes", "output 2 times as wide")
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "study"), "--only", *rows)

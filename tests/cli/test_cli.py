@@ -681,6 +681,15 @@ def predictive(tmp_path_factory):
     return str(built.save_pretrained(tmp_path_factory.mktemp("editors") / "two", "# two\n", {"figures": figures}))
 
 
+def test_an_editor_by_examples_is_judged_by_nothing(place, tmp_path, capsys):
+    built = PredictiveEditor(Predictor(PredictorConfig(("mine",), width=4)), LearnedKFAC(), 2)
+    save_inrs(make_stack(), "in.safetensors")
+    words = ("--editor", str(built.save_pretrained(tmp_path / "one", "# one\n")), "-o", "out.safetensors")
+    code, out, err = run(capsys, "edit", "in.safetensors", *words, "--preview", "sheet.png")
+    assert (code, err) == (0, "") and "judged by nothing, since mine is known by examples alone" in out
+    assert "MSE" not in out and Path("sheet.png").stat().st_size
+
+
 def test_a_predictive_editor_everywhere(place, predictive, capsys):
     save_inrs(make_stack(), "in.safetensors")
     words = ("--editor", predictive, "--operation", "invert", "--strength", 0.5, "--widen", 2, "--refine", 3)

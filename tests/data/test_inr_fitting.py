@@ -26,6 +26,12 @@ def test_splits_share_no_image_and_test_indices_follow(tmp_path):
     images, split = ImageSource(str(tmp_path), validation=3, seed=5).read()
     assert [int((split == number).sum()) for number in (0, 1, 2)] == [9, 3, 4]
     assert sorted(images.index.tolist()) == list(range(16)) and bool((images.index[split == 2] >= 12).all())
+    (tmp_path / "train" / "0" / "05.png").rename(tmp_path / "train" / "05.png")
+    (tmp_path / "train" / "1").mkdir()
+    (tmp_path / "train" / "05.png").rename(tmp_path / "train" / "1" / "05.png")  # the last of train now
+    chosen, where = ImageSource(str(tmp_path), validation=3, labels=(0,)).read()
+    assert sorted(chosen.index.tolist()) == [*range(11), *range(12, 16)], "numbers are those of the source"
+    assert set(chosen.labels.tolist()) == {0} and [int((where == n).sum()) for n in (0, 1, 2)] == [8, 3, 4]
     again = ImageSource(str(tmp_path), validation=3, seed=5).read()[1]
     other = ImageSource(str(tmp_path), validation=3, seed=6).read()[1]
     assert torch.equal(split, again) and not torch.equal(split, other)

@@ -59,6 +59,17 @@ def test_strength_zero_changes_nothing_and_small_strengths_little():
     assert changed.tolist() == [False, True, False]
 
 
+def test_patches_look_further_at_any_size():
+    """The change at a pixel depends on others two patches away, and a picture need be no multiple of a patch."""
+    predictor = make_predictor(operations=("dilate",), tiles=0, warp=False, patch=3, blocks=1).double()
+    one = torch.rand(1, 1, 10, 8, dtype=torch.float64)
+    other = one.clone()
+    other[0, 0, 9, 4] += 0.5
+    codes, strengths = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.float64)
+    found = (predictor(other, codes, strengths) - predictor(one, codes, strengths)).detach().abs()[0, 0]
+    assert found.shape == (10, 8) and bool((found[3:9] > 0).any()) and float(found[:3].max()) == 0
+
+
 def test_it_is_equivariant():
     editor, stack = make_editor().double(), make_stack(dtype=torch.float64)
 

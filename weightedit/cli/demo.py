@@ -15,7 +15,7 @@ from torch.nn import functional
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.guard import guard, known_target
-from weightedit.editing.operations import operation
+from weightedit.editing.operations import OPERATIONS, operation
 from weightedit.errors import WeightEditError, check_seed
 from weightedit.inr.fitting import FitOptions, fit, fit_directly
 from weightedit.inr.stack import INRStack
@@ -115,6 +115,11 @@ def run_demo(
     if name not in editor.operations:
         known = ", ".join(editor.operations)
         raise WeightEditError(f"got operation {name!r}; this editor knows {known}: choose one of them.")
+    if name not in OPERATIONS:
+        raise WeightEditError(
+            f"got an editor of {name!r}, which is known by examples alone; expected an operation, to measure by: take "
+            "another editor, or edit INRs of your own with a preview."
+        )
     wanted = operation(name)
     images, labels = digit_images(count)
     # As the shipped editors' training sets were.

@@ -82,6 +82,7 @@ def draw_strengths(
     path: str | Path,
     *,
     strengths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    examples: Tensor | None = None,
 ) -> Path:
     """The strength knob swept: a row per INR, which takes the editor's operations in turn, a column per strength.
 
@@ -91,6 +92,7 @@ def draw_strengths(
         sources: their images [N, C, H, W] in [0, 1]; the last column shows the operation of these.
         path: of the PNG.
         strengths: of the columns.
+        examples: [N, C, H, W] for the last column, where the operation is known by examples alone.
     """
     names = [editor.operations[row % len(editor.operations)] for row in range(len(stack))]
     columns: list[ImageColumn | ChangeColumn] = [ImageColumn("INR\nrendered", stack.render())]
@@ -99,9 +101,12 @@ def draw_strengths(
         edited = [editor.unguarded(one, name, strength=strength).render() for one, name in rows]
         title = f"strength {strength:g}\n" + ("the INR itself" if strength == 0 else "edited INR")
         columns.append(ImageColumn(title, torch.cat(edited)))
-    wanted = torch.cat([operation(name)(sources[row : row + 1]) for row, name in enumerate(names)])
+    wanted, of = examples, "the nearest example"
+    if wanted is None:
+        of = "operation of the image"
+        wanted = torch.cat([operation(name)(sources[row : row + 1]) for row, name in enumerate(names)])
     columns[-1] = ImageColumn(title, torch.cat(edited), _errors((torch.cat(edited) - wanted).square().mean((1, 2, 3))))
-    columns.append(ImageColumn("wanted\noperation of the image", wanted))
+    columns.append(ImageColumn(f"wanted\n{of}", wanted))
     return sheet(columns, path, heading="operations by degrees, by weights alone", labels=names)
 
 

@@ -167,6 +167,8 @@ def take_stage(stack: INRStack, choice: Aim, name: str, means: Means, options: a
         before, after = float(found.before.mean()), float(errors.mean())
         lines.append(f"MSE    against {what}: {before:.2e} before, {after:.2e} after")
         lines.append(f"dB     {by_inr(found.before, errors)}")
+    elif editor is not None:
+        lines.append(f"judged by nothing, since {name} is known by examples alone: look at the result, as by --preview")
     by = [Path(options.editor or SHIPPED_EDITOR).name] if editor else []
     by += [f"{steps} steps"] if steps else []
     by += [f"strength {options.strength:g}"] if options.strength != 1.0 else []

@@ -83,6 +83,16 @@ class ImageSet:
         """The chosen images, by a slice or a one-dimensional tensor of integers or booleans."""
         return ImageSet(self.images[which], self.labels[which], self.index[which])
 
+    def of_labels(self, labels: Sequence[int]) -> ImageSet:
+        """Those of these classes; all where none is named. Raises WeightEditError where there are none of them."""
+        chosen = torch.isin(self.labels, torch.tensor(labels, dtype=torch.int64)) if labels else slice(None)
+        if not len(self[chosen]):
+            raise WeightEditError(
+                f"got labels {tuple(labels)}; expected some of {', '.join(map(str, self.labels.unique().tolist()))}, "
+                "which the images have: name those."
+            )
+        return self[chosen]
+
     def floats(self) -> Tensor:
         """The images as float32 [N, C, H, W] in [0, 1]."""
         return self.images.to(torch.float32) / 255.0

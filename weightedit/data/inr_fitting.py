@@ -29,6 +29,7 @@ class ImageSource:
         validation: images kept for validation, at most half of the training split.
         limit: use the first so many images of each split; 0 for all.
         test_limit: of the test split, where it should differ; 0 for as many as `limit` says.
+        labels: classes to use, of these images; none for all.
         size: resize the images to size x size; 0 keeps theirs.
         seed: of the division, and of what is drawn for these images.
 
@@ -42,6 +43,7 @@ class ImageSource:
     validation: int = 5000
     limit: int = 0
     test_limit: int = 0
+    labels: tuple[int, ...] = ()
     size: int = 0
     seed: int = 0
 
@@ -54,6 +56,7 @@ class ImageSource:
         2 test."""
         size = (self.size, self.size) if self.size else None
         train = load_images(self.images, self.train_split, limit=self.limit or None, size=size)
+        count, train = len(train), train.of_labels(self.labels)
         if not 0 <= self.validation <= len(train) // 2:
             raise WeightEditError(
                 f"validation {self.validation} of {len(train)} images; expected at most half of them: lower it."
@@ -63,10 +66,11 @@ class ImageSource:
         if not self.test_split:
             return train, split
         test = load_images(self.images, self.test_split, limit=self.test_limit or self.limit or None, size=size)
+        test = test.of_labels(self.labels)
         images = ImageSet(
             torch.cat([train.images, test.images]),
             torch.cat([train.labels, test.labels]),
-            torch.cat([train.index, test.index + int(train.index.max()) + 1]),
+            torch.cat([train.index, test.index + count]),
         )
         return images, torch.cat([split, torch.full((len(test),), 2)])
 
@@ -106,4 +110,4 @@ def fit_set(
     keep = torch.ones(len(rows), dtype=torch.bool, device=pictures.device)
     keep[result.missed] = False
     stack = replace(result.stack, **{name: value.to(device) for name, value in facts.items()})
-    return WeightSet(stack[keep], pictures[keep])
+    return WeightSet(stack, pictures)[keep]

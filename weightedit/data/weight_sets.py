@@ -34,16 +34,30 @@ class WeightSet:
     Args:
         stack: N INRs with their index and split, and label and psnr where known.
         images: uint8 [N, C, H, W], the source image of each.
+        targets: uint8 [N, K, C, H, W], what each is to become, of which any of the K will do, where that is known by
+            examples alone; no part of what is saved.
 
     Raises:
-        WeightEditError: images of another type, number, size or number of channels than the INRs'.
+        WeightEditError: images, or targets, of another type, number, size or number of channels than the INRs'.
     """
 
     stack: INRStack
     images: Tensor
+    targets: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.stack), self.stack.widths[-1], self.stack.height, self.stack.width)
+        found = self.targets
+        if found is not None and (
+            found.dtype != torch.uint8
+            or found.dim() != 5
+            or not found.shape[1]
+            or (len(found), *found.shape[2:]) != expected
+        ):
+            raise WeightEditError(
+                f"targets of shape {tuple(found.shape)} and type {found.dtype}: expected uint8 [{expected[0]}, K, "
+                f"{', '.join(map(str, expected[1:]))}], one picture or several per INR: stack them so."
+            )
         if self.images.dtype != torch.uint8 or tuple(self.images.shape) != expected:
             raise WeightEditError(
                 f"images of shape {tuple(self.images.shape)} and type {self.images.dtype}: expected uint8 {expected}, "
@@ -52,6 +66,10 @@ class WeightSet:
 
     def __len__(self) -> int:
         return len(self.stack)
+
+    def __getitem__(self, rows: Tensor | slice) -> WeightSet:
+        """The chosen INRs, by a slice or a one-dimensional tensor of integers or booleans."""
+        return WeightSet(self.stack[rows], self.images[rows], None if self.targets is None else self.targets[rows])
 
     def floats(self) -> Tensor:
         """The images as float32 [N, C, H, W] in [0, 1]."""

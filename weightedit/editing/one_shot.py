@@ -19,6 +19,7 @@ from weightedit.editing.curvature import RIDGE
 from weightedit.editing.editor import Editor, Wish
 from weightedit.editing.guard import judged
 from weightedit.editing.guidance import check_guides, guides
+from weightedit.editing.operations import OPERATIONS
 from weightedit.editing.refinement import shipped_rule, take_steps, target_of
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.errors import SpecError, WeightEditError
@@ -109,6 +110,11 @@ class OneShotEditor(Editor):
         self.metanet = metanet
         self.operation = operation
         self.convention = convention or Convention()
+        if self.options.informed and operation not in OPERATIONS:
+            raise SpecError(
+                f"got guides or a solved last layer for {operation!r}, which is known by examples alone; expected an "
+                "operation that is known, to make its target: leave them out."
+            )
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -148,6 +154,11 @@ class OneShotEditor(Editor):
         edited = self.edit_params(part.params, part.convention, size=(part.height, part.width), finite=True)
         if not wish.steps:
             return edited
+        if self.operation not in OPERATIONS:
+            raise WeightEditError(
+                f"got steps={wish.steps} after {self.operation!r}, which is known by examples alone; expected 0, since "
+                "there is nothing to step to: leave them out."
+            )
         rule = wish.rule or shipped_rule(part.params["layers.0.weight"].device)
         targets = target_of(self.operation, part)
         start = judged(part, replace(part, params=edited), targets).stack.params

@@ -33,6 +33,7 @@ class PredictorConfig:
         channels: of the images.
         width: channels inside.
         blocks: residual blocks of one 3x3 convolution each, after the first convolution.
+        patch: the convolutions see patches of patch x patch pixels as channels, so that they look further.
         tiles: the coarse context is a grid of tiles x tiles means; 0 for none.
         warp: whether pictures may be moved.
         graded: whether strengths between 0 and 1 were trained; if not, the change at strength 1 is scaled.
@@ -46,6 +47,7 @@ class PredictorConfig:
     channels: int = 1
     width: int = 16
     blocks: int = 2
+    patch: int = 1
     tiles: int = 0
     warp: bool = False
     graded: bool = True
@@ -54,8 +56,10 @@ class PredictorConfig:
     def __post_init__(self) -> None:
         if not self.operations or len(set(self.operations)) != len(self.operations):
             raise SpecError(f"got operations {self.operations}; expected at least one, none of them twice.")
-        if min(self.channels, self.width, self.blocks) < 1 or self.tiles < 0:
-            raise SpecError(f"got {self}; expected channels, width and blocks of at least 1, tiles of at least 0.")
+        if min(self.channels, self.width, self.blocks, self.patch) < 1 or self.tiles < 0:
+            raise SpecError(
+                f"got {self}; expected channels, width, blocks and patch of at least 1, tiles of at least 0."
+            )
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -68,19 +72,19 @@ class Predictor(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
-        width, codes = config.width, len(config.operations)
+        width, codes, ends = config.width, len(config.operations), config.channels * config.patch**2
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
-            self.first = nn.Conv2d(config.channels, width, 3, padding=1, padding_mode="replicate")
+            self.first = nn.Conv2d(ends, width, 3, padding=1, padding_mode="replicate")
             self.convolutions = nn.ModuleList(
                 nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate") for _ in range(config.blocks)
             )
             self.codes = nn.Embedding(codes, 2 * width)
             self.modulation = nn.Linear(4 * width, 2 * width * (1 + config.blocks))
             if config.tiles:
-                self.embed, self.gather = nn.Conv2d(config.channels, width, 1), nn.Conv2d(width, width, 1)
+                self.embed, self.gather = nn.Conv2d(ends, width, 1), nn.Conv2d(width, width, 1)
                 self.mix = nn.Conv2d(2 * width, width, 1)
-            self.last = nn.Conv2d(width, config.channels, 1)
+            self.last = nn.Conv2d(width, ends, 1)
         with torch.no_grad():
             self.last.weight.mul_(0.1)
         self.generators = nn.Parameter(torch.zeros(codes, 2, 3)) if config.warp else None
@@ -119,14 +123,24 @@ class Predictor(nn.Module):
         scales, shifts = modulation.chunk(2, 1)
         pairs = list(zip(scales.chunk(1 + self.config.blocks, 1), shifts.chunk(1 + self.config.blocks, 1), strict=True))
         start = images if self.generators is None else warp(images, self.generators[codes] * amount.unsqueeze(-1))
-        hidden = self.first(start - 0.5)
+        seen = self._folded(start - 0.5)
+        hidden = self.first(seen)
         if self.config.tiles:
-            hidden = self.mix(torch.cat([hidden, self._context(start - 0.5)], 1))
+            hidden = self.mix(torch.cat([hidden, self._context(seen)], 1))
         for convolution, (scale, shift) in zip(self.convolutions, pairs, strict=False):
             hidden = hidden + convolution(functional.silu(torch.addcmul(hidden + shift, hidden, scale)))
         scale, shift = pairs[-1]
         change = self.last(functional.silu(torch.addcmul(hidden + shift, hidden, scale)))
+        height, width = images.shape[-2:]
+        change = functional.pixel_shuffle(change, self.config.patch)[..., :height, :width]
         return start + amount.view(-1, 1, 1, 1) * change
+
+    def _folded(self, images: Tensor) -> Tensor:
+        """Patches as channels, [N, C * patch^2, H / patch, W / patch]; the border is repeated where one is cut."""
+        bottom, right = (-size % self.config.patch for size in images.shape[-2:])
+        return functional.pixel_unshuffle(
+            functional.pad(images, (0, right, 0, bottom), mode="replicate"), self.config.patch
+        )
 
     def _context(self, images: Tensor) -> Tensor:
         tiles = functional.adaptive_avg_pool2d(functional.silu(self.embed(4 * images)), self.config.tiles)

@@ -1,6 +1,7 @@
 """Training the predictor of a predictive editor: from an INR's rendering to the operation of its source image.
 
-With several operations, or `graded`, strengths between 0 and 1 are drawn as well. The loop is training/loop.py's.
+With several operations, or `graded`, strengths between 0 and 1 are drawn as well. An operation that is known by
+examples alone (pairs.py) is the only one, at full strength. The loop is training/loop.py's.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from weightedit.data.weight_sets import WeightSet
-from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.operations import operation
+from weightedit.editing.pairs import check_name, error_to_nearest, errors_to_nearest, wanted_of
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor
 from weightedit.errors import WeightEditError
@@ -31,11 +32,15 @@ def strengths_of(predictor: Predictor) -> tuple[float, ...]:
 
 def prediction_examples(weights: WeightSet, names: tuple[str, ...], *, graded: bool) -> Examples:
     """Renderings and what is predicted of them: of one operation at full strength its targets, else source images."""
-    parts = tqdm(torch.arange(len(weights)).split(500), desc="rendering", leave=False)
-    renderings = torch.cat([weights.stack[rows].render() for rows in parts])
     if graded:
-        return Examples(renderings=renderings, sources=weights.images)
-    return Examples(renderings=renderings, targets=operation(names[0])(weights.floats()))
+        return Examples(renderings=renderings(weights), sources=weights.images)
+    return Examples(renderings=renderings(weights), targets=wanted_of(weights, names[0]))
+
+
+def renderings(weights: WeightSet) -> Tensor:
+    """Of all INRs of a set, [N, C, H, W]."""
+    parts = tqdm(torch.arange(len(weights)).split(500), desc="rendering", leave=False)
+    return torch.cat([weights.stack[rows].render() for rows in parts])
 
 
 def targets_of(names: tuple[str, ...], sources: Tensor, codes: Tensor, strengths: Tensor) -> Tensor:
@@ -50,16 +55,32 @@ def targets_of(names: tuple[str, ...], sources: Tensor, codes: Tensor, strengths
 
 
 def prediction_loss(predictor: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
-    """Mean squared error of predicted pictures; with sources in the batch, operations and strengths are drawn."""
+    """Mean squared error of predicted pictures, to the nearest of several targets; with sources in the batch,
+    operations and strengths are drawn."""
     assert isinstance(predictor, Predictor)
     names, count, on = predictor.config.operations, len(batch["renderings"]), generator.device
     codes = torch.randint(len(names), (count,), generator=generator, device=on)
     # A quarter at the full strength, which is used most.
     strengths = (torch.rand(count, generator=generator, device=on) / 0.75).clamp(max=1.0)
     if "targets" in batch:
-        return functional.mse_loss(predictor(batch["renderings"], codes, torch.ones_like(strengths)), batch["targets"])
+        predicted = predictor(batch["renderings"], codes, torch.ones_like(strengths))
+        return error_to_nearest(predicted, batch["targets"]).mean()
     wanted = targets_of(names, batch["sources"], codes, strengths)
     return functional.mse_loss(predictor(batch["renderings"], codes, strengths), wanted)
+
+
+def _check(names: tuple[str, ...], weights: WeightSet, graded: bool) -> None:
+    for name in names:
+        check_name(name, weights)
+    if weights.targets is not None and graded:
+        raise WeightEditError(
+            f"got targets for {', '.join(names)} by degrees; expected one operation at full strength: name one, and "
+            "leave graded out."
+        )
+
+
+def _wanted(weights: WeightSet, names: tuple[str, ...], codes: Tensor, strengths: Tensor) -> Tensor:
+    return targets_of(names, weights.images, codes, strengths) if weights.targets is None else weights.targets
 
 
 def train_predictor(
@@ -79,16 +100,19 @@ def train_predictor(
         options: how.
         about: where the INRs come from, JSON values.
 
-    Raises WeightEditError for `capture` with operations that are drawn at every step: they read values.
+    Raises WeightEditError for `capture` with operations that are drawn at every step: they read values; and for
+    targets that are given, see pairs.check_name, of more than one operation at full strength.
     """
     names, graded = predictor.config.operations, predictor.config.graded or len(predictor.config.operations) > 1
+    for part in splits.values():
+        _check(names, part, graded)
     if options.capture and graded:
         raise WeightEditError(
             f"got capture with operations {', '.join(names)} by degrees, which read values at every step; expected one "
             "operation at full strength: leave --training.capture out."
         )
     few = splits["validation"]
-    given = prediction_examples(few, names, graded=True)[torch.arange(len(few))]["renderings"]
+    given = renderings(few)
 
     def validate(module: nn.Module) -> float:
         assert isinstance(module, Predictor)
@@ -96,11 +120,11 @@ def train_predictor(
         for code in range(len(names)):
             for strength in strengths_of(module):
                 codes, strengths = torch.full((len(few),), code), torch.full((len(few),), strength)
-                wanted = targets_of(names, few.images, codes, strengths)
+                wanted = _wanted(few, names, codes, strengths)
                 on = module.last.weight.device
                 parts = zip(given.split(100), codes.split(100), strengths.split(100), strict=True)
                 found = torch.cat([module(*(tensor.to(on) for tensor in part)).cpu() for part in parts])
-                errors.append(float(functional.mse_loss(found, wanted)))
+                errors.append(float(error_to_nearest(found, wanted).mean()))
         return sum(errors) / len(errors)
 
     examples = prediction_examples(splits["train"], names, graded=graded)
@@ -111,15 +135,16 @@ def train_predictor(
 def prediction_errors(editor: PredictiveEditor, test: WeightSet) -> dict[str, dict[str, float]]:
     """Per operation and strength: mean squared errors of doing nothing, of the predicted picture, and of the edit."""
     figures: dict[str, dict[str, float]] = {}
-    for name in editor.operations:
+    for code, name in enumerate(editor.operations):
         for strength in strengths_of(editor.predictor):
-            wanted = operation(name).at(test.floats(), strength)
+            given = torch.full((len(test),), code), torch.full((len(test),), strength)
+            wanted = _wanted(test, editor.operations, *given)
             parts = [test.stack[rows] for rows in torch.arange(len(test)).split(1000)]
             predicted = torch.cat([editor.predict(part, name, strength) for part in parts])
             edited = editor.unguarded(test.stack, name, strength=strength, progress=True)
             figures[f"{name} {strength:g}"] = {
-                "do nothing": float(mean_squared_errors(test.stack, wanted).mean()),
-                "predicted picture": float((predicted - wanted).square().mean()),
-                "edited": float(mean_squared_errors(edited, wanted).mean()),
+                "do nothing": float(errors_to_nearest(test.stack, wanted).mean()),
+                "predicted picture": float(error_to_nearest(predicted, wanted).mean()),
+                "edited": float(errors_to_nearest(edited, wanted).mean()),
             }
     return figures

@@ -1,4 +1,4 @@
-"""Training a one-shot editor: the rendering of theta + delta against the operation of the source image.
+"""Training a one-shot editor: the rendering of theta + delta against the operation of the source image, or an example.
 
 Here: building an editor by name, its loss, its training and its test figures. Not here: the loop (training/loop.py),
 and the trainings of predictors (predictor_training.py) and refinement rules (rule_training.py).
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from weightedit.data.weight_sets import WeightSet
-from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.guidance import check_guides
 from weightedit.editing.one_shot import EditorOptions, OneShotEditor
-from weightedit.editing.operations import operation
+from weightedit.editing.pairs import error_to_nearest, errors_to_nearest, first_of, wanted_of
 from weightedit.inr.convention import network_of
 from weightedit.inr.fitting import fit_directly
 from weightedit.inr.siren import render_images
@@ -65,9 +64,9 @@ def make_editor(
 
 
 def edit_examples(weights: WeightSet, name: str) -> Examples:
-    """INRs and the images that operation `name` makes of their source images; the parameters are checked here, once."""
+    """INRs and what edit `name` is to make of them, see `wanted_of`; the parameters are checked here, once."""
     weights.stack.spec.check_params(weights.stack.params)
-    return Examples(params=weights.stack.params, targets=operation(name)(weights.floats()))
+    return Examples(params=weights.stack.params, targets=wanted_of(weights, name))
 
 
 def edit_loss(editor: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -76,7 +75,7 @@ def edit_loss(editor: nn.Module, batch: dict[str, Any]) -> Tensor:
     height, width = batch["targets"].shape[-2:]
     # `train` refuses a loss that is not finite.
     edited = editor.edit_params(batch["params"], size=(height, width), finite=True)
-    return (render_images(edited, editor.convention, height, width) - batch["targets"]).square().mean()
+    return error_to_nearest(render_images(edited, editor.convention, height, width), batch["targets"]).mean()
 
 
 def augmented_loss(editor: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
@@ -107,11 +106,11 @@ def train_editor(
         about: where the INRs come from, JSON values.
     """
     validation = splits["validation"]
-    targets = operation(editor.operation)(validation.floats())
+    targets = wanted_of(validation, editor.operation)
 
     def validate(model: nn.Module) -> float:
         assert isinstance(model, OneShotEditor)
-        return float(mean_squared_errors(model.unguarded(validation.stack), targets).mean())
+        return float(errors_to_nearest(model.unguarded(validation.stack), targets).mean())
 
     kind, config = describe_metanet(editor.metanet)
     told = {"operation": editor.operation, "augment": augment, "editor": asdict(editor.options)}
@@ -121,12 +120,13 @@ def train_editor(
 
 
 def edit_error(weights: WeightSet, name: str, editor: OneShotEditor | None = None, *, progress: bool = False) -> float:
-    """Mean squared error against operation `name` of the source images; without an editor, of doing nothing."""
+    """Mean squared error against what edit `name` is to make of the INRs; without an editor, of doing nothing."""
     stack = weights.stack if editor is None else editor.unguarded(weights.stack, progress=progress)
-    return float(mean_squared_errors(stack, operation(name)(weights.floats())).mean())
+    return float(errors_to_nearest(stack, wanted_of(weights, name)).mean())
 
 
 def floor_error(weights: WeightSet, name: str, count: int) -> float:
-    """What the first `count` SIRENs reach when they are fitted to the target itself."""
-    targets, stack = operation(name)(weights.floats()[:count]), weights.stack[:count]
-    return float(mean_squared_errors(fit_directly(stack, targets), targets).mean())
+    """What the first `count` SIRENs reach when they are fitted to the target itself, the first of several."""
+    few = weights[torch.arange(len(weights))[:count]]
+    targets = first_of(wanted_of(few, name))
+    return float(errors_to_nearest(fit_directly(few.stack, targets), targets).mean())
