@@ -32,6 +32,7 @@ import tyro
 
 from weightedit.cli.main import told_in_one_line
 from weightedit.cli.preview import draw_strengths
+from weightedit.cli.published import Published
 from weightedit.data.inr_fitting import ImageSource, fit_set
 from weightedit.data.weight_sets import WeightSet, load_splits
 from weightedit.editing.curvature import KFAC, LearnedKFAC, LearnedKFACConfig
@@ -59,7 +60,9 @@ class OneShot:
     same SIREN fitted to the target directly.
 
     Attributes:
-        weights: folder of a weight set (tasks/fit_inrs.py); not read where `images` are given.
+        weights: folder of a weight set (tasks/fit_inrs.py), or of published weights, one file per INR, whose renderings
+            are then edited; not read where `images` are given.
+        published: how the latter are read; the weight set made of them is out/weights.
         images: a hub name or a folder of images, with a train and a test split, whose INRs are fitted first, where the
             training runs: seconds on a GPU. Started again, the same INRs are fitted again, on another device to
             rounding; limits are then numbers of images.
@@ -86,6 +89,7 @@ class OneShot:
     """
 
     weights: str = "runs/mnist-inrs"
+    published: tyro.conf.OmitArgPrefixes[Published] = field(default_factory=Published)
     images: str = ""
     repeats: int = 1
     validation: int = 5000
@@ -157,7 +161,7 @@ class OneShot:
         """INRs with their images, of the weight set or fitted here; the last on the device of the training."""
         limits = {"train": self.train_limit, "validation": self.validation_limit, "test": self.test_limit}
         if not self.images:
-            return load_splits(self.weights, **limits)
+            return load_splits(self.published.weight_set(self.weights, Path(self.out) / "weights", print), **limits)
         images, split = ImageSource(self.images, validation=self.validation, seed=self.training.seed).read()
         gpu = torch.cuda.is_available() and not self.training.cpu
         made = {}
@@ -215,7 +219,8 @@ class Predictive:
     the pairs are (rendering, target), and the one operation bears a name of yours.
 
     Attributes:
-        weights: folder of a weight set (tasks/fit_inrs.py).
+        weights: folder of a weight set (tasks/fit_inrs.py), or of published weights, one file per INR.
+        published: how the latter are read; the weight set made of them is out/weights.
         out: folder of the run; the finished editor is written to out/editor.
         operations: what it learns; with several of them, each with every strength.
         pairs: what INRs are to become, where no operation makes it.
@@ -229,6 +234,7 @@ class Predictive:
     """
 
     weights: str = "runs/mnist-inrs"
+    published: tyro.conf.OmitArgPrefixes[Published] = field(default_factory=Published)
     out: str = "runs/predictive"
     operations: tuple[str, ...] = ("dilate",)
     pairs: tyro.conf.OmitArgPrefixes[Pairing] = field(default_factory=Pairing)
@@ -259,7 +265,9 @@ class Predictive:
             few = {"train_limit": 8, "validation_limit": 4, "test_limit": 4, "steps": 1, "smoke": False}
             return replace(self, training=self.training.brief(2), **few).run()
         limits = {"train": self.train_limit, "validation": self.validation_limit, "test": self.test_limit}
-        splits, out, names = self.pairs.of(load_splits(self.weights, **limits)), Path(self.out), self.operations
+        out, names = Path(self.out), self.operations
+        folder = self.published.weight_set(self.weights, out / "weights", print)
+        splits = self.pairs.of(load_splits(folder, **limits))
         test = splits["test"]
         graded, channels = self.graded or len(names) > 1, test.stack.widths[-1]
         predictor = Predictor(replace(self.predictor, operations=names, channels=channels, graded=graded))

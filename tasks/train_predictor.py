@@ -23,6 +23,7 @@ from typing import Any
 import tyro
 
 from weightedit.cli.main import told_in_one_line
+from weightedit.cli.published import Published
 from weightedit.data.cnn_zoo import CNNZoo, load_zoo, split_by_network
 from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.data.weight_sets import load_splits
@@ -54,7 +55,8 @@ class Classes:
     table also has the accuracy per image, by the majority of its INRs and by the mean of their logits.
 
     Attributes:
-        weights: folder of a weight set with labels (tasks/fit_inrs.py).
+        weights: folder of a weight set with labels (tasks/fit_inrs.py), or of published weights, one file per INR.
+        published: how the latter are read; the weight set made of them is out/weights.
         out: folder of the run; the finished predictor is written to out/predictor.
         metanet: name of the registry (weightedit.metanet.registry).
         metanet_options: fields of its config, as layers=6 node_width=128; values are JSON.
@@ -75,6 +77,7 @@ class Classes:
     """
 
     weights: str = "runs/mnist-inrs"
+    published: tyro.conf.OmitArgPrefixes[Published] = field(default_factory=Published)
     out: str = "runs/mnist-classes"
     metanet: str = "gauge-gmn-b"
     metanet_options: tuple[str, ...] = ()
@@ -115,9 +118,8 @@ class Classes:
             seed=seed,
         )
         how = {"augment": self.augment, "noise": self.noise, "smoothing": self.smoothing}
-        about = {
-            key: value for key, value in asdict(self).items() if key not in ("out", "training", "test_limit", "smoke")
-        }
+        beside = ("published", "out", "training", "test_limit", "smoke")
+        about = {key: value for key, value in asdict(self).items() if key not in beside}
         more: dict[str, Any] = {"evaluation_batch": self.evaluation_batch, "about": about}
         result = train_classifier(predictor, splits, out / "run", self.training, **how, **more)
         logits = predictor.eval().predict_stack(splits["test"], batch_size=self.evaluation_batch, progress=True)
@@ -135,7 +137,8 @@ class Classes:
     def splits(self) -> dict[str, INRStack]:
         """The three splits; of training images, only the wanted INRs."""
         limits = {"train": self.train_limit, "validation": self.validation_limit, "test": self.test_limit}
-        splits = {name: part.stack for name, part in load_splits(self.weights, **limits).items()}
+        folder = self.published.weight_set(self.weights, Path(self.out) / "weights", print)
+        splits = {name: part.stack for name, part in load_splits(folder, **limits).items()}
         if self.per_image:
             splits["train"] = splits["train"][first_of_each(images_of(splits["train"]), self.per_image)]
         return splits

@@ -21,6 +21,7 @@ from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.inr.convention import DWSNETS, NFN, convert
 from weightedit.metanet.registry import METANETS
 from weightedit.network.reparametrization import reparametrized
 from weightedit.optim.metanet_rule import MetanetRule
@@ -141,6 +142,53 @@ def test_train_a_classifier_with_several_inrs_of_an_image(pictures: Path, tmp_pa
     assert json.loads((tmp_path / "run" / "result.json").read_text())["counts"]["train"] < 16
     again = run_task("train_predictor classes", *words, "--metanet", "mlp")
     assert again.stdout == first.stdout, "a finished run ends as it ended"
+
+
+LAYERS = {"dwsnets": ("seq.0", "seq.1", "seq.2"), "nfn": ("net.0.linear", "net.1.linear", "net.2")}
+
+
+def as_published(weights: Path, folder: Path, layout: str) -> tuple[str, ...]:
+    """The INRs of a weight set as one file each, in the layout of a published set; the options that read them."""
+    splits: dict[str, list[str]] = {}
+    for split, begin in (("train", 0), ("validation", 45_000), ("test", 50_000)):
+        stack = load_weight_set(weights, split).stack
+        target = {"dwsnets": DWSNETS, "nfn": NFN}[layout]
+        params, first = convert(stack.params, stack.convention, target), int(stack.index.min()) * (split == "test")
+        for row, (label, index) in enumerate(zip(stack.label.tolist(), stack.index.tolist(), strict=True)):
+            half = "testing" if split == "test" else "training"
+            name = f"randinit_smaller_{label}s/net{begin + row}.pth"
+            if layout == "dwsnets":
+                name = f"mnist_png_{half}_{label}_{index - first}/checkpoints/model_final.pth"
+                splits.setdefault(split[:5].replace("valid", "val"), []).append(f"/home/them/{name}")
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            renamed = {f"layers.{n}": own for n, own in enumerate(LAYERS[layout])}
+            torch.save({renamed[key[:8]] + key[8:]: tensor[row] for key, tensor in params.items()}, folder / name)
+    if splits:
+        (folder / "mnist_splits.json").write_text(json.dumps(splits))
+    return ("--convention", layout, "--size", "28")
+
+
+@pytest.mark.parametrize("layout", LAYERS)
+def test_a_folder_of_published_weights_is_trained_on_in_one_command(layout: str, weights: Path, tmp_path: Path) -> None:
+    words = ("--smoke", "--weights", str(tmp_path / "inrs"), *as_published(weights, tmp_path / "inrs", layout))
+    classes = (*words, "--out", str(tmp_path / "classes"), "--metanet", "mlp")
+    found = run_task("train_predictor classes", *classes)
+    assert "72 INRs of 72 images" in found.stdout and "| one INR |" in found.stdout
+    made = {split: load_weight_set(tmp_path / "classes" / "weights", split) for split in ("train", "test")}
+    for split, part in made.items():
+        original = load_weight_set(weights, split)
+        assert sorted(part.stack.label.tolist()) == sorted(original.stack.label.tolist())
+        error = (part.floats() - part.stack.render()).square().mean()
+        assert float(error) < 1e-4, "pictures and INRs of a row belong together, under the convention of the folder"
+    train, test = (set(part.stack.index.tolist()) for part in made.values())
+    assert not train & test, "both halves of DWSNets count from 0"
+    again = run_task("train_predictor classes", *classes)
+    assert found.stdout.endswith(again.stdout), "read once; a finished run ends as it ended"
+    if layout == "dwsnets":
+        editor = run_task("train_editor one-shot", *words, "--out", str(tmp_path / "edit"), "--control-steps", "0")
+        assert "| edited |" in editor.stdout
+        predictive = run_task("train_editor predictive", *words, "--out", str(tmp_path / "predictive"))
+        assert "dilate" in predictive.stdout
 
 
 def test_metanetworks_that_a_task_cannot_take_are_refused(weights: Path, tmp_path: Path) -> None:

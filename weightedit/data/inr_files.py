@@ -21,6 +21,7 @@ from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from weightedit.data.foreign_inrs import (
     TORCH_SUFFIXES,
@@ -106,6 +107,7 @@ def load_inrs(
     size: tuple[int, int] | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     rename: Rename | None = None,
+    progress: bool = False,
 ) -> INRStack:
     """INRs from a file, a list of files in the given order, or a folder (all INR files in it, in natural order).
 
@@ -117,6 +119,7 @@ def load_inrs(
             last layer is rescaled so that the output is the value itself, read under `convention`. Foreign files only.
         rename: which tensors are which layers, where their names leave it open: name without .weight and .bias (*
             matches anything) -> number from 0, None for what is no layer. Foreign files only.
+        progress: show a tqdm bar.
 
     Returns:
         One INRStack on the CPU. Foreign files give label, index and split as far as file and path state them, -1
@@ -126,8 +129,9 @@ def load_inrs(
         FileFormatError: nothing there, unknown, truncated, forged or mixed files, missing or contradicting convention
             or size, files of different architectures.
     """
-    paths = _list(source)
-    parts = [_read(path, rename) for path in paths]
+    paths = inr_paths(source)
+    bar = tqdm(paths, desc="reading", unit="file", disable=not progress)
+    parts = [_read(path, rename) for path in bar]
     ours = [part for part in parts if isinstance(part, INRStack)]
     foreign = [part for part in parts if isinstance(part, ForeignINRs)]
     if ours and foreign:
@@ -217,8 +221,8 @@ def _scores(psnr: Tensor | None) -> Tensor | None:
     return psnr
 
 
-def _list(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files that `source` means; at least one."""
+def inr_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files that `source` means to load_inrs, a folder's in natural order; FileFormatError where there are none."""
     if not isinstance(source, (str, Path)):
         if not source:
             raise FileFormatError("an empty list of files; expected at least one: pass a file, files, or a folder.")
