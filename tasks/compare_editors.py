@@ -3,9 +3,11 @@
     python tasks/compare_editors.py frontier --weights runs/mnist-inrs --out runs/frontier
     python tasks/compare_editors.py transfer --editor checkpoints/mnist-dilate-predictive \
         --weights runs/mnist-inrs runs/mnist-48 runs/mnist-32x3 --factors 1 2 4 8 --out runs/transfer
+    python tasks/compare_editors.py pictures --editors mnist-multi --images ylecun/mnist photographs
 
 frontier: error against time of every way of editing that is here, side by side in one run.
 transfer: an editor on weight sets and output widths that it may never have seen.
+pictures: editors beside each other on pictures of several kinds: of how many INRs they make something better.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,20 +23,25 @@ from typing import Any
 
 import torch
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
 from weightedit.cli.main import told_in_one_line
+from weightedit.data.inr_fitting import ImageSource
+from weightedit.data.photographs import PHOTOGRAPHS
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import KFAC, LearnedKFAC, LevenbergMarquardt
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
+from weightedit.editing.guard import guard
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import operation
 from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.editing.predictor import lightness
 from weightedit.editing.refinement import GradientSteps, RefinementRule, refine, target_of
 from weightedit.editing.training import edit_error
 from weightedit.errors import WeightEditError
-from weightedit.inr.fitting import fit_directly
+from weightedit.inr.fitting import fit, fit_directly
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
 from weightedit.optim.hand_designed import Adam
@@ -342,7 +349,93 @@ class Transfer:
         return found
 
 
-Config = Frontier | Transfer
+@dataclass(frozen=True)
+class Pictures:
+    """Editors beside each other on unseen pictures of several kinds, color and gray, as `weightedit fit` fits them.
+
+    Per kind, operation and editor, as the edit comes, at full strength: the median error, the share of INRs that are
+    better than they were against the operation of the source image, and against that of their own rendering, by which
+    an editor's guard keeps them.
+
+    Attributes:
+        editors: names or folders; each is asked for its own operations, where it takes the number of channels.
+        images: hub names, folders of images, or "photographs"; their test splits.
+        sizes: of photographs, in pixels.
+        hidden: hidden widths; empty for those that fit the size.
+        count: pictures of each kind.
+        out: folder for table and figures.
+        smoke: seconds instead of minutes.
+    """
+
+    editors: tuple[str, ...] = ("mnist-multi",)
+    images: tuple[str, ...] = ("photographs",)
+    sizes: tuple[int, ...] = (28, 64)
+    hidden: tuple[int, ...] = ()
+    count: int = 128
+    out: str = "runs/pictures"
+    smoke: bool = False
+
+    def run(self) -> list[dict[str, Any]]:
+        """Evaluate, print and write the table; returns its rows."""
+        if self.smoke:
+            return replace(self, count=2, sizes=self.sizes[:1], smoke=False).run()
+        editors = {Path(name).name: Editor.from_pretrained(name) for name in self.editors}
+        found = [row for kind, images in self.kinds() for row in self.rows(kind, images, editors)]
+        columns = list(found[0])
+        lines = [[told(name, row[name]) for name in columns] for row in found]
+        text = table([name.replace("median ", "") for name in columns], lines)
+        text = f"Median errors x 1e-3, {self.count} unseen pictures of each kind\n\n{text}"
+        print(text)
+        write_result(self.out, "pictures", found, text)
+        return found
+
+    def kinds(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and pictures [N, C, H, W], and where they have colors the same in gray."""
+        for source in self.images:
+            for size in self.sizes if source == PHOTOGRAPHS else (0,):
+                chosen = ImageSource(source, limit=max(2, self.count), validation=1, test_limit=self.count, size=size)
+                images, split = chosen.read()
+                pictures = images[split == 2].floats()
+                kind = f"{Path(source).name} {pictures.shape[-1]}"
+                if pictures.shape[1] == 3:
+                    yield f"{kind} color", pictures
+                yield f"{kind} gray", lightness(pictures)
+
+    def rows(self, kind: str, images: Tensor, editors: Mapping[str, Editor]) -> Iterator[dict[str, Any]]:
+        """A row per operation and editor."""
+        channels, generator = images.shape[1], torch.Generator().manual_seed(0)
+        widths = (2, *self.hidden, channels) if self.hidden else None
+        result = fit(images, widths=widths, generator=generator)
+        for label, editor in editors.items():
+            if editor.channels not in (channels, None):
+                continue
+            for name in tqdm(editor.operations, desc=f"{label}, {kind}"):
+                wanted, known = operation(name)(images), target_of(name, result.stack)
+                nothing = mean_squared_errors(result.stack, wanted)
+                edited = editor.unguarded(result.stack, name)
+                errors = mean_squared_errors(edited, wanted)
+                yield {
+                    "kind": kind,
+                    "dB": float(result.psnr.median()),
+                    "operation": name,
+                    "editor": label,
+                    "median do nothing": float(nothing.median()),
+                    "median edited": float(errors.median()),
+                    "better": float((errors < nothing).double().mean()),
+                    "kept": float((~guard(result.stack, edited, known).left).double().mean()),
+                }
+
+
+def told(name: str, value: str | float) -> str:
+    """A cell of the table of `Pictures`."""
+    if isinstance(value, str):
+        return value
+    if name == "dB":
+        return f"{value:.1f}"
+    return f"{1e3 * value:.2f}" if name.startswith("median") else f"{100 * value:.1f} %"
+
+
+Config = Frontier | Transfer | Pictures
 
 
 if __name__ == "__main__":

@@ -29,20 +29,24 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from tqdm import tqdm
 
 from weightedit.cli.main import told_in_one_line
 from weightedit.cli.preview import draw_strengths
 from weightedit.cli.published import Published
 from weightedit.data.inr_fitting import ImageSource, fit_set
-from weightedit.data.weight_sets import WeightSet, load_splits
+from weightedit.data.photographs import PHOTOGRAPHS
+from weightedit.data.weight_sets import WeightSet, load_splits, save_weight_set
 from weightedit.editing.curvature import KFAC, LearnedKFAC, LearnedKFACConfig
 from weightedit.editing.one_shot import EditorOptions, OneShotEditor
 from weightedit.editing.pairs import Pairing, first_of
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
-from weightedit.editing.predictor_training import prediction_errors, train_predictor
+from weightedit.editing.predictor_training import Practice, prediction_errors, train_predictor
 from weightedit.editing.rule_training import RuleProblems, rule_errors, rule_examples, train_rule
 from weightedit.editing.training import edit_error, floor_error, make_editor, train_editor
+from weightedit.inr.fitting import FitOptions
+from weightedit.inr.stack import INRStack
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig
 from weightedit.metanet.registry import describe_metanet
@@ -219,26 +223,40 @@ class Predictive:
     the pairs are (rendering, target), and the one operation bears a name of yours.
 
     Attributes:
-        weights: folder of a weight set (tasks/fit_inrs.py), or of published weights, one file per INR.
+        weights: folders of weight sets (tasks/fit_inrs.py), of any sizes and channels, or one of published weights, a
+            file per INR; not read where `images` are given. Of several, every batch comes from one, and the editor is
+            for any number of channels.
         published: how the latter are read; the weight set made of them is out/weights.
+        images: hub names, folders of images or "photographs", of each of which INRs are fitted first, up to 100 steps
+            and kept from 28 dB on, into out/inrs-1 and so on.
+        limit: use the first so many images of each training split; of photographs, which are crops of two, a quarter.
+        validation: of them, kept for validation.
+        test_limit: INRs of each test split; 0 for all.
         out: folder of the run; the finished editor is written to out/editor.
         operations: what it learns; with several of them, each with every strength.
         pairs: what INRs are to become, where no operation makes it.
+        practice: plain, or varied: pictures are flipped, cropped, grayed and so on, and errors are relative.
+        start: name or folder of a predictive editor whose predictor is gone on from; empty for a new one.
         graded: draw strengths from 0 to 1 for a single operation too.
         rule: folder of the refinement rule; empty for the shipped one.
         steps: of the rule, in the finished editor.
-        train_limit, validation_limit, test_limit: INRs of each split; 0 for all.
+        train_limit, validation_limit: INRs of these splits; 0 for all.
         predictor: sizes of the predictor; operations, channels and graded follow from the rest.
         training: of the predictor.
         smoke: seconds instead of minutes.
     """
 
-    weights: str = "runs/mnist-inrs"
+    weights: tuple[str, ...] = ("runs/mnist-inrs",)
     published: tyro.conf.OmitArgPrefixes[Published] = field(default_factory=Published)
+    images: tuple[str, ...] = ()
+    limit: int = 2000
+    validation: int = 100
     out: str = "runs/predictive"
     operations: tuple[str, ...] = ("dilate",)
     pairs: tyro.conf.OmitArgPrefixes[Pairing] = field(default_factory=Pairing)
     graded: bool = False
+    practice: Practice = "plain"
+    start: str = ""
     rule: str = ""
     steps: int = 4
     train_limit: int = 0
@@ -263,35 +281,89 @@ class Predictive:
         """Train, test every operation and strength, write out/editor and out/result.json; returns the test errors."""
         if self.smoke:
             few = {"train_limit": 8, "validation_limit": 4, "test_limit": 4, "steps": 1, "smoke": False}
+            few |= {"limit": 16, "validation": 2}
             return replace(self, training=self.training.brief(2), **few).run()
-        limits = {"train": self.train_limit, "validation": self.validation_limit, "test": self.test_limit}
-        out, names = Path(self.out), self.operations
-        folder = self.published.weight_set(self.weights, out / "weights", print)
-        splits = self.pairs.of(load_splits(folder, **limits))
-        test = splits["test"]
-        graded, channels = self.graded or len(names) > 1, test.stack.widths[-1]
-        predictor = Predictor(replace(self.predictor, operations=names, channels=channels, graded=graded))
+        sets, out, names = self.sets(), Path(self.out), self.operations
+        tests = {name: part["test"] for name, part in sets.items()}
+        channels = {part.stack.widths[-1] for part in tests.values()}
+        graded = self.graded or len(names) > 1 or self.practice == "varied"
+        sizes = replace(self.predictor, operations=names, channels=0 if len(sets) > 1 else channels.pop())
+        predictor = Predictor(replace(sizes, graded=graded))
+        if self.start:
+            predictor.take_over(PredictiveEditor.from_pretrained(self.start).predictor)
         editor = PredictiveEditor(predictor, LearnedKFAC.from_pretrained(self.rule or "refine-rule"), self.steps)
-        about = {"weights": self.weights, **self.pairs.facts()}
-        result = train_predictor(predictor, splits, out / "run", self.training, about=about)
+        about = {"images": self.images, "limit": self.limit} if self.images else {"weights": self.weights}
+        about |= {**({"start": self.start} if self.start else {}), **self.pairs.facts()}
+        parts = list(sets.values())
+        result = train_predictor(predictor, parts, out / "run", self.training, practice=self.practice, about=about)
         if not result.main:
             return {}
-        figures = prediction_errors(editor.cpu().eval(), test)
-        flops = round(1e9 * gigaflop(lambda: editor.unguarded(test.stack[:1], editor.operations[0])))
-        counts = {name: len(part) for name, part in splits.items()}
+        found = {name: prediction_errors(editor.cpu().eval(), test) for name, test in tests.items()}
+        figures = {
+            f"{name}: {row}" if len(sets) > 1 else row: columns
+            for name, rows in found.items()
+            for row, columns in rows.items()
+        }
+        first = next(iter(tests.values()))
+        flops = round(1e9 * gigaflop(lambda: editor.unguarded(first.stack[:1], editor.operations[0])))
+        counts = {split: sum(len(part[split]) for part in parts) for split in parts[0]}
         facts = run_facts(self, editor, result, figures=figures, counts=counts, flops=flops)
         write_result(out, "result", facts)
         columns = list(next(iter(figures.values())))
-        rows = [[name, *(f"{100 * found[c]:.3f}e-2" for c in columns)] for name, found in figures.items()]
+        rows = [
+            [
+                name,
+                *(
+                    f"{100 * value:.1f} %" if key in ("better", "kept") else f"{100 * value:.3f}e-2"
+                    for key, value in row.items()
+                ),
+            ]
+            for name, row in figures.items()
+        ]
         lines = table(["operation, strength", *columns], rows)
-        print(f"mean squared error on {len(test)} test INRs, after {self.steps} steps\n{lines}")
+        print(f"mean squared error on {counts['test']} test INRs, after {self.steps} steps\n{lines}")
         editor.save_pretrained(out / "editor", self.card(facts, lines), facts)
-        shown = min(max(6, len(names)), len(test))
-        few = test[torch.arange(shown)]
+        shown = min(max(6, len(names)), len(first))
+        few = first[torch.arange(shown)]
         examples = None if few.targets is None else first_of(few.targets)
         draw_strengths(editor, few.stack, few.floats(), out / "strengths.png", examples=examples)
         print(f"editor and strengths.png written to {out}")
         return figures
+
+    def sets(self) -> dict[str, dict[str, WeightSet]]:
+        """INRs with their images by name: the weight sets, or those of the images, fitted unless they are there."""
+        limits = {"train": self.train_limit, "validation": self.validation_limit, "test": self.test_limit}
+        if not self.images:
+            place = Path(self.out) / "weights"
+            folders = {Path(name).name: self.published.weight_set(name, place, print) for name in self.weights}
+            return {name: self.pairs.of(load_splits(folder, **limits)) for name, folder in folders.items()}
+        made = {}
+        for number, source in enumerate(self.images):
+            folder = Path(self.out) / f"inrs-{number + 1}"
+            if not folder.exists():
+                self._fit(source, number, folder)
+            made[Path(source).name] = self.pairs.of(load_splits(folder, **limits))
+        return made
+
+    def _fit(self, source: str, number: int, folder: Path) -> None:
+        chosen = ImageSource(
+            source,
+            validation=self.validation,
+            limit=self.limit // 4 if source == PHOTOGRAPHS else self.limit,
+            test_limit=self.test_limit,
+            seed=derive_seed(self.training.seed, "images", number),
+        )
+        images, split = chosen.read()
+        generator = torch.Generator().manual_seed(derive_seed(self.training.seed, "fit", number))
+        options, parts = FitOptions(max_steps=100, retries=0), []
+        for rows in tqdm(torch.arange(len(images)).split(100), desc=f"INRs of {source}"):
+            fitted = fit_set(
+                images[rows], split[rows], hidden=None, options=options, generator=generator, least_psnr=28.0
+            )
+            parts.append(fitted)
+        stack = INRStack.concatenate([part.stack for part in parts])
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        save_weight_set(folder, stack, torch.cat([part.images for part in parts]), {"source": asdict(chosen)})
 
     def card(self, facts: dict[str, Any], lines: str) -> str:
         """The README.md beside an editor's weights."""

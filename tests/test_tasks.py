@@ -235,6 +235,21 @@ def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
     assert (tmp_path / "plot" / "frontier.png").stat().st_size > 10_000
 
 
+def test_train_an_editor_of_varied_pictures_from_images_then_compare_it(pictures: Path, tmp_path: Path) -> None:
+    rule, sources = LearnedKFAC().save_pretrained(tmp_path / "rule", ""), (str(pictures), "photographs")
+    words = ("--smoke", "--images", *sources, "--rule", str(rule), "--out", str(tmp_path / "run"))
+    words += ("--operations", "contrast", "--practice", "varied", "--predictor.tiles", "2", "--predictor.curves", "4")
+    result = run_task("train_editor predictive", *words)
+    assert f"| {pictures.name}: contrast 0.5 |" in result.stdout and "| photographs: contrast 1 |" in result.stdout
+    assert load_weight_set(tmp_path / "run" / "inrs-2", "test").stack.widths == (2, 64, 64, 64, 3)
+    assert run_task("train_editor predictive", *words).stdout == result.stdout
+    words = ("--editors", str(tmp_path / "run" / "editor"), "--images", *sources, "--hidden", "8", "8")
+    found = run_task("compare_editors pictures", "--smoke", *words, "--out", str(tmp_path / "pictures"))
+    assert all(found.stdout.count(f"| {kind} |") == 1 for kind in ("photographs 28 color", "photographs 28 gray"))
+    rows = json.loads((tmp_path / "pictures" / "pictures.json").read_text())
+    assert rows[0]["kind"] == f"{pictures.name} 28 gray" and {row["editor"] for row in rows} == {"editor"}
+
+
 @pytest.mark.parametrize(
     "words",
     ["--smoke --kinds dots", pytest.param("--kinds dots lines --count 1 --steps 1 10 50", marks=pytest.mark.slow)],

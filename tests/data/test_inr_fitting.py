@@ -65,3 +65,7 @@ def test_what_missed_its_target_is_left_out():
     options, split = FitOptions(target_psnr=18.0), torch.zeros(3, dtype=torch.int64)
     made = fit_set(images, split, hidden=(6,), options=options, generator=seeded)
     assert made.stack.index.tolist() == [0, 1] and torch.equal(made.images, pictures[:2])
+    kept = fit_set(images, split, hidden=(6,), options=options, generator=seeded, least_psnr=1.0)
+    assert kept.stack.index.tolist() == [0, 1, 2] and float(kept.stack.psnr[2]) < 18
+    sized = fit_set(images[:1], split[:1], hidden=None, options=options, generator=seeded)
+    assert sized.stack.widths == (2, 32, 32, 1)

@@ -91,7 +91,7 @@ def test_both_kinds_of_editors_learn_from_targets_alone(tmp_path):
     assert 0 < floor_error(weights, "mine", 2) < before
     predictor = Predictor(PredictorConfig(("mine",), width=6, graded=False))
     steps = TrainOptions(steps=40, learning_rate=2e-2, validate_every=20, checkpoint_every=20, batch_size=4, cpu=True)
-    found = train_predictor(predictor, {"train": weights, "validation": weights}, tmp_path / "run", steps)
+    found = train_predictor(predictor, [{"train": weights, "validation": weights}], tmp_path / "run", steps)
     figures = prediction_errors(PredictiveEditor(predictor, LearnedKFAC(LearnedKFACConfig()), 1), weights)["mine 1"]
     assert figures["predicted picture"] == pytest.approx(found.best_validation, rel=1e-4)
     assert figures["predicted picture"] < 0.7 * figures["do nothing"]
@@ -137,7 +137,7 @@ def test_names_and_targets_go_together(tmp_path):
         wanted_of(make_set(), "mine")
     several = Predictor(PredictorConfig(("mine", "yours"), width=4))
     with pytest.raises(WeightEditError, match="got targets for mine, yours by degrees; expected one operation"):
-        train_predictor(several, dict.fromkeys(("train", "validation"), weights), tmp_path, TrainOptions(cpu=True))
+        train_predictor(several, [dict.fromkeys(("train", "validation"), weights)], tmp_path, TrainOptions(cpu=True))
     with pytest.raises(WeightEditError, match=r"targets of shape \(3, 1, 1, 6, 7\).* expected uint8 \[4, K, 1, 6, 7\]"):
         WeightSet(weights.stack, weights.images, random_bytes(3, 1, 1, 6, 7))
     around = EditorOptions(solve_last=True)

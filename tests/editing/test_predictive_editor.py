@@ -12,7 +12,7 @@ from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import OPERATIONS, operation
 from weightedit.editing.predictive_editor import PredictiveEditor
-from weightedit.editing.predictor import Predictor, PredictorConfig, warp
+from weightedit.editing.predictor import Predictor, PredictorConfig, ToneCurves, warp
 from weightedit.editing.refinement import refine, take_steps
 from weightedit.errors import FileFormatError, ParamsError, SpecError, WeightEditError
 from weightedit.inr.convention import NFN, Convention, convert
@@ -68,6 +68,64 @@ def test_patches_look_further_at_any_size():
     codes, strengths = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.float64)
     found = (predictor(other, codes, strengths) - predictor(one, codes, strengths)).detach().abs()[0, 0]
     assert found.shape == (10, 8) and bool((found[3:9] > 0).any()) and float(found[:3].max()) == 0
+
+
+ANY = {"channels": 0, "curves": 5}
+
+
+def test_gray_and_color_are_one_to_an_editor_for_any_channels():
+    predictor, images, codes = make_predictor(**ANY), torch.rand(3, 3, 9, 8), torch.tensor([0, 1, 1])
+    strengths = torch.tensor([1.0, 0.3, 0.0])
+    gray = predictor(images[:, :1], codes, strengths)
+    torch.testing.assert_close(
+        predictor(images[:, :1].expand(-1, 3, -1, -1), codes, strengths), gray.expand(3, 3, 9, 8)
+    )
+    found = predictor(images, codes, strengths)
+    torch.testing.assert_close(found[2], images[2])
+    assert float((found - images)[:2].detach().abs().amax()) > 1e-3
+    mirrored = predictor(images[:, [0, 0, 2]], codes, strengths)
+    assert torch.equal(mirrored[:, 0], mirrored[:, 1]), "a channel's place does not matter"
+    assert make_editor(**ANY).channels is None
+    for channels in (1, 2, 3):
+        assert make_editor(**ANY)(make_stack((2, 7, channels)), "dilate").widths[-1] == channels
+
+
+def test_what_sees_more_starts_from_what_sees_less():
+    small, images = make_predictor(), torch.rand(3, 1, 9, 8)
+    large, codes, strengths = Predictor(replace(small.config, **ANY, seed=5)), torch.tensor([0, 1, 0]), torch.rand(3)
+    large.take_over(small)
+    torch.testing.assert_close(large(images, codes, strengths), small(images, codes, strengths))
+    colored = torch.cat([images, images.flip(-1)], 1)
+    found = large(colored, codes, strengths)
+    assert not torch.allclose(found[:, :1], small(images, codes, strengths)), "the context is of the lightness"
+    for other in (make_predictor(width=5), make_predictor(channels=3), make_predictor(operations=("dilate", "shift"))):
+        with pytest.raises(SpecError, match="expected one that differs in what it sees"):
+            large.take_over(other)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (9, 8), (28, 31)])
+def test_a_tone_curve_is_read_at_the_lightness(size):
+    tones, light = ToneCurves(6, 3).double(), 1.4 * torch.rand(2, 1, *size, dtype=torch.float64) - 0.2
+    torch.nn.init.zeros_(tones.layers[-1].weight)
+    points = torch.linspace(0, 1, 6, dtype=torch.float64)
+    with torch.no_grad():
+        tones.layers[-1].bias.copy_(torch.cat([points, 1 - points, points * 0 + 7, points > 0.5]))
+        found = tones(light)
+    seen = light.clamp(0, 1)[:, 0]
+    torch.testing.assert_close(found[:, 0], seen)
+    torch.testing.assert_close(found[:, 1], 1 - seen)
+    torch.testing.assert_close(found[:, 2], torch.full_like(seen, 7))
+    torch.testing.assert_close(found[:, 3], ((seen - 0.4) / 0.2).clamp(0, 1))
+
+
+def test_a_tone_curve_depends_on_its_tile_alone():
+    tones, dark = ToneCurves(6, 3).double(), 0.2 * torch.rand(1, 1, 12, 12, dtype=torch.float64)
+    other = dark.clone()
+    other[..., 8:, 8:] += 0.5  # the last tile
+    with torch.no_grad():
+        one, two = tones(dark), tones(other)
+    assert torch.equal(one[..., :6, :], two[..., :6, :]) and torch.equal(one[..., :6], two[..., :6])
+    assert not torch.equal(one[..., 7, 7], two[..., 7, 7])
 
 
 def test_it_is_equivariant():
@@ -215,6 +273,9 @@ def test_wrong_input():
         PredictorConfig(("dilate", "dilate"))
     with pytest.raises(SpecError, match="at least 1"):
         PredictorConfig(width=0)
+    for wrong in ({"curves": 1, "tiles": 3}, {"curves": 8}, {"curves": 8, "tiles": 3, "patch": 2}):
+        with pytest.raises(SpecError, match="expected 2 or more points, tiles, and patches of 1"):
+            PredictorConfig(**wrong)
     with pytest.raises(WeightEditError, match="at least 0"):
         make_editor(steps=-1)
 

@@ -9,7 +9,14 @@ from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.one_shot import EditorOptions
 from weightedit.editing.operations import operation
 from weightedit.editing.predictor import Predictor, PredictorConfig
-from weightedit.editing.predictor_training import prediction_examples, prediction_loss, targets_of, train_predictor
+from weightedit.editing.predictor_training import (
+    prediction_examples,
+    prediction_loss,
+    relative_errors,
+    targets_of,
+    train_predictor,
+    varied,
+)
 from weightedit.editing.rule_training import Fits, Mixture, RuleProblems, rule_examples, train_rule
 from weightedit.editing.training import augmented_loss, edit_error, edit_examples, edit_loss, make_editor
 from weightedit.errors import WeightEditError
@@ -81,6 +88,26 @@ def test_targets_of_several_operations_are_each_its_own():
         torch.testing.assert_close(found[row : row + 1], operation(names[code]).at(weights.floats()[[row]], strength))
 
 
+def test_pairs_are_changed_alike_into_those_of_other_inrs():
+    images = torch.rand(8, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    sizes, channels = set(), set()
+    for seed in range(40):
+        pairs = varied(torch.stack([images, images], 1), torch.Generator().manual_seed(seed))
+        assert torch.equal(pairs[:, 0], pairs[:, 1]) and float(pairs.min()) >= 0 and float(pairs.max()) <= 1
+        sizes |= {*pairs.shape[-2:]}
+        channels.add(pairs.shape[2])
+    assert channels == {1, 3} and min(sizes) == 28 and len(sizes) > 5 and max(sizes) <= 40
+    whole = varied(images[:, None, :, :28, :28].expand(-1, 2, -1, -1, -1), torch.Generator().manual_seed(3))
+    assert whole.shape[-2:] == (28, 28), "small pictures stay whole"
+
+
+def test_errors_are_relative_to_doing_nothing():
+    given, wanted = torch.zeros(3, 1, 4, 4), torch.full((3, 1, 4, 4), 0.5)
+    found = relative_errors(torch.stack([given[0], wanted[1], 0.75 * wanted[2]]), given, wanted)
+    torch.testing.assert_close(found, torch.tensor([1.01, 0.01, 1 / 16 + 0.01]), rtol=5e-3, atol=0)
+    assert float(relative_errors(given, given, given).max()) == 1, "nothing to do, and nothing done"
+
+
 def test_a_mixture_draws_every_batch_from_one_part_and_moves():
     weights = make_set()
     examples = rule_examples(weights, ("dilate", "erode"))
@@ -102,7 +129,7 @@ def test_what_cannot_be_captured_is_refused(tmp_path):
     splits, captured = dict.fromkeys(("train", "validation"), make_set()), TrainOptions(capture=True)
     predictor = Predictor(PredictorConfig(operations=("dilate", "erode"), width=4, graded=True))
     with pytest.raises(WeightEditError, match="got capture with operations dilate, erode by degrees.*leave"):
-        train_predictor(predictor, splits, tmp_path, captured)
+        train_predictor(predictor, [splits], tmp_path, captured)
     with pytest.raises(WeightEditError, match="of 1 conventions, capture True; expected sets of one, and no capture"):
         train_rule(LearnedKFAC(), [splits], RuleProblems(), tmp_path, captured)
     other = dict.fromkeys(splits, make_set(omega=20.0))

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from weightedit.data.images import ImageSet, load_images
+from weightedit.data.photographs import PHOTOGRAPHS, photographs
 from weightedit.data.weight_sets import WeightSet, split_by_image
 from weightedit.errors import WeightEditError
 from weightedit.inr.convention import Convention
-from weightedit.inr.fitting import FitOptions, fit
+from weightedit.inr.fitting import FitOptions, fit, hidden_widths
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class ImageSource:
     """Images of a data set and how they are divided into train, validation and test.
 
     Attributes:
-        images: a hub name, or a local folder with train and test splits.
+        images: a hub name, or a local folder with train and test splits; or "photographs", for 400 crops each, or as
+            many as the limits say, of those that dependencies ship (data/photographs.py), of 64 x 64 pixels.
         train_split: name of the split divided into train and validation.
         test_split: name of the test split; "" for none.
         validation: images kept for validation, at most half of the training split.
@@ -54,8 +56,7 @@ class ImageSource:
     def read(self) -> tuple[ImageSet, Tensor]:
         """Images of all splits, test indices following the training split's, and int64 [N]: 0 train, 1 validation,
         2 test."""
-        size = (self.size, self.size) if self.size else None
-        train = load_images(self.images, self.train_split, limit=self.limit or None, size=size)
+        train = self._split(self.train_split, self.limit)
         count, train = len(train), train.of_labels(self.labels)
         if not 0 <= self.validation <= len(train) // 2:
             raise WeightEditError(
@@ -65,8 +66,7 @@ class ImageSource:
         split = split_by_image(train.index, counts=counts, seed=self.seed)
         if not self.test_split:
             return train, split
-        test = load_images(self.images, self.test_split, limit=self.test_limit or self.limit or None, size=size)
-        test = test.of_labels(self.labels)
+        test = self._split(self.test_split, self.test_limit or self.limit).of_labels(self.labels)
         images = ImageSet(
             torch.cat([train.images, test.images]),
             torch.cat([train.labels, test.labels]),
@@ -74,15 +74,22 @@ class ImageSource:
         )
         return images, torch.cat([split, torch.full((len(test),), 2)])
 
+    def _split(self, name: str, limit: int) -> ImageSet:
+        if self.images == PHOTOGRAPHS:
+            return photographs(name, limit or 400, size=self.size or 64, seed=self.seed)
+        size = (self.size, self.size) if self.size else None
+        return load_images(self.images, name, limit=limit or None, size=size)
+
 
 def fit_set(
     images: ImageSet,
     split: Tensor,
     *,
-    hidden: tuple[int, ...] = (32, 32),
+    hidden: tuple[int, ...] | None = (32, 32),
     repeats: int = 1,
     options: FitOptions | None = None,
     generator: torch.Generator | None = None,
+    least_psnr: float | None = None,
     device: torch.device | str = "cpu",
 ) -> WeightSet:
     """One SIREN or several per image, each from its own initialization; those that missed the target are left out.
@@ -90,15 +97,17 @@ def fit_set(
     Args:
         images: N of them.
         split: int64 [N], of each image.
-        hidden: hidden widths.
+        hidden: hidden widths; None chooses by the images' size, see inr.fitting.hidden_widths.
         repeats: INRs per image, which follow one another.
         options: None is those of the shipped editors' sets, FitOptions(method="fast").
         generator: where initializations come from; None is PyTorch's global CPU generator.
+        least_psnr: in dB, what those that missed the target must reach to be kept all the same; None keeps none.
         device: where to fit, and where weights and images then are.
     """
     rows = torch.arange(len(images)).repeat_interleave(repeats)
     pictures = images.images.to(device)[rows.to(device)]
-    widths = (2, *hidden, images.images.shape[1])
+    channels, *size = images.images.shape[1:]
+    widths = (2, *(hidden or hidden_widths(*size)), channels)
     result = fit(
         pictures,
         widths=widths,
@@ -108,6 +117,6 @@ def fit_set(
     )
     facts = {"label": images.labels[rows], "index": images.index[rows], "split": split[rows]}
     keep = torch.ones(len(rows), dtype=torch.bool, device=pictures.device)
-    keep[result.missed] = False
+    keep[result.missed] = False if least_psnr is None else result.psnr[result.missed] >= least_psnr
     stack = replace(result.stack, **{name: value.to(device) for name, value in facts.items()})
     return WeightSet(stack, pictures)[keep]

@@ -244,6 +244,6 @@ def _others(channels: int) -> str:
     found = []
     for name in shipped():
         kind = class_of(load_checkpoint(name)[1]["kind"])
-        if kind is not None and issubclass(kind, Editor) and kind.from_pretrained(name).channels == channels:
+        if kind is not None and issubclass(kind, Editor) and kind.from_pretrained(name).channels in (channels, None):
             found.append(name)
     return f" ({', '.join(found)})" if found else ""

@@ -66,9 +66,9 @@ class PredictiveEditor(Editor):
         return f"predictive, {self.steps} steps"
 
     @property
-    def channels(self) -> int:
+    def channels(self) -> int | None:
         """See Editor."""
-        return self.predictor.config.channels
+        return self.predictor.config.channels or None
 
     def edited(self, part: INRStack, wish: Wish) -> Params:
         """See Editor; differentiable in the editor's weights and in `part`'s.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,3 +51,26 @@ class Examples:
             name: {key: change(tensor) for key, tensor in part.items()} if isinstance(part, Mapping) else change(part)
             for name, part in self.parts.items()
         }
+
+
+class OneOf:
+    """Several sets of examples, which may differ in shapes; every batch is from one, which its first index says.
+
+    >>> sets = OneOf([Examples(images=torch.zeros(3, 1, 2, 2)), Examples(images=torch.zeros(5, 3, 4, 4))])
+    >>> len(sets), sets[torch.tensor([7, 2])]["images"].shape
+    (10, torch.Size([2, 3, 4, 4]))
+    """
+
+    def __init__(self, parts: Sequence[Examples]) -> None:
+        self.parts, self.longest = parts, max(len(part) for part in parts)
+
+    def to(self, device: torch.device | str) -> OneOf:
+        """The same on `device`."""
+        return OneOf([part.to(device) for part in self.parts])
+
+    def __len__(self) -> int:
+        return self.longest * len(self.parts)
+
+    def __getitem__(self, rows: Tensor) -> dict[str, Any]:
+        part = self.parts[int(rows[0]) % len(self.parts)]
+        return part[rows.div(len(self.parts), rounding_mode="floor") % len(part)]
