@@ -13,7 +13,8 @@ from tests.networks import ACTIVATIONS, SPECS, generator, random_params, relativ
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError, TypeMismatchError
 from weightedit.graph.neural_graph import NeuralGraph
-from weightedit.inr.siren import coordinate_grid, render
+from weightedit.inr.convention import Convention
+from weightedit.inr.siren import coordinate_grid, raw_outputs, render
 from weightedit.metanet.gauge_gmn.heads import ridge_solution
 from weightedit.metanet.gauge_gmn.layers import damp
 from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
@@ -80,6 +81,27 @@ def test_equivariant_with_a_convolutional_forecast_and_a_solved_reading(name):
     metanet = _metanet(strength=0.2, probes=16, forecast=4, grid=True, solved=True)
     assert_equivariant(editing(metanet, spec), spec, _as_trained(random_params(spec, count=2)))
     assert_equivariant(editing_in_a_batch(metanet, spec, OTHER), spec, _as_trained(random_params(spec, seed=1)))
+
+
+@pytest.mark.parametrize("grid", [False, True])
+@pytest.mark.parametrize("name", ["relu", "sine", "mixed"])
+def test_invariant_with_what_is_shown_at_the_probes(name, grid):
+    spec, metanet = SPECS[name], _metanet(probes=16, shown=6, grid=grid, embedding=5)
+    assert_invariant(reading(metanet, spec), spec, _as_trained(random_params(spec, count=2)))
+    assert_invariant(reading_in_a_batch(metanet, spec, OTHER), spec, _as_trained(random_params(spec, seed=1)))
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_what_is_shown_is_the_outputs_at_the_probes_and_adds_to_the_vector(grid):
+    spec = NetworkSpec.siren((2, 5, 3))
+    config = GaugeGMNConfig(node_width=4, edge_width=2, layers=1, probes=36, shown=3, grid=grid, outputs=3, embedding=4)
+    metanet, params, seen = GaugeGMN(config), random_params(spec, count=2, dtype=torch.float32), []
+    metanet.shown.register_forward_hook(lambda _, inputs, found: seen.append((inputs[0], found)))
+    whole = metanet.embed(NeuralGraph.from_params(spec, params))
+    places = coordinate_grid(6, 6) if grid else metanet.probes
+    torch.testing.assert_close(seen[0][0], raw_outputs(params, places, Convention()).mT, rtol=0, atol=1e-4)
+    metanet.shown = None
+    torch.testing.assert_close(whole, metanet.embed(NeuralGraph.from_params(spec, params)) + seen[0][1])
 
 
 def test_the_grid_is_read_as_a_picture_row_by_row():
@@ -341,6 +363,8 @@ def test_config_round_trip_and_refusals():
         ({"embedding": 4, "forecast": 4}, "embedding 4 with a forecast of 4"),
         ({"probes": -1}, "probes and neuron codes of at least 0"),
         ({"grid": True, "probes": 10, "forecast": 4}, "grid has 10 probes"),
+        ({"grid": True, "probes": 16, "embedding": 4}, "and shown of 0; expected 784 or another square"),
+        ({"shown": 8, "probes": 4}, "shown 8 with 4 probes, an embedding of 0"),
         ({"solved": True, "probes": 0}, "solved without probes"),
         ({"refit": True, "forecast": 0}, "refit without probes or without a forecast"),
     ):

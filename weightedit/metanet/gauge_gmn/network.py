@@ -21,7 +21,8 @@ the paper (G: a learned matrix without bias, inv: an invariant network, *: by ch
     inputs       w and b as they are -> over their layer's root mean square, its logarithm beside: any size is read
     codes        h * p_V, e * p_E (h + p_V at both ends), one p per layer -> added to the invariant stream, none on
                  edges, counted from both ends: any depth is read
-    probes       none -> activations and slopes at learned inputs or on a grid, and a forecast, are further features
+    probes       none -> activations and slopes at learned inputs or on a grid, and a forecast, are further features;
+                 an embedding may read the outputs there besides (shown.py)
     deltas       last e and h of width 1 -> heads.py, of terms that are zero for no weight
     vector       an MLP of the sum over hidden neurons, and both ends -> linear in their mean: any width is read
 
@@ -77,6 +78,7 @@ from weightedit.metanet.base import (
 from weightedit.metanet.gauge_gmn.forecast import Forecast, GridForecast
 from weightedit.metanet.gauge_gmn.heads import DeltaHead, HeadSizes, InvariantReadout, LastLayerRefit, Readings
 from weightedit.metanet.gauge_gmn.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams
+from weightedit.metanet.gauge_gmn.shown import GridShown, Shown
 from weightedit.metanet.levels import LayerTable, root_of_mean
 from weightedit.network.features import DELTA, PARAMETER, ChannelType
 from weightedit.network.spec import SYMMETRIES, Symmetry
@@ -96,7 +98,10 @@ class GaugeGMNConfig(MetanetworkConfig):
         forecast: hidden width of the forecast (see Forecast), 0 for none.
         refit: finish with LastLayerRefit towards the forecast; needs probes and a forecast.
         grid: probes on a fixed, regular grid over [-1, 1]^2, their number a square, which lets the forecast convolve
-            (see GridForecast); needs two inputs and a forecast, whose width is that of its convolutions.
+            (see GridForecast), or what reads the outputs for an embedding (see GridShown); needs two inputs and a
+            forecast or `shown`, whose width is that of its convolutions.
+        shown: hidden width of what reads the outputs at the probes for an embedding, beside the messages (see Shown);
+            0 for none.
         solved: the head solves its reading term against the activations, too (see heads.SolvedReading); needs probes.
         symmetry: "full" is what each activation allows; "permutation", "sign" or "scale" keep only that part of it.
         bidirectional: also send messages from targets to sources.
@@ -121,6 +126,7 @@ class GaugeGMNConfig(MetanetworkConfig):
 
     later = {
         "grid",
+        "shown",
         "solved",
         "rank_one",
         "edge_skip",
@@ -141,6 +147,7 @@ class GaugeGMNConfig(MetanetworkConfig):
     forecast: int = 0
     refit: bool = False
     grid: bool = False
+    shown: int = 0
     solved: bool = False
     symmetry: Symmetry = "full"
     bidirectional: bool = True
@@ -163,7 +170,7 @@ class GaugeGMNConfig(MetanetworkConfig):
             raise SpecError(f"symmetry {self.symmetry!r} is unknown; expected one of {', '.join(SYMMETRIES)}.")
         check_any_ends(self.inputs, self.outputs, self.probes, self.embedding)
         sizes = (self.node_width, self.edge_width, self.layers, self.levels, self.channels)
-        if min(sizes) < 1 or min(self.probes, self.neuron_codes, self.embedding) < 0:
+        if min(sizes) < 1 or min(self.probes, self.neuron_codes, self.embedding, self.shown) < 0:
             raise SpecError(
                 f"got {self}; expected positive sizes, and an embedding, probes and neuron codes of at least 0."
             )
@@ -179,10 +186,17 @@ class GaugeGMNConfig(MetanetworkConfig):
             raise SpecError(
                 "got refit without probes or without a forecast; expected both, it fits the one to the other."
             )
-        if self.grid and not (self.forecast and self.inputs == 2 and math.isqrt(self.probes) ** 2 == self.probes):
+        if self.shown and not (self.probes and self.embedding and self.outputs):
             raise SpecError(
-                f"grid has {self.probes} probes, {self.inputs} inputs and a forecast of {self.forecast}; expected "
-                "784 or another square, two inputs and a forecast: the grid is what the forecast convolves over."
+                f"got shown {self.shown} with {self.probes} probes, an embedding of {self.embedding} and "
+                f"{self.outputs} outputs; expected some of each: it reads the outputs at the probes for the embedding."
+            )
+        reads = self.shown if self.embedding else self.forecast
+        if self.grid and not (reads and self.inputs == 2 and math.isqrt(self.probes) ** 2 == self.probes):
+            what = "shown" if self.embedding else "a forecast"
+            raise SpecError(
+                f"grid has {self.probes} probes, {self.inputs} inputs and {what} of {reads}; expected 784 or another "
+                f"square, two inputs and {what}: the grid is what it convolves over."
             )
         if self.solved and not self.probes:
             raise SpecError("got solved without probes; expected some: it solves for what they should read.")
@@ -255,7 +269,7 @@ class GaugeGMN(Metanetwork):
         if config.neuron_codes:
             self.neuron_codes = nn.Embedding(config.neuron_codes * config.levels, node)
         self.forecast = Forecast(read, config.forecast) if config.forecast and not config.grid else None
-        if config.grid:
+        if config.grid and config.forecast:
             self.forecast = GridForecast(config.outputs, math.isqrt(config.probes), config.forecast)
         seen = 2 * read if config.forecast else read
         self.lift_edges = nn.Linear(odd, edge, bias=False)
@@ -276,9 +290,16 @@ class GaugeGMN(Metanetwork):
         self.refit = LastLayerRefit() if config.refit else None
         if config.embedding:
             self.readout = InvariantReadout(node, config.inputs + config.outputs, config.embedding, kept)
+            self.shown = self._shown(config) if config.shown else None
             return
         sizes = HeadSizes(node, edge, read, config.levels, config.channels)
         self.head = DeltaHead(sizes, config.initial_scale, config.rank_one, config.solved)
+
+    @staticmethod
+    def _shown(config: GaugeGMNConfig) -> Shown | GridShown:
+        if config.grid:
+            return GridShown(config.outputs, math.isqrt(config.probes), config.shown, config.embedding)
+        return Shown(config.outputs, config.probes, config.shown, config.embedding)
 
     def transform(self, graph: NeuralGraph) -> NeuralGraph:
         """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
@@ -294,7 +315,11 @@ class GaugeGMN(Metanetwork):
 
     def read(self, graph: NeuralGraph) -> Tensor:
         """Raises SpecError if a network has other numbers of inputs or outputs than the config."""
-        return self.readout(self._through(graph).state)
+        passed = self._through(graph)
+        found = self.readout(passed.state)
+        if self.shown is None:
+            return found
+        return found + self.shown(graph.layout.ends(passed.readings.activations[..., 1:])[1])
 
     def _through(self, graph: NeuralGraph) -> _Passed:
         check_links(graph, self.config.link_kinds)
