@@ -5,7 +5,7 @@
     python tasks/make_cnn_zoo.py --out runs/zoo-relu
     python tasks/train_predictor.py accuracy --zoo runs/zoo-relu --metanet statistics gauge-gmn --out runs/tau-relu
 
-classes: the class of an INR's image, which is never rendered.
+classes: the class of an INR's image, from its weights and what its neurons do at probes (the card says how many).
 accuracy: a CNN's test accuracy, from its weights alone; networks are ranked by it.
 
 The best step is chosen on validation data, the test data are measured once. Started again with the same arguments, a
@@ -29,7 +29,7 @@ from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.data.weight_sets import load_splits
 from weightedit.errors import WeightEditError
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.registry import config_options, make_metanet
+from weightedit.metanet.registry import config_options, describe_metanet, make_metanet
 from weightedit.network.spec import NetworkSpec
 from weightedit.plots import Band, bands
 from weightedit.prediction.classes import accuracies, first_of_each, images_of, labels_of, train_classifier
@@ -125,11 +125,13 @@ class Classes:
         logits = predictor.eval().predict_stack(splits["test"], batch_size=self.evaluation_batch, progress=True)
         figures, counts = accuracies(logits, splits["test"]), {name: len(stack) for name, stack in splits.items()}
         if result.main:
-            facts = run_facts(self, predictor, result, figures=figures, counts=counts)
+            test = splits["test"]
+            read = what_is_read(describe_metanet(predictor.metanet)[1], test.height * test.width)
+            facts = run_facts(self, predictor, result, figures=figures, counts=counts, read=read)
             write_result(out, "result", facts)
             draw_curve(out)
             lines = table(["test accuracy", "value"], [(name, f"{100 * v:.2f} %") for name, v in figures.items()])
-            print(f"\n{self.metanet}, {counts['test']} test INRs\n{lines}")
+            print(f"\n{self.metanet}, {counts['test']} test INRs, from {read}\n{lines}")
             predictor.save_pretrained(out / "predictor", self.card(facts, lines), training=facts)
             print(f"predictor written to {out / 'predictor'}")
         return figures
@@ -147,11 +149,13 @@ class Classes:
         """The README.md beside a predictor's weights."""
         counts, training, minutes = facts["counts"], self.training, facts["seconds"] / 60
         batch = training.batch_size * training.accumulate * facts["processes"]
+        log = read_log(Path(self.out) / "run")
+        curve = table(["step", "training cross-entropy", "validation accuracy"], curve_rows(log))
         changes = "acted on by random elements of their symmetry group" if self.augment else "as they were fitted"
         return f"""# weightedit predictor: classes of INRs
 
-Reads the weights of a SIREN and names the class of its image; the image is never rendered. Metanetwork
-`{self.metanet}`, {facts["parameters"]:,} parameters.
+Names the class of a SIREN's image from {facts["read"]}.
+Metanetwork `{self.metanet}`, {facts["parameters"]:,} parameters.
 
 {lines}
 
@@ -161,7 +165,37 @@ Reads the weights of a SIREN and names the class of its image; the image is neve
 Trained for {facts["steps"]:,} steps of {batch} INRs (best step {facts["best_step"]:,}, validation accuracy
 {100 * (1 - facts["best_validation"]):.2f} %) in {minutes:.0f} minutes on {facts["hardware"]},
 {facts["processes"]} process(es), seed {training.seed}. config.json holds the whole configuration.
+
+{curve}
 """
+
+
+def what_is_read(config: dict[str, Any], pixels: int) -> str:
+    """What a metanetwork of this config knows of an INR, in words.
+
+    Args:
+        config: of the metanetwork.
+        pixels: of a fitted image.
+    """
+    probes = int(config.get("probes", 0))
+    if not probes:
+        return "its weights alone; it is never evaluated"
+    kind = "on a fixed grid" if config.get("grid") else "learned"
+    told = f"its weights and what its neurons do at {probes} probes ({kind}; the image has {pixels} pixels)"
+    return told if probes < pixels else f"{told}: a classifier of renderings, to which weights add little"
+
+
+def curve_rows(log: list[dict[str, Any]], most: int = 12) -> list[tuple[str, str, str]]:
+    """At most so many validations of a log, evenly spaced, the last among them, each with the mean loss before it."""
+    checked = [n for n, record in enumerate(log) if record.get("validation") is not None]
+    kept = sorted({checked[-1 - (k * (len(checked) - 1)) // max(1, most - 1)] for k in range(most)}) if checked else []
+    rows, begin = [], 0
+    for n in kept:
+        losses = [record["loss"] for record in log[begin : n + 1] if record["loss"] is not None]
+        loss = f"{statistics.fmean(losses):.3f}" if losses else "-"
+        rows.append((f"{log[n]['step']:,}", loss, f"{100 * (1 - log[n]['validation']):.2f} %"))
+        begin = n + 1
+    return rows
 
 
 def draw_curve(out: Path) -> None:

@@ -22,7 +22,7 @@ from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.inr.convention import DWSNETS, NFN, convert
-from weightedit.metanet.registry import METANETS
+from weightedit.metanet.registry import METANETS, describe_metanet
 from weightedit.network.reparametrization import reparametrized
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.rule_module import RuleModule
@@ -128,8 +128,19 @@ def test_train_a_classifier_with_every_metanetwork(name: str, weights: Path, tmp
     found = run_task("train_predictor classes", *words, "--noise", "0.01", "--metanet-options", "layers=1")
     assert "| one INR |" in found.stdout and (tmp_path / "run" / "curve.png").stat().st_size > 5000
     predictor = WeightSpacePredictor.from_pretrained(tmp_path / "run" / "predictor")
+    card = (tmp_path / "run" / "predictor" / "README.md").read_text()
+    probes = describe_metanet(predictor.metanet)[1].get("probes", 0)
+    told = f"at {probes} probes (learned; the image has 784 pixels)." if probes else "its weights alone"
+    assert told in card and "| 4 |" in card.split("validation accuracy |")[1], "what it reads, and its curve"
     test = load_weight_set(weights, "test").stack
     assert predictor.predict_stack(test).shape == (24, predictor.outputs)
+
+
+def test_a_classifier_that_sees_every_pixel_says_so(weights: Path, tmp_path: Path) -> None:
+    words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path), "--metanet", "gauge-gmn", "--dropout", "0.2")
+    options = ("layers=1", "node_width=4", "edge_width=2", "probes=784", "grid=true", "shown=4")
+    found = run_task("train_predictor classes", *words, "--metanet-options", *options)
+    assert "at 784 probes (on a fixed grid; the image has 784 pixels): a classifier of renderings" in found.stdout
 
 
 def test_train_a_classifier_with_several_inrs_of_an_image(pictures: Path, tmp_path: Path) -> None:
