@@ -17,6 +17,7 @@ from weightedit.data.images import PICTURES, load_images, load_picture
 from weightedit.data.inr_files import SUFFIX, load_inrs
 from weightedit.data.sample_files import POINTS, SOUND, load_sample_file
 from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
+from weightedit.data.video_files import CLIPS, is_clip
 from weightedit.data.weight_sets import load_weight_set
 from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.files.location import CONFIG, shipped
@@ -42,7 +43,7 @@ SMALL_CNN_ZOO = Kind("Small CNN Zoo", "a folder with weights.npy", load_small_cn
 INRS = Kind("INRs", f"{', '.join((SUFFIX, *TORCH_SUFFIXES))}, or a folder of them", load_inrs)
 PICTURE_SET = Kind("pictures", "a .parquet file, or a folder of parquet or picture files", load_images)
 PICTURE = Kind("picture", ", ".join(PICTURES), load_picture)
-SAMPLES = Kind("samples", ", ".join((SOUND, POINTS)), load_sample_file)
+SAMPLES = Kind("samples", ", ".join((SOUND, POINTS, "animated GIF, WEBP or PNG")), load_sample_file)
 KINDS = (CHECKPOINT, WEIGHT_SET, CNN_ZOO, SMALL_CNN_ZOO, INRS, PICTURE_SET, PICTURE, SAMPLES)
 
 _CARDS = {weight_set_cards.FORMAT: WEIGHT_SET, cnn_zoo.FORMAT: CNN_ZOO}
@@ -92,7 +93,7 @@ def kind_of(source: str | Path) -> Kind:
     path = Path(source)
     if not path.is_dir():
         known = ((INRS, (SUFFIX, *TORCH_SUFFIXES)), (PICTURE_SET, (".parquet",)), (PICTURE, PICTURES))
-        for kind, suffixes in (*known, (SAMPLES, (SOUND, POINTS))):
+        for kind, suffixes in ((SAMPLES, (SOUND, POINTS, *(CLIPS if is_clip(path) else ()))), *known):
             if path.suffix.lower() in suffixes:
                 return kind
         if path.exists():

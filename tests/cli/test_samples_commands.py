@@ -11,6 +11,7 @@ import weightedit as we
 from weightedit.cli.main import main
 from weightedit.data.inr_files import load_inrs, save_inrs
 from weightedit.data.sample_files import load_samples, save_points, save_sound
+from weightedit.data.video_files import save_clip
 from weightedit.editing.evaluation import sample_errors
 from weightedit.editing.refinement import samples_of
 from weightedit.editing.sample_fitting import fit_samples
@@ -21,13 +22,16 @@ RATE = 500
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A sound, a ball's distances and an INR of each."""
+    """A sound, a ball's distances, a clip of a ball that moves, and an INR of each."""
     folder = tmp_path_factory.mktemp("samples")
     time = torch.arange(RATE) / RATE
     save_sound((0.6 * torch.sin(60 * time) * torch.exp(-2 * time)).unsqueeze(1), RATE, folder / "tone.wav")
     where = 2 * torch.rand(300, 3, generator=torch.Generator().manual_seed(0)) - 1
     save_points(Samples(where, where.norm(dim=1, keepdim=True) - 0.5), folder / "ball.npz")
-    for name in ("tone.wav", "ball.npz"):
+    along, at = torch.linspace(-1, 1, 10), torch.linspace(-0.5, 0.5, 8).view(8, 1, 1)
+    clip = torch.sigmoid(8 * (0.5 - (along.view(1, 10, 1).square() + (along - at).square()).sqrt())).unsqueeze(-1)
+    save_clip(clip, folder / "move.webp", {"durations": "40", "loop": "0"})
+    for name in ("tone.wav", "ball.npz", "move.webp"):
         words = ["fit", str(folder / name), "-o", str(folder / Path(name).with_suffix(".safetensors"))]
         assert main([*words, "--hidden", "12", "12", "--max-steps", "40", "--target-psnr", "35"]) == 0
     return folder
@@ -69,8 +73,8 @@ def test_fit_is_that_of_the_library_and_says_what_it_does(place, capsys):
 def test_a_sound_is_rendered_at_any_rate_and_anything_on_a_grid(place, capsys):
     inrs = load_inrs("tone.safetensors")
     assert run(capsys, "render tone.safetensors -o same.wav")[1] == f"wrote  same.wav: {RATE} samples at {RATE} Hz\n"
-    same, rate = load_samples(["same.wav"])
-    assert rate == RATE and float((same.values - inrs.at()).abs().max()) <= 0.5 / 2**15 + 1e-6
+    same, facts = load_samples(["same.wav"])
+    assert facts == {"rate": str(RATE)} and float((same.values - inrs.at()).abs().max()) <= 0.5 / 2**15 + 1e-6
     assert (
         f"{2 * RATE:,} samples at {2 * RATE:,} Hz"
         in run(capsys, f"render tone.safetensors -o fine.wav --rate {2 * RATE}")[1]
@@ -83,6 +87,41 @@ def test_a_sound_is_rendered_at_any_rate_and_anything_on_a_grid(place, capsys):
         found = load_samples(["grid.npz"])[0]
         assert found.count == np.prod(shape)
         torch.testing.assert_close(found.values, load_inrs(f"{name}.safetensors").at(found.coordinates))
+
+
+def test_a_clip_is_rendered_with_any_number_of_frames_at_any_size(place, capsys):
+    inrs, clip = load_inrs("move.safetensors"), load_samples(["move.webp"])[0]
+    assert inrs.shape == clip.grid == (8, 10, 10) and float(inrs.psnr) > 30
+    assert {name: inrs.provenance[name] for name in ("frames", "durations", "loop")} == load_samples(["move.webp"])[1]
+    for suffix in ("gif", "webp", "apng"):
+        code, out, err = run(capsys, f"render move.safetensors -o same.{suffix}")
+        assert (code, err, out) == (0, "", f"wrote  same.{suffix}: 8 frames of 10 x 10\n")
+        same, facts = load_samples([f"same.{suffix}"])
+        assert float((same.values - inrs.at().clamp(0, 1)).abs().max()) <= 0.5 / 255 + 1e-5
+        assert facts == {"frames": "8", "durations": "40", "loop": "0"}
+    code, out, err = run(capsys, "render move.safetensors -o fine.webp --frames 15 --size 12x20")
+    assert (code, err) == (0, "") and "15 frames of 12 x 20" in out
+    fine, facts = load_samples(["fine.webp"])
+    assert fine.grid == (15, 12, 20) and facts["durations"] == "21"
+    assert run(capsys, "render move.safetensors -o a.npz --frames 3")[0] == 0
+    assert load_samples(["a.npz"])[0].count == 3 * 10 * 10
+
+
+def test_a_clip_is_edited_checked_and_told_of(place, capsys):
+    Path("mine.py").write_text("def negative(values):\n    return 1 - values\n")
+    code, out, err = run(capsys, "edit move.safetensors --operation mine.py:negative --steps 4 -o negative.safetensors")
+    assert (code, err) == (0, "") and "MSE    against negative of the INRs' own renderings: " in out
+    code, out, err = run(capsys, "edit negative.safetensors --target move.webp --steps 4 -o back.safetensors")
+    back, clip = load_inrs("back.safetensors"), load_samples(["move.webp"])[0]
+    assert (code, err) == (0, "") and back.shape == (8, 10, 10)
+    assert float(sample_errors(back, clip)) < float(sample_errors(load_inrs("negative.safetensors"), clip))
+    code, out, err = run(capsys, "check move.safetensors --image move.webp")
+    assert (code, err) == (0, "") and "dB against 1 set of samples" in out
+    assert "of 3 inputs, 1 channel, on a grid of 8 x 10 x 10 by" in run(capsys, "info move.safetensors")[1]
+    words = "fit move.webp -o small.safetensors --size 4x6 --channels 3 --hidden 6 --max-steps 1"
+    code, out, _ = run(capsys, words)
+    assert code == 0 and "192 samples of 3 (8 x 4 x 6) by 3-6-3" in out and "to 30 dB" in out
+    assert load_inrs("small.safetensors").shape == (8, 4, 6)
 
 
 def test_edits_by_a_function_of_values_and_to_samples_are_the_librarys_and_undone(place, capsys):
@@ -128,9 +167,14 @@ WRONG = {
     "fit tone.wav --target-psnr -3 -o o.safetensors": "--target-psnr -3.0: expected a positive number",
     "fit tone.wav digit.png -o o.safetensors": "of one kind: give them apart",
     "fit none.npz -o o.safetensors": "none.npz cannot be read",
-    "render ball.safetensors -o o.wav": "got 1 INRs of 3 inputs for o.wav; expected one sound",
-    "render tone.safetensors -o o.wav --size 3": "inputs and --size for o.wav; expected one sound",
-    "render tone.safetensors -o o.png": "got INRs of 1 inputs for o.png; expected pictures, of 2",
+    "fit move.webp --limit 3 -o o.safetensors": "got --limit with samples; expected it with pictures",
+    "render ball.safetensors -o o.wav": "got 1 INRs of 3 inputs and 1 outputs for o.wav; expected one sound",
+    "render tone.safetensors -o o.gif": "got 1 INRs of 1 inputs and 1 outputs for o.gif; expected one clip",
+    "render tone.safetensors -o o.npz --frames 3": "got --frames for INRs of 1 inputs; expected 3",
+    "render tone.safetensors -o o.wav --frames 3": "got --frames with o.wav; expected it with a .gif or .webp or .apng",
+    "render tone.safetensors -o o.wav --size 3": "got --size for o.wav; expected --rate in its place",
+    "render tone.safetensors -o o.png": "got INRs of 1 inputs for o.png; expected pictures, of 2: name a .wav, .npz",
+    "render square.safetensors -o o.png --frames 3": "got --frames with o.png; expected it with a .gif",
     "render tone.safetensors -o o.npz --rate 3": "got --rate with o.npz; expected it with a .wav",
     "render square.safetensors -o o.png --rate 3": "got --rate with o.png; expected it with a .wav",
     "render bare.safetensors -o o.wav": "got INRs that state no rate for o.wav; expected one: give --rate HZ",

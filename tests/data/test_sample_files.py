@@ -37,8 +37,8 @@ def test_pcm_of_any_width_is_read(size: int, channels: int) -> None:
     steps = np.random.default_rng(size).integers(-full, full, (20, channels))
     steps[0], steps[1] = -full, full - 1
     write_sound("a.wav", steps, size, rate=11025)
-    samples, rate = load_samples(["a.wav"])
-    assert rate == 11025 and torch.equal(samples.values[0], torch.from_numpy(steps / full).float())
+    samples, facts = load_samples(["a.wav"])
+    assert facts == {"rate": "11025"} and torch.equal(samples.values[0], torch.from_numpy(steps / full).float())
     assert torch.equal(samples.coordinates, torch.linspace(-1, 1, 20).unsqueeze(1))
 
 
@@ -54,8 +54,8 @@ def test_points_are_written_as_they_are_read_and_several_files_are_joined() -> N
     one, many = (Samples(torch.rand(7, 3), torch.rand(*lead, 7, 2)) for lead in ((), (4,)))
     for samples in (one, many, Samples(torch.rand(4, 7, 3), many.values)):
         save_points(samples, "a.npz")
-        found, rate = load_samples(["a.npz"])
-        assert rate is None and torch.equal(found.coordinates, samples.coordinates)
+        found, facts = load_samples(["a.npz"])
+        assert facts == {} and torch.equal(found.coordinates, samples.coordinates)
         assert torch.equal(found.values, samples.values) and torch.equal(load("a.npz").values, samples.values)
     save_points(one, "a.npz")
     joined = load_samples([Path("a.npz"), "a.npz"])[0]

@@ -201,15 +201,19 @@ of one core at 256 x 256. Memory hardly grows with the picture's size.
 Sounds (.wav, PCM) and other samples (.npz with arrays coordinates [P, inputs] in [-1, 1] and values
 [P, channels], any real numbers; 1 to 3 inputs) become INRs likewise. Their target is 50 dB, of the values'
 range over the error; the frequency of the first layer follows from the number of samples along an axis:
-half of it up to 30, an eighth of it beyond (--convention plain --omega 3000 30 states others).
+half of it up to 30, an eighth of it beyond (--convention plain --omega 3000 30 states others). So do clips,
+animated GIF, WEBP and PNG, whose third input is the time, to 30 dB; --size and --channels convert them.
 
 {_EXITS.format(one="images were left out")}"""
     example = "weightedit fit photo.png --size 256 -o photo.safetensors\n"
     example += "  weightedit fit photos/*.png --size 28 --channels 1 -o in.safetensors\n"
     example += "  weightedit fit ylecun/mnist --split test --limit 100 -o in.safetensors\n"
-    example += "  weightedit fit sound.wav -o sound.safetensors"
+    example += "  weightedit fit sound.wav -o sound.safetensors\n"
+    example += "  weightedit fit clip.gif --size 32 -o clip.safetensors"
     parser = _command(commands, "fit", "turn images into INRs", text, example)
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="picture files, sounds, samples, or one data set")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="picture files, sounds, clips, samples, or one data set"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where the INRs go, .safetensors")
     parser.add_argument("--split", help="of a data set that has several: train, test, ...")
     parser.add_argument("--limit", type=count_argument, help="only the first so many images")
@@ -268,9 +272,9 @@ and how the weights of one layer changed."""
     operation += "[N, P, C] to the same"
     parser.add_argument("--operation", metavar="NAME", action="append", help=operation)
     target = (
-        "pictures to step to instead of an operation, one for all INRs or one for each, resized to theirs; or .wav "
+        "pictures to step to instead of an operation, one for all INRs or one for each, resized to theirs; or .wav, "
     )
-    target += "or .npz, of INRs of samples"
+    target += "clips or .npz, of INRs of samples"
     parser.add_argument("--target", metavar="PICTURE", nargs="+", help=target)
     mask = "a picture that is white where the edit is wanted and black where the INR is to stay; with steps alone"
     parser.add_argument("--mask", metavar="PICTURE", help=mask)
@@ -300,17 +304,22 @@ and how the weights of one layer changed."""
 def _add_render(commands) -> None:
     text = """\
 One INR gives a plain picture, several a sheet of them, row by row, pixel by pixel. An INR is a function
-of continuous coordinates, so any resolution will do. A .wav is the sound of one INR of 1 input; a .npz holds
-coordinates of a grid and the values there, of INRs of any kind."""
+of continuous coordinates, so any resolution will do. A .wav is the sound of one INR of 1 input; a .gif,
+.webp or .apng the clip of one of 3; a .npz holds coordinates of a grid and the values there, of INRs of any kind."""
     example = "weightedit render in.safetensors -o sheet.png --size 56 --index 0 3 5\n"
-    example += "  weightedit render sound.safetensors -o sound.wav"
+    example += "  weightedit render sound.safetensors -o sound.wav\n"
+    example += "  weightedit render clip.safetensors -o clip.webp --frames 64 --size 128"
     parser = _command(commands, "render", "draw the images that INRs store, or play their sounds", text, example)
     _add_inrs(parser, size=False)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the picture .png, sound .wav, or .npz")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="a .png, .wav, .gif, .webp, .apng or .npz"
+    )
     size = "resolution to draw at: 56, or 48x64 (height x width); default: the size that was fitted"
     parser.add_argument("--size", type=size_argument, metavar="PIXELS", help=size)
     rate = "samples a second of a .wav (default: that of the sound that was fitted)"
     parser.add_argument("--rate", type=count_argument, metavar="HZ", help=rate)
+    frames = "of a clip (default: as many as were fitted, of the whole time)"
+    parser.add_argument("--frames", type=count_argument, metavar="N", help=frames)
     index = "numbers of the INRs, from 0 (default: the first 64)"
     parser.add_argument("--index", type=int, nargs="+", metavar="I", help=index)
 

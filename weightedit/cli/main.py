@@ -242,7 +242,9 @@ def _undo(options: argparse.Namespace, given: INRStack, output: Path, preview: P
 
 def render(options: argparse.Namespace) -> int:
     """INRs to one picture, to a sound, or to samples."""
-    kinds = (".png", ".wav", ".npz")
+    from weightedit.cli.samples import RENDERED
+
+    kinds = (".png", *RENDERED)
     own = Path(options.output).suffix.lower()
     output = check_output(options.output, own if own in kinds else ".png")
     from weightedit.cli import samples
@@ -254,13 +256,13 @@ def render(options: argparse.Namespace) -> int:
         stack = _load_stack(options, options.size)
     indices = chosen(options.index, len(stack), _TILES)
     if own != ".png":
-        _say(samples.render(stack[indices], output, options.size, options.rate))
+        _say(samples.render(stack[indices], output, options.size, rate=options.rate, frames=options.frames))
         return 0
-    if options.rate:
-        raise WeightEditError(f"got --rate with {output}; expected it with a .wav: leave it out.")
+    samples.check_options(output, rate=options.rate, frames=options.frames)
     if stack.widths[0] != 2:
         raise WeightEditError(
-            f"got INRs of {stack.widths[0]} inputs for {output}; expected pictures, of 2: name a .npz, or a .wav."
+            f"got INRs of {stack.widths[0]} inputs for {output}; expected pictures, of 2: name a "
+            f"{', '.join(RENDERED[:-1])} or {RENDERED[-1]}."
         )
     height, width = options.size or (stack.height, stack.width)
     mosaic(stack[indices].render(height, width), output)
@@ -356,12 +358,11 @@ def _fitted_pictures(options: argparse.Namespace, stack: INRStack) -> Tensor | S
     """The pictures or samples of --image, as the first INRs of `stack` were fitted to them."""
     if options.image is None:
         return None
-    from weightedit.cli import samples
-    from weightedit.cli.stages import pictures
+    from weightedit.cli.samples import are_samples
+    from weightedit.cli.stages import pictures, samples_like
 
-    if samples.are_samples(options.image):
-        return samples.load_samples(options.image)[0]
-
+    if are_samples(options.image):
+        return samples_like(options.image, stack)
     return pictures(options.image, "image", stack, stack.widths[-1])
 
 

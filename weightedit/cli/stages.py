@@ -75,12 +75,18 @@ def aims_of(names: Sequence[str], stack: INRStack) -> Tensor | Samples:
     """What --target names: pictures [N, C, H, W], or samples, one for all INRs or one for each."""
     if stack.of_pictures and not are_samples(names):
         return for_each(names, "target", stack, stack.widths[-1])
-    found = load_samples(names)[0]
+    found = samples_like(names, stack)
     if len(found) == 1:
         found = Samples(found.coordinates, found.values.expand(len(stack), -1, -1))
     check_samples(stack, found)
     found.check_range(stack.convention)
     return found
+
+
+def samples_like(names: Sequence[str], stack: INRStack) -> Samples:
+    """Samples in files; clips at the size and with the channels of the INRs."""
+    size, channels = (stack.height, stack.width), stack.widths[-1]
+    return load_samples(names, size=size, channels=channels if channels in (1, 3) else None)[0]
 
 
 def for_each(names: Sequence[str], option: str, stack: INRStack, channels: int) -> Tensor:

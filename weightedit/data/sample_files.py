@@ -1,7 +1,7 @@
-"""Samples in files: sounds as PCM .wav, everything else as .npz of two arrays, `coordinates` and `values`.
+"""Samples in files: sounds as PCM .wav, clips, everything else as .npz of two arrays, `coordinates` and `values`.
 
-Here: reading and writing. What samples are is inr/samples.py's. Nothing in a file is executed: arrays of objects, which
-numpy would unpickle, are refused.
+Here: reading and writing. Clips are video_files.py's, what samples are is inr/samples.py's. Nothing in a file is
+executed: arrays of objects, which numpy would unpickle, are refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weightedit.data.video_files import CLIPS, load_clips
 from weightedit.errors import FileFormatError
 from weightedit.files.reading import check_declared, read_bytes, refusing
 from weightedit.files.saving import users_file
@@ -22,41 +23,48 @@ from weightedit.inr.convention import SAMPLES
 from weightedit.inr.samples import Samples
 from weightedit.inr.siren import places
 
-SOUND, POINTS = ".wav", ".npz"
+SOUND, POINTS, RATE = ".wav", ".npz", "rate"
 BYTES = 2**30
 _SCALES = {1: 2.0**7, 2: 2.0**15, 3: 2.0**23, 4: 2.0**31}
 _ARRAYS = ("coordinates", "values")
 
 
-def load_samples(names: Sequence[str | Path]) -> tuple[Samples, int | None]:
-    """Sounds or sets of samples, one or several for each INR.
+def load_samples(
+    names: Sequence[str | Path], *, size: tuple[int, int] | None = None, channels: int | None = None
+) -> tuple[Samples, dict[str, str]]:
+    """Sounds, clips or sets of samples, one or several for each INR.
 
     Args:
-        names: of files, all .wav or all .npz; of one rate, length and number of channels, or of one shape.
+        names: of files, all .wav, all .npz or all clips; of one rate, length and number of channels, or of one shape.
+        size: of clips, see `load_clips`.
+        channels: of clips.
 
     Returns:
         The Samples, N of one file each (or of one .npz with arrays [N, P, ...]), float32: a sound's values are in
-        [-1, 1], its coordinates are linspace(-1, 1, P). And the rate of sounds in Hz, None of others.
+        [-1, 1], its coordinates are linspace(-1, 1, P). And for the provenance of their INRs the rate of sounds in Hz,
+        and what `load_clips` says of clips.
 
     Raises:
         FileFormatError: no such file, damaged, of another kind, or files that differ; ParamsError: arrays that are no
             samples, by Samples.
     """
     suffixes = {Path(name).suffix.lower() for name in names}
+    if suffixes <= set(CLIPS):
+        return load_clips(names, size=size, channels=channels)
     if len(suffixes) != 1 or not suffixes <= {SOUND, POINTS}:
         raise FileFormatError(
-            f"got {', '.join(map(str, names))}; expected sounds ({SOUND}) or samples ({POINTS}), of one kind: give "
-            "them apart."
+            f"got {', '.join(map(str, names))}; expected sounds ({SOUND}), samples ({POINTS}) or clips "
+            f"({', '.join(CLIPS)}), of one kind: give them apart."
         )
     if suffixes == {POINTS}:
         found = [_read_points(name) for name in names]
         if len(found) == 1:
-            return found[0], None
+            return found[0], {}
         shapes = {(tuple(one.coordinates.shape), tuple(one.values.shape)) for one in found}
         if len(shapes) > 1:
             raise FileFormatError(f"got files of the shapes {sorted(shapes)}; expected one shape: give them apart.")
         where = [one.coordinates.expand(len(one), -1, -1) for one in found]
-        return Samples(torch.cat(where), torch.cat([one.values for one in found])), None
+        return Samples(torch.cat(where), torch.cat([one.values for one in found])), {}
     sounds = [_read_sound(name) for name in names]
     for name, (values, rate) in zip(names, sounds, strict=True):
         if (values.shape, rate) != (sounds[0][0].shape, sounds[0][1]):
@@ -65,12 +73,14 @@ def load_samples(names: Sequence[str | Path]) -> tuple[Samples, int | None]:
                 f"{tuple(sounds[0][0].shape)} at {sounds[0][1]}; expected one length and rate: give them apart."
             )
     values = torch.stack([values for values, _ in sounds])
-    return Samples(places((values.shape[1],), SAMPLES), values), sounds[0][1]
+    return Samples(places((values.shape[1],), SAMPLES), values), {RATE: str(sounds[0][1])}
 
 
-def load_sample_file(source: str | Path) -> Samples:
+def load_sample_file(
+    source: str | Path, *, size: tuple[int, int] | None = None, channels: int | None = None
+) -> Samples:
     """The samples in one file, as of `load_samples`."""
-    return load_samples([source])[0]
+    return load_samples([source], size=size, channels=channels)[0]
 
 
 def save_points(samples: Samples, path: str | Path) -> None:
@@ -118,7 +128,8 @@ def _read_points(path: str | Path) -> Samples:
         for name, array in zip(_ARRAYS, arrays, strict=True):
             if array.dtype.kind not in "fiu":
                 raise FileFormatError(f"{name} is of {array.dtype}; expected real numbers: convert them.")
-        return Samples(*(torch.from_numpy(array.astype("float32")) for array in arrays))
+        where, values = (torch.from_numpy(array.astype("float32")) for array in arrays)
+        return Samples(where, values)
 
 
 def _read_sound(path: str | Path) -> tuple[Tensor, int]:

@@ -23,7 +23,7 @@ from weightedit.inr.convention import SAMPLES, Convention, convert
 from weightedit.inr.fitting import FitResult
 from weightedit.inr.samples import Samples
 from weightedit.inr.siren import check_widths, initial_params, parameter_count
-from weightedit.inr.stack import INRStack
+from weightedit.inr.stack import FRAMES, INRStack
 
 TARGET, MOST, ROUND = 50.0, 200, 20
 """Default target in dB and steps; steps between two looks at who has reached it."""
@@ -91,6 +91,7 @@ def fit_samples(
     psnr = -10 * (errors / span).clamp(min=torch.finfo(errors.dtype).eps ** 2).log10()
     missed = torch.nonzero(~(psnr >= target_psnr)).squeeze(1)
     provenance = {"init": "siren", "method": "kfac", "target_psnr": f"{target_psnr:g}", "max_steps": str(max_steps)}
+    provenance |= {FRAMES: str(samples.grid[0])} if len(samples.grid) == 3 else {}
     provenance["steps"] = f"{int(steps.min())} to {int(steps.max())}" if len(steps) else "none"
     return FitResult(replace(stack, psnr=psnr, provenance=provenance), steps, psnr, missed)
 

@@ -6,6 +6,7 @@ editing/sample_fitting.py's, files data/sample_files.py's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +30,8 @@ class Samples:
             the INR's convention, which are [-1, 1] unless it says otherwise. A sound has 1 input, a distance function 2
             or 3, a video 3.
         values: floating point [P, C] of one INR, or [N, P, C], which is how they are kept; any real numbers.
+        grid: places along each axis of an array, where they are its places in its order: (frames, height, width) of a
+            video; () for any places.
 
     Raises:
         ParamsError: other types or shapes, no samples, or numbers that are NaN or infinite.
@@ -36,6 +39,7 @@ class Samples:
 
     coordinates: Tensor
     values: Tensor
+    grid: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, tensor in (("coordinates", self.coordinates), ("values", self.values)):
@@ -61,6 +65,11 @@ class Samples:
                 raise ParamsError(
                     f"{name} with NaN or infinite numbers; expected finite ones: leave these samples out."
                 )
+        if self.grid and (len(self.grid) != places[-1] or math.prod(self.grid) != places[-2]):
+            raise ParamsError(
+                f"grid {self.grid} for {places[-2]} samples of {places[-1]} inputs; expected one number of places for "
+                "each input, whose product is the number of samples: correct it, or leave it out."
+            )
         object.__setattr__(self, "values", self.values.unsqueeze(0) if single else self.values)
 
     def __len__(self) -> int:
@@ -79,7 +88,8 @@ class Samples:
 
     def __getitem__(self, rows: slice | Tensor) -> Samples:
         """Those of the chosen INRs."""
-        return Samples(self.coordinates if self.coordinates.dim() == 2 else self.coordinates[rows], self.values[rows])
+        where = self.coordinates if self.coordinates.dim() == 2 else self.coordinates[rows]
+        return Samples(where, self.values[rows], self.grid)
 
     def only(self, picked: Tensor) -> Samples:
         """Some samples of every INR: those numbered `picked`."""
@@ -92,6 +102,8 @@ class Samples:
 
     def shape(self) -> tuple[int, int]:
         """(height, width) of the grid of about as many places that an INR of these is rendered on by default."""
+        if len(self.grid) > 1:
+            return self.grid[-2], self.grid[-1]
         if self.inputs == 1:
             rows = -(-self.count // _LONGEST)
             return rows, -(-self.count // rows)

@@ -17,6 +17,8 @@ from weightedit.network.spec import NetworkSpec
 
 PER_INR = ("label", "index", "split", "psnr")
 """The optional fields with one entry per INR."""
+FRAMES = "frames"
+"""In the provenance of a video's INRs: how many it was fitted to."""
 _NEW = "new weights"
 
 
@@ -95,9 +97,13 @@ class INRStack:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Places per axis of an INR's own grid: (samples,), (height, width), or (height, height, width) of 3 inputs."""
-        both = (self.height, self.width)
-        return {1: (self.height * self.width,), 2: both}.get(self.widths[0], (self.height, *both))
+        """Places per axis of an INR's own grid: (samples,), (height, width), or (frames, height, width) of 3 inputs.
+
+        The frames are those of the provenance, else as many as the height.
+        """
+        both, frames = (self.height, self.width), self.provenance.get(FRAMES, "")
+        known = int(frames) if frames.isdecimal() and len(frames) < 7 and int(frames) else self.height
+        return {1: (self.height * self.width,), 2: both}.get(self.widths[0], (known, *both))
 
     def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "INRStack":
         """The chosen INRs as a stack, of length one for a single number.
