@@ -13,6 +13,7 @@ from weightedit.editing.evaluation import sample_errors
 from weightedit.editing.refinement import refine, samples_of
 from weightedit.editing.rendering_problem import RenderingProblem
 from weightedit.editing.sample_fitting import MOST, TARGET, fit_samples
+from weightedit.errors import ParamsError
 from weightedit.inr.convention import SAMPLES, Convention, convert
 from weightedit.inr.samples import Samples
 from weightedit.inr.siren import initial_params, places, raw_outputs
@@ -134,6 +135,26 @@ def test_a_second_of_a_chord_is_fitted() -> None:
 def distance(where: torch.Tensor) -> torch.Tensor:
     """To a circle of radius 1/2."""
     return where.norm(dim=-1, keepdim=True) - 0.5
+
+
+@pytest.mark.slow
+def test_a_clip_of_32_frames_is_fitted() -> None:
+    """Three balls that move, a color each, 32 frames of 32 x 32; some fifteen seconds of a core."""
+    grid = (32, 32, 32)
+    x, y, time = places(grid, SAMPLES).split(1, 1)
+    turn = math.pi * time + torch.arange(3) * 2.1
+    far = ((x - 0.6 * turn.cos()).square() + (y - 0.6 * turn.sin()).square()).sqrt()
+    clip = Samples(places(grid, SAMPLES), torch.sigmoid(40 * (0.3 - far)), grid)
+    found = fit_samples(clip, hidden=(64, 64, 64), max_steps=40, generator=torch.Generator().manual_seed(0))
+    assert float(found.psnr) > 27 and found.stack.shape == grid
+
+
+def test_a_grid_has_the_places_of_its_samples() -> None:
+    where, values = places((3, 2, 2), SAMPLES), torch.zeros(12, 1)
+    assert Samples(where, values, (3, 2, 2)).shape() == (2, 2)
+    for grid in ((3, 2), (3, 2, 3)):
+        with pytest.raises(ParamsError, match="for 12 samples of 3 inputs; expected one number of places for each"):
+            Samples(where, values, grid)
 
 
 def test_a_distance_function_is_fitted_and_edited() -> None:
