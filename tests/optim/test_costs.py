@@ -13,7 +13,7 @@ from weightedit.optim import metanet_step
 from weightedit.optim.memory import memory_of_step
 from weightedit.optim.metanet_rule import MetanetRule
 
-NETWORKS = {"ResNet-18": (resnet18, None, 1960, 105), "GPT": (GPT, torch.zeros(1, 8, dtype=torch.long), 1500, 88)}
+NETWORKS = {"ResNet-18": (resnet18, None, 1500, 105), "GPT": (GPT, torch.zeros(1, 8, dtype=torch.long), 1260, 90)}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -122,7 +122,7 @@ def test_the_gauge_of_a_whole_network_is_that_of_its_sets(name, symmetry):
         like = next(iter(given.values()))
         plan, lead = plan_of(wiring, given, like), like.dim() - len(wiring.by_name[next(iter(given))].shape)
         gauge = Gauge(plan, symmetry)
-        found = gauge.scales([stack.join([given[k] for k in stack.names], lead) for stack in plan.stacks])
+        found = gauge.scales([stack.lines([given[k] for k in stack.names], lead) for stack in plan.stacks])
         expected = neuron_scales(wiring, given, symmetry)
         assert_agree(found, torch.cat(expected, -1))
         assert_agree(gauge.growth(found), growth(wiring, expected), len(wiring.sets))

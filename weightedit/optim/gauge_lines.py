@@ -14,6 +14,7 @@ from torch import Tensor
 from weightedit.network.layer import Symmetry
 from weightedit.network.wiring import Wire
 from weightedit.optim.gauge import first_alive, reciprocal
+from weightedit.optim.lists import products
 from weightedit.optim.stacks import Plan
 from weightedit.optim.unitwise import product
 
@@ -45,15 +46,15 @@ class Gauge:
         self._reached = max(1, len(reached))
 
     def scales(self, joined: Sequence[Tensor]) -> Tensor:
-        """gauge.neuron_scales of the values of every stack [.., tensors, rows, columns], [.., neurons]."""
+        """gauge.neuron_scales of the values of every stack [.., tensors, 1, parameters], [.., neurons]."""
         squares, rows = [], []
-        for stack, values in zip(self._plan.stacks, joined, strict=True):
-            square = values.square()
+        for stack, square in zip(self._plan.stacks, products(joined, joined), strict=True):
             if stack.wires[0].source is None:
-                rows.append(stack.unpadded(square.squeeze(-1)))
-            squares.append(square if stack.rest == 1 else square.unflatten(-1, (stack.sources, stack.rest)).sum(-1))
+                rows.append(stack.unpadded(square.squeeze(-2)))
+            shape = (*square.shape[:-2], stack.rows, stack.sources)
+            squares.append(square.reshape(shape) if stack.rest == 1 else square.reshape(*shape, stack.rest).sum(-1))
         lead = squares[0].shape[:-3]
-        given = torch.cat(rows, -1) if rows else squares[0].new_zeros(*lead, 0)
+        given = torch.cat([*rows, squares[0].new_zeros(*lead, 1)], -1)
         found: list[Tensor] = []
         for level in self._levels:
             found.append(level.forwards(squares, given, found))
@@ -83,16 +84,14 @@ class _Products:
         whole = len(chosen) == len(plan.stacks[stack])
         self._stack, self._backwards = stack, backwards
         self._chosen = None if whole else torch.tensor(chosen, device=plan.device)
-        self._neurons = torch.cat(neurons)
+        self._neurons = torch.stack(neurons).unsqueeze(-2 if backwards else -1)
 
     def of(self, squares: Sequence[Tensor], line: Tensor) -> Tensor:
         """A line of targets (backwards, of sources), one tensor after another."""
         square = squares[self._stack]
         square = square if self._chosen is None else square.index_select(-3, self._chosen)
-        numbers = line.index_select(-1, self._neurons)
-        if self._backwards:
-            return product(numbers.unflatten(-1, (square.shape[-3], 1, -1)), square).flatten(-3)
-        return product(square, numbers.unflatten(-1, (square.shape[-3], -1, 1))).flatten(-3)
+        numbers = line[..., self._neurons]
+        return (product(numbers, square) if self._backwards else product(square, numbers)).flatten(-3)
 
 
 class _Level:
@@ -107,13 +106,13 @@ class _Level:
 
     def __init__(self, plan: Plan, sets: list[int], starts: dict[int, int], free: list[bool]) -> None:
         sizes = [plan.wiring.sets[i].size for i in sets]
-        rows, total = {}, 0
+        rows, total = {}, 0  # of which one more, a zero, follows
         for stack in plan.stacks:
             for wire in stack.wires if stack.wires[0].source is None else ():
                 rows[wire.name], total = total, total + wire.view[0]
         gains = [(wire.target, rows[wire.name]) for wire in plan.wires if wire.kind == "gain" and wire.name in rows]
         biases = [(wire.target, rows[wire.name]) for wire in plan.wires if wire.kind == "bias" and wire.name in rows]
-        self._incoming, at, end = [], list(gains), total
+        self._incoming, at, end = [], list(gains), total + 1
         self._outgoing, leaving, out = [], [], 0
         for s, stack in enumerate(plan.stacks):
             to = [k for k, w in enumerate(stack.wires) if _counts(w) and w.target in sets]
@@ -131,17 +130,21 @@ class _Level:
                 leaving.append((_source(stack.wires[k]), out))
                 out += stack.sources
         self._size, led = sum(sizes), {i for i, _ in at}
-        self._arriving = plan.arriving(at, end, sets) if led & set(sets) else None
+        self._arriving = plan.arriving(at, end, sets, zero=total) if led & set(sets) else None
         self._alone = _mask(plan, sizes, [i not in led for i in sets])
         self._shared = _mask(plan, sizes, [not free[i] for i in sets])
         self._means, self._set_of_neuron = plan.runs(sizes), plan.repeated(sizes)
         looked = [free[i] and i in led for i in sets]
         self._looked = _mask(plan, sizes, looked)
-        self._leaving = plan.arriving(leaving, out, sets) if leaving else None
-        self._biases = plan.arriving(biases, total, sets) if {i for i, _ in biases} & set(sets) else None
+        self._leaving = plan.arriving(leaving, out, sets, zero=out) if leaving else None
+        has_biases = bool({i for i, _ in biases} & set(sets))
+        self._biases = plan.arriving(biases, total, sets, zero=total) if has_biases else None
 
     def forwards(self, squares: Sequence[Tensor], rows: Tensor, before: Sequence[Tensor]) -> Tensor:
-        """Squared scales from the gains in `rows` and from the levels before, [.., neurons of the level]."""
+        """Squared scales from the gains in `rows` and from the levels before, [.., neurons of the level].
+
+        `rows`: squared biases and gains, then a zero.
+        """
         if self._arriving is None:
             return rows.new_ones(*rows.shape[:-1], self._size)
         line = torch.cat(list(before), -1) if self._incoming else rows
@@ -162,7 +165,7 @@ class _Level:
         candidates = [own]
         if self._leaving is not None:
             line = torch.cat(list(found), -1).reciprocal()
-            dual = torch.cat([product.of(squares, line) for product in self._outgoing], -1)
+            dual = torch.cat([*(product.of(squares, line) for product in self._outgoing), rows[..., -1:]], -1)
             candidates.append(reciprocal(self._leaving.of(dual)))
         if self._biases is not None:
             candidates += self._biases.gathered(rows).unbind(-2)

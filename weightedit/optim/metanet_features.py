@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from weightedit.network.wiring import Wire, Wiring
-from weightedit.optim.gauge import inverse_root, root
+from weightedit.optim.gauge import inverse_root
 from weightedit.optim.muon import COEFFICIENTS, orthogonal
-from weightedit.optim.unitwise import some
+from weightedit.optim.pieces import Cut
 
 PLACES = 10
 DEPTH = 9  # among the places
@@ -26,56 +26,60 @@ _ITERATIONS = 5
 _SMALL = 64  # sides up to this one are made alike: fewer calls, and next to no work
 EXACT = 256
 """The longest smaller side of matrices that are leveled in their own precision on every device."""
-_LEAST = 1e-6  # of what a logarithm is taken
+LEAST = 1e-6  # of what a logarithm is taken
 DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
 
 
 class Seen(NamedTuple):
-    """What is known of a stack of tensors (stacks.py), each [.., tensors, rows, columns], as it stands.
+    """What is known of a stack of tensors (stacks.py), each [.., tensors, 1, parameters], as it stands.
 
-    What is the same for many parameters has one row or one column, or is a number per tensor.
+    What is the same for many parameters is a number per row and one per column, or a number per tensor.
     """
 
-    averages: Tensor  # [.., tensors, 1 + momenta, rows, columns], in the gauge: gradient and momenta, not corrected
+    averages: Tensor  # [.., tensors, 1 + momenta, parameters], in the gauge: gradient and momenta, not corrected
     weight: Tensor  # zero where its value is not to be looked at
     level: Tensor | None  # the averages with all singular values made alike, in the gauge; Adam's direction stands for
-    # it where there is none: everywhere (None), or in columns beyond its own
+    # it where there is none: everywhere (None), or in parameters beyond its own
     second: Tensor  # in the gauge, not corrected
-    scales: tuple[Tensor, ...]  # per row and per column, whose product is the scale; or the scale
-    factors: tuple[Tensor, ...]  # and Adafactor's factor
-    numbers: Tensor  # [.., tensors, 4 + momenta, 1, 1]: factor of the squares, what is added to them, inverse of their
-    # mean, corrections of the averages
+    frames: tuple[Tensor, ...]  # two numbers per row, [.., 2, tensors, rows, 1], and per column, whose products are
+    # the scale and Adafactor's factor; or these, [.., 2, tensors, 1, parameters]
+    numbers: Tensor  # [.., tensors, 6 + momenta, 1]: factor of the squares, what is added to them, inverse of their
+    # mean, one, LEAST, corrections of the averages
 
-    def part(self, tensors: slice, rows: slice) -> Seen:
-        """Some rows of some of the tensors."""
-
-        def cut(x: Tensor) -> Tensor:
-            return some(some(x, -3, tensors), -2, rows)
-
-        return Seen(
-            *(some(some(self.averages, -4, tensors), -2, rows), cut(self.weight)),
-            *(None if self.level is None else cut(self.level), cut(self.second)),
-            *(tuple(map(cut, self.scales)), tuple(map(cut, self.factors)), some(self.numbers, -4, tensors)),
-        )
+    def pieces(self, cut: Cut) -> list[Seen]:
+        """Piece by piece."""
+        columns = self.frames[-1].shape[-1]
+        rows, *beside = self.frames
+        parts = zip(*(cut.of(x, -1, columns) for x in (self.averages, self.weight, self.second)), strict=True)
+        levels = [None] * len(cut) if self.level is None else cut.of(self.level, -1, columns)
+        frames = zip(cut.of(rows, -2), *map(cut.of, beside), strict=True)
+        given = zip(parts, levels, frames, cut.of(self.numbers), strict=True)
+        return [Seen(*two, level, second, frame, own) for (*two, second), level, frame, own in given]
 
     @property
-    def scale(self) -> Tensor:
-        """What a step in the gauge is multiplied by, [.., tensors, rows, columns]."""
-        return _product(self.scales)
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of every tensor."""
+        return self.frames[0].shape[-2], self.frames[-1].shape[-1]
 
-    @property
-    def factor(self) -> Tensor:
-        """Adafactor's."""
-        return _product(self.factors)
+    def framed(self) -> Sequence[Tensor]:
+        """What a step in the gauge is multiplied by, and Adafactor's factor, [.., tensors, 1, parameters]."""
+        if len(self.frames) == 1:
+            return self.frames[0].unbind(-4)
+        product = self.frames[0] * self.frames[1]
+        return product.reshape(*product.shape[:-2], 1, -1).unbind(-4)
 
-    def units(self) -> Units:
-        """The same, unit by unit."""
-        calm, damping, inverse, *corrections = self.numbers.unbind(-3)
-        taken = None if self.level is None else (torch.ones_like(self.level[..., :1, :1], dtype=torch.bool), self.level)
+    def units(self, scale: Tensor) -> Units:
+        """The same, unit by unit, [.., tensors, rows, columns] each."""
+        calm, damping, inverse, _, _, *corrections = self.numbers.unsqueeze(-1).unbind(-3)
+        averages, level = self.averages.unflatten(-1, self.matrix).unbind(-3), None
+        weight, second = (x.reshape(*x.shape[:-2], *self.matrix) for x in (self.weight, self.second))
+        if self.level is not None:
+            level = self.level.reshape(*self.level.shape[:-2], *self.matrix)
+            level = torch.ones_like(level[..., :1, :1], dtype=torch.bool), level
+        factor = self.frames[0].select(-4, 1) * self.frames[1].select(-4, 1)
         return Units(
-            [average * by for average, by in zip(self.averages.unbind(-3), corrections, strict=True)],
-            *(self.second * calm + damping, inverse, self.factor, taken),
-            self.weight / self.scale,
+            [average * by for average, by in zip(averages, corrections, strict=True)],
+            *(second * calm + damping, inverse, factor, level, weight / scale),
         )
 
 
@@ -90,39 +94,31 @@ class Units(NamedTuple):
     weight: Tensor
 
 
-def factors(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`inverse`, `rows` and `columns` of Seen from the corrected means of squares [.., rows] and [.., columns]."""
-    mean = rows.mean(-1, keepdim=True)
-    rows, columns = rows + DAMPING * mean, columns + DAMPING * mean
-    row = inverse_root(rows) * root(rows.mean(-1, keepdim=True))
-    inverse = inverse_root(mean).square()
-    return inverse.unsqueeze(-1), row.unsqueeze(-1), inverse_root(columns).unsqueeze(-2)
-
-
-def features(seen: Seen, adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """Odd features and even ones, [.., tensors, features, rows, columns]; see `as_features`.
+def features(seen: Seen, framed: Sequence[Tensor], adam: int, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """Odd features and even ones, [.., tensors, features, parameters]; see `as_features`.
 
     Args:
         seen: of a stack, or a part of it.
+        framed: `Seen.framed` of it.
         adam: place of the momentum that is Adam's among gradient and momenta; its direction also stands where a
             tensor is not leveled.
         signed: whether the even features are joined by the odd ones, which gives up sign equivariance.
     """
-    calm, damping, inverse, *rest = seen.numbers.unbind(-3)
+    count = seen.averages.shape[-2]
+    calm, damping, inverse, one, least, corrections = seen.numbers.split([1, 1, 1, 1, 1, count], -2)
     second = torch.addcmul(damping, seen.second, calm)
-    averages = seen.averages * seen.numbers.narrow(-3, 3, len(rest))
-    direct = averages * inverse_root(second).unsqueeze(-3)
-    both = averages.narrow(-3, 0, 2) if adam == 1 else averages[..., : adam + 1 : adam, :, :]
-    factored = both * seen.factor.unsqueeze(-3)
-    level = [direct.narrow(-3, adam, 1)] if seen.level is None else [seen.level.unsqueeze(-3)]
-    if seen.level is not None and seen.level.shape[-1] < direct.shape[-1]:
-        level = [torch.cat([*level, direct[..., adam : adam + 1, :, seen.level.shape[-1] :]], -1)]
-    odd = torch.cat([direct, factored, (seen.weight / seen.scale).unsqueeze(-3), *level], -3)
-    agreement = direct.narrow(-3, 1, len(rest) - 1) * direct.narrow(-3, 0, len(rest) - 1)
-    del averages, both, direct, factored, level  # what is laid down a second time, of which a piece has little room
-    size = (second * inverse).add_(_LEAST).log_()
-    even = [torch.addcmul(odd.new_ones(()), odd, odd).reciprocal_(), squashed(agreement), size.unsqueeze(-3)]
-    return odd, torch.cat([*even, squashed(odd)] if signed else even, -3)
+    averages = seen.averages * corrections
+    direct = averages * inverse_root(second)
+    factored = (averages.narrow(-2, 0, 2) if adam == 1 else averages[..., : adam + 1 : adam, :]) * framed[1]
+    level = [direct.narrow(-2, adam, 1) if seen.level is None else seen.level]
+    if (known := level[0].shape[-1]) < direct.shape[-1]:
+        level = [torch.cat([*level, direct[..., adam : adam + 1, known:]], -1)]
+    odd = torch.cat([direct, factored, seen.weight / framed[0], *level], -2)
+    agreement = direct.narrow(-2, 1, count - 1) * direct.narrow(-2, 0, count - 1)
+    del averages, direct, factored, level  # what is laid down a second time, of which a piece has little room
+    size = torch.addcmul(least, second, inverse).log_()
+    even = [torch.addcmul(one, odd, odd).reciprocal_(), squashed(agreement), size]
+    return odd, torch.cat([*even, squashed(odd)] if signed else even, -2)
 
 
 def unit_features(units: Units, adam: int, *, signed: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -135,7 +131,7 @@ def unit_features(units: Units, adam: int, *, signed: bool) -> tuple[list[Tensor
     even = [
         *((1 + unit.square()).reciprocal() for unit in odd),
         *map(squashed, agreement),
-        (units.second * units.inverse + _LEAST).log(),
+        (units.second * units.inverse + LEAST).log(),
     ]
     return odd, [*even, *map(squashed, odd)] if signed else even
 
@@ -147,10 +143,6 @@ def as_features(odd: int, momenta: int, *, signed: bool) -> list[float]:
     the logarithm: the first layer does the rest.
     """
     return [-1.0] * odd + [1.0] * momenta + [0.25] + [1.0] * (odd if signed else 0)
-
-
-def _product(pair: tuple[Tensor, ...]) -> Tensor:
-    return pair[0] if len(pair) == 1 else pair[0] * pair[1]
 
 
 def squashed(x: Tensor) -> Tensor:
@@ -175,19 +167,21 @@ def leveled(matrices: Sequence[Tensor]) -> list[Tensor]:
         flat = [matrices[i].flatten(0, -3) if matrices[i].dim() > 2 else matrices[i].unsqueeze(0) for i in places]
         grams = [torch.bmm(x.mT, x) if _is_tall(x) else torch.bmm(x, x.mT) for x in flat]
         side = max(gram.shape[-1] for gram in grams)
-        grams = [functional.pad(x, 2 * (0, side - len(x[0]))) if len(x[0]) < side else x for x in grams]
+        grams = [functional.pad(x, 2 * (0, side - x.shape[-1])) if x.shape[-1] < side else x for x in grams]
         totals = _polynomial(torch.cat(grams) if len(grams) > 1 else grams[0]).split([len(x) for x in flat])
         for i, x, total in zip(places, flat, totals, strict=True):
             own = min(x.shape[-2:])
-            total = math.sqrt(max(x.shape[-2:])) * (total if own == side else total[:, :own, :own])
-            found[i] = (torch.bmm(x, total) if _is_tall(x) else torch.bmm(total, x)).view_as(matrices[i])
+            total, scale = total if own == side else total[:, :own, :own], math.sqrt(max(x.shape[-2:]))
+            pair = (x, total) if _is_tall(x) else (total, x)
+            product = torch.baddbmm(x, *pair, beta=0, alpha=scale)  # of the first there is nothing in it
+            found[i] = product if matrices[i].dim() == 3 else product.view_as(matrices[i])
     return found
 
 
 def _polynomial(gram: Tensor) -> Tensor:
     """What Muon's iteration multiplies a matrix by, from the matrix by its transpose, [n, side, side]."""
     a, b, c = COEFFICIENTS
-    size = inverse_root(gram.diagonal(dim1=-2, dim2=-1).sum(-1))[:, None, None]
+    size = inverse_root(gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)).unsqueeze(-1)
     gram = gram * size.square()
     rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # of a factor a I + rest
     total = torch.add(rest, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device), alpha=a)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from weightedit.optim.metanet_features import Seen, Units, unit_features
+from weightedit.optim.stacks import Stack
 from weightedit.optim.unitwise import affine, compiled_for_all_shapes, line, numbers, pieces, steady
 from weightedit.optim.warrant import of_entries
 
@@ -25,10 +26,10 @@ _PIECE = 2**16  # parameters of a line: what is read and written of it fits the 
 
 
 class Gathered(NamedTuple):
-    """A stack's value as it is, [.., tensors, rows, columns]; gradient and moments in the gauge, after the step.
+    """A stack's value as it is, [.., tensors, 1, parameters]; gradient and moments in the gauge, after the step.
 
-    `averages`: gradient and momenta; `mixed`: what is to be leveled; `squares`: means of the squared gradient by row
-    and by column.
+    `averages`: gradient and momenta; `mixed`: what is to be leveled, as matrices; `squares`: means of the squared
+    gradient, lines by row and by column.
     """
 
     averages: Tensor
@@ -39,7 +40,7 @@ class Gathered(NamedTuple):
 
 
 class Average(NamedTuple):
-    """How far z is ahead of x, [.., tensors, rows, columns]; what the newest z counts in x, per tensor; 1 - beta."""
+    """How far z is ahead of x, [.., tensors, 1, parameters]; what the newest z counts in x, per tensor; 1 - beta."""
 
     ahead: Tensor
     fresh: Tensor
@@ -89,9 +90,9 @@ class Part(NamedTuple):
 class Layers(NamedTuple):
     """The rule's network as a stack of tensors meets it."""
 
-    first: Tensor
+    first: Tensor  # [1, hidden, even]
     first_bias: Tensor  # [.., tensors, hidden, 1]
-    second: Tensor
+    second: Tensor  # [1, hidden, hidden]
     last: Tensor  # [.., tensors, odd, hidden]: factors of the odd features, the step size among them
     base: Tensor  # [.., tensors, odd, 1]
     sizes: Tensor | None = (
@@ -164,14 +165,17 @@ class Passes:
             rates: what a new gradient counts in each momentum, [momenta], and its square.
             mix: what gradient and momenta count in what is to be leveled, [1, 1 + momenta].
         """
-        gradient, weight, momenta, second = (_alone(tensor) for tensor in joined)
+        matrix = scales[0].shape[-2], scales[1].shape[-1]
+        gradient, _, momenta, second = (_alone(tensor).unflatten(-1, matrix).squeeze(0) for tensor in joined)
+        momenta = momenta.reshape(-1, *matrix)
         counts = rates[0].new_zeros(1 + len(rates[0])) if mix is None else _alone(mix)
         fresh, counts = steady(rates[0], counts)
         row, column = (_alone(scale) for scale in scales)
         after, second, mixed, squares = self._gather(
             gradient, (momenta, second), (row, column), (fresh, rates[1]), counts
         )
-        return Gathered(after[None], weight[None], second[None], None if mix is None else mixed[None], squares)
+        mixed = None if mix is None else mixed[None]
+        return Gathered(after.flatten(-2)[None], joined[1], second.reshape(1, 1, -1), mixed, squares)
 
     def look(self, seen: Seen, layers: Layers) -> LargeLook:
         """A tensor, a stack of one, as the rule's network looks at it."""
@@ -183,18 +187,19 @@ class LargeLook:
 
     def __init__(self, passes: Passes, seen: Seen, layers: Layers) -> None:
         self._passes = passes
-        scales, factors = ((_alone(rows), _alone(columns)) for rows, columns in (seen.scales, seen.factors))
-        calm, damping, inverse, *corrections = seen.numbers.flatten().detach().unbind()
+        scales, factors = ((rows.squeeze(0), columns.squeeze(0)) for rows, columns in zip(*seen.frames, strict=True))
+        calm, damping, inverse, _, _, *corrections = seen.numbers.flatten().detach().unbind()
         level = seen.second if seen.level is None else seen.level
         leveled = torch.full_like(calm, float(seen.level is not None))
         (known,) = steady(torch.stack([calm, damping, inverse, leveled, *corrections]))
-        averages, weight, level, second = map(_alone, (seen.averages, seen.weight, level, seen.second))
+        own = (seen.averages, seen.weight, level, seen.second)
+        averages, weight, level, second = (_alone(x).unflatten(-1, seen.matrix) for x in own)
+        weight, level, second = weight.squeeze(0), level.squeeze(0), second.squeeze(0)
         self._large = Large(averages, weight, level, second, scales, factors, known)
-        own = (x if x.dim() == 2 else _alone(x) for x in layers[:5])  # weights of two layers are all tensors'
-        self._layers = Layers(*steady(*own))
+        self._layers = Layers(*steady(*map(_alone, layers[:5])))
 
-    def received(self, sources: int) -> tuple[Tensor, Tensor]:
-        """Of the hidden layer, means by row, [hidden, 1, rows], and sums of means by source."""
+    def received(self, stack: Stack) -> tuple[Tensor, Tensor | None]:
+        """See metanet_step.given."""
         by_row, by_column, (weight, bias, *_) = [], [], self._layers
         for start, end in _pieces(self._large):
             hidden = self._passes.hidden(self._large.part(start, end), weight, bias)
@@ -202,19 +207,19 @@ class LargeLook:
             by_row.append(hidden.mean(-1))
             by_column.append(hidden.sum(-2))
         of_columns = torch.stack(by_column).sum(0)
-        return torch.cat(by_row, -1).unsqueeze(-2), of_columns.unflatten(-1, (sources, -1)).mean(-1).unsqueeze(-2)
+        return torch.cat(by_row, -1), of_columns.unflatten(-1, (stack.sources, -1)).mean(-1)
 
     def moved(self, ends: Sequence[Tensor], average: Average | None) -> tuple[Tensor, Tensor | None]:
-        """The delta, [1, rows, columns], and how far z is then ahead of x; without averaging the step alone.
+        """The delta, [rows, columns], and how far z is then ahead of x; without averaging the step alone.
 
         Args:
             ends: of the second layer's bias, per row [1, hidden, rows, 1] and per column, or the same for all.
             average: before the step.
         """
         large, (targets, columns) = self._large, self._large.weight.shape
-        row, *column = (_alone(end) for end in ends)
+        row, *column = (end.squeeze(-3).detach() for end in ends)
         row, recent = row.expand(-1, targets, -1), None
-        ahead = None if average is None else _alone(average.ahead)
+        ahead = None if average is None else average.ahead.detach().view(targets, columns)
         if average is not None:
             (recent,) = steady(torch.stack([average.fresh.squeeze(), average.slack]))
         delta, after = torch.empty_like(large.weight), None if ahead is None else torch.empty_like(ahead)
@@ -227,7 +232,7 @@ class LargeLook:
             else:
                 moved = self._passes.move_on(*given, line(ahead[start:end]), recent)
                 delta[start:end], after[start:end] = (tensor.view(shape) for tensor in moved)
-        return delta[None], None if after is None else after[None]
+        return delta, after
 
 
 def _alone(stack: Tensor) -> Tensor:

@@ -36,13 +36,13 @@ from torch.nn import functional
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root, layers_before, root
 from weightedit.optim.gauge_lines import Gauge
-from weightedit.optim.metanet_features import DAMPING, DEPTH, PLACES, WEIGHT, Seen, as_features, leveled, place
+from weightedit.optim.lists import between, products
+from weightedit.optim.metanet_features import DAMPING, DEPTH, LEAST, PLACES, WEIGHT, Seen, as_features, leveled, place
 from weightedit.optim.metanet_line import Ends, Line
 from weightedit.optim.metanet_passes import Average, Gathered, LargeLook, Layers, Passes
 from weightedit.optim.metanet_rule_config import WITHOUT_BOUNDS, MetanetRuleConfig
 from weightedit.optim.metanet_step import Look, kept, together
 from weightedit.optim.rounding import Reference, is_rounding, is_vector
-from weightedit.optim.rule import warmth
 from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.stacks import Plan, Stack, plan_of
 from weightedit.optim.unitwise import product
@@ -164,59 +164,66 @@ class MetanetRule(RuleModule):
         lead, dtype = like.dim() - len(wiring.by_name[first].shape), like.dtype
         plan = plan_of(wiring, grads, like, alone=passes is not None)
         before = {key: [state[name][key] for name in plan.names] for key in state[first]}
-        values = [stack.join([params[name].to(dtype) for name in stack.names], lead) for stack in plan.stacks]
+        values = [stack.lines([params[name].to(dtype) for name in stack.names], lead) for stack in plan.stacks]
         gauge = plan.once(f"gauge {self.config.symmetry}", lambda: Gauge(plan, self.config.symmetry))
         neurons = gauge.scales(values)
         grown = gauge.growth(neurons).clamp(-_GROWTH, _GROWTH)
         reach, origin = self._reach(plan, neurons, before)
-        clock = Clock(torch.stack(before["step"], -1) + 1, dtype, (self.config.momenta, self.config.second))
+        decays = *self.config.momenta, self.config.second
+        logs = plan.constant(f"decays {decays}", lambda: [-math.inf, *map(math.log, decays)])
+        clock = Clock(torch.stack(before["step"], -1) + 1, logs)
         slower = self._slower(plan, grown)
-        scales = self._scales(plan, reach, slower)
+        framing = self._scales(plan, reach, slower)
         found: dict[str, Gathered] = {}
-        fresh = self.fresh.to(dtype)[:, None, None], 1 - self.config.second
-        known = list(zip(plan.stacks, values, scales, self._mixes(plan, clock), strict=True))
-        for stack, value, scale, mix in sorted(known, key=lambda one: is_vector(one[0])):
-            gradient = stack.join([grads[name].to(dtype) for name in stack.names], lead)
-            joined = [gradient, value, *(stack.join(before[key][stack.of], lead) for key in ("momenta", "second"))]
-            beside = self._beside(plan, stack, found, before["rows"], slower) if is_vector(stack) else None
-            found[stack.names[0]] = self._gathered(plan, stack, joined, (scale, mix, beside, fresh), passes)
+        fresh = self.fresh.to(dtype)[:, None], 1 - self.config.second
+        known = list(zip(values, plan.pairs(*framing), self._mixes(plan, clock), strict=True))
+        groups = self._groups(plan, [value.numel() for value in values], passes)
+        apart = [[i for i in of if is_vector(plan.stacks[i]) is vectors] for vectors in (False, True) for of in groups]
+        for of in filter(None, apart):
+            stacks, joined = [plan.stacks[i] for i in of], []
+            for stack in stacks:
+                slopes = stack.lines([grads[name].to(dtype) for name in stack.names], lead)
+                joined.append([slopes, *(stack.lines(before[key][stack.of], lead) for key in ("momenta", "second"))])
+            beside = self._beside(plan, stacks, found, before["rows"], slower) if is_vector(stacks[0]) else None
+            given = self._gathered(plan, stacks, joined, ([known[i] for i in of], beside, fresh), passes)
+            found |= zip([stack.names[0] for stack in stacks], given, strict=True)
         gathered = [found[stack.names[0]] for stack in plan.stacks]
         after: dict[str, Sequence[Tensor]] = {"step": clock.counts.unbind(-1)}
         for key, line in (("reach", reach), ("origin", origin)):
             if key in before:
                 after[key] = plan.split_rows(line.index_select(-1, plan.target_of_row))
         numbers, factors, energies = self._squares(plan, gathered, clock, before, after)
+        frames = plan.pairs(*(torch.stack(pair, -2) for pair in zip(framing, factors, strict=True)))
         warranted, peak = of_tensor(*energies, torch.stack(before["peak"], -1))
         after["peak"] = peak.unbind(-1)
         facts = self._facts(plan, clock, grown, self._losses(clock, loss, before, after))
         rising = warranted * (clock.steps / self.config.warm).clamp(max=1) if self.config.warm else warranted
         layers, ends = self._layers(plan, facts, rising)
         fresh, slack = self._recent(clock, warranted)
-        looks = self._looks(plan, gathered, (scales, numbers, factors), (layers, fresh), passes)
+        looks = self._looks(plan, groups, (gathered, frames, numbers), (layers, fresh), passes)
         gathered = [one._replace(mixed=None) for one in gathered]  # nothing needs it any more
         found.clear()
         pairs = self._ends(plan, ends, self._mix(plan, looks) if self.config.mixing else None)
         averages = [None] * len(plan.stacks)
         if self.config.averaging:
             newest = zip(plan.stacks, plan.per_stack(fresh[..., None, None], -3), strict=True)
-            averages = [Average(stack.join(before["ahead"][stack.of], lead), own, slack) for stack, own in newest]
+            averages = [Average(stack.lines(before["ahead"][stack.of], lead), own, slack) for stack, own in newest]
         moved: dict[int, tuple[Tensor, Tensor | None]] = {}
         for of, look in looks:
             if isinstance(look, Line):
                 moved |= zip(of, look.moved([pairs[i] for i in of], [averages[i] for i in of]), strict=True)
             else:
-                end = tuple(end.transpose(-4, -3) for end in pairs[of[0]])
-                moved[of[0]] = look.moved(end, averages[of[0]])
+                moved[of[0]] = look.moved(pairs[of[0]], averages[of[0]])
         joined = [moved[i] for i in range(len(plan.stacks))]
-        momenta = [one.averages.narrow(-3, 1, len(self.config.momenta)) for one in gathered]
-        for key, tensors in (
+        count = len(self.config.momenta)
+        for key, lines, *inner in (
             ("delta", [delta for delta, _ in joined]),
             ("ahead", [ahead for _, ahead in joined]),
-            ("momenta", momenta),
+            ("momenta", [one.averages.narrow(-2, 1, count) for one in gathered], count),
             ("second", [one.second for one in gathered]),
         ):
-            pairs = zip(plan.stacks, tensors, strict=True)
-            after[key] = [part for stack, tensor in pairs if tensor is not None for part in stack.parts(tensor, lead)]
+            pairs = zip(plan.stacks, lines, strict=True)
+            after[key] = [part for stack, x in pairs if x is not None for part in stack.tensors(x, lead, *inner)]
         place = {name: i for i, name in enumerate(plan.names)}
         deltas = {name: after["delta"][place[name]].to(grad.dtype) for name, grad in grads.items()}
         deltas |= {name: deltas[name] / rates[name] for name in rates.keys() & deltas.keys()}
@@ -249,12 +256,12 @@ class MetanetRule(RuleModule):
         before = plan.constant("depth", lambda: [depths[w.target] if w.kind == "bias" else 0.0 for w in plan.wires])
         return (-grown.unsqueeze(-1) * before).exp()
 
-    def _scales(self, plan: Plan, reach: Tensor, slower: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What a step is a multiple of, gauge.spread: per stack [.., tensors, rows, 1] by [.., tensors, 1, columns]."""
+    def _scales(self, plan: Plan, reach: Tensor, slower: Tensor) -> tuple[Tensor, Tensor]:
+        """What a step is a multiple of, gauge.spread: a number per row times one per column, as lines of both."""
         fans = plan.constant("fan", lambda: [math.prod(wire.view[1:]) ** 0.5 for wire in plan.wires])
         rows = reach.index_select(-1, plan.target_of_row) * slower.index_select(-1, plan.tensor_of_row)
         columns = reach.index_select(-1, plan.source_of_column) * fans.index_select(-1, plan.tensor_of_column)
-        return plan.pairs(rows, columns.reciprocal())
+        return rows, columns.reciprocal()
 
     def _mixes(self, plan: Plan, clock: Clock) -> list[Tensor | None]:
         """What gradient and momenta count in what is leveled, per stack [.., tensors, 1, 1 + momenta]; or None."""
@@ -264,46 +271,72 @@ class MetanetRule(RuleModule):
         parts = zip(plan.stacks, plan.per_stack(counts.unsqueeze(-2), -3), strict=True)
         return [part if self._levels(stack) else None for stack, part in parts]
 
+    def _groups(self, plan: Plan, sizes: Sequence[int], passes: Passes | None) -> list[list[int]]:
+        """Places of stacks that go together; those that go through passes stand alone."""
+        alone = {i for i, stack in enumerate(plan.stacks) if passes is not None and stack.alone}
+        rest = [i for i in range(len(sizes)) if i not in alone]
+        groups = together([sizes[i] for i in rest], plan.device)
+        return [*([rest[i] for i in of] for of in groups), *([i] for i in sorted(alone))]
+
     def _beside(
-        self, plan: Plan, stack: Stack, found: Mapping[str, Gathered], rows: Sequence[Tensor], slower: Tensor
-    ) -> Tensor | None:
-        """What the squares of a stack of vectors are held against (rounding.py), from those of all weights."""
+        self, plan: Plan, stacks: Sequence[Stack], found: Mapping[str, Gathered], rows: Sequence[Tensor], slower: Tensor
+    ) -> list[Tensor] | None:
+        """What the squares of stacks of vectors are held against (rounding.py), from those of all weights."""
         reference = plan.once("reference", lambda: Reference(plan))
         now = {name: one.squares[0] for name, one in found.items()}
         beside = reference.of(rows, now, 1 - self.config.second, slower)
-        return None if beside is None else stack.padded(beside[plan.stacks.index(stack)], 0.0, 1)
+        if beside is None:
+            return None
+        return [stack.padded(beside[plan.stacks.index(stack)]).unsqueeze(-2) for stack in stacks]
 
     def _gathered(
         self,
         plan: Plan,
-        stack: Stack,
-        joined: Sequence[Tensor],
-        known: tuple[tuple[Tensor, Tensor], Tensor | None, Tensor | None, tuple[Tensor, float]],
+        stacks: Sequence[Stack],
+        joined: list[list[Tensor]],
+        known: tuple[
+            Sequence[tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]], list[Tensor] | None, tuple[Tensor, float]
+        ],
         passes: Passes | None,
-    ) -> Gathered:
-        """What is gathered of a stack.
+    ) -> list[Gathered]:
+        """What is gathered of some stacks.
 
         Args:
-            joined: gradient, value, momenta and squares.
-            known: scales, what is leveled, `_beside`, what a new gradient counts in momenta and squares.
+            joined: gradient, momenta and squares of each; emptied.
+            known: value, scales and what is leveled of each; `_beside`; what a new gradient counts in momenta and
+                squares.
         """
-        (gradient, weight, momenta, second), (scales, mix, beside, rates) = joined, known
-        if passes is not None and stack.alone:
-            rates = rates[0].flatten(), rates[1]
-            return passes.gathered(joined, scales, rates, None if mix is None else mix.squeeze(-2))
-        gradient = gradient * (scales[0] * scales[1])
-        square = gradient.square()
+        (weights, scales, mixes), beside, rates = zip(*known[0], strict=True), *known[1:]
+        if passes is not None and stacks[0].alone:
+            (one,), (scale,), (mix,), of_momenta = joined, scales, mixes, rates[0].flatten()
+            counts = None if mix is None else mix.squeeze(-2)
+            return [passes.gathered((one[0], weights[0], *one[1:]), scale, (of_momenta, rates[1]), counts)]
+        gradients, momenta, second = zip(*joined, strict=True)
+        joined.clear()  # of which large ones are copies
+        framed = zip(gradients, products(*zip(*scales, strict=True)), strict=True)
+        gradients = products(gradients, [scale.reshape(like.shape) for like, scale in framed])
+        squares = products(gradients, gradients)
         if beside is not None:
-            void = is_rounding(second.lerp(square, rates[1]), beside)
-            gradient, square = (tensor.masked_fill(void, 0) for tensor in (gradient, square))
-        gradient = gradient.unsqueeze(-3)
-        averages = torch.cat([gradient, momenta.lerp(gradient, rates[0])], -3)
-        mixed = None if mix is None else product(mix, averages.flatten(-2)).view(square.shape)
-        if any(_shifted(plan.wiring, wire) for wire in stack.wires):
-            shown = plan.constant("shown", lambda: [not _shifted(plan.wiring, wire) for wire in plan.wires])
-            weight = weight * shown[stack.of, None, None]
-        squares = stack.unpadded(square.mean(-1)), stack.column_means(square).flatten(-2)
-        return Gathered(averages, weight, second.lerp(square, rates[1]), mixed, squares)
+            voids = list(map(is_rounding, between(second, squares, rates[1]), beside))
+            gradients, squares = (
+                [tensor.masked_fill(void, 0) for tensor, void in zip(tensors, voids, strict=True)]
+                for tensors in (gradients, squares)
+            )
+        averages = [
+            torch.cat([gradient, momentum], -2)
+            for gradient, momentum in zip(gradients, between(momenta, gradients, rates[0]), strict=True)
+        ]
+        del gradients, momenta
+        second = between(second, squares, rates[1])
+        shown = plan.constant("shown", lambda: [not _shifted(plan.wiring, wire) for wire in plan.wires])
+        found = []
+        for i, stack in enumerate(stacks):
+            weight, mix = weights[i], mixes[i]
+            mixed = None if mix is None else stack.matrices(product(mix, averages[i]))
+            if any(_shifted(plan.wiring, wire) for wire in stack.wires):
+                weight = weight * shown[stack.of, None, None]
+            found.append(Gathered(averages[i], weight, second[i], mixed, stack.by_row_and_column(squares[i])))
+        return found
 
     def _squares(
         self,
@@ -312,8 +345,11 @@ class MetanetRule(RuleModule):
         clock: Clock,
         before: Mapping[str, list[Tensor]],
         after: dict[str, Sequence[Tensor]],
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
-        """Means of squares by row and column: new ones into `after`; what Seen says of them, and warrant.of_tensor."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Means of squares by row and column: new ones into `after`; what Seen says of them, and warrant.of_tensor.
+
+        Seen's numbers, Adafactor's factor as lines of rows and columns, and energies of every tensor.
+        """
         fresh = 1 - self.config.second
         now = [torch.cat([one.squares[i] for one in gathered], -1) for i in (0, 1)]
         rows, columns = (
@@ -327,8 +363,10 @@ class MetanetRule(RuleModule):
         row = inverse_root(rows * calm + added) * size
         calm, added, _ = known.index_select(-1, plan.tensor_of_column).unbind(-2)
         column = inverse_root(columns * calm + added)
-        numbers = torch.cat([torch.stack([clock.calm, damping, inverse], -1), clock.corrections], -1)
-        return numbers, plan.pairs(row, column), (plan.rows_of_tensor.mean(now[0]), mean)
+        one = torch.ones_like(damping)
+        told = torch.stack([clock.calm, damping, inverse, one, LEAST * one], -1)
+        numbers = torch.cat([told, clock.corrections], -1)
+        return numbers, (row, column), (plan.rows_of_tensor.mean(now[0]), mean)
 
     def _losses(
         self,
@@ -362,21 +400,19 @@ class MetanetRule(RuleModule):
 
         `sizes`: of the step, what is warranted of it included, and of that along weights beside it.
         """
-        dtype, (first, second) = facts.dtype, self._biases
-        paces = (facts @ self.pace.to(dtype).mT).unbind(-1)
-        pace = torch.where(plan.is_weight, paces[1], paces[0])
+        dtype, hidden = facts.dtype, self.config.hidden
+        weights = torch.cat([self.pace, self.decay.unsqueeze(0), self.tensor_first, self.tensor_second]).to(dtype)
+        paces, decay, first, second = (facts @ weights.mT).split([2, 1, hidden, hidden], -1)
+        pace = torch.where(plan.is_weight, paces[..., 1], paces[..., 0])
         size = -(pace + self.log_step_size.to(dtype)).exp() * warranted
-        sizes = torch.stack([size, (facts @ self.decay.to(dtype)).exp()], -1)
+        sizes = torch.stack([size, decay.squeeze(-1).exp()], -1)
         made, weights = self.made.to(dtype), self.first.to(dtype)
-        shift = first[1].to(dtype) + weights @ (made < 0).to(dtype)
+        both = (weights * made).unsqueeze(0), self.second.to(dtype).unsqueeze(0)
+        shift = self.bias_first.to(dtype) + weights @ (made < 0).to(dtype)
         return Layers(
-            *(weights * made, (facts @ first[0].to(dtype).mT + shift).unsqueeze(-1), self.second.to(dtype)),
+            *(both[0], (first + shift).unsqueeze(-1), both[1]),
             *(self.last.to(dtype).unsqueeze(0), self.base.to(dtype)[None, :, None], sizes.unsqueeze(-1)),
-        ), facts @ second[0].to(dtype).mT + second[1].to(dtype)
-
-    @property
-    def _biases(self) -> list[tuple[Tensor, Tensor]]:
-        return [(self.tensor_first, self.bias_first), (self.tensor_second, self.bias_second)]
+        ), second + self.bias_second.to(dtype)
 
     @property
     def _signed(self) -> bool:
@@ -389,46 +425,48 @@ class MetanetRule(RuleModule):
     def _looks(
         self,
         plan: Plan,
-        gathered: Sequence[Gathered],
-        known: tuple[Sequence[tuple[Tensor, Tensor]], Tensor, Sequence[tuple[Tensor, Tensor]]],
+        groups: Sequence[list[int]],
+        known: tuple[Sequence[Gathered], Sequence[tuple[Tensor, Tensor]], Tensor],
         network: tuple[Layers, Tensor],
         passes: Passes | None,
     ) -> list[tuple[list[int], Look | LargeLook | Line]]:
-        """What is seen of the stacks, of small ones together; with their places.
+        """What is seen of the stacks, group by group; with their places.
 
         Args:
-            known: scales, numbers and factors, as Seen has them.
+            groups: from `_groups`.
+            known: what is gathered; frames and numbers, as Seen has them.
             network: the layers of all tensors, and what the newest z counts in x.
         """
-        (scales, numbers, factors), (layers, fresh), looks, held = known, network, [], 0
-        levels = iter(leveled([one.mixed for one in gathered if one.mixed is not None]))
+        (gathered, frames, numbers), (layers, fresh), looks, held = known, network, [], 0
+        found = iter(leveled([one.mixed for one in gathered if one.mixed is not None]))
+        levels = [None if one.mixed is None else next(found).reshape(one.second.shape) for one in gathered]
         seen = [
-            Seen(one.averages, one.weight, None if one.mixed is None else next(levels), one.second, scale, factor, own)
-            for one, scale, factor, own in zip(
-                gathered, scales, factors, plan.per_stack(numbers[..., None, None], -4), strict=True
+            Seen(one.averages, one.weight, level, one.second, frame, own)
+            for one, level, frame, own in zip(
+                gathered, levels, frames, plan.per_stack(numbers.unsqueeze(-1), -3), strict=True
             )
         ]
-        apart = {i for i, stack in enumerate(plan.stacks) if passes is not None and stack.alone}
-        rest, how = [i for i in range(len(seen)) if i not in apart], (self._adam, self._signed)
-        device = numbers.device
-        groups = [[rest[i] for i in of] for of in together([seen[i].second.numel() for i in rest], device)]
+        how = self._adam, self._signed
         if any(len(of) > 1 for of in groups):
             assert layers.sizes is not None
-            laid = [numbers, layers.sizes.squeeze(-1), fresh.unsqueeze(-1), layers.first_bias.squeeze(-1)]
-            together_laid = plan.per_stack(torch.cat(laid, -1)[..., None, None], -4)
-        single = self._per_stack(plan, layers) if apart or any(len(of) == 1 for of in groups) else []
-        most = kept(sum(one.second.numel() for one in seen), device)
+            laid = [numbers.unsqueeze(-1), layers.sizes, fresh[..., None, None], layers.first_bias]
+            together_laid = plan.per_stack(torch.cat(laid, -2), -3)
+        single = self._per_stack(plan, layers) if any(len(of) == 1 for of in groups) else []
+        most = kept(sum(one.second.numel() for one in seen), plan.device)
         for of in groups:
+            if passes is not None and plan.stacks[of[0]].alone:
+                looks.append((of, passes.look(seen[of[0]], single[of[0]])))
+                continue
             count = sum(seen[i].second.numel() for i in of)
             keep = held + count <= most
             held += keep * count
             if len(of) == 1:
                 looks.append((of, Look(seen[of[0]], single[of[0]], how, keep=keep)))
                 continue
-            of.sort(key=lambda i: seen[i].level is None)
+            of = sorted(of, key=lambda i: seen[i].level is None)
             one = [together_laid[i] for i in of]
             looks.append((of, Line([seen[i] for i in of], one, layers, how, keep=keep)))
-        return looks + [([i], passes.look(seen[i], single[i])) for i in apart if passes is not None]
+        return looks
 
     def _per_stack(self, plan: Plan, layers: Layers) -> list[Layers]:
         """Layers as every stack meets them, the sizes part of the last."""
@@ -442,17 +480,18 @@ class MetanetRule(RuleModule):
 
     def _mix(self, plan: Plan, looks: Sequence[tuple[list[int], Look | LargeLook | Line]]) -> Tensor:
         """Per neuron, [.., hidden, neurons]: means over what touches it, over its set and over all sets."""
-        received: dict[int, tuple[Tensor, Tensor]] = {}
+        received: dict[int, tuple[Tensor, Tensor | None]] = {}
         for of, look in looks:
-            sources = [plan.stacks[i].sources for i in of]
-            given = look.received(sources) if isinstance(look, Line) else [look.received(sources[0])]
+            stacks = [plan.stacks[i] for i in of]
+            given = look.received(stacks) if isinstance(look, Line) else [look.received(stacks[0])]
             received |= zip(of, given, strict=True)
-        of_rows = [stack.unpadded(received[i][0]) for i, stack in enumerate(plan.stacks)]
+        of_rows = [received[i][0] for i in range(len(plan.stacks))]
         weights = [i for i, stack in enumerate(plan.stacks) if stack.wires[0].source is not None]
         shares = plan.constant(
             "shares", lambda: [1 / w.view[0] for i in weights for w in plan.stacks[i].wires for _ in range(w.view[1])]
         )
-        of_sources = [torch.cat([received[i][1].flatten(-2) for i in weights], -1) * shares] if weights else []
+        summed = [sums for i in weights if (sums := received[i][1]) is not None]
+        of_sources = [torch.cat(summed, -1) * shares] if summed else []
         own = plan.ends_of_neuron.mean(torch.cat([*of_rows, *of_sources], -1))
         layers = plan.neurons_of_set.mean(own)
         a, b, c = self.node.to(own.dtype).split(self.config.hidden, -1)
@@ -496,13 +535,16 @@ class Clock:
         steps: the same in the state's dtype.
         corrections: of gradient and momenta for their start at zero, [.., tensors, 1 + momenta].
         calm: of the squares, [.., tensors].
+
+    Args:
+        counts: see there.
+        logs: logarithms of the decays of gradient (-inf, since it is no average), momenta and squares.
     """
 
-    def __init__(self, counts: Tensor, dtype: torch.dtype, decays: tuple[Sequence[float], float]) -> None:
-        self.counts, self.steps = counts, counts.to(dtype)
-        warm = [torch.ones_like(self.steps), *(warmth(decay, self.steps) for decay in decays[0])]
-        self.corrections = torch.stack(warm, -1).reciprocal()
-        self.calm = warmth(decays[1], self.steps).reciprocal()
+    def __init__(self, counts: Tensor, logs: Tensor) -> None:
+        self.counts, self.steps = counts, counts.to(logs.dtype)
+        inverses = (self.steps.unsqueeze(-1) * logs).expm1().neg().reciprocal()
+        self.corrections, self.calm = inverses[..., :-1], inverses[..., -1]
 
 
 def _of_neurons(plan: Plan, rows: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from weightedit.optim.metanet_features import WEIGHT, Seen, features, unit_features
 from weightedit.optim.metanet_passes import Average, Layers, averaged, direct, hidden_units
-from weightedit.optim.unitwise import FROM, dense, pooled, some
+from weightedit.optim.pieces import Cut, joined
+from weightedit.optim.stacks import Stack
+from weightedit.optim.unitwise import FROM, dense, pooled
 from weightedit.optim.warrant import of_entries
 
 PIECES = {"cpu": 2**16}
@@ -62,109 +64,115 @@ class Look:
 
     def __init__(self, seen: Seen, layers: Layers, how: tuple[int, bool], *, keep: bool) -> None:
         self._layers, self._how = layers, how
-        tensors, rows = seen.second.shape[-3:-1]
         compiling = torch.compiler.is_compiling()
         self._unitwise = compiling and seen.second.numel() >= FROM and layers.sizes is None
         count, most = seen.second.numel(), piece(seen.second.device)
         whole = compiling or torch.is_grad_enabled() or count <= most
-        cut = [(slice(None), slice(None))] if whole else _pieces(count // tensors, tensors, rows, most)
-        biases = [some(layers.first_bias, -3, of) for of, _ in cut]
-        self._pieces = [(one, seen.part(*one), bias) for one, bias in zip(cut, biases, strict=True)]
+        self._cut = Cut((seen.second.shape[-3], *seen.matrix), None if whole else count / most)
+        self._pieces = list(zip(seen.pieces(self._cut), self._cut.of(layers.first_bias), strict=True))
         self._kept: list[Any] = []
         if keep or (whole and (compiling or torch.is_grad_enabled())):
             self._kept = list(self._walk())
 
-    def _made(self, seen: Seen, bias: Tensor) -> tuple[Any, Any]:
-        """Odd features and first hidden layer, [.., tensors, features, parameters], or as lists of units."""
+    def _made(self, seen: Seen, bias: Tensor) -> tuple[Tensor, Any, Any]:
+        """What a step is multiplied by, odd features and first hidden layer: [.., tensors, features, parameters].
+
+        To a compiler a number per row and column, and lists of units [.., tensors, rows, columns].
+        """
         adam, signed = self._how
         if self._unitwise:
-            odd, even = unit_features(seen.units(), adam, signed=signed)
-            return odd, hidden_units(even, self._layers.first, bias)
-        odd, even = features(seen, adam, signed=signed)
-        return odd.flatten(-2), dense(self._layers.first, bias, even.flatten(-2)).relu_()
+            scale = seen.frames[0].select(-4, 0) * seen.frames[1].select(-4, 0)
+            odd, even = unit_features(seen.units(scale), adam, signed=signed)
+            return scale, odd, hidden_units(even, self._layers.first, bias)
+        odd, even = features(seen, framed := seen.framed(), adam, signed=signed)
+        return framed[0], odd, dense(self._layers.first, bias, even).relu_()
 
-    def _walk(self) -> Iterator[tuple[tuple[slice, slice], Seen, Any, Any]]:
+    def _walk(self) -> Iterator[tuple[Tensor, Any, Any]]:
         if self._kept:
             yield from self._kept
             return
-        for place, seen, bias in self._pieces:
-            yield place, seen, *self._made(seen, bias)
+        for seen, bias in self._pieces:
+            yield self._made(seen, bias)
 
     @property
     def hidden(self) -> Tensor:
         """The first hidden layer, [.., tensors, hidden, parameters], of what goes in one piece."""
-        ((_, _, _, hidden),) = self._walk()
+        ((_, _, hidden),) = self._walk()
         return hidden
 
-    def received(self, sources: int) -> tuple[Tensor, Tensor]:
-        """Of the hidden layer, means by row, [.., hidden, tensors, rows], and sums of means by source."""
-        by_row: list[list[Tensor]] = []
+    def received(self, stack: Stack) -> tuple[Tensor, Tensor | None]:
+        """What neurons receive of the hidden layer: `given`."""
+        if not self._unitwise and len(self._pieces) == len(stack) == 1:
+            return given(self.hidden.squeeze(-3), stack)
+        by_row: list[Tensor] = []
         by_column: list[Tensor] = []
-        for (_, rows), seen, _, hidden in self._walk():
-            grids = hidden if self._unitwise else hidden.unflatten(-1, seen.second.shape[-2:])
+        for _, _, hidden in self._walk():
+            grids = hidden if self._unitwise else hidden.unflatten(-1, (-1, stack.columns))
             of_rows, of_columns = pooled(grids) if self._unitwise else (grids.mean(-1), grids.sum(-2))
-            if rows.start:  # more of the tensors that came before
-                by_row[-1].append(of_rows)
-                by_column[-1] = by_column[-1] + of_columns
-            else:
-                by_row.append([of_rows])
-                by_column.append(of_columns)
-        of_rows, of_columns = _joined([_joined(parts, -1) for parts in by_row], -3), _joined(by_column, -3)
-        return of_rows.movedim(-3, -2), of_sources(of_columns, sources).movedim(-3, -2)
+            by_row.append(of_rows)
+            by_column.append(of_columns)
+        of_columns = [sum(parts[1:], parts[0]) for parts in self._cut.of_tensors(by_column)]
+        of_rows, of_columns = self._cut.joined(by_row), joined(of_columns, -3)
+        of_columns = of_sources(of_columns, stack.sources).transpose(-3, -2).flatten(-2)
+        return stack.unpadded(of_rows.transpose(-3, -2)), of_columns
 
     def moved(self, ends: Sequence[Tensor], average: Average | None) -> tuple[Tensor, Tensor | None]:
-        """The delta, [.., tensors, rows, columns], and how far z is then ahead of x; without averaging the step alone.
+        """The delta, [.., tensors, 1, parameters], and how far z is then ahead of x; without averaging the step alone.
 
         Args:
-            ends: of the second layer's bias, per row [.., tensors, hidden, rows, 1] and per column; or one for all.
+            ends: of the second layer's bias, per row [.., hidden, tensors, rows, 1] and per column; or one for all.
             average: before the step.
         """
-        found: list[list[tuple[Tensor, ...]]] = []
-        for (tensors, rows), seen, odd, hidden in self._walk():
-            parts = [some(some(end, -4, tensors), -2, rows) for end in ends]
-            bias, layers = sum(parts[1:], parts[0]), self._layers
-            own = layers._replace(last=some(layers.last, -3, tensors), base=some(layers.base, -3, tensors))
+        found: list[tuple[Tensor, ...]] = []
+        cut, layers = self._cut, self._layers
+        rows, *columns = ends
+        parts = zip(cut.of(rows, -2), *map(cut.of, columns), strict=True)
+        last = zip(cut.of(layers.last), cut.of(layers.base), strict=True)
+        iterates = [None] * len(cut)
+        if average is not None:
+            iterates = list(zip(cut.of(average.ahead, -1, cut.columns), cut.of(average.fresh), strict=True))
+        beside = zip(parts, last, iterates, strict=True)
+        for scale, odd, hidden in self._walk():  # alone in its loop, which would else hold on to a piece that is done
+            part, (weight, base), iterate = next(beside)
+            bias, own = sum(part[1:], part[0]).transpose(-4, -3), layers._replace(last=weight, base=base)
             if self._unitwise:
                 step, moving = direct(odd, hidden, own, bias.unbind(-3))
+                step, moving = (x.flatten(-2).unsqueeze(-2) for x in (step * scale, moving))
             else:
                 second = dense(own.second, bias.flatten(-2), hidden).relu_()
-                del bias, hidden, parts  # of which a piece has little room
-                moving, factors = of_entries(odd[..., 0, :]), dense(own.last, own.base, second)
+                del bias, hidden  # of which a piece has little room
+                moving, factors = of_entries(odd.narrow(-2, 0, 1)), dense(own.last, own.base, second)
                 del second
                 if own.sizes is not None:
                     factors[..., WEIGHT, :].mul_(own.sizes[..., 1, :])
-                step = factors.mul_(odd).sum(-2).mul_(moving)
-                step = step if own.sizes is None else step.mul_(own.sizes[..., 0, :])
-                step, moving = (x.unflatten(-1, seen.second.shape[-2:]) for x in (step, moving))
-            step = step * seen.scale
-            if average is not None:
-                ahead, fresh = some(some(average.ahead, -3, tensors), -2, rows), some(average.fresh, -3, tensors)
-                result = averaged(step, ahead, fresh * moving, average.slack)
+                step = factors.mul_(odd).sum(-2, keepdim=True).mul_(moving)
+                del odd, factors
+                step = (step if own.sizes is None else step.mul_(own.sizes.narrow(-2, 0, 1))).mul_(scale)
+            if average is None or iterate is None:
+                found.append((step,))
             else:
-                result = (step,)
-            if rows.start:
-                found[-1].append(result)
-            else:
-                found.append([result])
-        given = [_joined([_joined([p[i] for p in parts], -2) for parts in found], -3) for i in range(len(found[0][0]))]
-        return given[0], given[1] if average is not None else None
+                found.append(averaged(step, iterate[0], iterate[1] * moving, average.slack))
+        delta, *after = map(cut.joined, zip(*found, strict=True))
+        return delta, after[0] if after else None
 
 
-def _pieces(each: int, tensors: int, rows: int, most: int) -> list[tuple[slice, slice]]:
-    """Some tensors of `each` parameters at a time, or rows of one tensor at a time, of about `most` parameters."""
-    if each <= most:
-        some = most // each
-        return [(slice(i, i + some), slice(None)) for i in range(0, tensors, some)]
-    parts = min(rows, round(each / most))
-    starts = [i * rows // parts for i in range(parts + 1)]
-    cut = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
-    return [(slice(i, i + 1), part) for i in range(tensors) for part in cut]
+def given(hidden: Tensor, stack: Stack) -> tuple[Tensor, Tensor | None]:
+    """What neurons receive of a hidden layer, [.., hidden, all parameters of a stack]: two lines, [.., hidden, n].
+
+    Means by row, and sums of means by source, which are None where there are no sources.
+    """
+    lead, one = hidden.shape[:-1], len(stack) == 1
+    axes = (stack.sources, stack.rest) if stack.rest > 1 else (stack.sources,)
+    grid = hidden.reshape(*lead, *(() if one else (len(stack),)), stack.rows, *axes)
+    rows = grid.squeeze(-1) if stack.columns == 1 else grid.mean(tuple(range(-len(axes), 0)))
+    rows = rows if one else stack.unpadded(rows)
+    if stack.wires[0].source is None:
+        return rows, None
+    columns = grid.sum(-1 - len(axes))
+    columns = columns.mean(-1) if stack.rest > 1 else columns
+    return rows, columns if one else columns.flatten(-2)
 
 
 def of_sources(columns: Tensor, sources: int) -> Tensor:
     """Means over the positions of every source, [.., columns] -> [.., sources]."""
     return columns if columns.shape[-1] == sources else columns.unflatten(-1, (sources, -1)).mean(-1)
-
-
-def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)

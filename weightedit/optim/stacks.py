@@ -48,7 +48,7 @@ class Stack:
                 torch.cat([_range(start, n, device), torch.full((self.rows - n,), total, device=device)])
                 for start, n in zip(ends, self.lengths, strict=True)
             ]
-            self._padding = torch.cat(rows)
+            self._padding = torch.stack(rows)
             self._places = torch.cat([_range(i * self.rows, n, device) for i, n in enumerate(self.lengths)])
             self._counts = torch.tensor(self.lengths, device=device).unsqueeze(-1)
             self.real = _range(0, self.rows, device) < self._counts
@@ -81,6 +81,38 @@ class Stack:
             return (joined.reshape(*shape[:lead], *shape[lead + 1 :]),)
         return (joined if joined.shape == shape else joined.reshape(shape)).unbind(lead)
 
+    def lines(self, tensors: Sequence[Tensor], lead: int) -> Tensor:
+        """`join`, but as [.., tensors, features, parameters]: one axis for all that is inside, 1 for nothing."""
+        first = tensors[0]
+        inner = first.shape[lead : first.dim() - len(self._shape)]
+        if self._padding is not None:
+            line = self.padded(torch.cat(list(tensors), -1)).movedim(-2, lead)
+            return line if inner else line.unsqueeze(-2)
+        joined = torch.stack(list(tensors), lead) if len(tensors) > 1 else first
+        return joined.reshape(*first.shape[:lead], len(tensors), math.prod(inner), self.rows * self.columns)
+
+    def tensors(self, lines: Tensor, lead: int, *inner: int) -> Sequence[Tensor]:
+        """The tensors that make up `lines`, or one line of all; [.., *inner, *shape] each."""
+        own = (self.rows,) if self._padding is not None else self._shape
+        shape = (*lines.shape[:lead], len(self), *inner, *own)
+        if self._padding is not None:
+            return self.unpadded(lines.reshape(shape).movedim(lead, -2)).split(self.lengths, -1)
+        if len(self) == 1:
+            return (lines.reshape(*shape[:lead], *shape[lead + 1 :]),)
+        return lines.reshape(shape).unbind(lead)
+
+    def matrices(self, line: Tensor) -> Tensor:
+        """[.., tensors, 1, parameters] as [.., tensors, rows, columns]."""
+        return line.reshape(*line.shape[:-2], self.rows, self.columns)
+
+    def by_row_and_column(self, line: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of [.., tensors, 1, parameters] over columns and over the rows that there are: lines of both."""
+        if len(self) == 1:
+            matrix = line.reshape(*line.shape[:-3], self.rows, self.columns)
+            return matrix.mean(-1), matrix.mean(-2)
+        matrices = self.matrices(line)
+        return self.unpadded(matrices.mean(-1)), self.column_means(matrices).flatten(-2)
+
     def means(self, joined: Tensor) -> Tensor:
         """Means over the rows and columns that there are, [.., tensors, rows, columns], zero elsewhere: [.., 1, 1]."""
         if self._counts is None:
@@ -94,7 +126,8 @@ class Stack:
     def padded(self, line: Tensor, value: float = 0.0, *columns: int) -> Tensor:
         """Numbers per row of every tensor, one tensor after another, [.., line] as [.., tensors, rows, *columns]."""
         if self._padding is not None:
-            line = functional.pad(line, (0, 1), value=value).index_select(-1, self._padding)
+            line = functional.pad(line, (0, 1), value=value)[..., self._padding]
+            return line.unflatten(-1, (self.rows, *columns)) if columns else line
         return line.unflatten(-1, (len(self), self.rows, *columns))
 
     def unpadded(self, rows: Tensor) -> Tensor:
@@ -107,21 +140,24 @@ class Sums:
     """Sums over the numbers of a line that belong to one number of another.
 
     Args:
-        places: in the line, of the first, second, .. number that belongs to each of the others; `length` for none.
-        length: of the line.
+        places: in the line, of the first, second, .. number that belongs to each of the others; `missing` for none.
+        missing: the length of the line, which is then padded with a zero; or the place of a zero in it.
+        pads: whether the line is to be padded.
     """
 
-    def __init__(self, places: Sequence[Tensor], length: int) -> None:
-        self._many = len(places)
-        self._index = torch.cat(list(places))
-        self._counts = torch.stack([place < length for place in places]).sum(0).clamp(min=1)
+    def __init__(self, places: Sequence[Tensor], missing: int, *, pads: bool) -> None:
+        self._pads, self._only = pads, None if len(places) > 1 or pads else places[0]
+        self._index = torch.stack(list(places))
+        self._counts = torch.stack([place != missing for place in places]).sum(0).clamp(min=1)
 
     def gathered(self, line: Tensor) -> Tensor:
         """What is summed, zeros where there is less of it: [.., most, made]."""
-        return functional.pad(line, (0, 1)).index_select(-1, self._index).unflatten(-1, (self._many, -1))
+        return (functional.pad(line, (0, 1)) if self._pads else line)[..., self._index]
 
     def of(self, line: Tensor) -> Tensor:
         """[.., line] -> [.., made]."""
+        if self._only is not None:
+            return line[..., self._only]
         return self.gathered(line).sum(-2)
 
     def mean(self, line: Tensor) -> Tensor:
@@ -242,24 +278,29 @@ class Plan:
             functional.pad(self.range(start, n), (0, most - n), value=total)
             for start, n in zip(_starts(lengths), lengths, strict=True)
         ]
-        return Sums(torch.stack(rows, 1).unbind(), total)
+        return Sums(torch.stack(rows, 1).unbind(), total, pads=min(lengths) < most)
 
-    def arriving(self, at: Sequence[tuple[int, int]], total: int, sets: Sequence[int] | None = None) -> Sums:
-        """Per neuron of some sets (None: of all), places in a line of `total` that begin where `at` says, by set."""
+    def arriving(
+        self, at: Sequence[tuple[int, int]], total: int, sets: Sequence[int] | None = None, *, zero: int | None = None
+    ) -> Sums:
+        """Per neuron of some sets (None: of all), places in a line of `total` that begin where `at` says, by set.
+
+        `zero`: the place of a zero in the line, if it has one.
+        """
         numbers = list(range(len(self.wiring.sets)) if sets is None else sets)
         chosen = [self.wiring.sets[i] for i in numbers]
         by_set = [[start for i, start in at if i == number] for number in numbers]
-        most = max(map(len, by_set))
+        most, missing = max(map(len, by_set)), total if zero is None else zero
         places = []
         for k in range(most):
             parts = [
                 self.range(starts[k], neurons.size)
                 if k < len(starts)
-                else torch.full((neurons.size,), total, device=self.device)
+                else torch.full((neurons.size,), missing, device=self.device)
                 for starts, neurons in zip(by_set, chosen, strict=True)
             ]
             places.append(torch.cat(parts))
-        return Sums(places, total)
+        return Sums(places, missing, pads=zero is None and min(map(len, by_set)) < most)
 
 
 def plan_of(wiring: Wiring, tensors: Mapping[str, Tensor], like: Tensor, *, alone: bool = False) -> Plan:

@@ -66,19 +66,13 @@ def steady(*tensors: Tensor) -> tuple[Tensor, ...]:
     return found
 
 
-def some(x: Tensor, axis: int, which: slice) -> Tensor:
-    """A slice of an axis; all of it, and the one entry of an axis that stands for all, without a call."""
-    if which == slice(None) or x.shape[axis] == 1:
-        return x
-    return x.narrow(axis, which.start, min(which.stop, x.shape[axis]) - which.start)
-
-
 def dense(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     """weight x + bias for x [.., in, n]; weight [out, in] or one per network and tensor; bias [.., out, 1] or n."""
     if x.dim() == 2:
         return torch.addmm(bias, weight, x)
     lead = x.shape[:-2]
-    weight = weight.expand(*lead, *weight.shape[-2:])
+    if weight.shape[:-2] != lead:
+        weight = weight.expand(*lead, *weight.shape[-2:])
     if len(lead) == 1:
         return torch.baddbmm(bias, weight, x)
     bias = bias.expand(*lead, *bias.shape[-2:])
