@@ -32,7 +32,7 @@ def inrs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-STATED = Published(convention="dwsnets", size="16")
+STATED = Published(convention="dwsnets", size="16", omega=(30.0, 30.0))
 
 
 def test_a_folder_is_read_once(inrs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,8 @@ def test_a_folder_is_read_once(inrs: Path, tmp_path: Path, monkeypatch: pytest.M
     place = tmp_path / "run" / "weights"
     assert STATED.weight_set(inrs, place, said.append) == str(place)
     assert (
-        "2 INRs of 2 images (1 train, 0 validation, 1 test; splits: those of splits.json) and 1 in no split" in said[0]
+        "2 INRs of 2 images (1 train, 0 validation, 1 test; splits: those of splits.json) and 1 files in no split"
+        in said[0]
     )
     monkeypatch.setattr("weightedit.cli.published.published_set", None)  # what is called again would fail
     assert STATED.weight_set(inrs, place, said.append) == str(place) and len(said) == 1
@@ -61,6 +62,7 @@ def test_options_of_a_weight_set_are_refused(inrs: Path, tmp_path: Path) -> None
         (Published(), "pass --convention dwsnets, and --size 28x32"),
         (Published(convention="dwsnets", size="wide"), "--size 'wide' is no size; expected 28, or 28x32"),
         (Published(omega=(30.0, 1.0), size="16"), "got --omega without --convention"),
+        (Published(convention="dwsnets", size="16", splits="nowhere.json"), "nowhere.json"),
         (Published(convention="dwsnets", omega=(90.0,), size="16"), "that render as no pictures: contrast"),
     ],
 )

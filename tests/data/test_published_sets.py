@@ -57,10 +57,11 @@ def test_dwsnets_with_their_splits_file(place: str, tmp_path: Path) -> None:
     where = {"inside": folder / "mnist_splits.json", "beside": tmp_path / "data" / "mnist_splits.json"}
     file = where.get(place, tmp_path / "mine.json")
     file.write_text(json.dumps(splits_of(names)))
+    torch.save({"mean": torch.zeros(3)}, folder / "statistics.pth")
     (tmp_path / "data" / "other_splits.json").write_text('{"of": "something else"}')
     found = published_set(folder, DWSNETS, size=SIZE, splits=file if place == "named" else None)
     stack = found.whole.stack
-    assert (found.left_out, found.split) == (1, f"those of {file.name}")
+    assert (found.left_out, found.split) == (2, f"those of {file.name}")
     rows = {
         (int(label), int(split)): row for row, (label, split) in enumerate(zip(stack.label, stack.split, strict=True))
     }
@@ -127,7 +128,7 @@ def test_our_own_files_state_their_splits(tmp_path: Path) -> None:
     found = published_set(tmp_path).whole.stack
     assert found.split.tolist() == [0, 1, 2] and found.index.tolist() == [4, 9, 2] and found.label is None
     (tmp_path / "splits.json").write_text(json.dumps({"train": ["a.safetensors"]}))
-    with pytest.raises(FileFormatError, match="holds 3 INRs in 2 files; expected one in each"):
+    with pytest.raises(FileFormatError, match=r"holds 2 INRs in 1 file\(s\); expected one in each"):
         published_set(tmp_path)
 
 
@@ -135,6 +136,9 @@ def test_a_folder_is_known_again_by_its_listing(tmp_path: Path) -> None:
     names = dwsnets(tmp_path, FACTS)
     before = listing(tmp_path)
     assert listing(tmp_path) == before
+    (tmp_path / "splits.json").write_text(json.dumps(splits_of(names)))
+    assert listing(tmp_path) != before
+    (tmp_path / "splits.json").unlink()
     (tmp_path / names[0]).rename(tmp_path / "moved.pth")
     assert listing(tmp_path) != before
 

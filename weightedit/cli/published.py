@@ -7,7 +7,8 @@ fault that a training would show.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,12 +16,11 @@ from typing import Literal
 from weightedit.cli.arguments import in_own_words, size_argument
 from weightedit.cli.conventions import stated_convention
 from weightedit.cli.reading import check_reading
-from weightedit.data.inr_files import inr_paths, load_inrs
-from weightedit.data.published_sets import PublishedSet, listing, published_set
+from weightedit.data.inr_files import load_inrs
+from weightedit.data.published_sets import PublishedSet, listing, members, published_set
 from weightedit.data.weight_set_cards import CARD, SPLITS, read_card
 from weightedit.data.weight_sets import save_weight_set
 from weightedit.errors import FileFormatError, WeightEditError
-from weightedit.inr.convention import Convention
 
 _CHECKED = 64  # INRs
 
@@ -64,7 +64,11 @@ class Published:
             WeightEditError: options for a weight set, or INRs that are no pictures as they are read.
             FileFormatError: what published_sets.published_set refuses, or another set in `place`.
         """
-        stated = {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        stated = {
+            name: list(value) if isinstance(value, tuple) else value  # as the card's JSON has it
+            for name, value in asdict(self).items()
+            if value not in (None, "")
+        }
         if not Path(weights).is_dir() or (Path(weights) / CARD).is_file():
             if stated:
                 raise WeightEditError(
@@ -72,7 +76,14 @@ class Published:
                     "alone: leave it out."
                 )
             return str(weights)
-        place, about = Path(place), {"source": str(weights), "listing": listing(weights), "read as": stated}
+        with self._own_words():
+            return self._made(weights, Path(place), stated, say)
+
+    def _made(
+        self, weights: str | Path, place: Path, stated: Mapping[str, object], say: Callable[[str], object]
+    ) -> str:
+        known = listing(weights, self.splits or None)
+        about = {"source": str(weights), "listing": known, "read as": stated}
         if (place / CARD).is_file():
             facts = read_card(place)["facts"]
             if {name: facts.get(name) for name in about} != about:
@@ -90,27 +101,28 @@ class Published:
         counts = ", ".join(f"{int((stack.split == n).sum()):,} {name}" for n, name in enumerate(SPLITS))
         say(
             f"{weights}: {len(stack):,} INRs of {len(stack.index.unique()):,} images ({counts}; splits: {found.split}) "
-            f"and {found.left_out:,} in no split; weight set written to {place}"
+            f"and {found.left_out:,} files in no split; weight set written to {place}"
         )
         return str(place)
 
-    def _read(self, weights: str | Path) -> PublishedSet:
-        options = argparse.Namespace(**asdict(self))
+    @contextmanager
+    def _own_words(self) -> Iterator[None]:
+        """A block whose errors come out in the words of the command line."""
         try:
-            size = size_argument(self.size) if self.size else None
-            convention = stated_convention(options, size)
-            self._check(weights, convention, size)
-            return published_set(weights, convention, size=size, splits=self.splits or None, progress=True)
+            yield
         except argparse.ArgumentTypeError as error:
             raise WeightEditError(f"--size {error}.") from None
         except WeightEditError as error:
-            raise type(error)(in_own_words(str(error), options)) from error
+            raise type(error)(in_own_words(str(error), argparse.Namespace(**asdict(self)))) from error
 
-    def _check(self, weights: str | Path, convention: Convention | None, size: tuple[int, int] | None) -> None:
-        few = load_inrs(inr_paths(weights)[:_CHECKED], convention, size=size)
+    def _read(self, weights: str | Path) -> PublishedSet:
+        size = size_argument(self.size) if self.size else None
+        convention = stated_convention(argparse.Namespace(**asdict(self)), size)
+        few = load_inrs(members(weights, self.splits or None)[0][:_CHECKED], convention, size=size)
         check = check_reading(few)
         if check.ok is False:
             raise WeightEditError(
                 f"got INRs in {weights} that render as no pictures: {check.figure} (an option of weightedit check, for "
                 "one of the files)."
             )
+        return published_set(weights, convention, size=size, splits=self.splits or None, progress=True)

@@ -64,7 +64,7 @@ class PublishedSet:
     Args:
         whole: the INRs with index, split, and label where known, and their renderings as pictures.
         split: where the splits come from, in words.
-        left_out: INRs that no split names.
+        left_out: files that no split names; they are not read.
     """
 
     whole: WeightSet
@@ -99,17 +99,14 @@ def published_set(
         FileFormatError: what load_inrs refuses, splits that are not known, and a splits file that is damaged, names
             files that are not there, one twice, or a class that is not the file's own.
     """
-    folder, paths = Path(folder), inr_paths(folder)
-    places = {path.relative_to(folder).as_posix(): row for row, path in enumerate(paths)}
-    file = _splits_file(folder, places) if splits is None else Path(splits)
-    listed = None if file is None else _listed(file, folder, places)
+    paths, listed, file = members(folder, splits)
     load_inrs(paths[:1], convention, size=size, rename=rename)  # what is not stated is told before all are read
     stack = load_inrs(paths, convention, size=size, rename=rename, progress=progress)
     ours = is_own_file(paths[0])
     halves = stack.split
     stack = replace(stack, index=_numbered(stack, apart=not ours))
-    if listed is not None:
-        stack, told = _as_listed(stack, listed, paths), f"those of {file.name}" if file else ""
+    if file is not None:
+        stack, told = _as_listed(stack, listed, paths), f"those of {file.name}"
     elif ours and halves is not None:
         told = "the files' own"
     elif halves is not None and bool((halves >= 0).all()):
@@ -123,14 +120,44 @@ def published_set(
             '{"train": {"path": [...]}, "val": {"path": [...]}, "test": {"path": [...]}}: pass splits=FILE.'
         )
     assert stack.split is not None
-    kept = stack[stack.split >= 0]
-    return PublishedSet(WeightSet(kept, _pictures(kept)), told, len(stack) - len(kept))
+    return PublishedSet(WeightSet(stack, _pictures(stack)), told, len(inr_paths(folder)) - len(paths))
 
 
-def listing(folder: str | Path) -> str:
-    """SHA-256 of names and sizes of the INR files in a folder, by which it is known again without reading them."""
-    folder = Path(folder)
-    lines = (f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in inr_paths(folder))
+Listed = list[tuple[int, int | None]]
+"""Of every file its split, and its class where the splits file says it."""
+
+
+def members(folder: str | Path, splits: str | Path | None = None) -> tuple[list[Path], Listed, Path | None]:
+    """The INR files of a published set, in natural order, what the splits file says of each, and that file.
+
+    Without a splits file these are all files in the folder, of which nothing is said.
+
+    Args:
+        folder, splits: see `published_set`.
+
+    Raises:
+        FileFormatError: as published_set, of folder and splits file.
+    """
+    folder, paths = Path(folder), inr_paths(folder)
+    places = {path.relative_to(folder).as_posix(): row for row, path in enumerate(paths)}
+    file = _splits_file(folder, places) if splits is None else Path(splits)
+    if file is None:
+        return paths, [], None
+    found = _listed(file, folder, places)
+    return [paths[row] for row in sorted(found)], [found[row] for row in sorted(found)], file
+
+
+def listing(folder: str | Path, splits: str | Path | None = None) -> str:
+    """SHA-256 of the members' names and sizes and of what the splits file says, by which a set is known again unread.
+
+    Args, Raises: see `members`.
+    """
+    paths, listed, _ = members(folder, splits)
+    said = listed or [()] * len(paths)
+    lines = (
+        f"{path.relative_to(folder).as_posix()} {path.stat().st_size} {of_it}\n"
+        for path, of_it in zip(paths, said, strict=True)
+    )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -168,28 +195,23 @@ def _pictures(stack: INRStack) -> Tensor:
     return torch.cat(parts)[place]
 
 
-Listed = dict[int, tuple[int, int | None]]
-"""Row of a file among the folder's -> its split, and its class where the splits file says it."""
-
-
 def _as_listed(stack: INRStack, listed: Listed, paths: Sequence[Path]) -> INRStack:
-    """The stack with the splits and classes of a splits file; split -1 for what it does not name."""
+    """The stack with the splits and classes of a splits file."""
     if len(paths) != len(stack):
         raise FileFormatError(
-            f"{paths[0].parent} holds {len(stack)} INRs in {len(paths)} files; expected one in each, as splits name "
+            f"{paths[0].parent} holds {len(stack)} INRs in {len(paths)} file(s); expected one in each, as splits name "
             "files: leave the splits file out."
         )
-    split = torch.full((len(stack),), -1)
     label = torch.full((len(stack),), -1) if stack.label is None else stack.label.clone()
-    for row, (number, said) in listed.items():
-        split[row] = number
+    for row, (_, said) in enumerate(listed):
         if said is not None and int(label[row]) not in (-1, said):
             raise FileFormatError(
                 f"{paths[row]} is of class {int(label[row])}, but the splits file says {said}; expected one answer: "
                 "correct the splits file."
             )
         label[row] = label[row] if said is None else said
-    return replace(stack, split=split, label=None if bool((label[split >= 0] < 0).all()) else label)
+    split = torch.tensor([number for number, _ in listed])
+    return replace(stack, split=split, label=None if bool((label < 0).all()) else label)
 
 
 def _splits_file(folder: Path, places: dict[str, int]) -> Path | None:
@@ -225,9 +247,9 @@ def _place(text: str, places: dict[str, int]) -> int | None:
     return next((places[end] for end in ends if end in places), None)
 
 
-def _listed(file: Path, folder: Path, places: dict[str, int]) -> Listed:
-    """What a splits file says of the files of `folder`; raises FileFormatError where they do not fit one another."""
-    found: Listed = {}
+def _listed(file: Path, folder: Path, places: dict[str, int]) -> dict[int, tuple[int, int | None]]:
+    """What a splits file says, by row of the file; raises FileFormatError where it does not fit the folder."""
+    found: dict[int, tuple[int, int | None]] = {}
     for name, part in _read(file).items():
         labels = part.get("label", [None] * len(part["path"]))
         if len(labels) != len(part["path"]):
