@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from weightedit.editing.rendering_problem import Layer, RenderingProblem, Summary
 from weightedit.network.spec import Params
@@ -74,10 +73,17 @@ def choose_networks(mask: Tensor, one: Any, other: Any) -> Any:
     the same tensor in both stays it.
     """
     masks = [mask]  # by how many axes there are
-    for _ in range(max((leaf.dim() for leaf in tree_leaves(one)), default=1) - 1):
-        masks.append(masks[-1].unsqueeze(-1))
 
-    def chosen(a: Tensor, b: Tensor) -> Tensor:
-        return a if a is b else torch.where(masks[a.dim() - 1], a, b)
+    def chosen(a: Any, b: Any) -> Any:
+        if a is b:
+            return a
+        if isinstance(a, Tensor):
+            while len(masks) < a.dim():
+                masks.append(masks[-1].unsqueeze(-1))
+            return torch.where(masks[a.dim() - 1], a, b)
+        if isinstance(a, dict):
+            return {key: chosen(part, b[key]) for key, part in a.items()}
+        parts = [chosen(*pair) for pair in zip(a, b, strict=True)]
+        return type(a)(*parts) if hasattr(a, "_fields") else type(a)(parts)
 
-    return tree_map(chosen, one, other)
+    return chosen(one, other)
