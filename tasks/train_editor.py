@@ -236,6 +236,7 @@ class Predictive:
         operations: what it learns; with several of them, each with every strength.
         pairs: what INRs are to become, where no operation makes it.
         practice: plain, or varied: pictures are flipped, cropped, grayed and so on, and errors are relative.
+        often: of varied practice, an operation that half of the pairs are for: one that takes longer to learn.
         start: name or folder of a predictive editor whose predictor is gone on from; empty for a new one.
         graded: draw strengths from 0 to 1 for a single operation too.
         rule: folder of the refinement rule; empty for the shipped one.
@@ -256,6 +257,7 @@ class Predictive:
     pairs: tyro.conf.OmitArgPrefixes[Pairing] = field(default_factory=Pairing)
     graded: bool = False
     practice: Practice = "plain"
+    often: str | None = None
     start: str = ""
     rule: str = ""
     steps: int = 4
@@ -295,7 +297,8 @@ class Predictive:
         about = {"images": self.images, "limit": self.limit} if self.images else {"weights": self.weights}
         about |= {**({"start": self.start} if self.start else {}), **self.pairs.facts()}
         parts = list(sets.values())
-        result = train_predictor(predictor, parts, out / "run", self.training, practice=self.practice, about=about)
+        how: dict[str, Any] = {"practice": self.practice, "often": self.often, "about": about}
+        result = train_predictor(predictor, parts, out / "run", self.training, **how)
         if not result.main:
             return {}
         found = {name: prediction_errors(editor.cpu().eval(), test) for name, test in tests.items()}

@@ -1,5 +1,6 @@
 """Predicted pictures and the editor that steps towards them: symmetry, strengths, architectures, learning, disk."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -118,6 +119,19 @@ def test_a_tone_curve_is_read_at_the_lightness(size):
     torch.testing.assert_close(found[:, 3], ((seen - 0.4) / 0.2).clamp(0, 1))
 
 
+def test_ranks_are_shares_of_the_tile_and_of_its_levels_below():
+    """In each tile a quarter of the pixels is black, a quarter white, and half of one gray."""
+    block = torch.tensor([[0.0, 0.4], [0.4, 1.0]], dtype=torch.float64)
+    light = block.repeat_interleave(6, 0).repeat_interleave(6, 1).view(1, 1, 12, 12)
+    tones = ToneCurves(6, 1).double()
+    with torch.no_grad():
+        pixels, levels = tones(light)[0, 4:]
+    torch.testing.assert_close(pixels[[0, 0, 11], [0, 11, 11]], torch.tensor([0.125, 0.5, 0.875], dtype=torch.float64))
+    few, many = (1 - math.exp(-144 * share * 6 / 256) for share in (0.25, 0.5))
+    expected = torch.tensor([few / 2, few + many / 2, few + many + few / 2], dtype=torch.float64) * 256 / 6 / 144
+    torch.testing.assert_close(levels[[0, 0, 11], [0, 11, 11]], expected)
+
+
 def test_a_tone_curve_depends_on_its_tile_alone():
     tones, dark = ToneCurves(6, 3).double(), 0.2 * torch.rand(1, 1, 12, 12, dtype=torch.float64)
     other = dark.clone()
@@ -145,6 +159,16 @@ def test_a_wider_output_does_not_depend_on_how_the_neurons_stand():
     one, two = (editor.unguarded(inrs, "rotate", widen=3).render() for inrs in (stack, other))
     assert float((one - stack.render()).abs().max()) > 0.1
     torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tone_curves_of_any_precision_are_alike(dtype):
+    tones, light = ToneCurves(32, 3), torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        expected = tones(light.to(dtype).float())
+        found = tones.to(dtype)(light.to(dtype))
+    assert found.dtype == dtype
+    assert float((found - expected).abs().max()) < 50 * max(torch.finfo(dtype).eps, 1e-7) * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

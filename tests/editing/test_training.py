@@ -1,5 +1,7 @@
 """The trainings of editors, predictors and rules: steps that can be captured, targets, and what is refused."""
 
+import math
+
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from weightedit.editing.predictor_training import (
     targets_of,
     train_predictor,
     varied,
+    varied_loss,
 )
 from weightedit.editing.rule_training import Fits, Mixture, RuleProblems, rule_examples, train_rule
 from weightedit.editing.training import augmented_loss, edit_error, edit_examples, edit_loss, make_editor
@@ -99,6 +102,16 @@ def test_pairs_are_changed_alike_into_those_of_other_inrs():
     assert channels == {1, 3} and min(sizes) == 28 and len(sizes) > 5 and max(sizes) <= 40
     whole = varied(images[:, None, :, :28, :28].expand(-1, 2, -1, -1, -1), torch.Generator().manual_seed(3))
     assert whole.shape[-2:] == (28, 28), "small pictures stay whole"
+
+
+@pytest.mark.parametrize(("often", "share"), [(None, 1 / 4), ("darken", 5 / 8)])
+def test_half_of_varied_practice_may_be_for_one_operation(often, share):
+    names, drawn = ("dilate", "erode", "darken", "blur"), []
+    predictor = Predictor(PredictorConfig(operations=names, channels=0, width=2, blocks=1))
+    predictor.register_forward_pre_hook(lambda module, given: drawn.append(given[1]))
+    batch = {"renderings": torch.rand(400, 1, 8, 8), "sources": torch.zeros(400, 1, 8, 8, dtype=torch.uint8)}
+    assert math.isfinite(float(varied_loss(predictor, batch, torch.Generator().manual_seed(0), often).detach()))
+    assert abs(float((drawn[0] == 2).double().mean()) - share) < 4 * math.sqrt(share * (1 - share) / 400)
 
 
 def test_errors_are_relative_to_doing_nothing():

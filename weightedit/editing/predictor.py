@@ -26,8 +26,8 @@ from weightedit.editing.operations import moved
 from weightedit.errors import ParamsError, SpecError, WeightEditError
 from weightedit.files.schema import Seed
 
-_CURVES = 4
-"""Tone curves of a tile."""
+_CURVES, _RANKS = 4, 2
+"""Tone curves of a tile that are learned, and that are not."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Predictor(nn.Module):
             self.modulation = nn.Linear(4 * width, 2 * width * (1 + config.blocks))
             if config.tiles:
                 self.embed, self.gather = nn.Conv2d(ends, width, 1), nn.Conv2d(width, width, 1)
-                self.mix = nn.Conv2d(2 * width + (_CURVES if config.curves else 0), width, 1)
+                self.mix = nn.Conv2d(2 * width + (_CURVES + _RANKS if config.curves else 0), width, 1)
             self.tones = ToneCurves(config.curves, config.tiles) if config.curves else None
             self.last = nn.Conv2d(width, ends, 1)
         with torch.no_grad():
@@ -198,7 +198,9 @@ class ToneCurves(nn.Module):
     """Per tile of a picture some tone curves, made from its histogram; at every pixel, what they say of its lightness.
 
     Between tiles and between the points of a curve it is linear. The histogram counts pixels, and the share of a bin's
-    8-bit levels that so many pixels would occupy, which is what histogram equalization with a low limit goes by.
+    8-bit levels that so many pixels would occupy, which is what histogram equalization with a low limit goes by. Two
+    more curves are the sums of both from black on: ranks in the tile. A picture that is no multiple of the tiles is
+    filled up by its border.
 
     Args:
         points: of a curve, and bins of the histogram, over [0, 1].
@@ -212,24 +214,30 @@ class ToneCurves(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(sizes, sizes[1:], strict=False))
 
     def forward(self, light: Tensor) -> Tensor:
-        """[N, 1, H, W] -> [N, curves, H, W]; values beyond [0, 1] count as 0 or 1."""
-        light, (height, width) = light.clamp(0, 1), light.shape[-2:]
-        place = light * (self.points - 1)
-        bins = torch.arange(self.points, dtype=light.dtype, device=light.device).view(-1, 1, 1)
-        shares = functional.adaptive_avg_pool2d((1 - (place - bins).abs()).clamp(min=0), self.tiles)
+        """[N, 1, H, W] -> [N, curves and ranks, H, W]; values beyond [0, 1] count as 0 or 1."""
+        given, sizes = light.dtype, light.shape[-2:]
+        # Half precision is too coarse to count with, and torch does not read grids in it on CPUs.
+        place = light.clamp(0, 1).to(torch.promote_types(given, torch.float32)) * (self.points - 1)
+        bottom, right = (-size % self.tiles for size in sizes)
+        whole = functional.pad(place, (0, right, 0, bottom), mode="replicate")
+        numbers = {"dtype": place.dtype, "device": place.device}
+        bins = torch.arange(self.points, **numbers).view(-1, 1, 1)
+        shares = functional.adaptive_avg_pool2d((1 - (whole - bins).abs()).clamp(min=0), self.tiles)
         levels = 256 / self.points
-        occupied = 1 - torch.exp(-shares * (height * width / self.tiles**2 / levels))
-        hidden = torch.cat([shares * self.points, occupied], 1)
+        pixels = whole.shape[-2] * whole.shape[-1] / self.tiles**2
+        occupied = 1 - torch.exp(-shares * (pixels / levels))
+        hidden = torch.cat([shares * self.points, occupied], 1).to(given)
         for layer in self.layers[:-1]:
             hidden = functional.silu(layer(hidden))
-        curves = self.layers[-1](hidden).unflatten(1, (_CURVES, self.points))
-        down, across = (
-            torch.linspace(1 / n - 1, 1 - 1 / n, n, dtype=light.dtype, device=light.device) for n in (height, width)
-        )
+        curves = self.layers[-1](hidden).unflatten(1, (_CURVES, self.points)).to(place.dtype)
+        counts = torch.stack([shares, occupied * (levels / pixels)], 1)
+        curves = torch.cat([curves, counts.cumsum(2) - counts / 2], 1)
+        ends = zip(sizes, whole.shape[-2:], strict=True)
+        down, across = (torch.linspace(1 / n - 1, (2 * size - 1) / n - 1, size, **numbers) for size, n in ends)
         flat = torch.stack(torch.meshgrid(down, across, indexing="ij")[::-1], -1).expand(len(light), -1, -1, -1)
         depth = ((2 * place + 1) / self.points - 1).squeeze(1).unsqueeze(-1)
         where = torch.cat([flat, depth], -1).unsqueeze(1)
-        return functional.grid_sample(curves, where, padding_mode="border", align_corners=False).squeeze(2)
+        return functional.grid_sample(curves, where, padding_mode="border", align_corners=False).squeeze(2).to(given)
 
 
 def lightness(images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ nothing, by their logarithm: no operation drowns another. The loop is training/l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,13 +90,21 @@ def _wanted(weights: WeightSet, names: tuple[str, ...], codes: Tensor, strengths
     return targets_of(names, weights.images, codes, strengths) if weights.targets is None else weights.targets
 
 
-def varied_loss(predictor: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
-    """Mean logarithm of the error of predicted pictures, relative to doing nothing, on pairs made `varied`."""
+def varied_loss(
+    predictor: nn.Module, batch: dict[str, Any], generator: torch.Generator, often: str | None = None
+) -> Tensor:
+    """Mean logarithm of the error of predicted pictures, relative to doing nothing, on pairs made `varied`.
+
+    Half of them practice the operation `often`, if there is one.
+    """
     assert isinstance(predictor, Predictor)
     pairs = torch.stack([batch["renderings"], batch["sources"].to(batch["renderings"]) / 255.0], 1)
     renderings, sources = varied(pairs, generator).unbind(1)
     names = predictor.config.operations
     codes, strengths = _drawn(len(names), len(sources), generator)
+    if often is not None:
+        half = torch.rand(len(sources), generator=generator, device=generator.device) < 0.5
+        codes = torch.where(half, predictor.code(often), codes)
     wanted = targets_of(names, sources, codes, strengths)
     return relative_errors(predictor(renderings, codes, strengths), renderings, wanted).log().mean()
 
@@ -142,6 +151,7 @@ def train_predictor(
     options: TrainOptions,
     *,
     practice: Practice = "plain",
+    often: str | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train `predictor` in place; it ends up holding the weights of its best validation step.
@@ -152,6 +162,7 @@ def train_predictor(
         folder: of the run, see training.loop.train.
         options: how.
         practice: see the top of this file; "varied" trains every strength.
+        often: of varied practice, an operation that half of the pairs are for: one that takes longer to learn.
         about: where the INRs come from, JSON values.
 
     Raises WeightEditError for `capture` with operations that are drawn at every step: they read values; and for
@@ -184,8 +195,9 @@ def train_predictor(
         return sum(errors) / len(errors)
 
     made = [prediction_examples(part["train"], names, graded=graded) for part in sets]
-    examples, loss = made[0] if len(made) == 1 else OneOf(made), varied_loss if free else prediction_loss
-    told = {**predictor.config.to_dict(), **({"practice": practice} if free else {}), **(about or {})}
+    examples = made[0] if len(made) == 1 else OneOf(made)
+    loss = partial(varied_loss, often=often) if free else prediction_loss
+    told = {**predictor.config.to_dict(), **({"practice": practice, "often": often} if free else {}), **(about or {})}
     return train(predictor, loss, examples, validate, folder, options, about=told)
 
 
