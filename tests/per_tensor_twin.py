@@ -41,7 +41,13 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
         if config.loss:
             first = state[name]["first loss"] if state[name]["step"] > 0 or loss is None else loss
             tensors[name]["new"]["first loss"] = first
+    about = torch.zeros(0, dtype=torch.float64)
+    if config.coherence:
+        about = _of_network(rule, tensors, state)
+    for name in grads:
+        wire = wiring.by_name[name]
         facts = _facts(rule, wiring, wire, tensors[name]["new"], grown, loss)
+        facts = torch.cat([facts, about])
         hidden = rule.first @ tensors[name]["even"].flatten(1)
         hidden = hidden + (rule.tensor_first @ facts + rule.bias_first).unsqueeze(1)
         tensors[name] |= {"facts": facts, "hidden": hidden.relu().unflatten(1, wire.view)}
@@ -58,6 +64,7 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
         phi = torch.einsum("ab,b...->a...", rule.last, second.relu()).flatten(2)
         size = -(rule.pace[int(wire.kind == "weight")] @ facts + rule.log_step_size).exp() * known["warranted"]
         size = size * min(1.0, float(known["new"]["step"]) / config.warm) if config.warm else size
+        size = size * 0.1 ** (1 - known["new"]["opened"]) if config.coherence else size
         f = torch.ones(config.odd, dtype=phi.dtype)
         f[-2] = (rule.decay @ facts).exp()
         step = size * (known["odd"] * f[:, None, None] * (rule.base[:, None, None] + phi)).sum(0)
@@ -65,12 +72,35 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
         step, moving = (step * moving).view(wire.shape) * known["scale"], moving.view(wire.shape)
         if config.averaging:
             recency, beta = rule.log_recency.exp(), rule.lag.sigmoid()
+            if config.coherence:
+                recency = recency * (rule.recency_by @ about).exp()
             fresh = (1 + recency) / (known["new"]["step"] + recency) * known["warranted"] * moving
             ahead = state[name]["ahead"] + step
             known["new"]["ahead"] = (1 - fresh) * ahead
             step = fresh * ahead + (1 - beta) * (known["new"]["ahead"] - state[name]["ahead"])
         deltas[name] = step / rate[name]
     return deltas, {name: known["new"] for name, known in tensors.items()}
+
+
+def _of_network(rule, tensors, state):
+    """What coherence.py says of the network into all tensors' states: (1 - 1 / k)+ and (1 - k)+."""
+    decay, logs = min(rule.config.momenta, key=lambda b: abs(b - 0.9)), []
+    for known in tensors.values():
+        t, lately = float(known["new"]["step"]), known["new"]["lately"]
+        k = torch.ones((), dtype=torch.float64)
+        if t > 1 and lately > 0:
+            floor = (1 - decay) / (1 + decay) * (1 + decay**t) / (1 - decay**t)
+            k = known["averaged"].square().mean() / (floor * max(lately / (1 - decay**t), known["mean"]))
+        logs.append(k.clamp(min=0.02).log())
+    new, steps = sum(logs) / len(logs), max(float(known["new"]["step"]) for known in tensors.values())
+    old = [state[name] for name in tensors if state[name]["step"] > 0]
+    log = sum(one["coherence"] for one in old) / max(1, len(old))
+    log = log + 0.05 / (1 - 0.95**steps) * (new - log)
+    slope = (max(one["slope"] for one in state.values()) + new - 0.15).clamp(min=0)
+    opened = max(*(one["opened"] for one in state.values()), (slope / 5).clamp(max=1))
+    for known in tensors.values():
+        known["new"] |= {"coherence": log, "slope": slope, "opened": opened}
+    return torch.stack([(1 - (-log).exp()).clamp(min=0), (1 - log.exp()).clamp(min=0)])
 
 
 def _telling(rule, wiring, grads, state, scales, slower):
@@ -126,9 +156,13 @@ def _seen(rule, wiring, wire, gradient, weight, state):
     if config.symmetry == "permutation":
         even += [x / (1 + x.abs()) for x in odd]
     shapes = {"momenta": torch.stack(momenta).view(len(momenta), *wire.shape), "second": second.view(wire.shape)}
+    if config.coherence:
+        shapes["lately"] = 0.9 * state["lately"] + 0.1 * gradient.square().mean()
     return {
         "odd": torch.stack(odd),
         "even": torch.stack(even),
+        "averaged": averages[adam],
+        "mean": mean,
         "warranted": (gradient.square().mean().sqrt() / peak.sqrt() / 1e-3).clamp(max=1),
         "new": {**shapes, "rows": rows, "columns": columns, "peak": peak},
     }

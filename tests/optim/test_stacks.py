@@ -39,9 +39,10 @@ def random_like(params, source):
         {},
         {"mixing": False, "momenta": (0.5, 0.8, 0.95)},
         {"leveling": 5, "loss": True, "room": 1.001, "warm": 2},
+        {"coherence": True, "loss": True, "warm": 0},
         {"symmetry": "permutation", "averaging": False, "memory": 0.0, "room": None, "warm": 0},
     ],
-    ids=["default", "momenta", "loss", "permutation"],
+    ids=["default", "momenta", "loss", "coherence", "permutation"],
 )
 @pytest.mark.parametrize("name", [*NETS, "relu", "sine", "mixed"])
 def test_agrees_with_one_tensor_after_another(name, options):

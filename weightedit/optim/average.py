@@ -59,8 +59,9 @@ def proposed_at_rates(
     for name, (rate, _) in numbers.items():
         if "ahead" not in new[name]:
             continue
-        if isinstance(rule, RuleModule) and (share := _share(rule, groups[name])) is not None:
-            most = (new[name]["step"] + rule.recency()) / (1 + rule.recency())  # c is 1 at most
+        if isinstance(rule, RuleModule) and (share := _share(rule, groups[name], new[name])) is not None:
+            recency = rule.recency(new[name])
+            most = (new[name]["step"] + recency) / (1 + recency)  # c is 1 at most
             share = torch.minimum(share.to(most), most)
             omega = wiring.rates.get(name, 1)
             ends = told.get(name, {}).get("ahead"), new[name]["ahead"]
@@ -88,10 +89,10 @@ def advance(group: dict[str, Any], sound: Tensor | None = None) -> None:
         old.copy_(value if sound is None else torch.where(sound.to(value.device), value, old))
 
 
-def _share(rule: RuleModule, group: Mapping[str, Any]) -> Tensor | None:
+def _share(rule: RuleModule, group: Mapping[str, Any], kept: Mapping[str, Tensor]) -> Tensor | None:
     """What c is, in units of the rule's; None where it is the same."""
     steps, mean = travelled(group).values()
-    lr, recency = group["lr"], rule.recency()
+    lr, recency = group["lr"], rule.recency(kept)
     if isinstance(lr, Tensor):
         return (steps + recency) / (steps * (mean / lr.reshape(()).clamp(min=_NONE)) + recency)
     if lr <= _NONE or (not isinstance(mean, Tensor) and mean == lr):

@@ -294,7 +294,7 @@ class LearnedRule(RuleModule):
 
     def _averaged(self, step: Tensor, ahead: Tensor, steps: Tensor, warranted: Tensor) -> tuple[Tensor, Tensor]:
         """See MetanetRule."""
-        recency, slack = self.recency().to(step.dtype), self.slack()
+        recency, slack = self.recency({}).to(step.dtype), self.slack()
         assert slack is not None
         fresh = (1 + recency) / (steps.to(step.dtype) + recency)
         return averaged(step, ahead, beside(fresh, step) * warranted, slack.to(step.dtype))

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.network.wiring import Wire, Wiring
+from weightedit.optim.coherence import Coherence, log_coherence, of_network, shares
 from weightedit.optim.gauge import inverse_root, layers_before, root
 from weightedit.optim.gauge_lines import Gauge
 from weightedit.optim.lists import between, products
@@ -51,6 +52,7 @@ from weightedit.optim.warrant import of_tensor
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
 _SLOWER = -2 * math.log(2)  # by place()'s depth: steps fall with the root of the number of weight matrices
+_COHERENCE = ("coherence", "slope", "opened")  # what the state calls Coherence's parts
 _WIDE = 16  # hidden units of a rule whose passes are quick to compile
 
 
@@ -83,7 +85,7 @@ class MetanetRule(RuleModule):
         super().__init__()
         self.config = config = config or MetanetRuleConfig()
         source, width = generator or torch.Generator().manual_seed(0), config.hidden
-        seen = PLACES + len(_TIMES) + 1 + 2 * config.loss
+        seen = PLACES + len(_TIMES) + 1 + 2 * config.loss + 2 * config.coherence
 
         def matrix(outputs: int, inputs: int, scale: float = 1.0) -> nn.Parameter:
             return nn.Parameter(scale * inputs**-0.5 * torch.randn(outputs, inputs, generator=source))
@@ -109,6 +111,8 @@ class MetanetRule(RuleModule):
             self.mix = nn.Parameter(mix)
         if config.averaging:
             self.lag, self.log_recency = nn.Parameter(torch.tensor(2.2)), nn.Parameter(torch.tensor(0.0))
+        if config.averaging and config.coherence:
+            self.recency_by = nn.Parameter(torch.zeros(2))
         self.base = nn.Parameter(base)
         self.log_step_size = nn.Parameter(torch.tensor(math.log(config.step_size)))
         self.register_buffer("fresh", torch.tensor([1 - decay for decay in config.momenta]), persistent=False)
@@ -146,6 +150,8 @@ class MetanetRule(RuleModule):
             shapes["reach"] = (targets,)
         if self.config.room is not None:
             shapes["origin"] = (targets,)
+        if self.config.coherence:
+            shapes |= dict.fromkeys((*_COHERENCE, "lately"), ())
         if self.config.loss:
             shapes["first loss"] = ()
         return shapes
@@ -198,8 +204,15 @@ class MetanetRule(RuleModule):
         after["peak"] = peak.unbind(-1)
         facts = self._facts(plan, clock, grown, self._losses(clock, loss, before, after))
         rising = warranted * (clock.steps / self.config.warm).clamp(max=1) if self.config.warm else warranted
+        kept: dict[str, Tensor] = {}
+        if self.config.coherence:
+            known = self._coherence(plan, gathered, clock, energies, before, after)
+            kept = dict(zip(_COHERENCE, known, strict=True))
+            after |= {key: torch.stack([one] * len(plan.names), -1).unbind(-1) for key, one in kept.items()}
+            facts = torch.cat([facts, shares(known.log).unsqueeze(-2).expand(*facts.shape[:-1], 2)], -1)
+            rising = rising * known.size.unsqueeze(-1)
         layers, ends = self._layers(plan, facts, rising)
-        fresh, slack = self._recent(clock, warranted)
+        fresh, slack = self._recent(clock, warranted, kept)
         looks = self._looks(plan, groups, (gathered, frames, numbers), (layers, fresh), passes)
         gathered = [one._replace(mixed=None) for one in gathered]  # nothing needs it any more
         found.clear()
@@ -368,6 +381,28 @@ class MetanetRule(RuleModule):
         numbers = torch.cat([told, clock.corrections], -1)
         return numbers, (row, column), (plan.rows_of_tensor.mean(now[0]), mean)
 
+    def _coherence(
+        self,
+        plan: Plan,
+        gathered: Sequence[Gathered],
+        clock: Clock,
+        squares: tuple[Tensor, Tensor],
+        before: Mapping[str, list[Tensor]],
+        after: dict[str, Sequence[Tensor]],
+    ) -> Coherence:
+        """What coherence.py says of the network.
+
+        Args:
+            squares: means of the step's squared gradients per tensor, and of the averaged ones, corrected.
+        """
+        decay = self.config.momenta[self._adam - 1]
+        lately = torch.stack(before["lately"], -1).lerp(squares[0], 1 - decay)
+        after["lately"] = lately.unbind(-1)
+        norms = [torch.linalg.vector_norm(one.averages.select(-2, self._adam), dim=-1) for one in gathered]
+        counts = plan.constant("count", lambda: [math.prod(wire.view) for wire in plan.wires])
+        log = log_coherence(torch.cat(norms, -1), counts, (lately, squares[1]), clock.steps, decay)
+        return of_network(log, Coherence(*(torch.stack(before[key], -1) for key in _COHERENCE)), clock.steps)
+
     def _losses(
         self,
         clock: Clock,
@@ -508,7 +543,14 @@ class MetanetRule(RuleModule):
         rows = to_target + own.index_select(-1, plan.tensor_of_row)
         return list(plan.pairs(rows, to_source.index_select(-1, plan.source_of_column), 0.0))
 
-    def _recent(self, clock: Clock, warranted: Tensor) -> tuple[Tensor, Tensor]:
+    def recency(self, kept: Mapping[str, Tensor]) -> Tensor:
+        """See RuleModule.recency: by the clock alone, or also by how steady gradients are."""
+        if "coherence" not in kept:
+            return super().recency(kept)
+        log = kept["coherence"]
+        return (self.log_recency.to(log) + shares(log) @ self.recency_by.to(log)).exp()
+
+    def _recent(self, clock: Clock, warranted: Tensor, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the newest z counts in x, per tensor, and 1 - beta.
 
         The delta is that of the parameters y: z moves by the step, x is the average of all z so far with weights that
@@ -518,7 +560,7 @@ class MetanetRule(RuleModule):
         slack = self.slack()
         if slack is None:
             return warranted, warranted
-        recency = self.recency().to(warranted.dtype)
+        recency = self.recency(kept).to(warranted.dtype).unsqueeze(-1)
         fresh = (1 + recency) / (clock.steps + recency) * warranted
         return fresh, slack.to(warranted.dtype)
 

@@ -66,8 +66,8 @@ class RuleModule(Pretrained):
         lag = getattr(self, "lag", None)
         return None if lag is None else (-lag).sigmoid()
 
-    def recency(self) -> Tensor:
-        """The power of time with which a rule that averages weighs its iterates."""
+    def recency(self, kept: Mapping[str, Tensor]) -> Tensor:
+        """The power of time with which a rule that averages weighs its iterates; `kept`: a tensor's state."""
         return self.log_recency.exp()
 
     def forward(
