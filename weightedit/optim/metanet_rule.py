@@ -199,7 +199,8 @@ class MetanetRule(RuleModule):
             if key in before:
                 after[key] = plan.split_rows(line.index_select(-1, plan.target_of_row))
         numbers, factors, energies = self._squares(plan, gathered, clock, before, after)
-        frames = plan.pairs(*(torch.stack(pair, -2) for pair in zip(framing, factors, strict=True)))
+        rows, columns = (torch.stack(pair, -2) for pair in zip(framing, factors, strict=True))
+        frames = plan.pairs(rows, columns)
         warranted, peak = of_tensor(*energies, torch.stack(before["peak"], -1))
         after["peak"] = peak.unbind(-1)
         facts = self._facts(plan, clock, grown, self._losses(clock, loss, before, after))
