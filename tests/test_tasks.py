@@ -21,6 +21,7 @@ from weightedit.data.weight_sets import load_weight_set
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.inr.convention import DWSNETS, NFN, convert
 from weightedit.metanet.registry import METANETS, describe_metanet
 from weightedit.network.reparametrization import reparametrized
@@ -304,6 +305,20 @@ def test_train_editors_by_examples(weights: Path, pictures: Path, tmp_path: Path
     assert "becomes another" in (tmp_path / "two" / "editor" / "README.md").read_text()
 
 
+def test_content_is_read_by_a_classifier(weights: Path, pictures: Path, tmp_path: Path) -> None:
+    built = PredictiveEditor(Predictor(PredictorConfig(("mine",), width=4)), LearnedKFAC(), 1)
+    editor = str(built.save_pretrained(tmp_path / "editor", "# one\n"))
+    words = ("--editor", editor, "--weights", str(weights), "--images", str(pictures), "--wanted", "1")
+    found = run_task("try_content", "--smoke", *words, "--steps", "0", "2", "--out", str(tmp_path / "out"))
+    for row in ("INRs as they were", "edited, 0 steps", "edited, 2 steps", "test pictures of that class"):
+        assert f"| {row} |" in found.stdout
+    figures = json.loads((tmp_path / "out" / "content.json").read_text())
+    errors = {name: row["from the source"] for name, row in figures.items() if isinstance(row, dict)}
+    assert errors["INRs as they were"] == 0 < errors["nearest training pictures in their place"]
+    assert errors["nearest training pictures in their place"] < errors["test pictures of that class"]
+    assert (tmp_path / "out" / "content.png").stat().st_size > 5000
+
+
 def test_the_study_resumes(weights: Path, tmp_path: Path) -> None:
     rows = ("base: permutation + sign + phase, 16 probes", "output 2 times as wide")
     words = ("--smoke", "--weights", str(weights), "--out", str(tmp_path / "study"), "--only", *rows)
@@ -456,6 +471,12 @@ def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
         "compare_fits steps", "--images", str(pictures), "--split", "train", "--count", "100", *out, check=False
     )
     assert few.returncode != 0 and "lower count" in few.stderr
+
+
+def test_compare_fits_of_sounds(tmp_path: Path) -> None:
+    first = run_task("compare_fits sounds", "--smoke", "--out", str(tmp_path))
+    assert all(f"| {name} | 50 | " in first.stdout for name in ("chord", "drums", "vowels"))
+    assert run_task("compare_fits sounds", "--smoke", "--out", str(tmp_path)).stdout == first.stdout
 
 
 @pytest.mark.slow

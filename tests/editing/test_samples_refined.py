@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import weightedit as we
-from weightedit.editing import rendering_problem
+from weightedit.editing import rendering_problem, sample_fitting
 from weightedit.editing.curvature import KFAC, LevenbergMarquardt
 from weightedit.editing.evaluation import sample_errors
 from weightedit.editing.refinement import refine, samples_of
@@ -130,6 +130,28 @@ def test_a_second_of_a_chord_is_fitted() -> None:
     soft = we.edit(stack, lambda values: values / 2, steps=5)
     torch.testing.assert_close(soft.at(), stack.at() / 2, atol=0.02, rtol=0)
     assert we.undo(soft).params["layers.0.bias"] is stack.params["layers.0.bias"]
+
+
+def test_of_many_samples_a_step_sees_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round others, so that all are fitted; what a step sees bounds memory."""
+    monkeypatch.setattr(sample_fitting, "SEEN", 300)
+    seen = []
+
+    def watched(stack: INRStack, samples: Samples, *words, **options) -> INRStack:
+        seen.append(samples.count)
+        return refine(stack, samples, *words, **options)
+
+    monkeypatch.setattr(sample_fitting, "refine", watched)
+    found = fit_samples(chord(1000), target_psnr=40, generator=torch.Generator().manual_seed(0))
+    assert float(found.psnr) >= 40 and set(seen) == {300}
+
+
+def test_the_frequency_of_the_first_layer_follows_the_number_of_samples() -> None:
+    def first(count: int, inputs: int = 1) -> float:
+        return Samples(torch.zeros(count, inputs), torch.zeros(count, 1)).convention().omegas(1)[0]
+
+    assert [first(n) for n in (10, 100, 8000, 32_000)] == [5.0, 30.0, 1000.0, 2000.0]
+    assert first(8000, 3) == 10.0 and first(10**6, 2) == 125.0
 
 
 def distance(where: torch.Tensor) -> torch.Tensor:

@@ -201,8 +201,9 @@ of one core at 256 x 256. Memory hardly grows with the picture's size.
 Sounds (.wav, PCM) and other samples (.npz with arrays coordinates [P, inputs] in [-1, 1] and values
 [P, channels], any real numbers; 1 to 3 inputs) become INRs likewise. Their target is 50 dB, of the values'
 range over the error; the frequency of the first layer follows from the number of samples along an axis:
-half of it up to 30, an eighth of it beyond (--convention plain --omega 3000 30 states others). So do clips,
-animated GIF, WEBP and PNG, whose third input is the time, to 30 dB; --size and --channels convert them.
+half of it up to 30, an eighth of it beyond, from 8,000 on by its root (--convention plain --omega 3000
+30 states others). So do clips, animated GIF, WEBP and PNG, whose third input is the time, to 30 dB; --size
+and --channels convert them.
 
 {_EXITS.format(one="images were left out")}"""
     example = "weightedit fit photo.png --size 256 -o photo.safetensors\n"
