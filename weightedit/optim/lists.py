@@ -32,4 +32,6 @@ def between(a: Iterable[Tensor], b: Iterable[Tensor], part: float | Tensor) -> S
 
 
 def _at_once() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]

@@ -50,11 +50,14 @@ class Seen(NamedTuple):
         """Piece by piece."""
         columns = self.frames[-1].shape[-1]
         rows, *beside = self.frames
-        parts = zip(*(cut.of(x, -1, columns) for x in (self.averages, self.weight, self.second)), strict=True)
         levels = [None] * len(cut) if self.level is None else cut.of(self.level, -1, columns)
-        frames = zip(cut.of(rows, -2), *map(cut.of, beside), strict=True)
-        given = zip(parts, levels, frames, cut.of(self.numbers), strict=True)
-        return [Seen(*two, level, second, frame, own) for (*two, second), level, frame, own in given]
+        parts = zip(
+            *(cut.of(self.averages, -1, columns), cut.of(self.weight, -1, columns), levels),
+            *(cut.of(self.second, -1, columns), zip(cut.of(rows, -2), *map(cut.of, beside), strict=True)),
+            cut.of(self.numbers),
+            strict=True,
+        )
+        return [Seen(*part) for part in parts]
 
     @property
     def matrix(self) -> tuple[int, int]:

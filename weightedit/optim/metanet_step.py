@@ -134,7 +134,8 @@ class Look:
         beside = zip(parts, last, iterates, strict=True)
         for scale, odd, hidden in self._walk():  # alone in its loop, which would else hold on to a piece that is done
             part, (weight, base), iterate = next(beside)
-            bias, own = sum(part[1:], part[0]).transpose(-4, -3), layers._replace(last=weight, base=base)
+            bias = (part[0] if len(part) == 1 else part[0] + part[1]).transpose(-4, -3)
+            own = layers._replace(last=weight, base=base)
             if self._unitwise:
                 step, moving = direct(odd, hidden, own, bias.unbind(-3))
                 step, moving = (x.flatten(-2).unsqueeze(-2) for x in (step * scale, moving))
