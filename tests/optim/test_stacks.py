@@ -1,5 +1,7 @@
 """A step over stacks of tensors is the step over one tensor after another; stacks and lines hold what went in."""
 
+import math
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from weightedit.network.reading import wiring_of
 from weightedit.network.wiring import Wiring
 from weightedit.optim.gauge import growth, neuron_scales
 from weightedit.optim.gauge_lines import Gauge
+from weightedit.optim.pieces import Cut
 from weightedit.optim.stacks import plan_of
 
 NETS = {"CNN": lambda: CNN((3, 4, 5, 6)), "ResNet": lambda: ResNet((4, 6)), "ViT": ViT, "GPT": GPT}
@@ -79,6 +82,10 @@ def test_stacks_give_back_what_they_join(name, lead):
             assert joined.shape == (*lead, len(stack), *inner, stack.rows, stack.columns)
             back = stack.parts(joined, len(lead))
             assert all(torch.equal(a, b) for a, b in zip(back, tensors, strict=True))
+            lines = stack.lines(tensors, len(lead))
+            assert lines.shape == (*lead, len(stack), math.prod(inner), stack.rows * stack.columns)
+            back = stack.tensors(lines, len(lead), *inner)
+            assert all(torch.equal(a, b) for a, b in zip(back, tensors, strict=True))
 
 
 @pytest.mark.parametrize("name", [*NETS, "mixed"])
@@ -127,3 +134,20 @@ def test_the_gauge_of_a_whole_network_is_that_of_its_sets(name, symmetry):
         expected = neuron_scales(wiring, given, symmetry)
         assert_agree(found, torch.cat(expected, -1))
         assert_agree(gauge.growth(found), growth(wiring, expected), len(wiring.sets))
+
+
+@pytest.mark.parametrize("times", [None, 0.4, 1.0, 2.0, 2.9, 5.0, 1000.0])
+@pytest.mark.parametrize("shape", [(3, 7, 2), (1, 5, 4), (4, 1, 6)])
+def test_pieces_of_a_stack_are_joined_to_it(shape, times):
+    """Pieces are of about equal size, rows lie along either axis, and what is one for all is all pieces'."""
+    tensors, rows, columns = shape
+    cut, source = Cut(shape, times), generator(0)
+    x = torch.randn(2, tensors, 3, rows * columns, generator=source)
+    parts = cut.of(x, -1, columns)
+    assert len(parts) == len(cut) and torch.equal(cut.joined(parts), x)
+    per_row = torch.randn(tensors, rows, 1, generator=source)
+    assert [p.shape[0] * p.shape[1] * columns for p in cut.of(per_row, -2)] == [
+        p.shape[-3] * p.shape[-1] for p in parts
+    ]
+    assert len(cut) == 1 if times is None else len(cut) <= max(tensors * rows, 1)
+    assert all(torch.equal(part, x[:, :1, :, :1]) for part in cut.of(x[:, :1, :, :1], -1, columns))
