@@ -402,8 +402,9 @@ class Rule:
     By backpropagation through all steps, whose number is drawn for every batch.
 
     Attributes:
-        weights: folders of weight sets (tasks/fit_inrs.py), of any architectures; the test figures are of the first. A
-            folder named twice is drawn twice as often.
+        weights: folders of weight sets (tasks/fit_inrs.py), or of published weights, one file per INR, of any
+            architectures; the test figures are of the first. A folder named twice is drawn twice as often.
+        published: how published weights are read; the weight sets made of them are out/weights-0, ...
         start: folder of a trained rule to go on from; empty for a new one.
         out: folder of the run; the finished rule is written to out/rule.
         problems: what is drawn of the weight sets.
@@ -416,6 +417,7 @@ class Rule:
     """
 
     weights: tuple[str, ...] = ("runs/mnist-inrs",)
+    published: tyro.conf.OmitArgPrefixes[Published] = field(default_factory=Published)
     start: str = ""
     out: str = "runs/refine"
     problems: tyro.conf.OmitArgPrefixes[RuleProblems] = field(default_factory=RuleProblems)
@@ -445,9 +447,12 @@ class Rule:
                 self, training=self.training.brief(2, 2), problems=replace(self.problems, longest=2), **few
             ).run()
         limits = {"train": self.train_limit, "validation": self.validation_limit, "test": self.test_limit}
-        loaded = {folder: load_splits(folder, **limits) for folder in self.weights}
+        out, loaded, problems = Path(self.out), {}, self.problems
+        for number, folder in enumerate(dict.fromkeys(self.weights)):
+            read = self.published.weight_set(folder, out / f"weights-{number}", print)
+            loaded[folder] = load_splits(read, **limits)
         rule = LearnedKFAC.from_pretrained(self.start) if self.start else LearnedKFAC(self.rule)
-        out, sets, problems = Path(self.out), [loaded[folder] for folder in self.weights], self.problems
+        sets = [loaded[folder] for folder in self.weights]
         about = {"weights": self.weights, "start": self.start, "rule": asdict(self.rule), **asdict(problems)}
         result = train_rule(rule, sets, problems, out / "run", self.training, about=about)
         if not result.main:

@@ -196,6 +196,9 @@ def test_a_folder_of_published_weights_is_trained_on_in_one_command(layout: str,
     assert not train & test, "both halves of DWSNets count from 0"
     again = run_task("train_predictor classes", *classes)
     assert found.stdout.endswith(again.stdout), "read once; a finished run ends as it ended"
+    if layout == "nfn":
+        rule = run_task("train_editor rule", *words, "--out", str(tmp_path / "rule"))
+        assert "rule written to" in rule.stdout and len(load_weight_set(tmp_path / "rule" / "weights-0", "test"))
     if layout == "dwsnets":
         editor = run_task("train_editor one-shot", *words, "--out", str(tmp_path / "edit"), "--control-steps", "0")
         assert "| edited |" in editor.stdout
