@@ -330,11 +330,16 @@ class Optimizers:
             return replace(self, networks=self.networks or ("2.4k",), compile=False, rounds=2, smoke=False).run()
         names = self.networks or tuple(NETWORKS)[: None if device == "cuda" else 3]
         check_names("networks", names, NETWORKS)
-        end, rows, left = time.perf_counter() + 60 * self.minutes, [], []
+        end, rows, left, result = time.perf_counter() + 60 * self.minutes, [], [], {}
         for name in names:
             found, out = self.measure(name, device, end)
             rows += found
             left += out
+            result = self.written(device, rows, left)
+        return result
+
+    def written(self, device: str, rows: list[dict[str, Any]], left: list[str]) -> dict[str, Any]:
+        """Write and print what is measured so far, so that a run that is ended keeps it; returns what is written."""
         heads = list(rows[0])
         text = table(heads, [[_cell(row[head]) for head in heads] for row in rows])
         text = f"{hardware(cpu=device == 'cpu')}, torch {torch.__version__}\n\n{text}"
