@@ -3,7 +3,7 @@
     python tasks/compare_editors.py frontier --weights runs/mnist-inrs --out runs/frontier
     python tasks/compare_editors.py transfer --editor checkpoints/mnist-dilate-predictive \
         --weights runs/mnist-inrs runs/mnist-48 runs/mnist-32x3 --factors 1 2 4 8 --out runs/transfer
-    python tasks/compare_editors.py pictures --editors mnist-multi --images ylecun/mnist photographs
+    python tasks/compare_editors.py pictures --editors varied-multi mnist-multi --images ylecun/mnist photographs
 
 frontier: error against time of every way of editing that is here, side by side in one run.
 transfer: an editor on weight sets and output widths that it may never have seen.
@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weightedit.cli.main import told_in_one_line
+from weightedit.cli.preview import draw_strengths
 from weightedit.data.inr_fitting import ImageSource
 from weightedit.data.photographs import PHOTOGRAPHS
 from weightedit.data.weight_sets import load_weight_set
@@ -355,7 +356,7 @@ class Pictures:
 
     Per kind, operation and editor, as the edit comes, at full strength: the median error, the share of INRs that are
     better than they were against the operation of the source image, and against that of their own rendering, by which
-    an editor's guard keeps them.
+    an editor's guard keeps them. pictures.png shows the first editor's operations by degrees, a picture each.
 
     Attributes:
         editors: names or folders; each is asked for its own operations, where it takes the number of channels.
@@ -367,7 +368,7 @@ class Pictures:
         smoke: seconds instead of minutes.
     """
 
-    editors: tuple[str, ...] = ("mnist-multi",)
+    editors: tuple[str, ...] = ("varied-multi",)
     images: tuple[str, ...] = ("photographs",)
     sizes: tuple[int, ...] = (28, 64)
     hidden: tuple[int, ...] = ()
@@ -406,9 +407,14 @@ class Pictures:
         channels, generator = images.shape[1], torch.Generator().manual_seed(0)
         widths = (2, *self.hidden, channels) if self.hidden else None
         result = fit(images, widths=widths, generator=generator)
+        place = Path(self.out) / "pictures.png"
         for label, editor in editors.items():
             if editor.channels not in (channels, None):
                 continue
+            if not place.exists():
+                shown = slice(len(editor.operations))
+                place.parent.mkdir(parents=True, exist_ok=True)
+                draw_strengths(editor, result.stack[shown], images[shown], place)
             for name in tqdm(editor.operations, desc=f"{label}, {kind}"):
                 wanted, known = operation(name)(images), target_of(name, result.stack)
                 nothing = mean_squared_errors(result.stack, wanted)

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from weightedit.cli.arguments import SHIPPED_EDITOR
 from weightedit.cli.demo import digit_images, run_demo
+from weightedit.data.photographs import photographs
 from weightedit.editing.curvature import KFAC, LearnedKFAC
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import operation
 from weightedit.editing.predictive_editor import PredictiveEditor
+from weightedit.editing.predictor import lightness
 from weightedit.editing.refinement import refine, target_of
 from weightedit.files.checkpoint import load_checkpoint
 from weightedit.inr.fitting import FitOptions, fit
@@ -50,6 +53,7 @@ KNOWN = [folder for folder in of_kind(PredictiveEditor.kind) if folder.name != "
 
 def test_there_are_checkpoints() -> None:
     editors = {"mnist-dilate", "mnist-dilate-predictive", "mnist-multi", "mnist-three-to-eight", "cifar-contrast"}
+    editors |= {"varied-multi"}
     assert editors | {"refine-rule", "small-classifier", "graph-rule", "general"} <= {folder.name for folder in FOLDERS}
 
 
@@ -92,7 +96,7 @@ def test_the_editor_by_examples_makes_eights_of_threes() -> None:
 @pytest.mark.parametrize("folder", KNOWN, ids=lambda folder: folder.name)
 def test_predictive_editor_reproduces_its_figures(folder: Path) -> None:
     digits, editor = load_checkpoint(folder)[1]["training"]["digits"], PredictiveEditor.from_pretrained(folder)
-    images = digit_images(digits["count"])[0].expand(-1, editor.predictor.config.channels, -1, -1)
+    images = digit_images(digits["count"])[0].expand(-1, editor.channels or 1, -1, -1)
     stack = fit(images, options=FAST, generator=torch.Generator().manual_seed(digits["seed"])).stack
     assert digits["edited"]
     for name, stated in digits["edited"].items():
@@ -108,7 +112,7 @@ def test_predictive_editor_reproduces_its_figures(folder: Path) -> None:
 def test_editors_of_any_precision_edit_alike(folder: Path) -> None:
     """In half precision they once rendered black, without a word; weights come in float32, or as the editor's."""
     editor = Editor.from_pretrained(folder)
-    channels = editor.predictor.config.channels if isinstance(editor, PredictiveEditor) else 1
+    channels = editor.channels or 1
     stack = fit(digit_images(1)[0].expand(-1, channels, -1, -1), generator=torch.Generator().manual_seed(0)).stack
     for name in editor.operations:
         expected = editor.unguarded(stack, name).render()
@@ -132,6 +136,19 @@ def test_the_contrast_editor_works_on_colors() -> None:
     wanted = operation("contrast")(images)
     before, after = (mean_squared_errors(inrs, wanted).mean() for inrs in (stack, editor.unguarded(stack)))
     assert after < 0.7 * before
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_varied_editor_betters_unseen_photographs(channels: int) -> None:
+    """Every one of a handful, by every operation, as the edit comes; of four hidden layers, too."""
+    editor, crops = Editor.from_pretrained(SHIPPED_EDITOR), photographs("test", 5, size=32, seed=9).floats()
+    images = crops if channels == 3 else lightness(crops)
+    for hidden, some in (((32, 32), images[:3]), ((24, 24, 24, 24), images[3:])):
+        stack = fit(some, widths=(2, *hidden, channels), generator=torch.Generator().manual_seed(0)).stack
+        for name in editor.operations:
+            known = target_of(name, stack)
+            before, after = (mean_squared_errors(inrs, known) for inrs in (stack, editor.unguarded(stack, name)))
+            assert bool((after < before).all()), (name, hidden)
 
 
 @pytest.mark.parametrize("folder", of_kind("refinement rule"), ids=lambda folder: folder.name)

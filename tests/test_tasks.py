@@ -261,6 +261,7 @@ def test_train_an_editor_of_varied_pictures_from_images_then_compare_it(pictures
     words = ("--editors", str(tmp_path / "run" / "editor"), "--images", *sources, "--hidden", "8", "8")
     found = run_task("compare_editors pictures", "--smoke", *words, "--out", str(tmp_path / "pictures"))
     assert all(found.stdout.count(f"| {kind} |") == 1 for kind in ("photographs 28 color", "photographs 28 gray"))
+    assert (tmp_path / "pictures" / "pictures.png").stat().st_size > 10_000
     rows = json.loads((tmp_path / "pictures" / "pictures.json").read_text())
     assert rows[0]["kind"] == f"{pictures.name} 28 gray" and {row["editor"] for row in rows} == {"editor"}
 

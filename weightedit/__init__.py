@@ -14,7 +14,7 @@ Store pictures as networks (INRs), keep them, load anything
 Edit networks by changing their weights
     edit             INRs -> INRs by learned steps towards operation(rendering); no editor is needed
     undo             edited INRs, or a file of them -> as they were before the last edit, to the bit
-    Editor           Editor.from_pretrained("mnist-multi")(inrs, "rotate", strength=0.5, steps=8, widen=2); never
+    Editor           Editor.from_pretrained("varied-multi")(inrs, "rotate", strength=0.5, steps=8, widen=2); never
                      worse than doing nothing; .unguarded(...) is the edit as it comes, for tables and trainings
     OPERATIONS       the operations by name; Operation makes one of your own
     refine, target_of, KFAC, LearnedKFAC, widen, mean_squared_errors                   the parts of it

@@ -20,7 +20,7 @@ from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
 from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 
-SHIPPED = {"mnist-dilate": 1, "mnist-dilate-predictive": 1, "mnist-multi": 1, "cifar-contrast": 3}
+SHIPPED = {"mnist-dilate": 1, "mnist-dilate-predictive": 1, "mnist-multi": 1, "cifar-contrast": 3, "varied-multi": 1}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,9 @@ def test_other_channels_are_told_a_way_out(stack, name, other):
     channels = SHIPPED[other]
     with pytest.raises(SpecError, match=f"got INRs of {channels} channels; .* was made for .* take one for.*{other}"):
         Editor.from_pretrained(name)(colored(stack, channels), Editor.from_pretrained(name).operations[0])
-    with pytest.raises(SpecError, match="for 2, or the operation alone \\(weightedit edit --operation NAME\\)"):
+    with pytest.raises(
+        SpecError, match="for 2 \\(varied-multi\\), or the operation alone \\(weightedit edit --operation NAME\\)"
+    ):
         Editor.from_pretrained(name)(colored(stack, 2), Editor.from_pretrained(name).operations[0])
 
 

@@ -19,7 +19,7 @@ from weightedit.errors import FileFormatError, WeightEditError
 if TYPE_CHECKING:
     from weightedit.editing.operations import Operation
 
-SHIPPED_EDITOR = "mnist-dilate"
+SHIPPED_EDITOR = "varied-multi"
 
 _DESCRIPTION = """\
 Edit images by changing nothing but the weights of the networks that store them.
@@ -38,7 +38,7 @@ of an INR and proposes new ones.
 """
 _EXITS = "Exit code: 0 when all went well, 1 when {one}, 2 on an error, which is told in one line."
 _FOREIGN = "Of INRs that are not in a file of weightedit (.pth, .ckpt, ...), as they were fitted; ours state theirs."
-_EDITOR = "name of a shipped editor (mnist-multi, ...), folder of one, or owner/name on the Hugging Face hub."
+_EDITOR = "name of a shipped editor (varied-multi, ...), folder of one, or owner/name on the Hugging Face hub."
 
 
 _KEYWORD = re.compile(r"\b(?P<name>[a-z_]+)=(?P<value>\w*\([^)]*\)|[^\s,;:]*[^\s,;:.])")

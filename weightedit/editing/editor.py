@@ -1,6 +1,6 @@
 """What an editor is: INRs in, edited INRs out, with one signature for every kind.
 
-    editor = Editor.from_pretrained("mnist-multi")
+    editor = Editor.from_pretrained("varied-multi")
     edited = editor(inrs, "rotate", strength=0.5, steps=8, widen=2)
 
 Here: the signature, its checks, batches and devices. The kinds are one_shot.py's and predictive_editor.py's; edits
