@@ -3,8 +3,8 @@ r"""Train an editor of INRs, or the refinement rule that takes steps for one.
     python tasks/fit_inrs.py --out runs/mnist-inrs
     python tasks/train_editor.py one-shot --weights runs/mnist-inrs --operation dilate --out runs/mnist-dilate
     python tasks/train_editor.py predictive --weights runs/mnist-inrs --operations dilate rotate --out runs/predictive
-    python tasks/train_editor.py predictive --weights runs/threes --targets ylecun/mnist --target-labels 8 \
-        --nearest 32 --operations three-to-eight --out runs/three-to-eight
+    python tasks/train_editor.py predictive --weights runs/threes --targets ylecun/mnist --nearest 32 \
+        --target-labels 8 --operations three-to-eight --out runs/three-to-eight
     python tasks/train_editor.py rule --weights runs/mnist-inrs --operations dilate --out runs/refine
 
 one-shot: a metanetwork changes the weights so that the rendering becomes the edited image (README: protocol P1).

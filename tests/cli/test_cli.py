@@ -397,7 +397,7 @@ BAD = {
             p / "odd", ""
         ),
         "demo --editor odd -o out.png",
-        "there is no operation 'embolden'",
+        "got an editor of 'embolden', which is known by examples alone; expected an operation, to measure by",
     ),
     "NaN weights": (_nan, "edit in.safetensors -o out.safetensors", "INR 1 has NaN"),
     "wrong size": (None, "info in.safetensors --size 28", "states the size (9, 7), but (28, 28)"),
