@@ -39,7 +39,7 @@ def test_it_is_what_is_taken_where_none_is_named():
     assert isinstance(rule, MetanetRule) and rule.config == shipped.config
     for name, weights in rule.state_dict().items():
         assert torch.equal(weights, shipped.state_dict()[name]), name
-    assert rule.config.leveling is None and rule.config.room is not None and rule.config.warm > 0
+    assert rule.config.leveling is None and rule.config.room is not None and rule.config.coherence
 
 
 @pytest.mark.slow
@@ -66,6 +66,19 @@ def test_its_first_step_leaves_a_trained_network_what_it_is():
         if p.dim() > 1:
             assert 0 < (p - q).norm() < 0.03 * q.norm()
     assert TASK.evaluate(net, TASK.train) < 1.1 * loss
+
+
+@pytest.mark.parametrize("size", [64, 512])
+def test_a_trained_network_goes_on_from_where_it_is(size):
+    """At the default rate, on the data it knows; general of before took its test loss from .37 to .97 in 200 steps."""
+    net = network()
+    train(net, torch.optim.AdamW(net.parameters(), 3e-3), 200, 128)
+    known, unseen = TASK.evaluate(net, TASK.train), TASK.evaluate(net, TASK.test)
+    optimizer = LearnedOptimizer(net)
+    train(net, optimizer, 60, size)
+    optimizer.eval()
+    assert TASK.evaluate(net, TASK.train) < 0.9 * known
+    assert TASK.evaluate(net, TASK.test) < 1.1 * unseen
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ permutations. Signs are kept by the form (ours; learned_optimizers.md section 3,
 `pace` and the biases b, c come from the clock, the loss and the tensor's place and size, as does f for w^, exp(decay);
 the other f are 1. At the start, steps fall with the root of the number of weight matrices (ours; the exponent was
 chosen on the vision transformer and the ResNet of tests/optim/test_whole_modules.py). The delta is that of an average
-of the iterates that took these steps (schedule-free, Defazio et al. 2024), so that noise dies out without a horizon.
+of the iterates that took these steps (schedule-free, Defazio et al. 2024), so that noise dies out without a horizon;
+with `coherence`, its length and the size of the first steps go by how steady gradients are (coherence.py).
 The scale of a neuron, in s, is the largest that it has had, decayed by `memory` a step: of the same type, and not zero
 where the weights into it pass through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam
 where that is not asked for, averaged. Under symmetry "permutation" the even features are joined by the odd ones, and no
@@ -63,7 +64,8 @@ class MetanetRule(RuleModule):
     differentiable in all it is given. State: per parameter one float for every momentum, one for the squares and, with
     `averaging`, one for how far the steps are ahead of their average ("ahead", z - x); the factors of the squares, one
     float per row and column; with `memory` one per row for how large its neuron has been ("reach"), with
-    `room` one for how large it was first ("origin"); and one for the largest mean square so far ("peak").
+    `room` one for how large it was first ("origin"); and one for the largest mean square so far ("peak"), with
+    `coherence` four more.
 
     Args:
         config: see MetanetRuleConfig.
