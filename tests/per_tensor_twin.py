@@ -64,7 +64,7 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
         phi = torch.einsum("ab,b...->a...", rule.last, second.relu()).flatten(2)
         size = -(rule.pace[int(wire.kind == "weight")] @ facts + rule.log_step_size).exp() * known["warranted"]
         size = size * min(1.0, float(known["new"]["step"]) / config.warm) if config.warm else size
-        size = size * 0.1 ** (1 - known["new"]["opened"]) if config.coherence else size
+        size = size * 0.1 ** (1 - known["new"]["coherence"][2]) if config.coherence else size
         f = torch.ones(config.odd, dtype=phi.dtype)
         f[-2] = (rule.decay @ facts).exp()
         step = size * (known["odd"] * f[:, None, None] * (rule.base[:, None, None] + phi)).sum(0)
@@ -86,20 +86,22 @@ def _of_network(rule, tensors, state):
     """What coherence.py says of the network into all tensors' states: (1 - 1 / k)+ and (1 - k)+."""
     decay, logs = min(rule.config.momenta, key=lambda b: abs(b - 0.9)), []
     for known in tensors.values():
-        t, lately = float(known["new"]["step"]), known["new"]["lately"]
+        t, lately = float(known["new"]["step"]), known["lately"]
         k = torch.ones((), dtype=torch.float64)
-        if t > 1 and lately > 0:
+        if lately > 0:
             floor = (1 - decay) / (1 + decay) * (1 + decay**t) / (1 - decay**t)
             k = known["averaged"].square().mean() / (floor * max(lately / (1 - decay**t), known["mean"]))
-        logs.append(k.clamp(min=0.02).log())
-    new, steps = sum(logs) / len(logs), max(float(known["new"]["step"]) for known in tensors.values())
-    old = [state[name] for name in tensors if state[name]["step"] > 0]
-    log = sum(one["coherence"] for one in old) / max(1, len(old))
+        if t > 1:
+            logs.append(k.clamp(min=0.02).log())
+    new = sum(logs, torch.zeros((), dtype=torch.float64)) / max(1, len(logs))
+    steps = max(float(known["new"]["step"]) for known in tensors.values())
+    old = [state[name]["coherence"] for name in tensors if state[name]["step"] > 0]
+    log = sum(one[0] for one in old) / max(1, len(old))
     log = log + 0.05 / (1 - 0.95**steps) * (new - log)
-    slope = (max(one["slope"] for one in state.values()) + new - 0.15).clamp(min=0)
-    opened = max(*(one["opened"] for one in state.values()), (slope / 5).clamp(max=1))
+    slope = (max(one["coherence"][1] for one in state.values()) + new - 0.15).clamp(min=0)
+    opened = max(*(one["coherence"][2] for one in state.values()), (slope / 5).clamp(max=1))
     for known in tensors.values():
-        known["new"] |= {"coherence": log, "slope": slope, "opened": opened}
+        known["new"]["coherence"] = torch.stack([log, slope, opened, known["lately"]])
     return torch.stack([(1 - (-log).exp()).clamp(min=0), (1 - log.exp()).clamp(min=0)])
 
 
@@ -156,12 +158,11 @@ def _seen(rule, wiring, wire, gradient, weight, state):
     if config.symmetry == "permutation":
         even += [x / (1 + x.abs()) for x in odd]
     shapes = {"momenta": torch.stack(momenta).view(len(momenta), *wire.shape), "second": second.view(wire.shape)}
-    if config.coherence:
-        shapes["lately"] = 0.9 * state["lately"] + 0.1 * gradient.square().mean()
     return {
         "odd": torch.stack(odd),
         "even": torch.stack(even),
         "averaged": averages[adam],
+        "lately": 0.9 * state["coherence"][3] + 0.1 * gradient.square().mean() if config.coherence else None,
         "mean": mean,
         "warranted": (gradient.square().mean().sqrt() / peak.sqrt() / 1e-3).clamp(max=1),
         "new": {**shapes, "rows": rows, "columns": columns, "peak": peak},

@@ -12,6 +12,7 @@ from weightedit.network.wiring import Wiring
 from weightedit.optim.coherence import CLOSED, MARGIN, OPEN, Coherence, log_coherence, of_network, shares
 
 B = 0.9
+LEFT = (1 - B) / (1 + B)
 
 
 def averages(gradients):
@@ -29,29 +30,35 @@ def test_of_steady_and_of_alternating_gradients_it_is_what_the_sums_give(sign, n
         t = float(steps)
         average = (1 - B) * (1 - (sign * B) ** t) / (1 - sign * B) / (1 - B**t)  # of (sign)^i, but for a sign
         floor = (1 - B) / (1 + B) * (1 + B**t) / (1 - B**t)
-        expected = math.log(max(0.02, average**2 / floor)) if t > 1 else 0.0
-        found = log_coherence(norms, torch.tensor([7.0]), means, steps.double(), B)
-        assert_agree(found, torch.tensor([expected], dtype=torch.float64), 1e3, name)
+        expected = max(0.02, average**2 / floor)
+        found = log_coherence(
+            norms, torch.tensor([7 * LEFT], dtype=torch.float64), means, 1 / (1 - B ** steps.double())
+        )
+        assert_agree(found.exp(), torch.tensor([expected], dtype=torch.float64), 1e3, name)
 
 
 def test_of_uncorrelated_gradients_it_is_one():
     """Of 40,000 entries, whose mean square is as its variance says."""
     gradients = torch.randn(40, 40_000, generator=generator(1), dtype=torch.float64)
     *_, (norms, means, steps) = averages(gradients)
-    found = log_coherence(norms, torch.tensor([40_000.0]), means, steps.double(), B)
+    found = log_coherence(norms, torch.tensor([40_000 * LEFT]), means, 1 / (1 - B ** steps.double()))
     assert abs(float(found)) < 5 * (2 / 40_000) ** 0.5
 
 
 def test_what_is_new_to_a_network_says_nothing_and_what_is_open_stays_open():
-    log, steps = torch.tensor([2.0, 2.0, 0.0]), torch.tensor([1000.0, 1000.0, 1.0])
-    before = Coherence(*torch.tensor([[1.5, 1.5, 0.0], [2.0, 2.0, 0.0], [0.9, 0.9, 0.0]]))
-    known = of_network(log, before, steps)
-    torch.testing.assert_close(known.log, torch.tensor(1.5 + 0.05 * (4 / 3 - 1.5)))
-    torch.testing.assert_close(known.slope, torch.tensor(2 + 4 / 3 - MARGIN))
+    log, steps = torch.tensor([2.0, 2.0, 7.0]), torch.tensor([1000.0, 1000.0, 1.0])
+    before = Coherence(*torch.tensor([[1.5, 1.5, 0.0], [2.0, 2.0, 0.0], [0.9, 0.9, 0.0], [3.0, 4.0, 0.0]]))
+    lately = torch.rand(3)
+    known = of_network(log, before, lately, steps)
+    torch.testing.assert_close(known.log, torch.tensor(1.5 + 0.05 * (2 - 1.5)))
+    torch.testing.assert_close(known.slope, torch.tensor(2 + 2 - MARGIN))
+    for kept, own in zip(known.kept(), lately, strict=True):
+        assert torch.equal(kept, torch.stack([*known[:3], own]))
+    assert all(map(torch.equal, Coherence.of(known.kept()), [*(x.expand(3) for x in known[:3]), lately]))
     assert torch.equal(known.opened, before.opened.amax())
-    further = of_network(log, before._replace(slope=torch.tensor([OPEN, OPEN, 0])), steps)
+    further = of_network(log, before._replace(slope=torch.tensor([OPEN, OPEN, 0])), lately, steps)
     assert float(further.opened) == float(further.size) == 1
-    noise = of_network(torch.full((3,), -5.0), before, steps)
+    noise = of_network(torch.full((3,), -5.0), before, lately, steps)
     assert float(noise.slope) == 0 and torch.equal(noise.opened, before.opened.amax())
     torch.testing.assert_close(noise.size, torch.tensor(CLOSED**0.1))
 

@@ -17,7 +17,7 @@ weights have them at once, networks that are trained already have none, and keep
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,21 +33,33 @@ OPEN = 5.0
 MARGIN = 0.15
 """Of log k: what the bursts of rare large gradients make of noise."""
 _SMOOTH = 0.95  # decay of the average of log k
-_LEAST = math.log(0.02)  # of log k
+_LEAST = 0.02**0.5  # of the root of k
 
 
 class Coherence(NamedTuple):
-    """What is known of networks [..] after a step.
+    """What is known of a network after a step, [..], or what its tensors say, [.., tensors]; `kept` is how it is kept.
 
     Attributes:
         log: the smoothed log k.
         slope: the sum of log k beyond MARGIN so far, from zero anew whenever it falls below.
         opened: the largest part of OPEN that the sum has been, in [0, 1].
+        lately: per tensor, the averaged squares of the decay of m, not corrected.
     """
 
     log: Tensor
     slope: Tensor
     opened: Tensor
+    lately: Tensor
+
+    @classmethod
+    def of(cls, kept: Sequence[Tensor]) -> Coherence:
+        """From the states of tensors, [.., 4] each."""
+        return cls(*torch.stack(list(kept), -2).unbind(-1))
+
+    def kept(self) -> Sequence[Tensor]:
+        """For the states of tensors, [.., 4] each."""
+        of_network = (one.unsqueeze(-1).expand_as(self.lately) for one in self[:3])
+        return torch.stack([*of_network, self.lately], -1).unbind(-2)
 
     @property
     def size(self) -> Tensor:
@@ -55,39 +67,42 @@ class Coherence(NamedTuple):
         return CLOSED ** (1 - self.opened)
 
 
-def log_coherence(norms: Tensor, counts: Tensor, means: tuple[Tensor, Tensor], steps: Tensor, decay: float) -> Tensor:
-    """log k per tensor, [.., tensors], at least log 0.02; 0 at its first step and where there is no gradient.
+KEPT = len(Coherence._fields)
+"""Numbers in the state of a tensor."""
+
+
+def log_coherence(norms: Tensor, noise: Tensor, means: tuple[Tensor, Tensor], correction: Tensor) -> Tensor:
+    """log k per tensor, [.., tensors], at least log 0.02.
 
     Args:
         norms: of the averaged gradients, not corrected.
-        counts: of parameters, [tensors].
+        noise: parameters times (1 - b) / (1 + b), [tensors].
         means: of the averaged squares of the same decay, not corrected, and of a longer one, corrected.
-        steps: that every tensor has done with this one.
-        decay: of the average.
+        correction: 1 / (1 - b^t).
     """
-    warm = warmth(decay, steps)
-    mean = torch.maximum(means[0], warm * means[1])
-    floor = (1 - decay) / (1 + decay) * (2 - warm)
-    ratio = norms * inverse_root(counts * floor * mean)
-    return torch.where((mean > 0) & (steps > 1), 2 * ratio.clamp(min=math.exp(_LEAST / 2)).log(), 0)
+    mean = torch.maximum(means[0] * correction, means[1])
+    ratio = norms * correction * inverse_root(noise * (2 * correction - 1) * mean)
+    return 2 * torch.where(mean > 0, ratio, 1).clamp(min=_LEAST).log()
 
 
-def of_network(log: Tensor, before: Coherence, steps: Tensor) -> Coherence:
+def of_network(log: Tensor, before: Coherence, lately: Tensor, steps: Tensor) -> Coherence:
     """What is known after a step, of one network or a stack of them.
 
     Args:
-        log: log k of the step, [.., tensors].
-        before: what every tensor's state says of the network, a Coherence; those that are new to it say nothing.
+        log: log k of the step, [.., tensors]; of a tensor's first step it says nothing, and is not looked at.
+        before: what every tensor's state says; those that are new to the network say nothing.
+        lately: as in Coherence, with this step.
         steps: how many steps every tensor has done with this one.
     """
     known = (steps > 1).to(log)
-    old = (before.log * known).sum(-1) / known.sum(-1).clamp(min=1)
-    new, most = log.mean(-1), steps.amax(-1)
+    count = known.sum(-1).clamp(min=1)
+    old, new = (torch.stack([before.log, log], -2) * known.unsqueeze(-2)).sum(-1).unbind(-1)
+    old, new, most = old / count, new / count, steps.amax(-1)
     smooth = old + (1 - _SMOOTH) / warmth(_SMOOTH, most) * (new - old)
     slope = (before.slope.amax(-1) + new - MARGIN).clamp(min=0)
-    return Coherence(smooth, slope, torch.maximum(before.opened.amax(-1), (slope / OPEN).clamp(max=1)))
+    return Coherence(smooth, slope, torch.maximum(before.opened.amax(-1), (slope / OPEN).clamp(max=1)), lately)
 
 
 def shares(log: Tensor) -> Tensor:
     """How much of gradients is slope and how much alternates, [.., 2]: 1 - 1 / k and 1 - k where these are positive."""
-    return -torch.expm1(torch.stack([-log.clamp(min=0), log.clamp(max=0)], -1))
+    return -torch.expm1(torch.stack([-log, log], -1).clamp(max=0))

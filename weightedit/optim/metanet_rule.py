@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weightedit.network.wiring import Wire, Wiring
-from weightedit.optim.coherence import Coherence, log_coherence, of_network, shares
+from weightedit.optim.coherence import KEPT, Coherence, log_coherence, of_network, shares
 from weightedit.optim.gauge import inverse_root, layers_before, root
 from weightedit.optim.gauge_lines import Gauge
 from weightedit.optim.lists import between, products
@@ -53,7 +53,6 @@ from weightedit.optim.warrant import of_tensor
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)
 _GROWTH = 5.0  # what is beyond is not told apart
 _SLOWER = -2 * math.log(2)  # by place()'s depth: steps fall with the root of the number of weight matrices
-_COHERENCE = ("coherence", "slope", "opened")  # what the state calls Coherence's parts
 _WIDE = 16  # hidden units of a rule whose passes are quick to compile
 
 
@@ -65,7 +64,7 @@ class MetanetRule(RuleModule):
     `averaging`, one for how far the steps are ahead of their average ("ahead", z - x); the factors of the squares, one
     float per row and column; with `memory` one per row for how large its neuron has been ("reach"), with
     `room` one for how large it was first ("origin"); and one for the largest mean square so far ("peak"), with
-    `coherence` four more.
+    `coherence` what it keeps.
 
     Args:
         config: see MetanetRuleConfig.
@@ -153,7 +152,7 @@ class MetanetRule(RuleModule):
         if self.config.room is not None:
             shapes["origin"] = (targets,)
         if self.config.coherence:
-            shapes |= dict.fromkeys((*_COHERENCE, "lately"), ())
+            shapes["coherence"] = (KEPT,)
         if self.config.loss:
             shapes["first loss"] = ()
         return shapes
@@ -207,15 +206,14 @@ class MetanetRule(RuleModule):
         after["peak"] = peak.unbind(-1)
         facts = self._facts(plan, clock, grown, self._losses(clock, loss, before, after))
         rising = warranted * (clock.steps / self.config.warm).clamp(max=1) if self.config.warm else warranted
-        kept: dict[str, Tensor] = {}
+        steady = None
         if self.config.coherence:
-            known = self._coherence(plan, gathered, clock, energies, before, after)
-            kept = dict(zip(_COHERENCE, known, strict=True))
-            after |= {key: torch.stack([one] * len(plan.names), -1).unbind(-1) for key, one in kept.items()}
-            facts = torch.cat([facts, shares(known.log).unsqueeze(-2).expand(*facts.shape[:-1], 2)], -1)
+            known = self._coherence(plan, gathered, clock, energies, before["coherence"])
+            steady, after["coherence"] = shares(known.log), known.kept()
+            facts = torch.cat([facts, steady.unsqueeze(-2).expand(*facts.shape[:-1], 2)], -1)
             rising = rising * known.size.unsqueeze(-1)
         layers, ends = self._layers(plan, facts, rising)
-        fresh, slack = self._recent(clock, warranted, kept)
+        fresh, slack = self._recent(clock, warranted, steady)
         looks = self._looks(plan, groups, (gathered, frames, numbers), (layers, fresh), passes)
         gathered = [one._replace(mixed=None) for one in gathered]  # nothing needs it any more
         found.clear()
@@ -390,21 +388,22 @@ class MetanetRule(RuleModule):
         gathered: Sequence[Gathered],
         clock: Clock,
         squares: tuple[Tensor, Tensor],
-        before: Mapping[str, list[Tensor]],
-        after: dict[str, Sequence[Tensor]],
+        kept: Sequence[Tensor],
     ) -> Coherence:
         """What coherence.py says of the network.
 
         Args:
             squares: means of the step's squared gradients per tensor, and of the averaged ones, corrected.
+            kept: what the states of tensors say.
         """
-        decay = self.config.momenta[self._adam - 1]
-        lately = torch.stack(before["lately"], -1).lerp(squares[0], 1 - decay)
-        after["lately"] = lately.unbind(-1)
+        decay, before = self.config.momenta[self._adam - 1], Coherence.of(kept)
+        lately = before.lately.lerp(squares[0], 1 - decay)
         norms = [torch.linalg.vector_norm(one.averages.select(-2, self._adam), dim=-1) for one in gathered]
-        counts = plan.constant("count", lambda: [math.prod(wire.view) for wire in plan.wires])
-        log = log_coherence(torch.cat(norms, -1), counts, (lately, squares[1]), clock.steps, decay)
-        return of_network(log, Coherence(*(torch.stack(before[key], -1) for key in _COHERENCE)), clock.steps)
+        left = (1 - decay) / (1 + decay)
+        noise = plan.constant(f"noise {decay}", lambda: [left * math.prod(wire.view) for wire in plan.wires])
+        correction = clock.corrections[..., self._adam]
+        log = log_coherence(torch.cat(norms, -1), noise, (lately, squares[1]), correction)
+        return of_network(log, before, lately, clock.steps)
 
     def _losses(
         self,
@@ -548,12 +547,14 @@ class MetanetRule(RuleModule):
 
     def recency(self, kept: Mapping[str, Tensor]) -> Tensor:
         """See RuleModule.recency: by the clock alone, or also by how steady gradients are."""
-        if "coherence" not in kept:
-            return super().recency(kept)
-        log = kept["coherence"]
-        return (self.log_recency.to(log) + shares(log) @ self.recency_by.to(log)).exp()
+        return self._recency(shares(kept["coherence"][..., 0]) if "coherence" in kept else None)
 
-    def _recent(self, clock: Clock, warranted: Tensor, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _recency(self, steady: Tensor | None) -> Tensor:
+        if steady is None:
+            return self.log_recency.exp()
+        return (self.log_recency.to(steady) + steady @ self.recency_by.to(steady)).exp()
+
+    def _recent(self, clock: Clock, warranted: Tensor, steady: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the newest z counts in x, per tensor, and 1 - beta.
 
         The delta is that of the parameters y: z moves by the step, x is the average of all z so far with weights that
@@ -563,7 +564,7 @@ class MetanetRule(RuleModule):
         slack = self.slack()
         if slack is None:
             return warranted, warranted
-        recency = self.recency(kept).to(warranted.dtype).unsqueeze(-1)
+        recency = self._recency(steady).to(warranted.dtype).unsqueeze(-1)
         fresh = (1 + recency) / (clock.steps + recency) * warranted
         return fresh, slack.to(warranted.dtype)
 
