@@ -84,7 +84,7 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
 
 def _of_network(rule, tensors, state):
     """What coherence.py says of the network into all tensors' states: (1 - 1 / k)+ and (1 - k)+."""
-    decay, logs = min(rule.config.momenta, key=lambda b: abs(b - 0.9)), []
+    decay, logs, counts = min(rule.config.momenta, key=lambda b: abs(b - 0.9)), [], []
     for known in tensors.values():
         t, lately = float(known["new"]["step"]), known["lately"]
         k = torch.ones((), dtype=torch.float64)
@@ -93,12 +93,14 @@ def _of_network(rule, tensors, state):
             k = known["averaged"].square().mean() / (floor * max(lately / (1 - decay**t), known["mean"]))
         if t > 1:
             logs.append(k.clamp(min=0.02).log())
+            counts.append(known["averaged"].numel())
     new = sum(logs, torch.zeros((), dtype=torch.float64)) / max(1, len(logs))
     steps = max(float(known["new"]["step"]) for known in tensors.values())
     old = [state[name]["coherence"] for name in tensors if state[name]["step"] > 0]
     log = sum(one[0] for one in old) / max(1, len(old))
     log = log + 0.05 / (1 - 0.95**steps) * (new - log)
-    slope = (max(one["coherence"][1] for one in state.values()) + new - 0.15).clamp(min=0)
+    slope = sum(a * b for a, b in zip(logs, counts, strict=True)) / max(1, sum(counts))
+    slope = (max(one["coherence"][1] for one in state.values()) + slope - 0.15).clamp(min=0)
     opened = max(*(one["coherence"][2] for one in state.values()), (slope / 5).clamp(max=1))
     for known in tensors.values():
         known["new"]["coherence"] = torch.stack([log, slope, opened, known["lately"]])

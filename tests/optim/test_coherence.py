@@ -46,19 +46,19 @@ def test_of_uncorrelated_gradients_it_is_one():
 
 
 def test_what_is_new_to_a_network_says_nothing_and_what_is_open_stays_open():
-    log, steps = torch.tensor([2.0, 2.0, 7.0]), torch.tensor([1000.0, 1000.0, 1.0])
+    log, steps = torch.tensor([1.0, 3.0, 7.0]), torch.tensor([1000.0, 1000.0, 1.0])
     before = Coherence(*torch.tensor([[1.5, 1.5, 0.0], [2.0, 2.0, 0.0], [0.9, 0.9, 0.0], [3.0, 4.0, 0.0]]))
-    lately = torch.rand(3)
-    known = of_network(log, before, lately, steps)
+    lately, counts = torch.rand(3), torch.tensor([1.0, 3.0, 100.0])
+    known = of_network(log, before, lately, steps, counts)
     torch.testing.assert_close(known.log, torch.tensor(1.5 + 0.05 * (2 - 1.5)))
-    torch.testing.assert_close(known.slope, torch.tensor(2 + 2 - MARGIN))
+    torch.testing.assert_close(known.slope, torch.tensor(2 + 2.5 - MARGIN))
     for kept, own in zip(known.kept(), lately, strict=True):
         assert torch.equal(kept, torch.stack([*known[:3], own]))
     assert all(map(torch.equal, Coherence.of(known.kept()), [*(x.expand(3) for x in known[:3]), lately]))
     assert torch.equal(known.opened, before.opened.amax())
-    further = of_network(log, before._replace(slope=torch.tensor([OPEN, OPEN, 0])), lately, steps)
+    further = of_network(log, before._replace(slope=torch.tensor([OPEN, OPEN, 0])), lately, steps, counts)
     assert float(further.opened) == float(further.size) == 1
-    noise = of_network(torch.full((3,), -5.0), before, lately, steps)
+    noise = of_network(torch.full((3,), -5.0), before, lately, steps, counts)
     assert float(noise.slope) == 0 and torch.equal(noise.opened, before.opened.amax())
     torch.testing.assert_close(noise.size, torch.tensor(CLOSED**0.1))
 

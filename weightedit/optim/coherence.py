@@ -29,7 +29,7 @@ from weightedit.optim.rule import warmth
 CLOSED = 0.1
 """Of its size: a step before anything has shown."""
 OPEN = 5.0
-"""The sum of log k beyond MARGIN at which steps have all their size."""
+"""The sum of log k, a mean over parameters, beyond MARGIN at which steps have all their size."""
 MARGIN = 0.15
 """Of log k: what the bursts of rare large gradients make of noise."""
 _SMOOTH = 0.95  # decay of the average of log k
@@ -85,7 +85,7 @@ def log_coherence(norms: Tensor, noise: Tensor, means: tuple[Tensor, Tensor], co
     return 2 * torch.where(mean > 0, ratio, 1).clamp(min=_LEAST).log()
 
 
-def of_network(log: Tensor, before: Coherence, lately: Tensor, steps: Tensor) -> Coherence:
+def of_network(log: Tensor, before: Coherence, lately: Tensor, steps: Tensor, counts: Tensor) -> Coherence:
     """What is known after a step, of one network or a stack of them.
 
     Args:
@@ -93,12 +93,15 @@ def of_network(log: Tensor, before: Coherence, lately: Tensor, steps: Tensor) ->
         before: what every tensor's state says; those that are new to the network say nothing.
         lately: as in Coherence, with this step.
         steps: how many steps every tensor has done with this one.
+        counts: of parameters, or what is proportional to them, [tensors].
     """
     known = (steps > 1).to(log)
     count = known.sum(-1).clamp(min=1)
     old, new = (torch.stack([before.log, log], -2) * known.unsqueeze(-2)).sum(-1).unbind(-1)
     old, new, most = old / count, new / count, steps.amax(-1)
     smooth = old + (1 - _SMOOTH) / warmth(_SMOOTH, most) * (new - old)
+    sizes = known * counts
+    new = (log * sizes).sum(-1) / sizes.sum(-1).clamp(min=counts.amin())
     slope = (before.slope.amax(-1) + new - MARGIN).clamp(min=0)
     return Coherence(smooth, slope, torch.maximum(before.opened.amax(-1), (slope / OPEN).clamp(max=1)), lately)
 

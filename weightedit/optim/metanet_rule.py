@@ -403,7 +403,7 @@ class MetanetRule(RuleModule):
         noise = plan.constant(f"noise {decay}", lambda: [left * math.prod(wire.view) for wire in plan.wires])
         correction = clock.corrections[..., self._adam]
         log = log_coherence(torch.cat(norms, -1), noise, (lately, squares[1]), correction)
-        return of_network(log, before, lately, clock.steps)
+        return of_network(log, before, lately, clock.steps, noise)
 
     def _losses(
         self,
