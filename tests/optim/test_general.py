@@ -70,12 +70,12 @@ def test_its_first_step_leaves_a_trained_network_what_it_is():
 
 @pytest.mark.parametrize("size", [64, 512])
 def test_a_trained_network_goes_on_from_where_it_is(size):
-    """At the default rate, on the data it knows; general of before took its test loss from .37 to .97 in 200 steps."""
+    """Twenty steps at the default rate, on the data it knows, help; they took the test loss from .34 to .54 once."""
     net = network()
     train(net, torch.optim.AdamW(net.parameters(), 3e-3), 200, 128)
     known, unseen = TASK.evaluate(net, TASK.train), TASK.evaluate(net, TASK.test)
     optimizer = LearnedOptimizer(net)
-    train(net, optimizer, 60, size)
+    train(net, optimizer, 20, size)
     optimizer.eval()
     assert TASK.evaluate(net, TASK.train) < 0.9 * known
     assert TASK.evaluate(net, TASK.test) < 1.1 * unseen
