@@ -66,5 +66,5 @@ def test_the_floor_starts_from_the_inrs_themselves():
 
 
 def test_an_operation_that_is_not_known_is_refused():
-    with pytest.raises(WeightEditError, match="no operation 'embolden'"):
+    with pytest.raises(WeightEditError, match="got an editor of 'embolden', which is known by examples alone"):
         run_demo(OneShotEditor(GaugeGMN(SMALL), "embolden"), 2)

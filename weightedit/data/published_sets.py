@@ -117,7 +117,7 @@ def published_set(
     else:
         raise FileFormatError(
             f"{folder} does not say which INRs are for training, validation and test; expected a JSON file that does, "
-            '{"train": {"path": [...]}, "val": {"path": [...]}, "test": {"path": [...]}}: pass splits=FILE.'
+            '{"train": {"path": [...]}, "val": {"path": [...]}, "test": {"path": [...]}}: name it (splits, --splits).'
         )
     assert stack.split is not None
     return PublishedSet(WeightSet(stack, _pictures(stack)), told, len(inr_paths(folder)) - len(paths))
@@ -220,7 +220,7 @@ def _splits_file(folder: Path, places: dict[str, int]) -> Path | None:
     found = inside or [path for path in beside if _names_one(path, places)]
     if len(found) > 1:
         names = ", ".join(map(str, found))
-        raise FileFormatError(f"{folder} has the splits files {names}; expected one: pass splits=FILE.")
+        raise FileFormatError(f"{folder} has the splits files {names}; expected one: name it (splits, --splits).")
     return found[0] if found else None
 
 
