@@ -64,7 +64,7 @@ def twin_step(rule, wiring, grads, state, params, loss=None):
         phi = torch.einsum("ab,b...->a...", rule.last, second.relu()).flatten(2)
         size = -(rule.pace[int(wire.kind == "weight")] @ facts + rule.log_step_size).exp() * known["warranted"]
         size = size * min(1.0, float(known["new"]["step"]) / config.warm) if config.warm else size
-        size = size * 0.1 ** (1 - known["new"]["coherence"][2]) if config.coherence else size
+        size = size * 0.3 ** (1 - known["new"]["coherence"][2]) if config.coherence else size
         f = torch.ones(config.odd, dtype=phi.dtype)
         f[-2] = (rule.decay @ facts).exp()
         step = size * (known["odd"] * f[:, None, None] * (rule.base[:, None, None] + phi)).sum(0)

@@ -26,7 +26,7 @@ from torch import Tensor
 from weightedit.optim.gauge import inverse_root
 from weightedit.optim.rule import warmth
 
-CLOSED = 0.1
+CLOSED = 0.3
 """Of its size: a step before anything has shown."""
 OPEN = 5.0
 """The sum of log k, a mean over parameters, beyond MARGIN at which steps have all their size."""
