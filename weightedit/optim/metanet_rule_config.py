@@ -42,7 +42,7 @@ class MetanetRuleConfig:
         warm: the first so many steps rise from 1 / warm of their size to all of it; 0 for no such rise.
         step_size: at the start, in units of the weights' own size.
         coherence: the rule looks at how steady gradients are from step to step (coherence.py), averages by that, and
-            begins with a tenth of its steps until they have shown a slope.
+            begins with three tenths of its steps until they have shown a slope.
         loss: the rule looks at the logarithm of the loss and of how it fell since the first step.
 
     Raises:
