@@ -61,8 +61,8 @@ class Pairing:
             return dict(splits)
         train, test = (load_images(self.targets, name) for name in ("train", "test"))
         if not self.nearest:
-            tests = {"test": (test.images, len(train))}
-            return {name: in_order(part, *tests.get(name, (train.images,))) for name, part in splits.items()}
+            found = {name: (train.images, 0) for name in splits} | {"test": (test.images, len(train))}
+            return {name: in_order(part, *found[name]) for name, part in splits.items()}
         train, test = (part.of_labels(self.target_labels).images for part in (train, test))
         heaps = {"train": train, "validation": train, "test": test}
         return {name: nearest_of(part, heaps[name], self.nearest) for name, part in splits.items()}
