@@ -15,6 +15,7 @@ from weightedit.optim.optimizer import LearnedOptimizer
 
 RULES = {
     "lean": MetanetRule,
+    "lean, coherence": lambda: MetanetRule(MetanetRuleConfig(coherence=True)),
     "lean, loss": lambda: MetanetRule(MetanetRuleConfig(loss=True, leveling=3)),
     "per-parameter": MLPRule,
     "small-fc": lambda: MLPRule(MLPRuleConfig.small_fc()),
