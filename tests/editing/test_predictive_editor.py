@@ -102,6 +102,23 @@ def test_what_sees_more_starts_from_what_sees_less():
     for other in (make_predictor(width=5), make_predictor(channels=3), make_predictor(operations=("dilate", "shift"))):
         with pytest.raises(SpecError, match="expected one that differs in what it sees"):
             large.take_over(other)
+    sized = Predictor(replace(large.config, sized=True))
+    sized.take_over(large)
+    assert torch.equal(sized(colored, codes, strengths), found), "sizes count for nothing at first"
+    with pytest.raises(SpecError, match="expected one that differs in what it sees"):
+        large.take_over(sized)
+
+
+def test_curves_that_know_sizes_tell_them_apart():
+    """The same shares of the same grays, in tiles of 3 x 3 and of 6 x 6 pixels."""
+    light = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64).repeat(9, 3).view(1, 1, 9, 9)
+    large = light.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    for sized in (False, True):
+        tones = ToneCurves(6, 3, sized).double()
+        with torch.no_grad():
+            tones.layers[0].weight[:, 6:12] = 0  # what levels are occupied, which unsized curves know as well
+            one, two = tones(light)[:, :4], tones(large)[:, :4, ::2, ::2]
+        assert torch.allclose(one, two) != sized
 
 
 @pytest.mark.parametrize("size", [(3, 3), (9, 8), (28, 31)])
@@ -297,7 +314,7 @@ def test_wrong_input():
         PredictorConfig(("dilate", "dilate"))
     with pytest.raises(SpecError, match="at least 1"):
         PredictorConfig(width=0)
-    for wrong in ({"curves": 1, "tiles": 3}, {"curves": 8}, {"curves": 8, "tiles": 3, "patch": 2}):
+    for wrong in ({"curves": 1, "tiles": 3}, {"curves": 8}, {"curves": 8, "tiles": 3, "patch": 2}, {"sized": True}):
         with pytest.raises(SpecError, match="expected 2 or more points, tiles, and patches of 1"):
             PredictorConfig(**wrong)
     with pytest.raises(WeightEditError, match="at least 0"):

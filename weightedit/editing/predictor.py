@@ -16,7 +16,8 @@ The prediction is warped + strength * change, so strength 0 leaves the picture a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch.nn import functional
 
 from weightedit.editing.operations import moved
 from weightedit.errors import ParamsError, SpecError, WeightEditError
-from weightedit.files.schema import Seed
+from weightedit.files.schema import LATER, Seed
 
 _CURVES, _RANKS = 4, 2
 """Tone curves of a tile that are learned, and that are not."""
@@ -45,6 +46,7 @@ class PredictorConfig:
         warp: whether pictures may be moved.
         graded: whether strengths between 0 and 1 were trained; if not, the change at strength 1 is scaled.
         seed: of the initial weights.
+        sized: whether tone curves are told how many pixels a tile has, by which they do right at every size.
 
     Raises:
         SpecError: no operations, or one twice; sizes that are not positive.
@@ -60,6 +62,7 @@ class PredictorConfig:
     warp: bool = False
     graded: bool = True
     seed: Seed = 0
+    sized: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not self.operations or len(set(self.operations)) != len(self.operations):
@@ -68,7 +71,7 @@ class PredictorConfig:
             raise SpecError(
                 f"got {self}; expected width, blocks and patch of at least 1, channels and tiles of at least 0."
             )
-        if self.curves and (self.curves < 2 or not self.tiles or self.patch > 1):
+        if (self.curves or self.sized) and (self.curves < 2 or not self.tiles or self.patch > 1):
             raise SpecError(
                 f"got curves of {self.curves} points, {self.tiles} tiles and patches of {self.patch}; expected 2 or "
                 "more points, tiles, and patches of 1."
@@ -98,7 +101,7 @@ class Predictor(nn.Module):
             if config.tiles:
                 self.embed, self.gather = nn.Conv2d(ends, width, 1), nn.Conv2d(width, width, 1)
                 self.mix = nn.Conv2d(2 * width + (_CURVES + _RANKS if config.curves else 0), width, 1)
-            self.tones = ToneCurves(config.curves, config.tiles) if config.curves else None
+            self.tones = ToneCurves(config.curves, config.tiles, config.sized) if config.curves else None
             self.last = nn.Conv2d(width, ends, 1)
         with torch.no_grad():
             self.last.weight.mul_(0.1)
@@ -106,13 +109,17 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def take_over(self, other: Predictor) -> None:
-        """Start from the weights of another, which may see less: one channel without its lightness, no tone curves.
+        """Start from the weights of another, which may see less: one channel without its lightness, no tone curves,
+        or curves that know no sizes.
 
         What is seen besides counts for nothing at first, so that both predict the same of one channel. Raises SpecError
         unless all other sizes agree.
         """
-        mine, theirs = (replace(it.config, channels=0, curves=0, seed=0) for it in (self, other))
-        if mine != theirs or other.config.channels > 1 or other.config.curves not in (0, self.config.curves):
+        mine, theirs = self.config, other.config
+        less = theirs.channels == mine.channels or (theirs.channels, mine.channels) == (1, 0)
+        less = less and theirs.curves in (0, mine.curves) and theirs.sized <= mine.sized
+        mine, theirs = (replace(it, channels=0, curves=0, sized=False, seed=0) for it in (mine, theirs))
+        if mine != theirs or not less:
             raise SpecError(
                 f"got a start of {other.config} for {self.config}; expected one that differs in what it sees."
             )
@@ -205,12 +212,14 @@ class ToneCurves(nn.Module):
     Args:
         points: of a curve, and bins of the histogram, over [0, 1].
         tiles: along an axis.
+        sized: whether the curves are also made from what depends on the size of a tile: the share of its pixels that
+            the levels of a bin hold, one pixel a level, and the logarithm of the number of pixels to a level of 8 bits.
     """
 
-    def __init__(self, points: int, tiles: int) -> None:
+    def __init__(self, points: int, tiles: int, sized: bool = False) -> None:
         super().__init__()
-        self.points, self.tiles = points, tiles
-        sizes = (2 * points, 2 * points, 2 * points, _CURVES * points)
+        self.points, self.tiles, self.sized = points, tiles, sized
+        sizes = (3 * points + 1 if sized else 2 * points, 2 * points, 2 * points, _CURVES * points)
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(sizes, sizes[1:], strict=False))
 
     def forward(self, light: Tensor) -> Tensor:
@@ -226,11 +235,15 @@ class ToneCurves(nn.Module):
         levels = 256 / self.points
         pixels = whole.shape[-2] * whole.shape[-1] / self.tiles**2
         occupied = 1 - torch.exp(-shares * (pixels / levels))
-        hidden = torch.cat([shares * self.points, occupied], 1).to(given)
+        held = occupied * (levels / pixels)
+        seen = [shares * self.points, occupied]
+        if self.sized:
+            seen += [held * self.points, torch.full_like(shares[:, :1], math.log2(pixels / 256))]
+        hidden = torch.cat(seen, 1).to(given)
         for layer in self.layers[:-1]:
             hidden = functional.silu(layer(hidden))
         curves = self.layers[-1](hidden).unflatten(1, (_CURVES, self.points)).to(place.dtype)
-        counts = torch.stack([shares, occupied * (levels / pixels)], 1)
+        counts = torch.stack([shares, held], 1)
         curves = torch.cat([curves, counts.cumsum(2) - counts / 2], 1)
         ends = zip(sizes, whole.shape[-2:], strict=True)
         down, across = (torch.linspace(1 / n - 1, (2 * size - 1) / n - 1, size, **numbers) for size, n in ends)
