@@ -20,11 +20,14 @@ from tqdm import tqdm
 from weightedit.cli.main import told_in_one_line
 from weightedit.data.images import load_images
 from weightedit.editing.curvature import KFAC, LearnedKFAC
+from weightedit.editing.descent import choose_networks
 from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.guard import known_target
 from weightedit.editing.operations import OPERATIONS
-from weightedit.editing.refinement import GradientSteps, RefinementRule, refine, target_of
+from weightedit.editing.refinement import CHUNK, GradientSteps, RefinementRule, refine, target_of
+from weightedit.editing.rendering_problem import Layer, RenderingProblem, Summary
 from weightedit.errors import WeightEditError
+from weightedit.inr.convention import Convention, convert
 from weightedit.inr.fitting import fit
 from weightedit.inr.stack import INRStack
 from weightedit.optim.hand_designed import Adam
@@ -33,6 +36,8 @@ from weightedit.training.report import table, write_result
 
 KINDS = ("dots", "lines", "photographs", "mnist", "fashion_mnist", "cifar10")
 """Of the pictures that steps are tried on."""
+ANEW = ("learned",)
+"""Rules whose steps go by how many are still to come: every number of steps is a run of its own."""
 RULES: dict[str, Callable[[str], RefinementRule]] = {
     "learned": LearnedKFAC.from_pretrained,
     "K-FAC by hand": lambda name: KFAC(),
@@ -45,9 +50,12 @@ class Promises:
     """Whether any INR is worse after any number of steps than it was before: refinement promises that none is.
 
     Pictures with one white pixel, with one thin line, crops of scikit-learn's two photographs, and test images of data
-    sets; every operation that is known by name; three rules; every number of steps from the start anew. An error that
-    rose is one that rose by more than rounding, RISE times itself and TINY. Also shown are the medians of the error
-    before and after the most steps. What is measured is kept: started again, it goes on. Written: promises.{json,md}.
+    sets; every operation that is known by name; three rules. After every one of `most` steps, where a rule's steps do
+    not depend on how many there will be, so that one run has all of them; the learned one takes every number of `steps`
+    from the start anew, and every CHUNK of INRs another one in turn, up to `most`. An error that rose is one of a
+    rendering that rose by more than rounding, RISE times itself and TINY. Also shown are the medians of the error
+    before and after the most of `steps`. What is measured is kept: started again, it goes on. Written:
+    promises.{json,md}.
 
     Attributes:
         images: folder of data sets (mnist, fashion_mnist, cifar10), one folder each; empty leaves them out.
@@ -56,7 +64,8 @@ class Promises:
         rules: names of RULES.
         rule: the learned one.
         count: pictures of each kind; 0 for the whole protocol (100 dots and lines, 20 photographs, 128 of each set).
-        steps: numbers of steps.
+        steps: numbers of steps, at most `most`.
+        most: steps, of the longest runs.
         out: folder of what is written.
         smoke: seconds instead of hours.
     """
@@ -70,18 +79,22 @@ class Promises:
     rules: tuple[str, ...] = tuple(RULES)
     rule: str = "refine-rule"
     count: int = 0
-    steps: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
+    steps: tuple[int, ...] = (1, 2, 5, 10, 20)
+    most: int = 100
     out: str = "runs/promises"
     smoke: bool = False
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Fit, take steps, compare; returns what was found by kind and rule."""
         if self.smoke:
-            return replace(self, count=2, steps=(1, 3), operations=("dilate", "invert"), smoke=False).run()
+            return replace(self, count=2, steps=(1, 3), most=4, operations=("dilate", "invert"), smoke=False).run()
         kinds = self.kinds or (KINDS if self.images else KINDS[:3])
         if unknown := [*(set(kinds) - set(KINDS)), *(set(self.rules) - set(RULES))]:
             raise WeightEditError(f"got {unknown}; expected kinds {', '.join(KINDS)} and rules {', '.join(RULES)}.")
-        asked = {name: value for name, value in asdict(self).items() if name in ("images", "rule", "count", "steps")}
+        if not self.steps or not 0 < min(self.steps) <= max(self.steps) <= self.most:
+            raise WeightEditError(f"got steps {self.steps}; expected numbers from 1 to {self.most}: correct them.")
+        about = ("images", "rule", "count", "steps", "most")
+        asked = {name: value for name, value in asdict(self).items() if name in about}
         measured = Measured(Path(self.out) / "measured.json", asked)
         found: dict[str, dict[str, Any]] = {}
         with tqdm(total=len(kinds) * len(self.rules) * len(self.operations or OPERATIONS)) as bar:
@@ -90,16 +103,16 @@ class Promises:
                 names = [name for name in self.operations or OPERATIONS if known_target(name, stack[:1]) is not None]
                 for rule in self.rules:
                     parts = []
-                    for name in names:
+                    for number, name in enumerate(names):
                         key = f"{kind}, {rule}, {name}"
                         parts.append(
-                            measured(key, lambda s=stack, r=rule, n=name: self.tried(s, RULES[r](self.rule), n))
+                            measured(key, lambda s=stack, r=rule, n=name, i=number: self.tried(s, r, n, turn=i))
                         )
                         bar.update()
                     found[f"{kind}, {rule}"] = {
                         "INRs": len(stack),
                         "operations": len(names),
-                        "errors": len(names) * len(stack) * len(self.steps),
+                        "errors": sum(part["errors"] for part in parts),
                         "rose": sum(part["rose"] for part in parts),
                         "before": statistics.median(part["before"] for part in parts),
                         "after": statistics.median(part["after"] for part in parts),
@@ -122,7 +135,10 @@ class Promises:
             "dB before",
             f"dB after {max(self.steps)}",
         ]
-        text = f"after {', '.join(map(str, self.steps))} steps; dB: medians over INRs, then over operations\n\n"
+        text = (
+            f"after every number of steps to {self.most}, learned ones after {', '.join(map(str, self.steps))} and one "
+        )
+        text += "in turn; dB: medians over INRs, then over operations\n\n"
         text += table(heads, rows)
         print(text)
         write_result(self.out, "promises", found, text)
@@ -137,18 +153,63 @@ class Promises:
             images = load_images(str(Path(self.images) / kind), "test", limit=count).floats()
         return fit(images, generator=torch.Generator().manual_seed(0)).stack
 
-    def tried(self, stack: INRStack, rule: RefinementRule, name: str) -> dict[str, float]:
-        """How often steps towards an operation raised an error, and medians of it before and after the most steps."""
-        targets = target_of(name, stack)
-        before, rose, after = mean_squared_errors(stack, targets), 0, None
-        for steps in self.steps:
-            after = mean_squared_errors(refine(stack, targets, steps, rule=rule), targets)
-            rose += int((~(after <= before * (1 + self.RISE) + self.TINY)).sum())
-        return {
-            "rose": rose,
-            "before": float(before.median()),
-            "after": float((before if after is None else after).median()),
-        }
+    def tried(self, stack: INRStack, rule: str, name: str, turn: int) -> dict[str, float]:
+        """How often steps towards an operation raised an error, and medians of it before and after the most of `steps`.
+
+        `turn` counts operations: it says which numbers of steps are tried besides.
+        """
+        chosen, errors, rose, medians = RULES[rule](self.rule), 0, 0, []
+        for number, rows in enumerate(torch.arange(len(stack)).split(CHUNK)):
+            part = stack[rows]
+            targets = target_of(name, part)
+            before = mean_squared_errors(part, targets)
+            if rule in ANEW:
+                besides = 1 + 37 * (turn * math.ceil(len(stack) / CHUNK) + number) % self.most
+                found = [
+                    mean_squared_errors(refine(part, targets, n, rule=chosen), targets) for n in (*self.steps, besides)
+                ]
+                after = found[self.steps.index(max(self.steps))]
+            else:
+                found = errors_of_run(part, targets, chosen, self.most)
+                after = found[max(self.steps)]
+            rose += sum(int((~(error <= before * (1 + self.RISE) + self.TINY)).sum()) for error in found)
+            errors += len(found) * len(part)
+            medians.append(torch.stack([before, after]))
+        ends = torch.cat(medians, 1).median(1).values.tolist()
+        return {"errors": errors, "rose": rose, "before": ends[0], "after": ends[1]}
+
+
+class Watched(RenderingProblem):
+    """A problem that keeps what every step of a run found: the layers there, and their losses [N]."""
+
+    def __init__(self, convention: Convention, targets: torch.Tensor) -> None:
+        super().__init__(convention, targets)
+        self.seen: list[tuple[list[Layer], torch.Tensor]] = []
+
+    def summarize(self, layers: list[Layer], *, ridge: float | None = None, factors: bool = False) -> Summary:
+        """See RenderingProblem.summarize."""
+        found = super().summarize(layers, ridge=ridge, factors=factors)
+        self.seen.append(([*layers[:-1], found.last], found.loss))
+        return found
+
+
+@torch.no_grad()
+def errors_of_run(stack: INRStack, targets: torch.Tensor, rule: RefinementRule, most: int) -> list[torch.Tensor]:
+    """The errors [N] after 0 to `most` steps, from one run of a rule whose steps do not depend on how many there are.
+
+    What n steps give is the best of what the first n found, or the start, as in editing/descent.py.
+    """
+    problem = Watched(stack.convention.plain, targets)
+    params = convert(stack.params, stack.convention, stack.convention.plain)
+    rule.refine(problem, params, most + 1)
+    least = problem.losses(problem.layers(params))
+    kept, errors = problem.seen[0], []
+    for layers, loss in problem.seen:
+        kept = choose_networks(loss < kept[1], (layers, loss), kept)
+        after = choose_networks(kept[1] <= least, problem.params(kept[0]), params)
+        edited = stack.with_params(convert(after, stack.convention.plain, stack.convention))
+        errors.append(mean_squared_errors(edited, targets))
+    return errors
 
 
 def decibels(error: float) -> str:

@@ -18,13 +18,17 @@ from tests.conftest import forget_accelerator
 from tests.processes import start
 from weightedit.data.cnn_zoo import load_zoo
 from weightedit.data.weight_sets import load_weight_set
-from weightedit.editing.curvature import LearnedKFAC
+from weightedit.editing.curvature import KFAC, LearnedKFAC
+from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
+from weightedit.editing.refinement import GradientSteps, refine, target_of
 from weightedit.inr.convention import DWSNETS, NFN, convert
+from weightedit.inr.fitting import FitOptions, fit
 from weightedit.metanet.registry import METANETS, describe_metanet
 from weightedit.network.reparametrization import reparametrized
+from weightedit.optim.hand_designed import Adam
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.rule_module import RuleModule
 from weightedit.prediction import WeightSpacePredictor
@@ -268,7 +272,10 @@ def test_train_an_editor_of_varied_pictures_from_images_then_compare_it(pictures
 
 @pytest.mark.parametrize(
     "words",
-    ["--smoke --kinds dots", pytest.param("--kinds dots lines --count 1 --steps 1 10 50", marks=pytest.mark.slow)],
+    [
+        "--smoke --kinds dots",
+        pytest.param("--kinds dots lines --count 1 --steps 1 10 --most 50", marks=pytest.mark.slow),
+    ],
 )
 def test_no_error_rises(words: str, tmp_path: Path) -> None:
     """Every rule and, in the slow part, every operation; the whole protocol's table is on tasks/README.md."""
@@ -278,6 +285,20 @@ def test_no_error_rises(words: str, tmp_path: Path) -> None:
     assert len(found) == (3 if "--smoke" in words else 6)
     refused = run_task("try_promises", "--kinds", "cats", "--out", str(tmp_path), check=False)
     assert refused.returncode == 2 and "got ['cats']; expected kinds dots" in refused.stderr.splitlines()[-1]
+    refused = run_task("try_promises", "--steps", "101", "--out", str(tmp_path), check=False)
+    assert refused.returncode == 2 and "expected numbers from 1 to 100" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("rule", [KFAC(), GradientSteps(Adam(4e-3)), KFAC(rate=3.0, damping=1e-3)], ids=str)
+def test_one_run_has_what_every_number_of_steps_gives(rule) -> None:
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    stack = fit(images, widths=(2, 12, 12, 1), options=FitOptions(target_psnr=25)).stack
+    targets = target_of("dilate", stack)
+    found = runpy.run_path(str(ROOT / "tasks" / "try_promises.py"))["errors_of_run"](stack, targets, rule, 6)
+    for steps, errors in enumerate(found):
+        anew = mean_squared_errors(refine(stack, targets, steps, rule=rule), targets)
+        torch.testing.assert_close(errors, anew, rtol=1e-4, atol=1e-8)
+    assert found[-1].mean() < found[1].mean()
 
 
 def test_train_predictive_editor_then_evaluate(weights: Path, tmp_path: Path) -> None:
