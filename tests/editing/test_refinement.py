@@ -153,6 +153,32 @@ def test_bands_of_rows_change_no_number(monkeypatch, case, rows):
     assert_agree(of_found, of_whole, allowed)
 
 
+@pytest.mark.parametrize("rows", [3, 7])
+@pytest.mark.parametrize("case", CASES)
+def test_curvature_of_a_large_picture_is_that_of_some_rows_and_columns(monkeypatch, case, rows):
+    """Losses and gradients are those of all pixels, in bands or not; with fewer pixels than neurons ask for, all is."""
+    stack, targets = _networks(case)
+    problem, picked = RenderingProblem(stack.convention, targets), torch.zeros(SIZE, dtype=torch.bool)
+    layers = problem.layers(stack.params)
+    whole, all_factors = problem.evaluate(layers, ridge=RIDGE), problem.summarize(layers, ridge=RIDGE, factors=True)
+    monkeypatch.setattr(rendering_problem, "SEEN", 10)
+    assert problem.thinned(layers) is problem
+    monkeypatch.setattr(rendering_problem, "SEEN_BY_NEURON", 1)
+    widest = max(layer.weight.shape[1] for layer in layers)
+    monkeypatch.setattr(rendering_problem, "_BAND_CPU", rows * SIZE[1] * widest * len(stack))
+    picked[1::2, 1::2] = True
+    found, picked = problem.summarize(layers, ridge=RIDGE, factors=True), picked.flatten()
+    sines = stack.convention.omega ** (len(layers) - 1) / RIDGE
+    assert_agree(
+        [found.loss, *found.gradients, *found.last], [all_factors.loss, *all_factors.gradients, *whole.last], sines
+    )
+    for i, (outer, inner) in enumerate(found.factors):
+        jacobian = whole.jacobians[i][:, :, picked].flatten(1, 2)
+        read = problem.grid[None, picked] if i == 0 else whole.inputs[i - 1][:, picked]
+        read = read if i == 0 else torch.cat([read, torch.ones_like(read[..., :1])], -1)
+        assert_agree([outer, inner], [f.mT @ f / int(picked.sum()) for f in (jacobian, read)], sines)
+
+
 def test_memory_of_a_step_is_bounded_by_the_picture(monkeypatch):
     """In bands of 10,000 numbers; all at once, a pass keeps six times 32 numbers for every pixel."""
     stack = INRStack(initial_params(1, (2, 32, 32, 1), generator=torch.Generator().manual_seed(0)), Convention(), 9, 9)

@@ -64,6 +64,9 @@ def test_gradients_and_factors_for_any_number_of_inputs(inputs: int, monkeypatch
         torch.testing.assert_close(gradient, params[name].grad)
     own = torch.cat([samples.coordinates, torch.ones_like(samples.coordinates[..., :1])], -1)
     torch.testing.assert_close(found.factors[0][1], own.mT @ own / samples.count)
+    monkeypatch.setattr(rendering_problem, "SEEN", 1)
+    monkeypatch.setattr(rendering_problem, "SEEN_BY_NEURON", 1)
+    assert problem.thinned(layers) is problem, "samples have no order"
     monkeypatch.setattr(rendering_problem, "_BAND_CPU", 3 * 8 * 11)  # four bands
     assert [band.places for band in problem.bands(layers)] == [11, 11, 11, 7]
     for one, other in zip(

@@ -15,6 +15,8 @@ outputs, P pixels. A layer is curved if a function follows it: all are, but for 
   Curvature", 2015).
 * Linear last layer: min over it of |r|^2 / P + ridge |A|^2 is a linear system. At its solution the loss has the
   gradient with that layer held fixed (variable projection: Golub and Pereyra, 1973).
+* Curvature of large pictures is that of some rows and columns, which is what most of a step would go to: gradients
+  need one sum over the pixels for every layer, factors one for every output as well.
 * First layer: on pixels its phase is a function of the row plus one of the column: of sines, H + W places are enough.
 """
 
@@ -33,6 +35,8 @@ from weightedit.network.spec import Params
 
 _BAND_CPU, _BAND = 2**21, 2**27
 """Activations of one layer at once, in numbers; a picture that has more is worked on in bands of rows."""
+SEEN, SEEN_BY_NEURON = 1024, 8
+"""Pixels that curvature factors are found on, at least; and for every neuron of the widest layer."""
 
 
 class Layer(NamedTuple):
@@ -218,26 +222,63 @@ class RenderingProblem:
             parts.append(part)
         return parts
 
+    def thinned(self, layers: list[Layer]) -> RenderingProblem:
+        """The problem on every second, third, ... row and column, on which the factors of large pictures are found.
+
+        Itself where that would be too few pixels, and for samples, whose order says nothing.
+        """
+        least = max(SEEN, SEEN_BY_NEURON * max(layer.weight.shape[1] for layer in layers))
+        stride = int((self.places / least) ** 0.5)
+        if self.axes is None or stride < 2:
+            return self
+        part, (rows, columns) = copy.copy(self), (slice(stride // 2, None, stride),) * 2
+        part.axes = self.axes[0][rows], self.axes[1][columns]
+        part.size = len(part.axes[0]), len(part.axes[1])
+        part.targets, part.grid = (
+            x.unflatten(-2, self.size)[..., rows, columns, :].flatten(-3, -2) for x in (self.targets, self.grid)
+        )
+        part._keep()
+        return part
+
     def summarize(self, layers: list[Layer], *, ridge: float | None = None, factors: bool = False) -> Summary:
-        """One pass, and what it comes to; arguments as `evaluate`, and whether factors are wanted."""
-        bands = self.bands(layers)
-        if len(bands) == 1:
-            return self._summary(self.evaluate(layers, ridge=ridge), factors)
-        if ridge is not None:
-            layers = self.solve_last(layers, ridge)
+        """One pass, and what it comes to; arguments as `evaluate`, and whether factors are wanted, see `thinned`."""
+        bands, thin = self.bands(layers), self.thinned(layers) if factors else None
+        if len(bands) > 1 and ridge is not None:
+            layers, ridge = self.solve_last(layers, ridge), None
         total = None
         for band in bands:
-            part = band._summary(band.evaluate(layers), factors).times(band.places / self.places)
+            part = band._summary(band.evaluate(layers, ridge=ridge)) if thin is self else band._slopes(layers, ridge)
+            part = part if len(bands) == 1 else part.times(band.places / self.places)
             total = part if total is None else total.plus(part)
         assert total is not None
-        return total
+        if thin is None or thin is self:
+            return total
+        found = thin.evaluate([*layers[:-1], total.last])
+        return total._replace(factors=[thin.factors(found, i) for i in range(len(found.jacobians))])
 
-    def _summary(self, found: Pass, factors: bool) -> Summary:
-        depth = len(found.jacobians)
+    def _summary(self, found: Pass) -> Summary:
         gradients = [self.gradient(found, i) for i in range(len(found.inputs) + 1)]
-        return Summary(
-            found.loss(), gradients, [self.factors(found, i) for i in range(depth)] if factors else [], found.last
-        )
+        factors = [self.factors(found, i) for i in range(len(found.jacobians))]
+        return Summary(found.loss(), gradients, factors, found.last)
+
+    def _slopes(self, layers: list[Layer], ridge: float | None) -> Summary:
+        """What a pass comes to without factors: the residual goes back through the layers, and no jacobian."""
+        values, slopes = self._forward(layers[:-1])
+        last = layers[-1] if ridge is None or not self.linear_end else _solved(self._moments(values[-1]), ridge)
+        if self.linear_end:
+            residual = back = self._residual(values[-1], last)
+        else:
+            output, slope = _followed(self.convention.last, _phase(values[-1], last))
+            residual = output - self.targets
+            back = residual * slope
+        gradients = []
+        for i, layer in reversed(list(enumerate([*layers[:-1], last]))):
+            read = values[i - 1] if i else self.grid.expand(len(back), -1, -1)
+            gradient = torch.bmm(back.mT, read)
+            gradients.append((torch.cat([gradient, back.sum(1).unsqueeze(-1)], -1) if i else gradient) / self.places)
+            if i:
+                back = torch.bmm(back, layer.weight) * slopes[i - 1]
+        return Summary(residual.square().mean((1, 2)), gradients[::-1], [], last)
 
     def solve_last(self, layers: list[Layer], ridge: float) -> list[Layer]:
         """`layers` with the last one at its best; no derivative by the others is needed for it."""
