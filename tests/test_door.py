@@ -137,8 +137,22 @@ def test_edits_of_strength_zero_change_nothing(inrs: we.INRStack) -> None:
         we.edit(torch.rand(1, 1, 8, 8), "blur")  # pyright: ignore[reportArgumentType]
     with pytest.raises(we.WeightEditError, match=r"got rule 'kfac'; expected None, we.KFAC\(\), or a rule that"):
         we.edit(inrs, "blur", rule="kfac")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(we.WeightEditError, match="got strength=0.5 with pictures; expected 1"):
-        we.edit(inrs, inrs.render(), strength=0.5)
+    with pytest.raises(we.ParamsError, match="expected one size: resize them"):
+        we.edit(inrs, inrs.render(9, 9).clamp(0, 1), strength=0.5)
+
+
+def test_pictures_and_samples_are_mixed_in_by_degrees(inrs: we.INRStack) -> None:
+    """At 0.5 the target is halfway between what the INRs are and what is given, whichever way it is given."""
+    other = inrs.render().clamp(0, 1).flip(-1)
+    half = we.edit(inrs, inrs.render().clamp(0, 1).lerp(other, 0.5), steps=2)
+    mixed = we.edit(inrs, other, strength=0.5, steps=2)
+    assert all(torch.equal(mixed.params[name], tensor) for name, tensor in half.params.items())
+    assert mixed.history[-1].told == "pictures (2 steps, strength 0.5)"
+    places = torch.rand(40, 2) * 2 - 1
+    values = we.Samples(places, inrs.at(places) + 0.5)
+    halves = we.edit(inrs, we.Samples(places, inrs.at(places) + 0.25), steps=2)
+    mixed = we.edit(inrs, values, strength=0.5, steps=2)
+    torch.testing.assert_close(mixed.at(places), halves.at(places), rtol=0, atol=1e-3)
 
 
 def test_an_editor_is_found_by_name_whatever_its_kind(inrs: we.INRStack) -> None:

@@ -17,7 +17,7 @@ from weightedit.editing.descent import choose_networks
 from weightedit.editing.evaluation import check_pictures
 from weightedit.editing.operations import Operation
 from weightedit.editing.operations import operation as operation_of
-from weightedit.editing.refinement import RefinementRule, refine, samples_of, target_of
+from weightedit.editing.refinement import RefinementRule, mixed_in, refine, samples_of, target_of
 from weightedit.editing.sample_fitting import fit_samples
 from weightedit.errors import ParamsError, WeightEditError, check_seed, check_whole
 from weightedit.inr.fitting import FitOptions
@@ -95,7 +95,7 @@ def edit(
         at: coordinates [P, inputs] or [N, P, inputs] of the values that a function is given; None is the INRs' own
             grid (`INRStack.shape`). With them, it is a function of values for pictures too.
         strength: 0 leaves the INRs as they are bit for bit (unless they are widened), 1 is the operation, beyond 1 the
-            change is exaggerated; or one per INR. Pictures are aimed at as they are.
+            change is exaggerated; or one per INR. Towards pictures or samples, how much of them is mixed in.
         steps: at least 0; ten take milliseconds per small INR.
         widen: hidden widths of the edited INRs, as a multiple of the given ones'.
         rule: that takes the steps; None is the shipped "refine-rule".
@@ -172,9 +172,7 @@ def _target(
             check_pictures(inrs, kind)
         if at is not None:
             raise WeightEditError(f"got at with {kind}; expected it with a function of values: leave it out.")
-        if not bool((amounts == 1).all()):
-            raise WeightEditError(f"got strength={strength} with {kind}; expected 1: blend them yourself.")
-        return wanted
+        return wanted if bool((amounts == 1).all()) else mixed_in(wanted, inrs, strength=strength)
     if callable(wanted) and not isinstance(wanted, Operation) and (at is not None or not inrs.of_pictures):
         return samples_of(wanted, inrs, at, strength=strength)
     if at is not None:

@@ -513,6 +513,19 @@ def test_pictures_are_stepped_to(place, capsys):
         assert told(found) == f"{', '.join(names)} (3 steps)"
 
 
+def test_two_inrs_are_mixed(place, capsys):
+    """Halfway between what the INRs render and what another one does, which may be wider."""
+    other = INRStack(initial_params(1, (2, 9, 9, 1), generator=torch.Generator().manual_seed(4)), Convention(), 5, 4)
+    save_inrs(other, "other.safetensors")
+    code, _, err = run(capsys, "edit", "in.safetensors", "--target", "other.safetensors", "--strength", 0.5, *STEPS)
+    assert (code, err) == (0, "")
+    stack, found = make_stack(), load_inrs("out.safetensors")
+    wanted = stack.render().clamp(0, 1).lerp(other.render(9, 7).clamp(0, 1), 0.5)
+    expected = refine(stack, wanted, 3, rule=KFAC())
+    torch.testing.assert_close(found.render(), expected.render(), rtol=0, atol=1e-4)
+    assert told(found) == "other.safetensors (3 steps, strength 0.5)"
+
+
 def test_outside_the_mask_an_inr_stays(place, capsys):
     inside = torch.zeros(9, 7)
     inside[:, :3] = 1
@@ -650,7 +663,8 @@ def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
         ("--operation dilate --operation nothing", "there is no operation 'nothing'"),
         ("--target digit0.png --operation erode", "got --target with --operation; expected steps alone there"),
         ("--target digit0.png --editor mnist-dilate", "got --target with --editor"),
-        ("--target digit0.png --strength 0.5", "got --strength 0.5 with --target; expected pictures as they are"),
+        ("--target digit0.png --strength -1", "got strength -1.0; expected finite numbers of at least 0"),
+        ("--target two.safetensors", "got 2 INRs from 2 inputs to 1 outputs with --target for 3 from 2 to 1"),
         ("--target digit0.png digit1.png", "got 2 pictures with --target for 3 INRs; expected one for all, or one"),
         ("--target none.png", "there is no picture file 'none.png'"),
         ("--mask digit0.png", "got --mask without what to do there; expected --operation or --target"),
@@ -666,6 +680,7 @@ def test_edit_then_refine_with_a_learned_rule(place, editor, capsys):
 )
 def test_wrong_words_of_refinement(place, capsys, words, message):
     save_inrs(make_stack(), "in.safetensors")
+    save_inrs(make_stack()[:2], "two.safetensors")
     Path("empty.py").write_text("")
     code, _, err = run(capsys, "edit", "in.safetensors", *words.split(), "-o", "out.safetensors")
     assert code == 2 and message in err and err.count("\n") == 1

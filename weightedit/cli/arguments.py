@@ -272,10 +272,8 @@ and how the weights of one layer changed."""
     )
     operation += "[N, P, C] to the same"
     parser.add_argument("--operation", metavar="NAME", action="append", help=operation)
-    target = (
-        "pictures to step to instead of an operation, one for all INRs or one for each, resized to theirs; or .wav, "
-    )
-    target += "clips or .npz, of INRs of samples"
+    target = "pictures to step to instead of an operation, one for all INRs or one for each, resized to theirs; or "
+    target += "other INRs; or .wav, clips or .npz, of INRs of samples; --strength 0.5 is halfway there"
     parser.add_argument("--target", metavar="PICTURE", nargs="+", help=target)
     mask = "a picture that is white where the edit is wanted and black where the INR is to stay; with steps alone"
     parser.add_argument("--mask", metavar="PICTURE", help=mask)

@@ -19,13 +19,14 @@ from weightedit.cli.arguments import SHIPPED_EDITOR
 from weightedit.cli.decibels import decibels
 from weightedit.cli.samples import are_samples
 from weightedit.data.images import load_picture
+from weightedit.data.inr_files import is_own_file, load_inrs
 from weightedit.data.sample_files import load_samples
 from weightedit.door import edit
 from weightedit.editing.editor import Editor
 from weightedit.editing.evaluation import check_samples, sample_errors
 from weightedit.editing.guard import Guarded, guard, known_target
 from weightedit.editing.operations import OPERATIONS, Operation
-from weightedit.editing.refinement import RefinementRule, samples_of, target_of
+from weightedit.editing.refinement import RefinementRule, mixed_in, samples_of, target_of
 from weightedit.errors import WeightEditError
 from weightedit.inr.history import BYTES
 from weightedit.inr.samples import Samples
@@ -72,7 +73,15 @@ def pictures(names: Sequence[str], option: str, stack: INRStack, channels: int) 
 
 
 def aims_of(names: Sequence[str], stack: INRStack) -> Tensor | Samples:
-    """What --target names: pictures [N, C, H, W], or samples, one for all INRs or one for each."""
+    """What --target names, one for all INRs or one for each: pictures [N, C, H, W], INRs that show them, or samples."""
+    if stack.of_pictures and all(map(is_own_file, names)):
+        others = load_inrs(names)
+        if len(others) not in (1, len(stack)) or others.widths[0] != 2 or others.widths[-1] != stack.widths[-1]:
+            raise WeightEditError(
+                f"got {len(others)} INRs from {others.widths[0]} inputs to {others.widths[-1]} outputs with --target "
+                f"for {len(stack)} from 2 to {stack.widths[-1]}; expected one for all or for each, of as many outputs."
+            )
+        return others.render(stack.height, stack.width).clamp(0.0, 1.0).expand(len(stack), -1, -1, -1)
     if stack.of_pictures and not are_samples(names):
         return for_each(names, "target", stack, stack.widths[-1])
     found = samples_like(names, stack)
@@ -109,8 +118,6 @@ def check_aims(options: argparse.Namespace) -> None:
             raise WeightEditError(f"got --{name} with {given[0]}; expected steps alone there: leave {given[0]} out.")
     if options.mask is not None and options.target is None and options.operation is None:
         raise WeightEditError("got --mask without what to do there; expected --operation or --target: add one.")
-    if options.target is not None and options.strength != 1.0:
-        raise WeightEditError(f"got --strength {options.strength:g} with --target; expected pictures as they are.")
 
 
 def _check_undo(options: argparse.Namespace) -> None:
@@ -131,8 +138,12 @@ def aimed_at(choice: Aim, stack: INRStack, options: argparse.Namespace) -> Tenso
         if isinstance(choice, Operation) and choice.name not in OPERATIONS:
             return samples_of(choice.function, stack, strength=options.strength)
         if isinstance(choice, Samples):
-            return choice
-    wanted = choice if isinstance(choice, Tensor) else known_target(choice, stack, options.strength)
+            return mixed_in(choice, stack, strength=options.strength)
+    if isinstance(choice, Tensor):
+        wanted = mixed_in(choice, stack, strength=options.strength)
+    else:
+        wanted = known_target(choice, stack, options.strength)
+    assert not isinstance(wanted, Samples)
     if wanted is None or options.mask is None:
         return wanted
     where = for_each([options.mask], "mask", stack, 1).to(wanted)

@@ -23,7 +23,7 @@ from weightedit.editing.descent import Standing, choose_networks, descend
 from weightedit.editing.evaluation import check_pictures, check_samples, check_targets
 from weightedit.editing.operations import Operation, named_error, operation
 from weightedit.editing.rendering_problem import Layer, RenderingProblem
-from weightedit.errors import WeightEditError, check_whole
+from weightedit.errors import ParamsError, WeightEditError, check_whole
 from weightedit.files.location import shipped
 from weightedit.inr.convention import Convention, convert, network_of
 from weightedit.inr.samples import Samples, to_plain
@@ -143,6 +143,30 @@ def samples_of(
     if not bool(changed.isfinite().all()):
         raise WeightEditError(f"function {name!r} returned NaN or infinite values; expected finite ones: correct it.")
     return Samples(where, samples.values.lerp(changed, amount.expand(len(stack)).view(-1, 1, 1)))
+
+
+def mixed_in(wanted: Tensor | Samples, stack: INRStack, *, strength: float | Tensor = 1.0) -> Tensor | Samples:
+    """The target between what INRs are (at strength 0) and given pictures or samples (at 1), such as another INR's.
+
+    Args:
+        wanted: floating point [N, C, H, W] in [0, 1] at the fitted size; or samples of N INRs.
+        stack: N INRs.
+        strength: at least 0, or one per INR; beyond 1 the difference is exaggerated, and cut off in pictures.
+
+    Raises:
+        ParamsError: pictures or samples that do not fit. WeightEditError: strengths out of range.
+    """
+    if isinstance(wanted, Samples):
+        check_samples(stack, wanted)
+        return samples_of(lambda values: wanted.values.to(values), stack, wanted.coordinates, strength=strength)
+    check_targets(stack, wanted)
+    size = stack.height, stack.width
+    if wanted.shape[2:] != size:
+        raise ParamsError(
+            f"got pictures of {tuple(wanted.shape[2:])} to be mixed with renderings of {size}; expected one size: "
+            "resize them."
+        )
+    return target_of(lambda images: wanted.to(images), stack, strength=strength)
 
 
 @torch.no_grad()
