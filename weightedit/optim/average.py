@@ -17,7 +17,7 @@ back, is optimizer.py's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from weightedit.network.spec import Params
 from weightedit.network.wiring import Wiring
+from weightedit.optim.lists import products, totals
 from weightedit.optim.rule import RuleState, UpdateRule, beside
 from weightedit.optim.rule_module import RuleModule
 from weightedit.optim.stepping import numbers_of, proposed, wide
@@ -49,26 +50,36 @@ def proposed_at_rates(
         groups: the parameter group of a name, for those that the delta is for; {} or none for the others.
     """
     grads, state, params = at
-    numbers = {name: numbers_of(group) for name, group in groups.items() if group}
-    told = dict(state)
-    for name, (rate, kept) in numbers.items():
-        if "ahead" in state.get(name, {}):
-            told[name] = _times(state[name], _quotient(1.0 if kept is None else kept, rate))
+    told, together = dict(state), _by_group(groups)
+    for group, names in together:
+        rate, kept = numbers_of(group)
+        known = [name for name in names if "ahead" in state.get(name, {})]
+        _multiply(told, known, _quotient(1.0 if kept is None else kept, rate))
     deltas, new = proposed(rule, wiring, (grads, told, params), loss=loss, update=update)
     deltas, new = dict(deltas), dict(new)
-    for name, (rate, _) in numbers.items():
-        if "ahead" not in new[name]:
+    for group, names in together:
+        if not (names := [name for name in names if "ahead" in new[name]]):
             continue
-        if isinstance(rule, RuleModule) and (share := _share(rule, groups[name], new[name])) is not None:
-            recency = rule.recency(new[name])
-            most = (new[name]["step"] + recency) / (1 + recency)  # c is 1 at most
-            share = torch.minimum(share.to(most), most)
-            omega = wiring.rates.get(name, 1)
-            ends = told.get(name, {}).get("ahead"), new[name]["ahead"]
-            delta, ahead = _recounted(rule, deltas[name] * omega, ends, share)
-            deltas[name], new[name] = delta / omega, {**new[name], "ahead": ahead}
-        new[name] = _at_rate(_times(new[name], rate), state.get(name, {}), rate)
+        if isinstance(rule, RuleModule) and (shares := _shares(rule, group, [new[name] for name in names])) is not None:
+            rates = [wiring.rates.get(name, 1) for name in names]
+            moved = [deltas[name] * omega for name, omega in zip(names, rates, strict=True)]
+            ends = [told.get(name, {}).get("ahead") for name in names], [new[name]["ahead"] for name in names]
+            for name, omega, delta, ahead in zip(names, rates, *_recounted(rule, moved, ends, shares), strict=True):
+                deltas[name], new[name] = delta / omega, {**new[name], "ahead": ahead}
+        rate, _ = numbers_of(group)
+        _multiply(new, names, rate)
+        for name in names:
+            new[name] = _at_rate(new[name], state.get(name, {}), rate)
     return deltas, new
+
+
+def _by_group(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """Every group once, and the names that are in it; without what is in none."""
+    found: dict[int, tuple[Mapping[str, Any], list[str]]] = {}
+    for name, group in groups.items():
+        if group:
+            found.setdefault(id(group), (group, []))[1].append(name)
+    return list(found.values())
 
 
 def travelled(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,28 +100,41 @@ def advance(group: dict[str, Any], sound: Tensor | None = None) -> None:
         old.copy_(value if sound is None else torch.where(sound.to(value.device), value, old))
 
 
-def _share(rule: RuleModule, group: Mapping[str, Any], kept: Mapping[str, Tensor]) -> Tensor | None:
-    """What c is, in units of the rule's; None where it is the same."""
+def _shares(rule: RuleModule, group: Mapping[str, Any], kept: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
+    """What c is, in units of the rule's, [parameters of the group, (N)]; None where it is the same."""
     steps, mean = travelled(group).values()
-    lr, recency = group["lr"], rule.recency(kept)
+    lr = group["lr"]
     if isinstance(lr, Tensor):
-        return (steps + recency) / (steps * (mean / lr.reshape(()).clamp(min=_NONE)) + recency)
-    if lr <= _NONE or (not isinstance(mean, Tensor) and mean == lr):
+        parts = steps * (mean / lr.reshape(()).clamp(min=_NONE))
+    elif lr <= _NONE or (not isinstance(mean, Tensor) and mean == lr):
         return None
-    return (steps + recency) / (steps * (mean / lr) + recency)
+    else:
+        parts = steps * (mean / lr)
+    told = ("step", *(("coherence",) if "coherence" in kept[0] else ()))
+    known = {key: torch.stack([one[key] for one in kept]) for key in told}
+    recency = rule.recency(known)
+    most = (known["step"].to(recency.dtype) + recency) / (1 + recency)  # c is 1 at most
+    return torch.minimum(((steps + recency) / (parts + recency)).to(most), most)
 
 
 def _recounted(
-    rule: RuleModule, delta: Tensor, ahead: tuple[Tensor | None, Tensor], share: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Delta and z - x of a step whose newest z counts `share` times as much in x; `ahead`: before and after it."""
-    before, after = ahead
-    before = torch.zeros_like(after) if before is None else before
+    rule: RuleModule,
+    deltas: Sequence[Tensor],
+    ahead: tuple[Sequence[Tensor | None], Sequence[Tensor]],
+    shares: Tensor,
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Deltas and z - x of a step whose newest z counts `shares` times as much in x; `ahead`: before and after it."""
+    after = ahead[1]
+    before = [torch.zeros_like(now) if was is None else was for was, now in zip(*ahead, strict=True)]
     slack = rule.slack()
     assert slack is not None
-    slack, share = slack.to(after), beside(share, after)
-    less = (1 - share) * (delta - slack * (after - before))  # of what x moves by
-    return delta - (1 - slack) * less, after + less
+    factors = torch.stack([-torch.ones_like(slack), -slack, slack - 1]).to(after[0].device)
+    numbers = {dtype: factors.to(dtype).unbind() for dtype in {x.dtype for x in after}}
+    back, ours, others = zip(*(numbers[x.dtype] for x in after), strict=True)
+    rest = [beside(share, x) for share, x in zip((1 - shares).unbind(), after, strict=True)]
+    own = totals(deltas, products(totals(after, products(before, back)), ours))  # what x moves by
+    less = products(own, rest)
+    return totals(deltas, products(less, others)), totals(after, less)
 
 
 def _quotient(kept: Any, rate: Any) -> Any:
@@ -119,10 +143,10 @@ def _quotient(kept: Any, rate: Any) -> Any:
     return kept / rate if rate > _NONE else 0.0
 
 
-def _times(kept: Mapping[str, Tensor], factor: Any) -> dict[str, Tensor]:
-    if not isinstance(factor, Tensor) and factor == 1:
-        return dict(kept)
-    return {**kept, "ahead": kept["ahead"] * factor}
+def _multiply(state: RuleState, names: Sequence[str], factor: Any) -> None:
+    """Put into `state` entries of these names with another "ahead", `factor` times as large."""
+    if isinstance(factor, Tensor) or factor != 1:
+        state.update((name, {**state[name], "ahead": state[name]["ahead"] * factor}) for name in names)
 
 
 def _at_rate(new: dict[str, Tensor], old: Mapping[str, Tensor], rate: Any) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, _foreach_add_, _foreach_copy_, _foreach_mul, _foreach_mul_  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, _foreach_add_, _foreach_copy_, _foreach_mul, _foreach_mul_, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+from torch._utils import _flatten_dense_tensors
 
 from weightedit.errors import WeightEditError
 from weightedit.network.spec import Params
@@ -33,6 +34,8 @@ _REFUSED = {
 
 ADAMW_LR = 1e-3
 """AdamW's lr that lr = 1 of a learned rule stands for: its weight decay takes as much away."""
+
+_JOINED = 2**18  # numbers that are quick to copy
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,19 @@ def is_half(dtype: torch.dtype) -> bool:
 
 def size(tensors: Iterable[Tensor]) -> Tensor:
     """The norm of all of some tensors; not finite where an entry is not, or is so large that its square is not."""
-    return torch.nn.utils.get_total_norm([tensor for tensor in tensors if tensor.is_floating_point()])
+    of_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            of_kind.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    norms = [_norm(of) for of in of_kind.values()]
+    return norms[0] if len(norms) == 1 else torch.stack([norm.to(norms[0]) for norm in norms]).norm()
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of tensors of one kind: small ones joined first, since reading them one by one would take longer."""
+    if tensors[0].device.type == "cpu" and sum(tensor.numel() for tensor in tensors) < _JOINED:
+        return _flatten_dense_tensors(tensors).norm()
+    return torch.stack(_foreach_norm(tensors)).norm()
 
 
 def fault(updates: Params, state: RuleState, grads: Mapping[str, Tensor | None]) -> str | None:
@@ -220,7 +235,7 @@ class Step(NamedTuple):
         rates = {id(one.group): rate_of(one.group) for one in self.ones.values()}.values()
         rate = sum(lr.detach() if isinstance(lr, Tensor) else lr for lr in rates)
         quantities = chain.from_iterable(quantities.values() for quantities in self.state.values())
-        return (size(self.deltas.values()) * rate + size(chain(self.new.values(), quantities))).isfinite()
+        return (size(chain(self.deltas.values(), self.new.values(), quantities)) * (1 + rate)).isfinite()
 
     def take_if(self, sound: Tensor, states: dict[Tensor, Any]) -> None:
         """Write it, where the truth value on the device says so. All parameters have a state of these quantities."""
@@ -233,21 +248,25 @@ class Step(NamedTuple):
 
     def take(self, states: dict[Tensor, Any]) -> None:
         """Write it: into the state's own tensors where it has them, and they are none of what the rule gave."""
-        own = {t.untyped_storage().data_ptr() for one in self.ones.values() for t in states.get(one.param, {}).values()}
+        before = {name: states.get(one.param, {}) for name, one in self.ones.items()}
+        own = {t.untyped_storage().data_ptr() for kept in before.values() for t in kept.values()}
         here: list[Tensor] = []
         there: list[Tensor] = []
         for name, one in self.ones.items():
-            kept = states.get(one.param, {})
-            for key, tensor in self.state[name].items():
+            kept, given = before[name], self.state[name]
+            for key, tensor in given.items():
                 old = kept.get(key)
-                if tensor.untyped_storage().data_ptr() in own and tensor is not old:  # an old one, by another name
+                if tensor is old:
+                    continue
+                if tensor.untyped_storage().data_ptr() in own:  # an old one, by another name
                     tensor = tensor.clone()
-                if old is None or (old.shape, old.dtype, old.device) != (tensor.shape, tensor.dtype, tensor.device):
+                if old is None or not _alike(old, tensor):
                     kept[key] = tensor.clone()
                 else:
                     here.append(old)
                     there.append(tensor)
-            states[one.param] = {key: kept[key] for key in self.state[name]}
+            if kept.keys() != given.keys() or one.param not in states:
+                states[one.param] = {key: kept[key] for key in given}
         if here:
             _foreach_copy_(here, there)
         for name, new in self.new.items():
@@ -264,6 +283,10 @@ class Step(NamedTuple):
             if name not in self.new:
                 found.setdefault(id(one.group), []).append(name)
         return found.values()
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 def read_options(given: dict[str, Any]) -> StepOptions:
