@@ -1054,8 +1054,8 @@ def test_a_rule_says_how_it_is_compiled(name, monkeypatch):
     net, other = network(), network()
     optimizer = LearnedOptimizer(net, rule, compile=True)
     train(net, optimizer, 4)
-    assert compiled == {"mlp": ["update", "_gather", "_energies", "_combined"]}.get(
-        name, ["update", "hidden", "_gather", "move", "move_on"]
+    assert compiled == {"mlp": ["_named_update", "_gather", "_energies", "_combined"]}.get(
+        name, ["_named_update", "hidden", "_gather", "move", "move_on"]
     )
     train(other, LearnedOptimizer(other, rule), 4)
     # Rounding of float32, which leveling amplifies; in float64 they agree to 1e-11 (test_metanet_rule.py).

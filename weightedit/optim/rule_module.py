@@ -6,9 +6,11 @@ rule.py's. RuleModule.from_pretrained loads any of them.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from typing import Any, ClassVar, Self
 
 import torch
@@ -80,22 +82,32 @@ class RuleModule(Pretrained):
         """`update`, compiled: a network as one graph or, where it is too large for that, by passes.
 
         The first step of a network runs as it is: what is made once is made, and a compiler then meets the state as it
-        stays. Else the second step would be compiled anew.
+        stays. Else the second step would be compiled anew. Of a wiring, a compiled step looks at nothing but its name.
         """
-        whole, passes = torch.compile(self.update, options=contracting()), self.compiled_passes()
-        met: set[tuple[str, ...]] = set()
+        whole, passes = torch.compile(self._named_update, options=_options()), self.compiled_passes()
+        names: dict[int, tuple[Wiring, str]] = {}
+        met: set[tuple[Any, ...]] = set()
 
         def update(
             wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
         ) -> Stepped:
-            if passes is None or one_graph(grads.values()) or torch.is_grad_enabled():
-                if tuple(grads) not in met:
-                    met.add(tuple(grads))
-                    return self.update(wiring, grads, state, params, loss=loss)
-                return whole(wiring, grads, state, params, loss=loss)
-            return self.step(wiring, (grads, state, params), loss, passes)
+            if passes is not None and not one_graph(grads.values()) and not torch.is_grad_enabled():
+                return self.step(wiring, (grads, state, params), loss, passes)
+            first = next(iter(grads), None)
+            kinds = () if first is None else ((t.dtype, t.device, t.dim()) for t in state[first].values())
+            kind = id(wiring), *grads, *kinds
+            if kind not in met:
+                met.add(kind)
+                names.setdefault(id(wiring), (wiring, _name(wiring)))
+                return self.update(wiring, grads, state, params, loss=loss)
+            return whole(names[id(wiring)][1], wiring, grads, state, params, loss=loss)
 
         return update
+
+    def _named_update(self, name: str, wiring: Wiring, *given: Any, loss: Tensor | None) -> Stepped:
+        """`update` by a wiring that its name stands for, which a compiler sees to be asked for."""
+        assert name
+        return self.update(wiring, *given, loss=loss)
 
     def init(self, wiring: Wiring, params: Params) -> RuleState:
         """Zeros in float32 at least, [(N), *shape] for every one of `quantities`."""
@@ -128,3 +140,19 @@ class RuleModule(Pretrained):
         given = config["rule"]
         given = {**cls.before, **given} if isinstance(given, Mapping) else given
         return conform(cls.configs, given, f"{CONFIG}: rule")
+
+
+_SETTLED = re.compile(r"(?:[\w.]+\()*(?:L\['wiring'\]|wiring\b|G\['__import_weightedit)")
+"""What does not change under a compiled step: its wiring, by whose name it is found, and what is written here."""
+
+
+def _options() -> dict[str, Any]:
+    """The compiler's, for a network as one graph: to look at what may change before a step, and not at the rest."""
+    if not hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # torch before 2.8 looks at everything
+        return contracting()
+    return {**contracting(), "guard_filter_fn": lambda guards: [_SETTLED.match(one.name) is None for one in guards]}
+
+
+def _name(wiring: Wiring) -> str:
+    """The same for wirings that a rule sees to be the same, and for no others."""
+    return sha256(repr(wiring).encode()).hexdigest()
