@@ -20,6 +20,7 @@ from weightedit.errors import FileFormatError, NonFiniteError, ParamsError, Weig
 from weightedit.files.checkpoint import save_checkpoint
 from weightedit.network.spec import NetworkSpec
 from weightedit.network.wiring import Wiring
+from weightedit.optim import stepping
 from weightedit.optim.hand_designed import SGD, Adam, GeometricAdam
 from weightedit.optim.learned_rule import make_rule
 from weightedit.optim.metanet_rule import MetanetRule
@@ -349,6 +350,21 @@ def test_large_numbers_are_no_fault():
     torch.testing.assert_close(net[2].bias.detach(), before - 1e-2)
     with pytest.raises(NonFiniteError):
         train(net, LearnedOptimizer(net, Recorder(), lr=3e38), 5)
+
+
+@pytest.mark.parametrize("joined", [0, 2**18])
+def test_the_size_of_what_a_step_makes(joined, monkeypatch):
+    """Numbers of all kinds, and what is not finite in any of them."""
+    monkeypatch.setattr(stepping, "_JOINED", joined)
+    shapes = ((3, 4), torch.float32), ((), torch.float32), ((5, 2), torch.float64), ((0,), torch.float32)
+    found = [torch.rand(shape, generator=torch.Generator(), dtype=dtype) for shape, dtype in shapes]
+    found.append(found[0].mT)
+    expected = torch.cat([tensor.double().flatten() for tensor in found]).norm()
+    torch.testing.assert_close(stepping.size([*found, torch.tensor(3)]).double(), expected, rtol=1e-6, atol=0)
+    for tensor in filter(torch.Tensor.numel, found):
+        for wrong in (torch.inf, torch.nan):
+            others = [torch.full_like(tensor, wrong) if other is tensor else other for other in found]
+            assert not stepping.size(others).isfinite()
 
 
 def test_half_precision_parameters_may_not_overflow():

@@ -98,7 +98,7 @@ class RuleModule(Pretrained):
             kind = id(wiring), *grads, *kinds
             if kind not in met:
                 met.add(kind)
-                names.setdefault(id(wiring), (wiring, _name(wiring)))
+                names.setdefault(id(wiring), (wiring, name_of(wiring)))
                 return self.update(wiring, grads, state, params, loss=loss)
             return whole(names[id(wiring)][1], wiring, grads, state, params, loss=loss)
 
@@ -148,11 +148,12 @@ _SETTLED = re.compile(r"(?:[\w.]+\()*(?:L\['wiring'\]|wiring\b|G\['__import_weig
 
 def _options() -> dict[str, Any]:
     """The compiler's, for a network as one graph: to look at what may change before a step, and not at the rest."""
-    if not hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # torch before 2.8 looks at everything
-        return contracting()
-    return {**contracting(), "guard_filter_fn": lambda guards: [_SETTLED.match(one.name) is None for one in guards]}
+    found = {**contracting(), "size_asserts": False}
+    if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # torch before 2.8 looks at everything
+        found["guard_filter_fn"] = lambda guards: [_SETTLED.match(one.name) is None for one in guards]
+    return found
 
 
-def _name(wiring: Wiring) -> str:
+def name_of(wiring: Wiring) -> str:
     """The same for wirings that a rule sees to be the same, and for no others."""
     return sha256(repr(wiring).encode()).hexdigest()
