@@ -2,7 +2,7 @@
 
     python tasks/benchmark.py speed
     OMP_WAIT_POLICY=passive python tasks/benchmark.py meta-training --rules per-parameter lean --out runs/meta-cost
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python tasks/benchmark.py optimizers --networks 2.4k 118k ResNet-18
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python tasks/benchmark.py optimizers --networks 2.4k ResNet-18 GPT
 
 Only ratios measured together mean something on a shared machine. Compiling takes minutes per rule and is not timed.
 
@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -298,23 +297,24 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 class Optimizers:
     """What a step of an optimizer costs beside torch's, on whatever device there is.
 
-    Timed is optimizer.step() alone, on gradients that stay: medians of wall time and of processor time. Memory is the
-    peak of two steps above the network and its gradients, the state included. Operations are what an eager step
-    dispatches; kernels, where there is a GPU, what it launches. What is not at hand, or is not begun in `minutes`, is
-    left out by name.
+    Timed is optimizer.step() alone, on gradients that stay: medians, on a CPU of processor time, since cores may be
+    shared. Memory is the peak of two steps above the network and its gradients, the state included. Operations are
+    what an eager step dispatches; kernels, where there is a GPU, what it launches. Everything is first timed as it is,
+    then the rules compiled, on the largest networks first. What is not at hand, or would not end in `minutes` if it
+    took as long as the slowest of its kind before it, is left out by name.
 
     Attributes:
-        rules: names (adam, geometric-adam, per-parameter, small-fc, lean), or folders of learned rules.
+        rules: names (adam, geometric-adam, per-parameter, small-fc, lean), or learned rules, shipped ones or folders.
         networks: names (2.4k, 118k, 1.9M, ResNet-18, GPT); none: all on a GPU, the first three on a CPU.
         compile: time the rules compiled, too.
         rounds: turns of every contender.
-        minutes: after which no contender is begun any more.
+        minutes: for all of it.
         device: cuda, cpu, or nothing for the first there is.
         out: folder of what is written, cost.json and cost.md.
         smoke: seconds instead of minutes, to see that everything runs.
     """
 
-    rules: tuple[str, ...] = ("per-parameter", "lean")
+    rules: tuple[str, ...] = ("per-parameter", "general")
     networks: tuple[str, ...] = ()
     compile: bool = True
     rounds: int = 15
@@ -330,9 +330,14 @@ class Optimizers:
             return replace(self, networks=self.networks or ("2.4k",), compile=False, rounds=2, smoke=False).run()
         names = self.networks or tuple(NETWORKS)[: None if device == "cuda" else 3]
         check_names("networks", names, NETWORKS)
-        end, rows, left, result = time.perf_counter() + 60 * self.minutes, [], [], {}
-        for name in names:
-            found, out = self.measure(name, device, end)
+        left = [f"{rival} ({why})" for rival, why in missing().items()]
+        rivals = [(rival, False) for rival in (ADAMW, MUON, FREE) if rival not in missing()]
+        turns = [(name, [*rivals, *((rule, False) for rule in self.rules)]) for name in names]
+        if self.compile:
+            turns += [(name, [(ADAMW, False), *((rule, True) for rule in self.rules)]) for name in reversed(names)]
+        end, rows, result, longest = time.perf_counter() + 60 * self.minutes, [], {}, {False: 0.0, True: 0.0}
+        for name, contenders in turns:
+            found, out = self.measure(name, contenders, device, (end, longest))
             rows += found
             left += out
             result = self.written(device, rows, left)
@@ -340,7 +345,7 @@ class Optimizers:
 
     def written(self, device: str, rows: list[dict[str, Any]], left: list[str]) -> dict[str, Any]:
         """Write and print what is measured so far, so that a run that is ended keeps it; returns what is written."""
-        heads = list(rows[0])
+        heads = list(rows[0]) if rows else ["nothing was timed"]
         text = table(heads, [[_cell(row[head]) for head in heads] for row in rows])
         text = f"{hardware(cpu=device == 'cpu')}, torch {torch.__version__}\n\n{text}"
         if left:
@@ -350,17 +355,20 @@ class Optimizers:
         print(text)
         return result
 
-    def measure(self, name: str, device: str, end: float) -> tuple[list[dict[str, Any]], list[str]]:
-        """One row per contender on one network, and what was left out."""
-        absent = missing()
-        contenders = [(rival, False) for rival in (ADAMW, MUON, FREE) if rival not in absent]
-        ways = (False, True) if self.compile else (False,)
-        contenders += list(chain.from_iterable(((rule, way) for way in ways) for rule in self.rules))
-        left = [f"{rival} ({why})" for rival, why in absent.items()]
-        memory, counts, steppers = {}, {}, {}
+    def measure(
+        self, name: str, contenders: list[tuple[str, bool]], device: str, until: tuple[float, dict[bool, float]]
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """One row per contender on one network, and what was left out.
+
+        Args:
+            contenders: with whether they are compiled; the first is what others are measured by.
+            until: when all must have ended; seconds of the slowest contender, compiled or not, so far.
+        """
+        end, longest = until
+        memory, counts, steppers, left = {}, {}, {}, []
         for rival, compiled in contenders:
-            label = f"{rival}, compiled" if compiled else rival
-            if time.perf_counter() > end:
+            label, begun = f"{rival}, compiled" if compiled else rival, time.perf_counter()
+            if begun + longest[compiled] > end:
                 left.append(f"{label} on {name} (no time left)")
                 continue
             if not compiled:
@@ -371,21 +379,27 @@ class Optimizers:
                 steppers[label][0].step()
             if not compiled:
                 counts[label] = calls(steppers[label][0], device)
+            longest[compiled] = max(longest[compiled], time.perf_counter() - begun)
+        first, compiled = contenders[0][0], contenders[-1][1]
+        if first not in steppers or (compiled and len(steppers) == 1):
+            return [], left
         timings = take_turns({label: optimizer.step for label, (optimizer, _) in steppers.items()}, self.rounds)
         parameters = sum(p.numel() for p in NETWORKS[name]().parameters())
+        seconds = {label: own.wall if device == "cuda" else own.processor for label, own in timings.items()}
         return [
             {
                 "network": name,
                 "contender": label,
-                "ms": 1e3 * timing.wall,
-                "times fused AdamW": timing.wall / timings[ADAMW].wall,
-                "ns per parameter": 1e9 * timing.wall / parameters,
-                "processor ms": 1e3 * timing.processor,
+                "ms": 1e3 * seconds[label],
+                "times fused AdamW": seconds[label] / seconds[first],
+                "ns per parameter": 1e9 * seconds[label] / parameters,
+                "wall ms": 1e3 * timing.wall,
                 "peak MB": memory.get(label),
                 "operations": counts.get(label, (None, None))[0],
                 "kernels": counts.get(label, (None, None))[1],
             }
             for label, timing in timings.items()
+            if not compiled or label != first
         ], left
 
 
