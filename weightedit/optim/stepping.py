@@ -96,7 +96,8 @@ def proposed(
         grads, state, params = _in_one_dtype(grads, state, params)
     fresh = {name: tensor for name, tensor in params.items() if name not in state}
     device = next(iter(params.values())).device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if cast else nullcontext():
         if fresh:
             state = {**state, **rule.init(wiring, fresh)}
         deltas, new = (update or rule.update)(wiring, grads, state, params, loss=loss)
