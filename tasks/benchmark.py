@@ -55,6 +55,7 @@ LEARNED: dict[str, Callable[[], RuleModule]] = {
 """Untrained, which cost as much."""
 RULES: dict[str, Callable[[], UpdateRule]] = {"adam": Adam, "geometric-adam": GeometricAdam, **LEARNED}
 ADAMW, MUON, FREE = "fused AdamW", "torch.optim.Muon + AdamW", "schedule-free AdamW"
+RIVALS = {"muon": MUON, "schedule-free": FREE}
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
@@ -305,6 +306,7 @@ class Optimizers:
 
     Attributes:
         rules: names (adam, geometric-adam, per-parameter, small-fc, lean), or learned rules, shipped ones or folders.
+        rivals: of muon, schedule-free; fused AdamW is always there. Muon takes seconds per step on a CPU from 1.9M.
         networks: names (2.4k, 118k, 1.9M, ResNet-18, GPT); none: all on a GPU, the first three on a CPU.
         compile: time the rules compiled, too.
         rounds: turns of every contender.
@@ -315,6 +317,7 @@ class Optimizers:
     """
 
     rules: tuple[str, ...] = ("per-parameter", "general")
+    rivals: tuple[str, ...] = tuple(RIVALS)
     networks: tuple[str, ...] = ()
     compile: bool = True
     rounds: int = 15
@@ -330,8 +333,10 @@ class Optimizers:
             return replace(self, networks=self.networks or ("2.4k",), compile=False, rounds=2, smoke=False).run()
         names = self.networks or tuple(NETWORKS)[: None if device == "cuda" else 3]
         check_names("networks", names, NETWORKS)
-        left = [f"{rival} ({why})" for rival, why in missing().items()]
-        rivals = [(rival, False) for rival in (ADAMW, MUON, FREE) if rival not in missing()]
+        check_names("rivals", self.rivals, RIVALS)
+        absent = {RIVALS[name]: missing()[RIVALS[name]] for name in self.rivals if RIVALS[name] in missing()}
+        left = [f"{rival} ({why})" for rival, why in absent.items()]
+        rivals = [(ADAMW, False), *((RIVALS[name], False) for name in self.rivals if RIVALS[name] not in absent)]
         turns = [(name, [*rivals, *((rule, False) for rule in self.rules)]) for name in names]
         if self.compile:
             turns += [(name, [(ADAMW, False), *((rule, True) for rule in self.rules)]) for name in reversed(names)]
