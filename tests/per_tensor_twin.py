@@ -153,7 +153,10 @@ def _seen(rule, wiring, wire, gradient, weight, state):
     adam = 1 + min(range(len(config.momenta)), key=lambda k: abs(config.momenta[k] - 0.9))
     level = direct[adam]
     if wire.kind == "weight" and (config.leveling is None or min(gradient.shape) <= config.leveling):
-        level = _leveled(sum(share * average for share, average in zip(rule.mix, averages, strict=True)))
+        mix = rule.mix
+        if config.coherence:
+            mix = mix + (1 - state["coherence"][0].exp()).clamp(min=0) * rule.mix_by
+        level = _leveled(sum(share * average for share, average in zip(mix, averages, strict=True)))
     odd = [*direct, averages[0] * factor, averages[adam] * factor, weight, level]
     agreement = [a * b for a, b in zip(direct, direct[1:], strict=False)]
     even = [x / (1 + x.abs()) for x in [*(x.square() for x in odd), *agreement]] + [(v / mean + 1e-6).log() / 4]

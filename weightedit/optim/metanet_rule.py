@@ -14,7 +14,8 @@ permutations. Signs are kept by the form (ours; learned_optimizers.md section 3,
 the other f are 1. At the start, steps fall with the root of the number of weight matrices (ours; the exponent was
 chosen on the vision transformer and the ResNet of tests/optim/test_whole_modules.py). The delta is that of an average
 of the iterates that took these steps (schedule-free, Defazio et al. 2024), so that noise dies out without a horizon;
-with `coherence`, its length and the size of the first steps go by how steady gradients are (coherence.py).
+with `coherence`, its length, the size of the first steps, and what the newest gradient counts in what is leveled go by
+how steady gradients are (coherence.py).
 The scale of a neuron, in s, is the largest that it has had, decayed by `memory` a step: of the same type, and not zero
 where the weights into it pass through zero. At the start phi = 0 and the rule is Muon in the gauge, geometric Adam
 where that is not asked for, averaged. Under symmetry "permutation" the even features are joined by the odd ones, and no
@@ -110,6 +111,8 @@ class MetanetRule(RuleModule):
             mix = torch.zeros(1 + len(config.momenta))
             mix[0] = mix[self._adam] = 0.5
             self.mix = nn.Parameter(mix)
+            if config.coherence:
+                self.mix_by = nn.Parameter(torch.zeros(1 + len(config.momenta)))
         if config.averaging:
             self.lag, self.log_recency = nn.Parameter(torch.tensor(2.2)), nn.Parameter(torch.tensor(0.0))
         if config.averaging and config.coherence:
@@ -181,9 +184,10 @@ class MetanetRule(RuleModule):
         clock = Clock(torch.stack(before["step"], -1) + 1, logs)
         slower = self._slower(plan, grown)
         framing = self._scales(plan, reach, slower)
+        steady_before = Coherence.of(before["coherence"]) if self.config.coherence else None
         found: dict[str, Gathered] = {}
         fresh = self.fresh.to(dtype)[:, None], 1 - self.config.second
-        known = list(zip(values, plan.pairs(*framing), self._mixes(plan, clock), strict=True))
+        known = list(zip(values, plan.pairs(*framing), self._mixes(plan, clock, steady_before), strict=True))
         groups = self._groups(plan, [value.numel() for value in values], passes)
         apart = [[i for i in of if is_vector(plan.stacks[i]) is vectors] for vectors in (False, True) for of in groups]
         for of in filter(None, apart):
@@ -207,8 +211,8 @@ class MetanetRule(RuleModule):
         facts = self._facts(plan, clock, grown, self._losses(clock, loss, before, after))
         rising = warranted * (clock.steps / self.config.warm).clamp(max=1) if self.config.warm else warranted
         steady = None
-        if self.config.coherence:
-            known = self._coherence(plan, gathered, clock, energies, before["coherence"])
+        if steady_before is not None:
+            known = self._coherence(plan, gathered, clock, energies, steady_before)
             steady, after["coherence"] = shares(known.log), known.kept()
             facts = torch.cat([facts, steady.unsqueeze(-2).expand(*facts.shape[:-1], 2)], -1)
             rising = rising * known.size.unsqueeze(-1)
@@ -277,11 +281,14 @@ class MetanetRule(RuleModule):
         columns = reach.index_select(-1, plan.source_of_column) * fans.index_select(-1, plan.tensor_of_column)
         return rows, columns.reciprocal()
 
-    def _mixes(self, plan: Plan, clock: Clock) -> list[Tensor | None]:
+    def _mixes(self, plan: Plan, clock: Clock, before: Coherence | None) -> list[Tensor | None]:
         """What gradient and momenta count in what is leveled, per stack [.., tensors, 1, 1 + momenta]; or None."""
         if self.config.leveling == 0:
             return [None] * len(plan.stacks)
-        counts = self.mix.to(clock.steps.dtype) * clock.corrections
+        counts = self.mix.to(clock.steps.dtype)
+        if before is not None:
+            counts = counts + shares(before.log).narrow(-1, 1, 1) * self.mix_by.to(counts.dtype)
+        counts = counts * clock.corrections
         parts = zip(plan.stacks, plan.per_stack(counts.unsqueeze(-2), -3), strict=True)
         return [part if self._levels(stack) else None for stack, part in parts]
 
@@ -388,15 +395,15 @@ class MetanetRule(RuleModule):
         gathered: Sequence[Gathered],
         clock: Clock,
         squares: tuple[Tensor, Tensor],
-        kept: Sequence[Tensor],
+        before: Coherence,
     ) -> Coherence:
         """What coherence.py says of the network.
 
         Args:
             squares: means of the step's squared gradients per tensor, and of the averaged ones, corrected.
-            kept: what the states of tensors say.
+            before: what the states of tensors say.
         """
-        decay, before = self.config.momenta[self._adam - 1], Coherence.of(kept)
+        decay = self.config.momenta[self._adam - 1]
         lately = before.lately.lerp(squares[0], 1 - decay)
         norms = [torch.linalg.vector_norm(one.averages.select(-2, self._adam), dim=-1) for one in gathered]
         left = (1 - decay) / (1 + decay)

@@ -41,8 +41,9 @@ class MetanetRuleConfig:
             that they grow; None for no bound.
         warm: the first so many steps rise from 1 / warm of their size to all of it; 0 for no such rise.
         step_size: at the start, in units of the weights' own size.
-        coherence: the rule looks at how steady gradients are from step to step (coherence.py), averages by that, and
-            begins with three tenths of its steps until they have shown a slope.
+        coherence: the rule looks at how steady gradients are from step to step (coherence.py), averages by that,
+            levels less of the newest gradient where they alternate, and begins with three tenths of its steps until
+            they have shown a slope.
         loss: the rule looks at the logarithm of the loss and of how it fell since the first step.
 
     Raises:
