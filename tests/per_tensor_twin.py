@@ -155,7 +155,7 @@ def _seen(rule, wiring, wire, gradient, weight, state):
     if wire.kind == "weight" and (config.leveling is None or min(gradient.shape) <= config.leveling):
         mix = rule.mix
         if config.coherence:
-            mix = mix + (1 - state["coherence"][0].exp()).clamp(min=0) * rule.mix_by
+            mix = mix + (1 - state["coherence"][0].exp()).clamp(min=0) ** 2 * rule.mix_by
         level = _leveled(sum(share * average for share, average in zip(mix, averages, strict=True)))
     odd = [*direct, averages[0] * factor, averages[adam] * factor, weight, level]
     agreement = [a * b for a, b in zip(direct, direct[1:], strict=False)]

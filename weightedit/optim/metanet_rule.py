@@ -282,12 +282,15 @@ class MetanetRule(RuleModule):
         return rows, columns.reciprocal()
 
     def _mixes(self, plan: Plan, clock: Clock, before: Coherence | None) -> list[Tensor | None]:
-        """What gradient and momenta count in what is leveled, per stack [.., tensors, 1, 1 + momenta]; or None."""
+        """What gradient and momenta count in what is leveled, per stack [.., tensors, 1, 1 + momenta]; or None.
+
+        Where gradients alternate, another mix counts by the square of how much: a little alternation is in all noise.
+        """
         if self.config.leveling == 0:
             return [None] * len(plan.stacks)
         counts = self.mix.to(clock.steps.dtype)
         if before is not None:
-            counts = counts + shares(before.log).narrow(-1, 1, 1) * self.mix_by.to(counts.dtype)
+            counts = counts + shares(before.log).narrow(-1, 1, 1).square() * self.mix_by.to(counts.dtype)
         counts = counts * clock.corrections
         parts = zip(plan.stacks, plan.per_stack(counts.unsqueeze(-2), -3), strict=True)
         return [part if self._levels(stack) else None for stack, part in parts]
