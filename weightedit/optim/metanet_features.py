@@ -108,7 +108,7 @@ def features(seen: Seen, framed: Sequence[Tensor], adam: int, *, signed: bool) -
         signed: whether the even features are joined by the odd ones, which gives up sign equivariance.
     """
     count = seen.averages.shape[-2]
-    calm, damping, inverse, one, least, corrections = seen.numbers.split([1, 1, 1, 1, 1, count], -2)
+    calm, damping, inverse, one, least, corrections = seen.numbers.split_with_sizes([1, 1, 1, 1, 1, count], -2)
     second = torch.addcmul(damping, seen.second, calm)
     averages = seen.averages * corrections
     direct = averages * inverse_root(second)
@@ -171,7 +171,7 @@ def leveled(matrices: Sequence[Tensor]) -> list[Tensor]:
         grams = [torch.bmm(x.mT, x) if _is_tall(x) else torch.bmm(x, x.mT) for x in flat]
         side = max(gram.shape[-1] for gram in grams)
         grams = [functional.pad(x, 2 * (0, side - x.shape[-1])) if x.shape[-1] < side else x for x in grams]
-        totals = _polynomial(torch.cat(grams) if len(grams) > 1 else grams[0]).split([len(x) for x in flat])
+        totals = _polynomial(torch.cat(grams) if len(grams) > 1 else grams[0]).split_with_sizes([len(x) for x in flat])
         for i, x, total in zip(places, flat, totals, strict=True):
             own = min(x.shape[-2:])
             total, scale = total if own == side else total[:, :own, :own], math.sqrt(max(x.shape[-2:]))

@@ -55,7 +55,7 @@ class Line:
 
     def received(self, stacks: Sequence[Stack]) -> list[tuple[Tensor, Tensor | None]]:
         """Look.received of every stack."""
-        parts = self._look.hidden.squeeze(-3).split(self._lengths, -1)
+        parts = self._look.hidden.squeeze(-3).split_with_sizes(self._lengths, -1)
         return [given(part, stack) for part, stack in zip(parts, stacks, strict=True)]
 
     def moved(self, ends: Sequence[Ends], averages: Sequence[Average | None]) -> list[tuple[Tensor, Tensor | None]]:
@@ -71,7 +71,7 @@ class Line:
         return list(zip(self._parts(delta), given, strict=True))
 
     def _parts(self, line: Tensor) -> Sequence[Tensor]:
-        return line.split(self._lengths, -1)
+        return line.split_with_sizes(self._lengths, -1)
 
 
 def _line(stacks: Iterable[Tensor]) -> Tensor:

@@ -449,7 +449,7 @@ class MetanetRule(RuleModule):
         """
         dtype, hidden = facts.dtype, self.config.hidden
         weights = torch.cat([self.pace, self.decay.unsqueeze(0), self.tensor_first, self.tensor_second]).to(dtype)
-        paces, decay, first, second = (facts @ weights.mT).split([2, 1, hidden, hidden], -1)
+        paces, decay, first, second = (facts @ weights.mT).split_with_sizes([2, 1, hidden, hidden], -1)
         pace = torch.where(plan.is_weight, paces[..., 1], paces[..., 0])
         size = -(pace + self.log_step_size.to(dtype)).exp() * warranted
         sizes = torch.stack([size, decay.squeeze(-1).exp()], -1)

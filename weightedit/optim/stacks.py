@@ -75,7 +75,7 @@ class Stack:
     def parts(self, joined: Tensor, lead: int) -> Sequence[Tensor]:
         """The tensors that make up [.., tensors, *inner, rows, columns]; `join` backwards."""
         if self._padding is not None:
-            return self.unpadded(joined.squeeze(-1).movedim(lead, -2)).split(self.lengths, -1)
+            return self.unpadded(joined.squeeze(-1).movedim(lead, -2)).split_with_sizes(self.lengths, -1)
         shape = (*joined.shape[:-2], *self._shape)
         if len(self) == 1:
             return (joined.reshape(*shape[:lead], *shape[lead + 1 :]),)
@@ -96,7 +96,7 @@ class Stack:
         own = (self.rows,) if self._padding is not None else self._shape
         shape = (*lines.shape[:lead], len(self), *inner, *own)
         if self._padding is not None:
-            return self.unpadded(lines.reshape(shape).movedim(lead, -2)).split(self.lengths, -1)
+            return self.unpadded(lines.reshape(shape).movedim(lead, -2)).split_with_sizes(self.lengths, -1)
         if len(self) == 1:
             return (lines.reshape(*shape[:lead], *shape[lead + 1 :]),)
         return lines.reshape(shape).unbind(lead)
@@ -216,15 +216,15 @@ class Plan:
 
     def split_rows(self, line: Tensor) -> Sequence[Tensor]:
         """A line of rows as one tensor per parameter, by `names`."""
-        return line.split(self._rows, -1)
+        return line.split_with_sizes(self._rows, -1)
 
     def split_columns(self, line: Tensor) -> Sequence[Tensor]:
         """A line of columns as one tensor per parameter, by `names`."""
-        return line.split(self._columns, -1)
+        return line.split_with_sizes(self._columns, -1)
 
     def per_stack(self, numbers: Tensor, axis: int = -1) -> Sequence[Tensor]:
         """Numbers per tensor along `axis`, cut into the stacks' parts."""
-        return numbers.split([len(stack) for stack in self.stacks], axis)
+        return numbers.split_with_sizes([len(stack) for stack in self.stacks], axis)
 
     def rows_per_stack(self, line: Tensor, padding: float = 0.0) -> list[Tensor]:
         """A line [.., rows] as [.., tensors, rows] of every stack."""
@@ -232,17 +232,17 @@ class Plan:
 
     def lines_of_rows(self, line: Tensor) -> Sequence[Tensor]:
         """A line of rows as one line per stack."""
-        return line.split([sum(self._rows[stack.of]) for stack in self.stacks], -1)
+        return line.split_with_sizes([sum(self._rows[stack.of]) for stack in self.stacks], -1)
 
     def columns_per_stack(self, line: Tensor) -> list[Tensor]:
         """A line [.., columns] as [.., tensors, columns] of every stack."""
-        parts = line.split([sum(self._columns[stack.of]) for stack in self.stacks], -1)
+        parts = line.split_with_sizes([sum(self._columns[stack.of]) for stack in self.stacks], -1)
         return [part.unflatten(-1, (len(stack), -1)) for stack, part in zip(self.stacks, parts, strict=True)]
 
     def pairs(self, rows: Tensor, columns: Tensor, padding: float = 1.0) -> list[tuple[Tensor, Tensor]]:
         """Lines of rows and columns as [.., tensors, rows, 1] and [.., tensors, 1, columns] of every stack."""
         by_row = self.lines_of_rows(rows)
-        by_column = columns.split([sum(self._columns[stack.of]) for stack in self.stacks], -1)
+        by_column = columns.split_with_sizes([sum(self._columns[stack.of]) for stack in self.stacks], -1)
         return [
             (stack.padded(row, padding, 1), column.unflatten(-1, (len(stack), 1, -1)))
             for stack, row, column in zip(self.stacks, by_row, by_column, strict=True)
