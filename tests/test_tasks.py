@@ -330,6 +330,17 @@ def test_train_editors_by_examples(weights: Path, pictures: Path, tmp_path: Path
     assert "becomes another" in (tmp_path / "two" / "editor" / "README.md").read_text()
 
 
+def test_train_an_editor_of_a_function_of_ones_own(weights: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text("def faded(x):\n    return 0.5 * x\n")
+    words = ("--smoke", "--weights", str(weights), "--operations", "faded", "--out", str(tmp_path / "out"))
+    result = run_task("train_editor predictive", *words, "--targets", f"{own}:faded")
+    assert "| faded 1 |" in result.stdout
+    assert PredictiveEditor.from_pretrained(tmp_path / "out" / "editor").operations == ("faded",)
+    refused = run_task("train_editor predictive", *words, "--targets", f"{own}:bleached", check=False)
+    assert refused.returncode == 2 and "has no function 'bleached'" in refused.stderr.splitlines()[-1]
+
+
 def test_content_is_read_by_a_classifier(weights: Path, pictures: Path, tmp_path: Path) -> None:
     built = PredictiveEditor(Predictor(PredictorConfig(("mine",), width=4)), LearnedKFAC(), 1)
     editor = str(built.save_pretrained(tmp_path / "editor", "# one\n"))

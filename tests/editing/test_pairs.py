@@ -61,6 +61,20 @@ def test_a_copy_is_nearest_to_itself_and_several_come_in_order():
     assert len(found[torch.tensor([1, 4])].targets) == 2, "rows take their targets along"
 
 
+def test_a_function_of_ones_own_makes_the_targets(tmp_path):
+    own, weights = tmp_path / "mine.py", make_set(5)
+    own.write_text("def dimmed(x):\n    return x.mul_(0.5)\n\n\ndef broken(x):\n    return x[0]\n")
+    splits = {"train": weights, "validation": weights[torch.arange(2)], "test": weights[torch.arange(3, 5)]}
+    for name, part in Pairing(f"{own}:dimmed").of(splits).items():
+        expected = (0.5 * part.images.double()).round().byte()  # halves of odd bytes are exact in float32 as well
+        assert torch.equal(part.targets.squeeze(1), expected), name
+        assert torch.equal(part.images, splits[name].images), "the function gets a copy"
+    with pytest.raises(WeightEditError, match="operation 'broken' returned .* returns a real tensor of the same shape"):
+        Pairing(f"{own}:broken").of(splits)
+    with pytest.raises(WeightEditError, match="got nearest=2 with targets=.*dimmed, a function; expected a heap"):
+        Pairing(f"{own}:dimmed", nearest=2)
+
+
 def test_targets_in_order_go_by_the_number_of_the_source_image():
     weights, pictures = make_set(4, first=3), random_bytes(6, 1, 6, 7, seed=5)
     found = in_order(weights[torch.tensor([3, 0])], pictures, first=2)

@@ -8,16 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import runpy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from weightedit import __version__
 from weightedit.cli.conventions import add_convention, add_rename, convention_words
 from weightedit.errors import FileFormatError, WeightEditError
-
-if TYPE_CHECKING:
-    from weightedit.editing.operations import Operation
 
 SHIPPED_EDITOR = "varied-multi"
 
@@ -83,27 +78,6 @@ def in_own_words(message: str, options: argparse.Namespace) -> str:
     message = message.replace(" (weightedit.inr.convention)", "")
     said = _KEYWORD.sub(told, message)
     return f"{said} ({', '.join(dict.fromkeys(left))}: in Python alone.)" if left else said
-
-
-def named_operation(text: str) -> Operation:
-    """The operation called `text`, or a function of the user's own, FILE.py:FUNCTION.
-
-    Raises:
-        WeightEditError: an unknown name, or a file that cannot be imported or has no such function.
-    """
-    from weightedit.editing.operations import named_error, operation
-
-    path, colon, name = text.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        return operation(text)
-    try:
-        found = runpy.run_path(path).get(name)
-    except (Exception, SystemExit) as error:  # whatever the user's own file raises
-        raise WeightEditError(f"{path} could not be run: {named_error(error)}; correct it.") from error
-    if not callable(found):
-        raise WeightEditError(f"{path} has no function {name!r}; expected one from images [N, C, H, W] to the same.")
-    function: Any = found
-    return operation(function)
 
 
 def check_words(options: argparse.Namespace) -> None:

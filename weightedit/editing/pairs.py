@@ -1,9 +1,9 @@
 """Edits that are known by examples alone: a 3 to an 8, a style, whatever no function of a picture computes.
 
-Here: reading what INRs are to become (pictures, one for each, or a heap of which each takes its nearest), and errors
-against it. An INR may have several targets, of which any will do: the nearest to what was made counts, so that an
-editor settles for one of them where their mean would be a blur. Trainings are training.py's and
-predictor_training.py's.
+Here: reading what INRs are to become (pictures, one for each, or a heap of which each takes its nearest; or what a
+function of the user's own makes), and errors against it. An INR may have several targets, of which any will do: the
+nearest to what was made counts, so that an editor settles for one of them where their mean would be a blur. Trainings
+are training.py's and predictor_training.py's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from weightedit.data.images import load_images
 from weightedit.data.weight_sets import WeightSet
 from weightedit.editing.evaluation import mean_squared_errors
-from weightedit.editing.operations import OPERATIONS, operation
+from weightedit.editing.operations import OPERATIONS, Operation, is_own, named_operation, operation
 from weightedit.errors import WeightEditError, check_whole
 from weightedit.inr.stack import INRStack
 
@@ -31,7 +31,8 @@ class Pairing:
 
     Attributes:
         targets: a hub name, or a folder, with splits train and test as the source images have: one picture for each of
-            them, in their order (as of the same file names); "" for none, where an operation makes them.
+            them, in their order (as of the same file names); or FILE.py:FUNCTION, a function of your own that makes
+            them, from images [N, C, H, W] in [0, 1] to the same; "" for none, where a known operation makes them.
         nearest: 0 where targets are in order; else they are a heap, and each INR takes the so many that are nearest to
             its source image when both are blurred, of the same split.
         target_labels: classes of the targets in the heap; none for all.
@@ -45,6 +46,11 @@ class Pairing:
 
     def __post_init__(self) -> None:
         check_whole("nearest", self.nearest, 0)
+        if self.nearest and is_own(self.targets):
+            raise WeightEditError(
+                f"got nearest={self.nearest} with targets={self.targets}, a function; expected a heap of pictures to "
+                "choose from: leave nearest out, since the function makes one target for each INR."
+            )
         if self.target_labels and not self.nearest:
             raise WeightEditError(
                 f"got target_labels={self.target_labels} without nearest; expected all targets, in order: choose "
@@ -55,10 +61,14 @@ class Pairing:
         """The splits "train", "validation" and "test" with their targets.
 
         Raises:
-            WeightEditError: targets that are fewer than the source images, or than `nearest`, or of another size.
+            WeightEditError: targets that are fewer than the source images, or than `nearest`, or of another size; a
+                function that cannot be read, or that does not give images.
         """
         if not self.targets:
             return dict(splits)
+        if is_own(self.targets):
+            made = named_operation(self.targets)
+            return {name: made_by(part, made) for name, part in splits.items()}
         train, test = (load_images(self.targets, name) for name in ("train", "test"))
         if not self.nearest:
             found = {name: (train.images, 0) for name in splits} | {"test": (test.images, len(train))}
@@ -74,6 +84,12 @@ class Pairing:
     def told(self, name: str) -> str:
         """What edit `name` does, in words."""
         return operation(name).description if name in OPERATIONS else self.description or "known by examples alone"
+
+
+def made_by(weights: WeightSet, function: Operation) -> WeightSet:
+    """The set with one target for each INR: the function of its source image, in bytes."""
+    found = [function(part.float() / 255.0) for part in weights.images.split(_CHUNK)]
+    return replace(weights, targets=(255.0 * torch.cat(found)).round().byte().unsqueeze(1))
 
 
 def in_order(weights: WeightSet, pictures: Tensor, first: int = 0) -> WeightSet:
