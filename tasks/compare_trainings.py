@@ -5,11 +5,12 @@
 
 Each rival is any PyTorch loop's optimizer, with its own schedule: a warm-up and a cosine to zero, or none for
 schedule-free; of its five learning rates it takes the one of the lowest final loss on held-out data, over a run of
-another seed. A learned rule takes lr 1 and no schedule, unless it is given as NAME@LR or NAME+cosine, or both. The
-mark is the final test loss of tuned AdamW: in how many steps, and how many seconds with the optimizer's own in, a rival
-has it. Seconds are processor time on a CPU, else wall time, of training steps alone. Written: out/trainings.json, .md,
-and a picture per task, out/TASK.png. Finished runs are kept in out/runs.json: started again, with more tasks, rules or
-seeds if you like, a comparison goes on; one process per task may share the folder.
+another seed. A learned rule takes lr 1 and no schedule, unless it is given as NAME@LR, NAME+cosine or NAME+compiled,
+or several of these. The mark is the final test loss of tuned AdamW: in how many steps, and how many seconds with the
+optimizer's own in, a rival has it. Seconds are steps times milliseconds, which are those of all contenders in turn in
+one process, medians: processor time on a CPU, else wall time, of training steps alone, compilation left out. Written:
+out/trainings.json, .md, and a picture per task, out/TASK.png. Finished runs are kept in out/runs.json: started again,
+with more tasks, rules or seeds if you like, a comparison goes on; one process per task may share the folder.
 
 What is not installed (`pip install weightedit[rivals]`) is left out by name.
 """
@@ -111,7 +112,7 @@ class Config:
     Attributes:
         tasks: names of metatrain.workloads.WORKLOADS; empty for all that a CPU can train.
         rules: learned rules, by the name of a shipped one or a folder; with @0.3 at that lr, with +cosine falling to
-            zero.
+            zero, with +compiled in compiled steps.
         rivals: names of RIVALS; AdamW, the mark, is always among them.
         images: folder with the data sets mnist, fashion_mnist, cifar10; "" takes them from the hub.
         rates: learning rates tried per rival.
@@ -119,6 +120,7 @@ class Config:
         length: factor of every task's steps.
         batch_size: of every task that has batches; 0 for its own.
         evaluations: of the test loss in a run, at equal distances.
+        blocks: so many blocks of ten training steps of each contender, in turn, are timed.
         device: cuda or cpu.
         out: folder of what is written.
         smoke: seconds, to see that everything runs.
@@ -133,6 +135,7 @@ class Config:
     length: float = 1.0
     batch_size: int = 0
     evaluations: int = 40
+    blocks: int = 5
     device: str = "cpu"
     out: str = "runs/trainings"
     smoke: bool = False
@@ -141,14 +144,14 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Run what is missing, write table and pictures; returns what is in trainings.json."""
     if config.smoke:
-        config = replace(config, rates=2, seeds=1, length=0.02, evaluations=2)
+        config = replace(config, rates=2, seeds=1, length=0.02, evaluations=2, blocks=1)
     rivals = list(dict.fromkeys(["adamw", *config.rivals]))
     unknown = [name for name in config.tasks if name not in WORKLOADS] + [name for name in rivals if name not in RIVALS]
-    if unknown or min(config.rates, config.seeds, config.evaluations) < 1 or config.length <= 0:
+    if unknown or min(config.rates, config.seeds, config.evaluations, config.blocks) < 1 or config.length <= 0:
         raise WeightEditError(
-            f"got {unknown}, {config.rates} rates, {config.seeds} seeds, {config.evaluations} evaluations, length "
-            f"{config.length}; expected tasks among {', '.join(WORKLOADS)}, rivals among {', '.join(RIVALS)}, and "
-            "positive numbers: correct them."
+            f"got {unknown}, {config.rates} rates, {config.seeds} seeds, {config.evaluations} evaluations, "
+            f"{config.blocks} blocks, length {config.length}; expected tasks among {', '.join(WORKLOADS)}, rivals "
+            f"among {', '.join(RIVALS)}, and positive numbers: correct them."
         )
     for name in config.rules:
         identity(name)  # what cannot be loaded is told before anything is trained
@@ -160,6 +163,9 @@ def main(config: Config) -> dict[str, Any]:
     for task in config.tasks:
         contest = Contest(task, config, measured)
         found[task] = {name: contest.runs(name) for name in tqdm(contenders, desc=task)}
+        for name, milliseconds in contest.timed({name: runs[0]["rate"] for name, runs in found[task].items()}).items():
+            for run in found[task][name]:
+                run["ms"] = milliseconds
         draw(task, found[task], Path(config.out) / f"{task}.png")
     text = report(config, found) + (f"\n\nNot installed, left out: {', '.join(absent)}." if absent else "")
     print(text)
@@ -191,29 +197,38 @@ class Contest:
         return [self.run(name, rate, seed) for seed in range(self.config.seeds)]
 
     def run(self, name: str, rate: float, seed: int) -> dict[str, Any]:
-        """Losses at equal distances, the first after no step; seconds there; numbers of state per parameter."""
+        """Losses at equal distances, the first after no step; numbers of state per parameter."""
         key = f"{self.task} {identity(name)} {rate:g} seed {seed}"
         return self.measured(key, lambda: train(self.workload, self.config, name, rate, seed))
 
+    def timed(self, rates: dict[str, float]) -> dict[str, float]:
+        """Milliseconds of a training step of every contender, anew where one of them has not been timed beside all."""
+        key = f"{self.task} in turn: {', '.join(f'{identity(name)} {rate:g}' for name, rate in rates.items())}"
+        return self.measured(key, lambda: times(self.workload, self.config, rates))
+
 
 class Learned(NamedTuple):
-    """A learned rule as it is asked for: NAME, NAME@LR, NAME+cosine, NAME@LR+cosine."""
+    """A learned rule as it is asked for: NAME, NAME@LR, then +cosine, +compiled or both."""
 
     folder: str
     rate: float
     cosine: bool
+    compiled: bool
 
     @classmethod
     def of(cls, name: str) -> Learned:
         """Raises WeightEditError for an lr that is no positive number."""
-        folder, _, rate = name.removesuffix("+cosine").partition("@")
+        asked, *ways = name.split("+")
+        folder, _, rate = asked.partition("@")
         try:
             found = float(rate or 1)
         except ValueError:
             found = math.nan
         if not 0 < found < math.inf:
             raise WeightEditError(f"got the rule {name}; expected a positive number after @: correct it.")
-        return cls(folder, found, name.endswith("+cosine"))
+        if unknown := set(ways) - {"cosine", "compiled"}:
+            raise WeightEditError(f"got the rule {name} with {', '.join(unknown)}; expected +cosine or +compiled.")
+        return cls(folder, found, "cosine" in ways, "compiled" in ways)
 
 
 def identity(name: str) -> str:
@@ -233,34 +248,22 @@ def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> 
     steps = every * config.evaluations
     optimizers, factor = made(name, net, rate, steps, task, config.device)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in optimizers] if factor else []
-    clock, elapsed = time.process_time if config.device == "cpu" else time.perf_counter, 0.0
-    points: list[tuple[float, float, float]] = []
+    points: list[tuple[float, float]] = []
     trained: list[Tensor] = []
     judged = [part.to(torch.device(config.device)) for part in (task.validation, task.test)]
     for step in range(steps + 1):
         if step % every == 0:
             with at_average(optimizers, net, lambda: on(config.device, task.batch(others))):
                 losses = [task.evaluate(net, part) for part in judged]
-            points.append((losses[0], losses[1], elapsed))
+            points.append((losses[0], losses[1]))
             if not all(map(math.isfinite, losses)):
                 break
         if step < steps:
-            x, y = on(config.device, task.batch(generator))
-            start = clock()
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss = task.loss(net(x), y)
-            loss.backward()
-            trained.append(loss.detach())
-            for stepper in (*optimizers, *schedules):
-                stepper.step()
-            if config.device != "cpu":
-                torch.cuda.synchronize()
-            elapsed += clock() - start
+            trained.append(one_step(task, net, (*optimizers, *schedules), on(config.device, task.batch(generator))))
     if len(points) <= config.evaluations or not math.isfinite(sum(points[-1])):
-        points[-1:] = [(math.inf, math.inf, elapsed)] * (config.evaluations + 2 - len(points))
+        points[-1:] = [(math.inf, math.inf)] * (config.evaluations + 2 - len(points))
     numbers = sum(v.numel() for o in optimizers for of in o.state.values() for v in of.values() if torch.is_tensor(v))
-    validation, test, seconds = (list(column) for column in zip(*points, strict=True))
+    validation, test = (list(column) for column in zip(*points, strict=True))
     stretches = [torch.stack(trained[i : i + every]).mean().item() for i in range(0, len(trained), every)]
     return {
         "rate": rate,
@@ -268,9 +271,48 @@ def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> 
         "validation": validation,
         "test": test,
         "train": [loss if math.isfinite(loss) else math.inf for loss in stretches],
-        "seconds": seconds,
         "state": numbers / sum(p.numel() for p in net.parameters()),
     }
+
+
+def one_step(task: Workload, net: nn.Module, steppers: Sequence[Any], batch: Batch) -> Tensor:
+    """A training step: the optimizers', then their schedules'. Returns the loss before it."""
+    for optimizer in steppers:
+        if isinstance(optimizer, torch.optim.Optimizer):
+            optimizer.zero_grad()
+    loss = task.loss(net(batch[0]), batch[1])
+    loss.backward()
+    for stepper in steppers:
+        stepper.step()
+    return loss.detach()
+
+
+def times(task: Workload, config: Config, rates: dict[str, float]) -> dict[str, float]:
+    """Milliseconds of a training step by contender, medians over blocks of ten that are taken in turn."""
+    clock = time.process_time if config.device == "cpu" else time.perf_counter
+    batches = torch.Generator().manual_seed(0)
+    contenders = {}
+    for name, rate in rates.items():
+        torch.manual_seed(0)
+        net = task.network().to(config.device)
+        contenders[name] = net, made(name, net, rate, task.steps, task, config.device)[0]
+
+    def block(name: str, count: int) -> float:
+        net, optimizers = contenders[name]
+        given = [on(config.device, task.batch(batches)) for _ in range(count)]
+        start = clock()
+        for batch in given:
+            one_step(task, net, optimizers, batch)
+        if config.device != "cpu":
+            torch.cuda.synchronize()
+        return 1e3 * (clock() - start) / count
+
+    for name, (_, optimizers) in contenders.items():
+        for optimizer in optimizers:
+            getattr(optimizer, "train", lambda: None)()
+        block(name, 3)  # what is made, or compiled, once
+    found = [{name: block(name, 10) for name in contenders} for _ in range(config.blocks)]
+    return {name: statistics.median(one[name] for one in found) for name in contenders}
 
 
 def on(device: str, batch: Batch) -> Batch:
@@ -304,10 +346,10 @@ def made(
 
     if name in RIVALS:
         return RIVALS[name].make(net, rate, steps), cosine if RIVALS[name].cosine else None
-    rule = RuleModule.from_pretrained(Learned.of(name).folder)
-    x, _ = task.batch(torch.Generator().manual_seed(0))
-    optimizer: torch.optim.Optimizer = LearnedOptimizer(net, rule, rate, inputs=(x[:2].to(device),))
-    return [optimizer], cosine if Learned.of(name).cosine else None
+    learned, (x, _) = Learned.of(name), task.batch(torch.Generator().manual_seed(0))
+    rule, inputs = RuleModule.from_pretrained(learned.folder), (x[:2].to(device),)
+    optimizer: torch.optim.Optimizer = LearnedOptimizer(net, rule, rate, inputs=inputs, compile=learned.compiled)
+    return [optimizer], cosine if learned.cosine else None
 
 
 def report(config: Config, found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
@@ -323,26 +365,25 @@ def report(config: Config, found: dict[str, dict[str, list[dict[str, Any]]]]) ->
         rows = []
         for name, runs in of.items():
             losses, count = mean(runs, "test"), config.evaluations
-            steps, seconds = reached(runs, mark) or (math.nan, math.nan)
-            ratios = [
-                f"{a / b:.2f}x" if b == b and first else "never"
-                for a, b in zip(first or (0, 0), (steps, seconds), strict=True)
-            ]
-            last = mean(runs, "seconds")[-1] / (runs[0]["every"] * count)
+            steps = reached(runs, mark)
+            ratio = first / steps if first and steps else math.nan
+            paces = ratio, ratio * of["adamw"][0]["ms"] / runs[0]["ms"]
+            ratios = ["never" if math.isnan(pace) else f"{pace:.2f}x" for pace in paces]
             cells = [*(f"{losses[count * part // 4]:.4g}" for part in (1, 2)), spread([r["test"][-1] for r in runs], 4)]
             rise = max(run["train"][-1] / min(run["train"]) - 1 for run in runs)
             cells += [
                 f"{min(losses):.4g}",
                 f"{100 * rise:.2g}",
                 *ratios,
-                f"{1e3 * last:.3g}",
+                f"{runs[0]['ms']:.3g}",
                 f"{runs[0]['state']:.2g}",
             ]
             rows.append([name, f"{runs[0]['rate']:.3g}", *cells])
         parts.append(
             f"**{task}**, {of['adamw'][0]['every'] * config.evaluations:,} steps; test loss; steps and seconds: how "
-            f"many times fewer to {mark:.4g} than tuned AdamW; ms per training step; numbers of state per parameter; "
-            "rise: of the training loss, as means between evaluations, at the end above its lowest, of the worst seed"
+            f"many times fewer to {mark:.4g} than tuned AdamW; ms per training step, all in turn; "
+            "numbers of state per parameter; rise: of the training loss, as means between evaluations, at the end above "
+            "its lowest, of the worst seed"
             "\n\n" + table(heads, rows)
         )
     return "\n\n".join(parts)
@@ -353,13 +394,10 @@ def mean(runs: Sequence[dict[str, Any]], key: str) -> list[float]:
     return [statistics.fmean(column) for column in zip(*(run[key] for run in runs), strict=True)]
 
 
-def reached(runs: Sequence[dict[str, Any]], mark: float) -> tuple[float, float] | None:
-    """Steps and seconds at the first point where the mean test loss is at most `mark`; None if there is none."""
-    seconds = mean(runs, "seconds")
-    for i, loss in enumerate(mean(runs, "test")):
-        if i and loss <= mark:
-            return float(i * runs[0]["every"]), seconds[i]
-    return None
+def reached(runs: Sequence[dict[str, Any]], mark: float) -> float | None:
+    """Steps at the first point where the mean test loss is at most `mark`; None if there is none."""
+    hits = (i for i, loss in enumerate(mean(runs, "test")) if i and loss <= mark)
+    return next((float(i * runs[0]["every"]) for i in hits), None)
 
 
 def draw(task: str, found: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -370,7 +408,8 @@ def draw(task: str, found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         losses = [[min(loss, start) for loss in run["test"]] for run in runs]
         steps = [float(i * runs[0]["every"]) for i in range(len(losses[0]))]
         panels["steps"].append(Band(name, steps, losses, name not in RIVALS))
-        panels["seconds"].append(Band(name, mean(runs, "seconds"), losses, name not in RIVALS))
+        seconds = [step * runs[0]["ms"] / 1e3 for step in steps]
+        panels["seconds"].append(Band(name, seconds, losses, name not in RIVALS))
     bands(panels, path, heading=task, ylabel="test loss")
 
 
