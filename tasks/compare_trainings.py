@@ -382,8 +382,8 @@ def report(config: Config, found: dict[str, dict[str, list[dict[str, Any]]]]) ->
         parts.append(
             f"**{task}**, {of['adamw'][0]['every'] * config.evaluations:,} steps; test loss; steps and seconds: how "
             f"many times fewer to {mark:.4g} than tuned AdamW; ms per training step, all in turn; "
-            "numbers of state per parameter; rise: of the training loss, as means between evaluations, at the end above "
-            "its lowest, of the worst seed"
+            "numbers of state per parameter; rise: of the training loss, as means between evaluations, at the end "
+            "above its lowest, of the worst seed"
             "\n\n" + table(heads, rows)
         )
     return "\n\n".join(parts)
