@@ -387,8 +387,8 @@ class _Run:
         self.step += 1
         if self.average:
             decay = min(o.ema_decay, self.step / (9 + self.step))
-            weights = [p.detach() for p in self.parameters]
-            torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)  # pyright: ignore
         if self.accelerator.num_processes > 1:
             self._share(list(self.model.buffers()))
         self.pending.append(_Pending(self.step, rate, seconds, figures, norms, names))
