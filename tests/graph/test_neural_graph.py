@@ -187,7 +187,8 @@ def test_means_and_ends_of_networks():
 def test_levels_join_again_and_transmit_multiplies(views):
     layout, lift, back = views
     nodes, edges = lift(_random(NODES, 3)), lift(_random(EDGES, 1, seed=1))
-    parts = [layout.at_level(level, nodes) for level in range(layout.levels)]
+    parts = layout.by_level(nodes)
+    assert all(torch.equal(part, layout.at_level(level, nodes)) for level, part in enumerate(parts))
     assert torch.equal(layout.join_levels(parts), nodes)
     weighted = layout.collect_at_target(edges.expand(*edges.shape[:-1], 3).contiguous(), nodes)
     for level in range(1, layout.levels):

@@ -147,9 +147,13 @@ class Layout(ABC):
     def at_level(self, level: int, nodes: Tensor) -> Tensor:
         """The nodes of one level (of all networks): [..., n, C] -> [..., n_level, C]."""
 
+    def by_level(self, nodes: Tensor) -> Sequence[Tensor]:
+        """`at_level` of every level."""
+        return [self.at_level(level, nodes) for level in range(self.levels)]
+
     @abstractmethod
     def join_levels(self, values: Sequence[Tensor]) -> Tensor:
-        """The inverse of `at_level` over all levels: `levels` tensors [..., n_level, C] -> [..., n, C]."""
+        """The inverse of `by_level`: `levels` tensors [..., n_level, C] -> [..., n, C]."""
 
     @abstractmethod
     def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
@@ -240,11 +244,17 @@ class Layout(ABC):
         groups, places = groups.to(like.device, like.dtype), places.to(like.device)
         # Not `like.new_ones`: inside torch.func.vmap that would be one of its own tensors, and kept beyond it.
         ones = torch.ones(self.edge_count, 1, dtype=like.dtype, device=like.device)
+        scale, flip, shift = groups.unsqueeze(-1).unbind(1)
+        in_degree, out_degree = self.sum_at_target(ones), self.sum_at_source(ones)
         return NodeConstants(
-            *groups.unsqueeze(-1).unbind(1),
+            *(scale, flip, shift),
             *places.unbind(1),
-            in_degree=self.sum_at_target(ones),
-            out_degree=self.sum_at_source(ones),
+            in_degree=in_degree,
+            out_degree=out_degree,
+            free=1 - flip,
+            unshifted=1 - shift,
+            in_count=in_degree.clamp(min=1),
+            out_count=out_degree.clamp(min=1),
             outputs=outputs.to(like.device),
             scaled=scaled,
         )
@@ -266,6 +276,10 @@ class NodeConstants:
     activation: Tensor  # what it applies: 0 at the inputs, else 1 + its place in layer.ACTIVATION_NAMES
     in_degree: Tensor
     out_degree: Tensor
+    free: Tensor  # 1 - flip
+    unshifted: Tensor  # 1 - shift
+    in_count: Tensor  # the degrees, at least 1
+    out_count: Tensor
     outputs: Tensor  # indices of the output nodes
     scaled: bool  # whether any neuron has a scale factor
 
@@ -299,6 +313,11 @@ def places_of_level(width: int, level: int, height: int, activation: Activation 
     return same
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right` of matrices or of equally many in two stacks, for which `@` dispatches six operations."""
+    return torch.bmm(left, right) if left.dim() == right.dim() == 3 else left @ right
+
+
 class DenseLayout(Layout):
     """N networks of one architecture; the axis N is the `...` of node and edge tensors, and may be absent."""
 
@@ -315,20 +334,20 @@ class DenseLayout(Layout):
         parts = zip(edges.split(sizes, -2), self.spec.layers, strict=True)
         return [part.unflatten(-2, (layer.fan_out, layer.fan_in)) for part, layer in parts]
 
-    def _levels(self, nodes: Tensor) -> list[Tensor]:
-        return list(nodes.split(self.spec.widths, -2))
+    def by_level(self, nodes: Tensor) -> Sequence[Tensor]:
+        return nodes.split(self.spec.widths, -2)
 
     def to_source(self, nodes: Tensor) -> Tensor:
         sources = [
             level.unsqueeze(-3).expand(*level.shape[:-2], layer.fan_out, *level.shape[-2:]).flatten(-3, -2)
-            for level, layer in zip(self._levels(nodes)[:-1], self.spec.layers, strict=True)
+            for level, layer in zip(self.by_level(nodes)[:-1], self.spec.layers, strict=True)
         ]
         return torch.cat(sources, -2)
 
     def to_target(self, nodes: Tensor) -> Tensor:
         targets = [
             level.unsqueeze(-2).expand(*level.shape[:-1], layer.fan_in, level.shape[-1]).flatten(-3, -2)
-            for level, layer in zip(self._levels(nodes)[1:], self.spec.layers, strict=True)
+            for level, layer in zip(self.by_level(nodes)[1:], self.spec.layers, strict=True)
         ]
         return torch.cat(targets, -2)
 
@@ -355,31 +374,29 @@ class DenseLayout(Layout):
 
     def _ends(self, target: Tensor, source: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per layer views [..., out, 1, C] of its targets and [..., 1, in, C] of its sources."""
-        pairs = zip(self._levels(target)[1:], self._levels(source)[:-1], strict=True)
-        return [(above.unsqueeze(-2), below.unsqueeze(-3)) for above, below in pairs]
+        above = target.unsqueeze(-2).split(self.spec.widths, -3)[1:]
+        return list(zip(above, source.unsqueeze(-3).split(self.spec.widths, -2)[:-1], strict=True))
 
     def modulate(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        parts = zip(self._blocks(edges), self._ends(target, source), strict=True)
-        return torch.cat([(block * above * below).flatten(-3, -2) for block, (above, below) in parts], -2)
+        return edges * torch.cat([(a * b).flatten(-3, -2) for a, b in self._ends(target, source)], -2)
 
     def add_ends(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        parts = zip(self._blocks(edges), self._ends(target, source), strict=True)
-        return torch.cat([(block + above + below).flatten(-3, -2) for block, (above, below) in parts], -2)
+        return edges + torch.cat([(a + b).flatten(-3, -2) for a, b in self._ends(target, source)], -2)
 
     def collect_at_target(self, edges: Tensor, source: Tensor) -> Tensor:
-        parts = zip(self._blocks(edges), self._levels(source)[:-1], strict=True)
-        sums = [(block * below.unsqueeze(-3)).sum(-2) for block, below in parts]
+        sources = source.unsqueeze(-3).split(self.spec.widths, -2)[:-1]
+        sums = [(block * below).sum(-2) for block, below in zip(self._blocks(edges), sources, strict=True)]
         return torch.cat([self._filled(sums[0], self.spec.widths[0], 0.0), *sums], -2)
 
     def collect_at_source(self, edges: Tensor, target: Tensor) -> Tensor:
-        parts = zip(self._blocks(edges), self._levels(target)[1:], strict=True)
-        sums = [(block * above.unsqueeze(-2)).sum(-3) for block, above in parts]
+        targets = target.unsqueeze(-2).split(self.spec.widths, -3)[1:]
+        sums = [(block * above).sum(-3) for block, above in zip(self._blocks(edges), targets, strict=True)]
         return torch.cat([*sums, self._filled(sums[0], self.spec.widths[-1], 0.0)], -2)
 
     def outer(self, target: Tensor, source: Tensor, mix: Tensor | None = None) -> Tensor:
-        pairs = zip(self._levels(target)[1:], self._levels(source)[:-1], strict=True)
+        pairs = zip(self.by_level(target)[1:], self.by_level(source)[:-1], strict=True)
         if mix is None:
-            return torch.cat([(high @ low.transpose(-1, -2)).flatten(-2) for high, low in pairs], -1).unsqueeze(-1)
+            return torch.cat([product(high, low.mT).flatten(-2) for high, low in pairs], -1).unsqueeze(-1)
         mixed = ((high.unsqueeze(-3) * mix.unsqueeze(-2)) @ low.unsqueeze(-3).mT for high, low in pairs)
         return torch.cat([layer.flatten(-2) for layer in mixed], -1).mT
 
@@ -388,7 +405,7 @@ class DenseLayout(Layout):
         return torch.cat([part.mean(-2, keepdim=True).expand_as(part) for part in parts], -2)
 
     def layer_mean_nodes(self, nodes: Tensor) -> Tensor:
-        return torch.cat([level.mean(-2, keepdim=True).expand_as(level) for level in self._levels(nodes)], -2)
+        return torch.cat([level.mean(-2, keepdim=True).expand_as(level) for level in self.by_level(nodes)], -2)
 
     def network_mean(self, nodes: Tensor, among: Tensor | None = None) -> Tensor:
         if among is None:
@@ -409,10 +426,10 @@ class DenseLayout(Layout):
         return torch.cat(tuple(values), -2)
 
     def transmit(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
-        return self._matrix(level, edges) @ values
+        return product(self._matrix(level, edges), values)
 
     def transmit_back(self, level: int, edges: Tensor, values: Tensor) -> Tensor:
-        return self._matrix(level, edges).mT @ values
+        return product(self._matrix(level, edges).mT, values)
 
     def _matrix(self, level: int, edges: Tensor) -> Tensor:
         """The first channel of the edges that lead to a level, [..., out, in]."""
@@ -430,7 +447,7 @@ class DenseLayout(Layout):
         return [(self, nodes, edges)]
 
     def features(self, nodes: Tensor, edges: Tensor) -> tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]:
-        return ((tuple(self._blocks(edges)), tuple(self._levels(nodes)[1:])),)
+        return ((tuple(self._blocks(edges)), tuple(self.by_level(nodes)[1:])),)
 
 
 _layout_of = lru_cache(maxsize=64)(DenseLayout)

@@ -32,14 +32,12 @@ def probe(graph: NeuralGraph, inputs: Tensor) -> Reading:
     """
     with torch.autocast(inputs.device.type, enabled=False):
         layout, weights, biases = graph.layout, graph.edges[..., :1], graph.nodes[..., :1]
-        start = layout.at_level(0, biases)
+        start, *own = layout.by_level(biases)
         networks = start.shape[-2] // inputs.shape[-1]
         values = [inputs.T.repeat(networks, 1).to(start).expand(*start.shape[:-1], inputs.shape[0])]
         slopes = [torch.ones_like(values[0])]
-        for level in range(1, layout.levels):
-            value, slope = activate(
-                graph, level, layout.transmit(level, weights, values[-1]) + layout.at_level(level, biases)
-            )
+        for level, bias in enumerate(own, 1):
+            value, slope = activate(graph, level, layout.transmit(level, weights, values[-1]) + bias)
             values.append(value)
             slopes.append(slope)
         return Reading(layout.join_levels(values), layout.join_levels(slopes))
@@ -51,9 +49,10 @@ def bias_reading(graph: NeuralGraph) -> Reading:
     For a sine neuron these are sin(omega b) and cos(omega b), which see the bias exactly up to its period.
     """
     layout, biases = graph.layout, graph.nodes[..., :1]
-    values, slopes = [layout.at_level(0, biases)], [torch.ones_like(layout.at_level(0, biases))]
-    for level in range(1, layout.levels):
-        value, slope = activate(graph, level, layout.at_level(level, biases))
+    start, *own = layout.by_level(biases)
+    values, slopes = [start], [torch.ones_like(start)]
+    for level, bias in enumerate(own, 1):
+        value, slope = activate(graph, level, bias)
         values.append(value)
         slopes.append(slope)
     return Reading(layout.join_levels(values), layout.join_levels(slopes))
@@ -73,12 +72,12 @@ def backpropagate(graph: NeuralGraph, slopes: Tensor, at_outputs: Tensor) -> tup
     """
     layout, weights = graph.layout, graph.edges[..., :1]
     degree = layout.sum_at_source(torch.ones_like(weights)).clamp(min=1).rsqrt()
-    wished = [layout.at_level(level, at_outputs) for level in range(layout.levels)]
+    wished, degrees, slopes_of = (layout.by_level(nodes) for nodes in (at_outputs, degree, slopes))
     before, after = [wished[-1]], [torch.zeros_like(wished[-1])]
     for level in range(layout.levels - 1, 0, -1):
-        above = layout.transmit_back(level, weights, before[0]) * layout.at_level(level - 1, degree)
+        above = layout.transmit_back(level, weights, before[0]) * degrees[level - 1]
         after.insert(0, above)
-        before.insert(0, above * layout.at_level(level - 1, slopes) + wished[level - 1])
+        before.insert(0, above * slopes_of[level - 1] + wished[level - 1])
     return layout.join_levels(before), layout.join_levels(after)
 
 

@@ -148,6 +148,8 @@ def kernel_to_channels(weight: Tensor, kernel: tuple[int, int] | None, box: tupl
         kernel: (height, width), None for a weight without one.
         box: (height, width) of the largest kernel.
     """
+    if kernel is None and box == (1, 1):
+        return weight.unsqueeze(-1)
     top, bottom, left, right = _margins(kernel, box)
     weight = weight if kernel is not None else weight.unsqueeze(-1).unsqueeze(-1)
     return functional.pad(weight, (left, right, top, bottom)).flatten(-2)
@@ -155,6 +157,8 @@ def kernel_to_channels(weight: Tensor, kernel: tuple[int, int] | None, box: tupl
 
 def channels_to_kernel(positions: Tensor, kernel: tuple[int, int] | None, box: tuple[int, int]) -> Tensor:
     """The inverse of `kernel_to_channels`; what stands in the padding is dropped."""
+    if kernel is None and box == (1, 1):
+        return positions.squeeze(-1)
     top, bottom, left, right = _margins(kernel, box)
     weight = positions.unflatten(-1, box)[..., top : box[0] - bottom, left : box[1] - right]
     return weight if kernel is not None else weight.squeeze(-1).squeeze(-1)
