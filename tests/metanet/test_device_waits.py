@@ -7,12 +7,14 @@ from tests.device_waits import device_waits, operations
 from weightedit.delta import propose_delta
 from weightedit.editing.curvature import LearnedKFAC
 from weightedit.editing.one_shot import OneShotEditor
+from weightedit.editing.training import edit_loss
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
 from weightedit.metanet.registry import METANETS, make_metanet
 from weightedit.network.features import ChannelType
 from weightedit.network.spec import NetworkSpec
+from weightedit.training.loop import TrainOptions, train
 
 EDITORS = tuple(name for name in METANETS if name != "statistics")
 WIDTHS = (2, 8, 8, 1)
@@ -61,19 +63,41 @@ def test_an_edit_reads_values_at_its_door_only():
         assert found and not [line for line in found if "spec.py" not in line and "aminmax" not in line], found
 
 
-def test_an_editors_training_step_is_few_operations():
-    """Every operation is a launch on a GPU. The shipped editor's step dispatched 6,050 before."""
-    editor = OneShotEditor.from_pretrained("checkpoints/mnist-dilate").train()
-    params, target = initial_params(2, (2, 32, 32, 1)), torch.rand(2, 1, 28, 28)
+class _Counting:
+    """One batch, and how many operations had been dispatched whenever it was asked for: once per step."""
 
-    def step() -> None:
-        edited = editor.edit_params(params, size=(28, 28), finite=True)
-        (render_images(edited, editor.convention, 28, 28) - target).square().mean().backward()
+    def __init__(self, mode, batch):
+        self.mode, self.batch, self.counts = mode, batch, []
 
-    step()
+    def __len__(self):
+        return len(self.batch["targets"])
+
+    def __getitem__(self, indices):
+        self.counts.append(self.mode.count)
+        return self.batch
+
+
+# The default editor when a step was first counted, and the one that is shipped now, which has a layer more, convolves
+# over its probes and solves for its readings.
+@pytest.mark.parametrize(("editor", "share"), [("first counted", 0.54), ("shipped", 0.68)])
+def test_an_editors_training_step_is_few_operations(editor, share, tmp_path):
+    """Every operation is a launch on a GPU: a step, from its batch to the averaged weights, dispatched 6,050 at first.
+
+    What is left is forward and backward, about 20 operations for each of a layer's ten linear maps, and as many again
+    for what goes from layer to layer of the network under edit. A third would take one map per layer, not ten.
+    """
+    if editor == "shipped":
+        editor = OneShotEditor.from_pretrained("checkpoints/mnist-dilate")
+    else:
+        config = GaugeGMNConfig(edge_width=16, layers=3, probes=196, forecast=512, refit=True)
+        editor = OneShotEditor(GaugeGMN(config), "dilate")
+    batch = {"params": initial_params(2, (2, 32, 32, 1)), "targets": torch.rand(2, 1, 28, 28)}
+    options = TrainOptions(steps=3, batch_size=2, clip_norm=1.0, ema_decay=0.999, cpu=True)
     with operations() as mode:
-        step()
-    assert mode.count < 6050
+        data = _Counting(mode, batch)
+        train(editor, edit_loss, data, lambda model: 0.0, tmp_path, options, progress=False)
+    _, second, third = data.counts
+    assert third - second < share * 6050
 
 
 def test_the_judge_finds_what_waits():

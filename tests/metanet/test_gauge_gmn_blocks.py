@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tests.networks import SPECS, generator, relative
 from weightedit.graph.neural_graph import dense_layout
-from weightedit.metanet.gauge_gmn.layers import EdgeUpdate, NodeUpdate, Streams, unit_rms
+from weightedit.metanet.gauge_gmn.layers import EdgeUpdate, NodeUpdate, Streams, bridges, unit_rms
 
 NODE, EDGE = 6, 4
 
@@ -28,10 +28,8 @@ def _state(name):
     edges = _random(len(ends), EDGE)
     # Large, so that the epsilon in unit_rms is far below what is compared.
     parts = [1e4 * torch.randn(len(numbers), NODE, dtype=torch.float64, generator=generator(k)) for k in range(3)]
-    streams = dict(zip(("incoming", "outgoing", "invariant"), parts, strict=True))
-    streams["invariant"] = streams["invariant"] / 1e4
-    slopes = _random(len(numbers), 3)
-    return Streams(layout, layout.constants("full", edges), slopes, **streams, edges=edges), ends
+    constants, odd = layout.constants("full", edges), torch.stack(parts[:2])
+    return Streams(layout, constants, odd=odd, invariant=parts[2] / 1e4, edges=edges), ends
 
 
 def _zero(*modules):
@@ -53,7 +51,7 @@ def test_edges_and_messages_are_the_papers(name):
     torch.manual_seed(0)
     update = EdgeUpdate(NODE, EDGE, rank_one=False, edge_skip=False).double()
     _zero(update.product)
-    new, at_nodes, _ = update(state)
+    new, at_nodes, _ = update(state, unit_rms(state.odd))
     free = (1 - state.constants.flip)[:, 0]
 
     def linear(module, x, node):
@@ -69,8 +67,8 @@ def test_edges_and_messages_are_the_papers(name):
         edge = state.edges[number] * phi
         assert relative(new.edges[number], edge) < 1e-12
         weight = edge * gauge[i] / gauge[j]
-        up[i] += weight * gauge[j] * linear(update.from_outgoing, canonical(state.outgoing[j]), j)
-        down[j] += weight / gauge[i] * linear(update.from_incoming, canonical(state.incoming[i]), i)
+        up[i] += weight * gauge[j] * linear(update.from_outgoing, canonical(state.odd[1, j]), j)
+        down[j] += weight / gauge[i] * linear(update.from_incoming, canonical(state.odd[0, i]), i)
     for found, expected, degree, back in (
         (at_nodes[0], up, state.constants.in_degree, 1 / gauge),
         (at_nodes[1], down, state.constants.out_degree, gauge),
@@ -89,13 +87,14 @@ def test_node_updates_are_scale_eq(name):
     torch.manual_seed(0)
     update = NodeUpdate(NODE, 3, EDGE, EDGE, relative_signs=False).double()
     _zero(update.bridge)
-    nodes = len(state.incoming)
+    nodes = len(state.invariant)
+    slopes = _random(nodes, 3)
     odd = _random(nodes, EDGE), _random(nodes, EDGE).flip(0)
     even = _random(nodes, EDGE).abs(), _random(nodes, EDGE).square()
-    new = update(state, odd, even)
+    new = update(state, unit_rms(state.odd), *bridges([update], slopes, state.constants.unshifted), odd, even)
     for i in range(nodes):
         free = float(1 - state.constants.flip[i, 0])
-        inputs = [[state.incoming, odd[0]], [state.outgoing, odd[1]]]
+        inputs = zip(state.odd, odd, strict=True)
         mixed, invariants = [], [state.invariant[i], even[0][i], even[1][i]]
         modules = ((update.mix_incoming, update.pair_incoming), (update.mix_outgoing, update.pair_outgoing))
         for (stream, message), (mix, pair) in zip(inputs, modules, strict=True):
@@ -105,6 +104,6 @@ def test_node_updates_are_scale_eq(name):
             invariants.append(left * right)
         found = update.out(functional.silu(update.hidden(update.norm(torch.cat(invariants)))))
         step, gate_in, gate_out = found.chunk(3)
-        assert relative(new.incoming[i] - state.incoming[i], gate_in * mixed[0]) < 1e-10
-        assert relative(new.outgoing[i] - state.outgoing[i], gate_out * mixed[1]) < 1e-10
+        assert relative(new.odd[0, i] - state.odd[0, i], gate_in * mixed[0]) < 1e-10
+        assert relative(new.odd[1, i] - state.odd[1, i], gate_out * mixed[1]) < 1e-10
         assert relative(new.invariant[i] - state.invariant[i], step) < 1e-10

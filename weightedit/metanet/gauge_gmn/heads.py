@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weightedit.graph.neural_graph import DenseLayout, Layout, NeuralGraph, NodeConstants
+from weightedit.graph.neural_graph import DenseLayout, Layout, NeuralGraph, NodeConstants, product
 from weightedit.graph.probing import probe
-from weightedit.metanet.gauge_gmn.layers import OddLinear, Streams, paired, unit_rms
+from weightedit.metanet.gauge_gmn.layers import OddLinear, Streams, paired, through_both, unit_rms
 from weightedit.metanet.levels import LayerTable
 from weightedit.network.features import PARAMETER
 
@@ -120,11 +120,10 @@ class SolvedReading(nn.Module):
     @staticmethod
     def _solve(layout: DenseLayout, nodes: Tensor, reads: int) -> tuple[Tensor, Tensor]:
         change, values, ridge = nodes.split([reads, reads, 1], -1)
-        biases, weights = [torch.zeros_like(layout.at_level(0, ridge))], []
-        for level in range(1, layout.levels):
-            below = layout.at_level(level - 1, values)
-            least = layout.at_level(level, ridge)[..., :1, :] * _square_of(below)
-            found = ridge_solution(below, layout.at_level(level, change), least)
+        (start, *ridges), changes = layout.by_level(ridge), layout.by_level(change)[1:]
+        biases, weights = [torch.zeros_like(start)], []
+        for below, wished, own in zip(layout.by_level(values), changes, ridges, strict=False):
+            found = ridge_solution(below, wished, own[..., :1, :] * _square_of(below))
             weights.append(found[..., :-1].flatten(-2).unsqueeze(-1))
             biases.append(found[..., -1:])
         return torch.cat(biases, -2), torch.cat(weights, -2)
@@ -146,11 +145,11 @@ def ridge_solution(values: Tensor, wished: Tensor, ridge: Tensor) -> Tensor:
         ridge: positive, [..., 1, 1].
     """
     design = torch.cat([values, torch.ones_like(values[..., :1, :])], -2).double()
-    gram, points = design @ design.mT, values.shape[-1]
+    gram, points = product(design, design.mT), values.shape[-1]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     # Symmetric and positive: a factorization whose error code nobody waits for, unlike that of linalg.solve.
     factor, _ = torch.linalg.cholesky_ex(gram + ridge * points * eye)
-    half = torch.linalg.solve_triangular(factor, design @ wished.double().mT, upper=False)
+    half = torch.linalg.solve_triangular(factor, product(design, wished.double().mT), upper=False)
     return torch.linalg.solve_triangular(factor.mT, half, upper=True).mT.to(wished)
 
 
@@ -175,10 +174,9 @@ class InvariantReadout(nn.Module):
         self.out = nn.Linear((2 + ends) * node_width, embedding)
 
     def forward(self, state: Streams) -> Tensor:
-        free, constants = 1 - state.constants.flip, state.constants
-        x = self.pair_incoming(unit_rms(state.incoming), free)
-        y = self.pair_outgoing(unit_rms(state.outgoing), free)
-        seen = [state.invariant, *(paired(pair if self.relative_signs else pair.abs()) for pair in (x, y))]
+        constants = state.constants
+        pairs = through_both(self.pair_incoming, self.pair_outgoing, unit_rms(state.odd), constants.free)
+        seen = [state.invariant, *paired(pairs if self.relative_signs else pairs.abs())]
         nodes = functional.silu(self.hidden(self.norm(torch.cat(seen, -1))))
         inner = ((constants.level > 0) & (constants.height > 0)).unsqueeze(-1).to(nodes)
         ends = [self.at_ends(end).flatten(-2) for end in state.layout.ends(nodes)]
@@ -233,17 +231,18 @@ class DeltaHead(nn.Module):
 
     def forward(self, state: Streams, raw: Tensor, readings: Readings) -> tuple[Tensor, Tensor]:
         """`raw` [..., e, K]: the normalized weights."""
-        free, layout, z = 1 - state.constants.flip, state.layout, state.invariant
-        x = unit_rms(state.incoming) * self.gate_incoming(z)
-        y = unit_rms(state.outgoing) * self.gate_outgoing(z)
-        change = self.change_incoming(x, free) + readings.slopes * self.change_outgoing(y, free)
+        free, layout, z = state.constants.free, state.layout, state.invariant
+        gated = unit_rms(state.odd) * torch.stack([self.gate_incoming(z), self.gate_outgoing(z)])
+        before, after = through_both(self.change_incoming, self.change_outgoing, gated, free)
+        change = before + readings.slopes * after
         if self.gate_forecast is not None:
             change = change + readings.forecast * self.gate_forecast(z)
-        x, y = self.rank_incoming(x, free), self.rank_outgoing(y, free)
+        x, y = through_both(self.rank_incoming, self.rank_outgoing, gated, free)
         # The scale of a layer is that of its target level.
         scale, k = self.scales(state.constants), self.positions
-        target = torch.cat([self.product(z)[..., :k], scale[:, :1].expand(*z.shape[:-1], 1)], -1)
-        at_target, at_source = layout.to_target(target), layout.to_source(self.product(z)[..., k:])
+        above, below = self.product(z).chunk(2, -1)
+        target = torch.cat([above, scale[:, :1].expand(*z.shape[:-1], 1)], -1)
+        at_target, at_source = layout.to_target(target), layout.to_source(below)
         weights = raw * (at_target[..., :k] + at_source) + self.read_edges(state.edges)
         if self.rank_one:
             weights = weights + layout.outer(x, y, self.rank_mix) / math.sqrt(x.shape[-1])

@@ -20,7 +20,9 @@ channels. What depends on one end of an edge is computed on the node and broadca
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +33,14 @@ from weightedit.graph.neural_graph import Layout, NodeConstants
 
 @dataclass(frozen=True)
 class Streams:
-    """The state between two layers; shapes [..., n, node_width] and, for edges, [..., e, edge_width]."""
+    """The state between two layers; shapes [..., n, node_width] and, for edges, [..., e, edge_width].
+
+    The two odd streams stand in one tensor, so that what is done to both is dispatched once.
+    """
 
     layout: Layout
     constants: NodeConstants
-    slopes: Tensor  # [..., n, S], fixed through the layers
-    incoming: Tensor
-    outgoing: Tensor
+    odd: Tensor  # [2, ..., n, node_width]: incoming, outgoing
     invariant: Tensor
     edges: Tensor
 
@@ -53,6 +56,23 @@ class OddLinear(nn.Module):
     def forward(self, x: Tensor, free: Tensor) -> Tensor:
         """`x` [..., n, in], `free` [n, 1] (1.0 where no sign acts) -> [..., n, out]."""
         return functional.linear(x, self.weight) + free * self.bias
+
+
+def through_both(incoming: OddLinear, outgoing: OddLinear, x: Sequence[Tensor] | Tensor, free: Tensor) -> Tensor:
+    """Each of two odd streams through its own map: two of [..., n, in] -> [2, ..., n, out].
+
+    In one product if they are stacked, [2, ..., n, in]; their widths may differ if they are not.
+    """
+    if not isinstance(x, Tensor):
+        return torch.stack([incoming(x[0], free), outgoing(x[1], free)])
+    weight, bias = torch.stack([incoming.weight, outgoing.weight]), torch.stack([incoming.bias, outgoing.bias])
+    found = torch.bmm(x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
+    return found + free * bias.view(2, *[1] * (x.dim() - 2), -1)
+
+
+def sides(x: Tensor) -> Tensor:
+    """What the channels hold for both streams, one after the other: [..., 2 C] -> [2, ..., C]."""
+    return x.unflatten(-1, (2, -1)).movedim(-2, 0)
 
 
 def unit_rms(x: Tensor) -> Tensor:
@@ -81,27 +101,46 @@ class NodeUpdate(nn.Module):
         self.hidden = nn.Linear(3 * width + messages_in + messages_out, 2 * width)
         self.out = nn.Linear(2 * width, 3 * width)
 
-    def forward(self, state: Streams, odd: tuple[Tensor, ...], even: tuple[Tensor, ...]) -> Streams:
-        """New streams; `odd` and `even` hold the messages: (at targets, at sources), the former alone, or none."""
-        free, unshifted = 1 - state.constants.flip, 1 - state.constants.shift
-        to_out, to_in = self.bridge(state.slopes, unshifted).chunk(2, -1)
-        x, y = unit_rms(state.incoming), unit_rms(state.outgoing)
-        from_in, from_out = [x, to_in * y], [y, to_out * x]
-        from_in += odd[:1]
-        from_out += odd[1:]
-        invariants = [state.invariant, *even]
-        mixed_in = unit_rms(self.mix_incoming(torch.cat(from_in, -1), free))
-        mixed_out = unit_rms(self.mix_outgoing(torch.cat(from_out, -1), free))
-        pairs = self.pair_incoming(mixed_in, free), self.pair_outgoing(mixed_out, free)
-        invariants += [paired(pair if self.relative_signs else pair.abs()) for pair in pairs]
+    def forward(
+        self,
+        state: Streams,
+        units: Tensor,
+        bridge: Tensor,
+        odd: tuple[Tensor, ...] = (),
+        even: tuple[Tensor, ...] = (),
+    ) -> Streams:
+        """New streams.
+
+        Args:
+            state: before.
+            units: `unit_rms` of its odd streams.
+            bridge: of `bridges`.
+            odd, even: the messages: (at targets, at sources), the former alone, or none.
+        """
+        free = state.constants.free
+        # To the outgoing side goes what came in, and the other way round.
+        crossed = (bridge * units).flip(0)
+        if len(odd) == 1:
+            seen = torch.cat([units[0], crossed[0], *odd], -1), torch.cat([units[1], crossed[1]], -1)
+        else:
+            seen = torch.cat([units, crossed, *([torch.stack(odd)] if odd else [])], -1)
+        mixed = unit_rms(through_both(self.mix_incoming, self.mix_outgoing, seen, free))
+        pairs = through_both(self.pair_incoming, self.pair_outgoing, mixed, free)
+        invariants = [state.invariant, *even, *paired(pairs if self.relative_signs else pairs.abs())]
         found = self.out(functional.silu(self.hidden(self.norm(torch.cat(invariants, -1)))))
-        step, gate_in, gate_out = found.split(self.width, -1)
-        return replace(
-            state,
-            incoming=state.incoming + gate_in * mixed_in,
-            outgoing=state.outgoing + gate_out * mixed_out,
-            invariant=state.invariant + step,
-        )
+        step, gates = found.split([self.width, 2 * self.width], -1)
+        return replace(state, odd=state.odd + sides(gates) * mixed, invariant=state.invariant + step)
+
+
+def bridges(updates: Sequence[Any], slopes: Tensor, unshifted: Tensor) -> tuple[Tensor, ...]:
+    """What the bridge of every NodeUpdate makes of the slopes [..., n, S], in one product: [2, ..., n, width] each.
+
+    The bridge to the outgoing side comes first.
+    """
+    parts = [update.bridge for update in updates]
+    weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+    found = functional.linear(slopes, weight) + unshifted * bias
+    return found.unflatten(-1, (len(parts), 2, -1)).movedim((-3, -2), (0, 1)).unbind()
 
 
 def paired(x: Tensor) -> Tensor:
@@ -152,12 +191,19 @@ class EdgeUpdate(nn.Module):
             self.rank_gate.weight.mul_(0.5)
 
     def forward(
-        self, state: Streams, even: Tensor | None = None
+        self, state: Streams, units: Tensor, even: Tensor | None = None
     ) -> tuple[Streams, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """New state, odd messages (at targets, and if bidirectional at sources) and even messages (likewise)."""
-        layout, constants, free = state.layout, state.constants, 1 - state.constants.flip
-        x = self.from_incoming(unit_rms(state.incoming), free).split(self.edge_width, -1)
-        y = self.from_outgoing(unit_rms(state.outgoing), free).chunk(3, -1)
+        """New state, odd messages (at targets, and if bidirectional at sources) and even messages (likewise).
+
+        `units` is `unit_rms` of the state's odd streams.
+        """
+        layout, constants = state.layout, state.constants
+        if self.bidirectional:
+            both = through_both(self.from_incoming, self.from_outgoing, units, constants.free)
+            x, y = (side.split(self.edge_width, -1) for side in both)
+        else:
+            x = self.from_incoming(units[0], constants.free).chunk(2, -1)
+            y = self.from_outgoing(units[1], constants.free).chunk(3, -1)
         at_target, at_source = self.from_invariant(state.invariant).chunk(2, -1)
         products = layout.modulate(state.edges, x[0], y[0])
         products = products if self.relative_signs else products.abs()
@@ -173,10 +219,9 @@ class EdgeUpdate(nn.Module):
         if self.rank_one:
             edges = edges.add_(layout.modulate(self.rank_gate(v), x[1], y[1]))
         new = replace(state, edges=edges)
-        degree_in, degree_out = constants.in_degree.clamp(min=1), constants.out_degree.clamp(min=1)
-        odd_in = layout.collect_at_target(edges, y[2]) * degree_in.rsqrt()
-        even_in = layout.sum_at_target(v) / degree_in
+        odd_in = layout.collect_at_target(edges, y[2]) * constants.in_count.rsqrt()
+        even_in = layout.sum_at_target(v) / constants.in_count
         if not self.bidirectional:
             return new, (odd_in,), (even_in,)
-        odd_out = layout.collect_at_source(edges, x[2]) * degree_out.rsqrt()
-        return new, (odd_in, odd_out), (even_in, layout.sum_at_source(v) / degree_out)
+        odd_out = layout.collect_at_source(edges, x[2]) * constants.out_count.rsqrt()
+        return new, (odd_in, odd_out), (even_in, layout.sum_at_source(v) / constants.out_count)

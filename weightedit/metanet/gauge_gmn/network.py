@@ -77,7 +77,15 @@ from weightedit.metanet.base import (
 )
 from weightedit.metanet.gauge_gmn.forecast import Forecast, GridForecast
 from weightedit.metanet.gauge_gmn.heads import DeltaHead, HeadSizes, InvariantReadout, LastLayerRefit, Readings
-from weightedit.metanet.gauge_gmn.layers import EdgeUpdate, NodeUpdate, OddLinear, Streams
+from weightedit.metanet.gauge_gmn.layers import (
+    EdgeUpdate,
+    NodeUpdate,
+    OddLinear,
+    Streams,
+    bridges,
+    through_both,
+    unit_rms,
+)
 from weightedit.metanet.gauge_gmn.shown import GridShown, Shown
 from weightedit.metanet.levels import LayerTable, root_of_mean
 from weightedit.network.features import DELTA, PARAMETER, ChannelType
@@ -216,7 +224,7 @@ class _Passed:
     readings: Readings
     gauge: Tensor  # [..., n, 1]
     back: Tensor  # [..., n, 1], the gauge; 0 where a node is not anchored: its weights stay as they are
-    ratio: Tensor  # [..., e, 1], gauge of target over source; 0 likewise
+    ratio: Tensor  # [..., e, 1], gauge of target over source; 0 likewise; [1] where nothing has a scale factor
     size: Tensor  # [..., e, C], root mean squares of the layer's odd channels in the gauge
 
 
@@ -327,13 +335,16 @@ class GaugeGMN(Metanetwork):
         layout = graph.layout
         constants = layout.constants(self.config.symmetry, graph.edges)
         gauge, anchored = anchored_gauge(graph, constants)
-        ratio = layout.to_target(gauge) / layout.gauge_at_source(gauge)
-        both = layout.to_target(anchored) * layout.gauge_at_source(anchored)
+        ratio = both = gauge.new_ones(1)
+        if constants.scaled:
+            ratio = layout.to_target(gauge) / layout.gauge_at_source(gauge)
+            both = layout.to_target(anchored) * layout.gauge_at_source(anchored)
         edges, nodes = graph.edges / ratio**self.powers * both, graph.nodes / gauge**self.powers * anchored
         odd, even = self._parities(edges)
         size = root_of_mean(layout.layer_mean_edges(odd.square()))
-        state, readings = self._streams(graph, nodes, odd / size, size, constants, gauge)
-        state = self.encode(state, (), ())
+        state, slopes, readings = self._streams(graph, nodes, odd / size, size, constants, gauge)
+        first, *rest = bridges([self.encode, *self.node_updates], slopes, constants.unshifted)
+        state = self.encode(state, unit_rms(state.odd), first)
         normalized = state.edges
         state = replace(state, edges=self.lift_edges(state.edges))
         if not torch.is_grad_enabled() and len(self.odd) > self.config.channels:
@@ -343,9 +354,11 @@ class GaugeGMN(Metanetwork):
             even = even.clone()
             del edges, odd
         told = self._told(layout, even)
-        for even, edge_update, node_update in zip(told, self.edge_updates, self.node_updates, strict=True):
-            state, odd_messages, even_messages = edge_update(state, even)
-            state = self._dropped(node_update(state, odd_messages, even_messages))
+        layers = zip(told, self.edge_updates, self.node_updates, rest, strict=True)
+        for even, edge_update, node_update, bridge in layers:
+            units = unit_rms(state.odd)
+            state, odd_messages, even_messages = edge_update(state, units, even)
+            state = self._dropped(node_update(state, units, bridge, odd_messages, even_messages))
         return _Passed(state, normalized, readings, gauge, gauge * anchored, ratio * both, size)
 
     def _told(self, layout: Layout, even: Tensor) -> list[Tensor | None]:
@@ -358,8 +371,7 @@ class GaugeGMN(Metanetwork):
 
     def _dropped(self, state: Streams) -> Streams:
         """Channels dropped in training: a factor of a neuron multiplies what is left."""
-        incoming, outgoing, invariant = map(self.dropout, (state.incoming, state.outgoing, state.invariant))
-        return replace(state, incoming=incoming, outgoing=outgoing, invariant=invariant)
+        return replace(state, odd=self.dropout(state.odd), invariant=self.dropout(state.invariant))
 
     def _whole_kernels(self, layout: Layout, passed: _Passed) -> tuple[Tensor, Tensor]:
         """The weights over the root mean square of their layer, [..., e, K], and that, [..., e, 1].
@@ -384,8 +396,11 @@ class GaugeGMN(Metanetwork):
         size: Tensor,
         constants: NodeConstants,
         gauge: Tensor,
-    ) -> tuple[Streams, Readings]:
-        """The input stage: everything invariant to scale, normalized, with its sign type; and the readings."""
+    ) -> tuple[Streams, Tensor, Readings]:
+        """The input stage: everything invariant to scale, normalized, with its sign type; and the readings.
+
+        Between streams and readings the slopes, [..., n, node_width], for the bridges of all layers.
+        """
         layout, reading = graph.layout, bias_reading(graph)
         values, slopes = reading.values, reading.slopes
         if self.probes is not None:
@@ -407,17 +422,15 @@ class GaugeGMN(Metanetwork):
         bias_size = root_of_mean(layout.layer_mean_nodes(odd.square()))
         at_nodes = self._at_nodes(layout, size, constants)
         invariants = [at_nodes.log(), bias_size[..., :1].log(), even]
-        free = 1 - constants.flip
+        lifted = torch.cat([*seen_in, odd / bias_size], -1), torch.cat(seen_out, -1)
         state = Streams(
             layout=layout,
             constants=constants,
-            slopes=self.lift_slopes(slopes),
-            incoming=self.lift_incoming(torch.cat([*seen_in, odd / bias_size], -1), free),
-            outgoing=self.lift_outgoing(torch.cat(seen_out, -1), free),
+            odd=through_both(self.lift_incoming, self.lift_outgoing, lifted, constants.free),
             invariant=self.lift_invariant(torch.cat(invariants, -1)) + self._node_codes(constants),
             edges=edges,
         )
-        return state, Readings(values, slopes, forecast, wished)
+        return state, self.lift_slopes(slopes), Readings(values, slopes, forecast, wished)
 
     def _parities(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Odd and even channels."""
@@ -440,5 +453,5 @@ class GaugeGMN(Metanetwork):
     @staticmethod
     def _at_nodes(layout: Layout, size: Tensor, constants: NodeConstants) -> Tensor:
         """The size of the layer that enters a node, [..., n, C]; 1 at the inputs."""
-        mean = layout.sum_at_target(size) / constants.in_degree.clamp(min=1)
+        mean = layout.sum_at_target(size) / constants.in_count
         return torch.where(constants.in_degree > 0, mean, 1.0)
