@@ -9,6 +9,7 @@ from tests.networks import generator
 from weightedit.metanet.registry import METANETS
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee, conv_net
 from weightedit.metatrain.unroll import Unroll, start
+from weightedit.optim.hand_designed import SGD, GeometricAdam
 from weightedit.optim.learned_rule import make_rule
 from weightedit.optim.metanet_rule import MetanetRule, MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
@@ -21,6 +22,7 @@ RULES = {
     "per-parameter": MLPRule,
     "small-fc": lambda: MLPRule(MLPRuleConfig.small_fc()),
 }
+BY_HAND = {"sgd": lambda: SGD(0.1), "geometric-adam": GeometricAdam}  # others: test_capturable.py
 METANETWORKS = {name: lambda name=name: make_rule(name, net()) for name in METANETS if name != "statistics"}
 
 
@@ -30,7 +32,9 @@ def net():
         return conv_net(1, 10, widths=(3, 4), strides=(2, 1))
 
 
-@pytest.mark.parametrize("make", [*RULES.values(), *METANETWORKS.values()], ids=[*RULES, *METANETWORKS])
+@pytest.mark.parametrize(
+    "make", [*{**RULES, **BY_HAND, **METANETWORKS}.values()], ids=[*RULES, *BY_HAND, *METANETWORKS]
+)
 def test_a_step_of_a_convolutional_network(make):
     """After two steps, since what is made once is made, and the state is there."""
     module = net()
