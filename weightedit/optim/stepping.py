@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, _foreach_add_, _foreach_copy_, _foreach_mul, _foreach_mul_, _foreach_norm  # pyright: ignore[reportPrivateImportUsage]
-from torch._utils import _flatten_dense_tensors
 
 from weightedit.errors import WeightEditError
 from weightedit.network.spec import Params
@@ -185,7 +184,7 @@ def size(tensors: Iterable[Tensor]) -> Tensor:
 def _norm(tensors: list[Tensor]) -> Tensor:
     """The norm of tensors of one kind: small ones joined first, since reading them one by one would take longer."""
     if tensors[0].device.type == "cpu" and sum(tensor.numel() for tensor in tensors) < _JOINED:
-        return _flatten_dense_tensors(tensors).norm()
+        return torch.cat([tensor.flatten() for tensor in tensors]).norm()
     return torch.stack(_foreach_norm(tensors)).norm()
 
 
