@@ -41,6 +41,17 @@ def test_splits_share_no_image_and_test_indices_follow(tmp_path):
         ImageSource(str(tmp_path), limit=-1)
 
 
+def test_a_fifth_of_a_folder_of_nothing_but_pictures_is_kept_for_the_test(tmp_path):
+    for number, picture in enumerate(_pictures(11)):
+        Image.fromarray(np.asarray(picture[0])).save(tmp_path / f"{number:02d}.png")
+    images, split = ImageSource(str(tmp_path), validation=3).read()
+    assert [int((split == number).sum()) for number in (0, 1, 2)] == [6, 3, 2] and len(images) == 11
+    assert int((ImageSource(str(tmp_path), validation=3, test_limit=1).read()[1] == 2).sum()) == 1
+    assert not bool((ImageSource(str(tmp_path), validation=3, test_split="").read()[1] == 2).any())
+    with pytest.raises(WeightEditError, match="validation 5 of 9 images; expected at most half"):
+        ImageSource(str(tmp_path), validation=5).read()
+
+
 def test_every_image_has_its_inrs_beside_it():
     pictures = _pictures(3)
     images = ImageSet(pictures, torch.tensor([7, 8, 9]), torch.tensor([20, 21, 22]))

@@ -188,6 +188,12 @@ def _check_options(size: tuple[int, int] | None, channels: int | None) -> None:
         )
 
 
+def split_names(folder: str | Path) -> list[str]:
+    """Names of the splits of a local folder; ["train"] where its subfolders name none. Raises as `load_images`."""
+    with refusing(folder, _READABLE):
+        return [str(name) for name in _stream(_builder(Path(folder)), _BATCH, data_dir=str(folder))]
+
+
 def _open(source: str, split: str | None, rows: int) -> Any:
     """The split of a local or hub data set as a `datasets` Dataset or IterableDataset; `rows` are unpacked at once."""
     import datasets

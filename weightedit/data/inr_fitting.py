@@ -7,11 +7,12 @@ tasks/train_editor.py may use it as it comes: a GPU fits in seconds what takes m
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from weightedit.data.images import ImageSet, load_images
+from weightedit.data.images import ImageSet, load_images, split_names
 from weightedit.data.photographs import PHOTOGRAPHS, photographs
 from weightedit.data.weight_sets import WeightSet, split_by_image
 from weightedit.errors import WeightEditError
@@ -24,7 +25,8 @@ class ImageSource:
     """Images of a data set and how they are divided into train, validation and test.
 
     Attributes:
-        images: a hub name, or a local folder with train and test splits; or "photographs", for 400 crops each, or as
+        images: a hub name, or a local folder with train and test splits, or of nothing but pictures, of which a fifth
+            is then the test split; or "photographs", for 400 crops each, or as
             many as the limits say, of those that dependencies ship (data/photographs.py), of 64 x 64 pixels.
         train_split: name of the split divided into train and validation.
         test_split: name of the test split; "" for none.
@@ -58,13 +60,15 @@ class ImageSource:
         2 test."""
         train = self._split(self.train_split, self.limit)
         count, train = len(train), train.of_labels(self.labels)
-        if not 0 <= self.validation <= len(train) // 2:
+        held = min(self.test_limit or len(train), max(1, len(train) // 5)) if self._holds_out() else 0
+        left = len(train) - held
+        if not 0 <= self.validation <= left // 2:
             raise WeightEditError(
-                f"validation {self.validation} of {len(train)} images; expected at most half of them: lower it."
+                f"validation {self.validation} of {left} images; expected at most half of them: lower it."
             )
-        counts = (len(train) - self.validation, self.validation, 0)
+        counts = (left - self.validation, self.validation, held)
         split = split_by_image(train.index, counts=counts, seed=self.seed)
-        if not self.test_split:
+        if held or not self.test_split:
             return train, split
         test = self._split(self.test_split, self.test_limit or self.limit).of_labels(self.labels)
         images = ImageSet(
@@ -73,6 +77,11 @@ class ImageSource:
             torch.cat([train.index, test.index + count]),
         )
         return images, torch.cat([split, torch.full((len(test),), 2)])
+
+    def _holds_out(self) -> bool:
+        """Whether test images are to be asked for, of a folder that names none."""
+        folder = bool(self.test_split) and self.images != PHOTOGRAPHS and Path(self.images).is_dir()
+        return folder and self.test_split not in split_names(self.images)
 
     def _split(self, name: str, limit: int) -> ImageSet:
         if self.images == PHOTOGRAPHS:
