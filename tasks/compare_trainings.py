@@ -8,9 +8,10 @@ schedule-free; of its five learning rates it takes the one of the lowest final l
 another seed. A learned rule takes lr 1 and no schedule, unless it is given as NAME@LR, NAME+cosine or NAME+compiled,
 or several of these. The mark is the final test loss of tuned AdamW: in how many steps, and how many seconds with the
 optimizer's own in, a rival has it. Seconds are steps times milliseconds, which are those of all contenders in turn in
-one process, medians: processor time on a CPU, else wall time, of training steps alone, compilation left out. Written:
-out/trainings.json, .md, and a picture per task, out/TASK.png. Finished runs are kept in out/runs.json: started again,
-with more tasks, rules or seeds if you like, a comparison goes on; one process per task may share the folder.
+one process, medians: processor time on a CPU, else wall time, of training steps alone, schedules and compilation left
+out. Written: out/trainings.json, .md, and a picture per task, out/TASK.png. Finished runs are kept in out/runs.json:
+started again, with more tasks, rules or seeds if you like, a comparison goes on; one process per task may share the
+folder. The file is long because it is the rivals with their schedules, the runs, the times and the report of them.
 
 What is not installed (`pip install weightedit[rivals]`) is left out by name.
 """
@@ -21,7 +22,6 @@ import importlib
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +43,7 @@ from weightedit.optim.rule_module import RuleModule
 from weightedit.plots import Band, bands
 from weightedit.training.measured import Measured
 from weightedit.training.report import hardware, spread, table, write_result
+from weightedit.training.timing import take_turns
 
 Optimizers = list[torch.optim.Optimizer]
 TUNING_SEED = 1000
@@ -218,7 +219,10 @@ class Learned(NamedTuple):
     @classmethod
     def of(cls, name: str) -> Learned:
         """Raises WeightEditError for an lr that is no positive number."""
-        asked, *ways = name.split("+")
+        asked, ways = name, set()
+        while (parts := asked.rpartition("+"))[0] and parts[2] in ("cosine", "compiled"):
+            asked = parts[0]
+            ways.add(parts[2])
         folder, _, rate = asked.partition("@")
         try:
             found = float(rate or 1)
@@ -226,8 +230,6 @@ class Learned(NamedTuple):
             found = math.nan
         if not 0 < found < math.inf:
             raise WeightEditError(f"got the rule {name}; expected a positive number after @: correct it.")
-        if unknown := set(ways) - {"cosine", "compiled"}:
-            raise WeightEditError(f"got the rule {name} with {', '.join(unknown)}; expected +cosine or +compiled.")
         return cls(folder, found, "cosine" in ways, "compiled" in ways)
 
 
@@ -259,7 +261,9 @@ def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> 
             if not all(map(math.isfinite, losses)):
                 break
         if step < steps:
-            trained.append(one_step(task, net, (*optimizers, *schedules), on(config.device, task.batch(generator))))
+            trained.append(one_step(task, net, optimizers, on(config.device, task.batch(generator))))
+            for schedule in schedules:
+                schedule.step()
     if len(points) <= config.evaluations or not math.isfinite(sum(points[-1])):
         points[-1:] = [(math.inf, math.inf)] * (config.evaluations + 2 - len(points))
     numbers = sum(v.numel() for o in optimizers for of in o.state.values() for v in of.values() if torch.is_tensor(v))
@@ -275,44 +279,37 @@ def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> 
     }
 
 
-def one_step(task: Workload, net: nn.Module, steppers: Sequence[Any], batch: Batch) -> Tensor:
-    """A training step: the optimizers', then their schedules'. Returns the loss before it."""
-    for optimizer in steppers:
-        if isinstance(optimizer, torch.optim.Optimizer):
-            optimizer.zero_grad()
+def one_step(task: Workload, net: nn.Module, optimizers: Optimizers, batch: Batch) -> Tensor:
+    """A training step; returns the loss before it."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     loss = task.loss(net(batch[0]), batch[1])
     loss.backward()
-    for stepper in steppers:
-        stepper.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return loss.detach()
 
 
 def times(task: Workload, config: Config, rates: dict[str, float]) -> dict[str, float]:
-    """Milliseconds of a training step by contender, medians over blocks of ten that are taken in turn."""
-    clock = time.process_time if config.device == "cpu" else time.perf_counter
-    batches = torch.Generator().manual_seed(0)
-    contenders = {}
-    for name, rate in rates.items():
+    """Milliseconds of a training step by contender, medians over blocks of ten, all on the same batches."""
+    source = torch.Generator().manual_seed(0)
+    batches = [on(config.device, task.batch(source)) for _ in range(10)]
+
+    def block(name: str, rate: float) -> Callable[[], None]:
         torch.manual_seed(0)
         net = task.network().to(config.device)
-        contenders[name] = net, made(name, net, rate, task.steps, task, config.device)[0]
-
-    def block(name: str, count: int) -> float:
-        net, optimizers = contenders[name]
-        given = [on(config.device, task.batch(batches)) for _ in range(count)]
-        start = clock()
-        for batch in given:
-            one_step(task, net, optimizers, batch)
-        if config.device != "cpu":
-            torch.cuda.synchronize()
-        return 1e3 * (clock() - start) / count
-
-    for name, (_, optimizers) in contenders.items():
+        optimizers, _ = made(name, net, rate, task.steps, task, config.device)
         for optimizer in optimizers:
             getattr(optimizer, "train", lambda: None)()
-        block(name, 3)  # what is made, or compiled, once
-    found = [{name: block(name, 10) for name in contenders} for _ in range(config.blocks)]
-    return {name: statistics.median(one[name] for one in found) for name in contenders}
+
+        def run() -> None:
+            for batch in batches:
+                one_step(task, net, optimizers, batch)
+
+        return run
+
+    found = take_turns({name: block(name, rate) for name, rate in rates.items()}, config.blocks)
+    return {name: 100 * (one.processor if config.device == "cpu" else one.wall) for name, one in found.items()}
 
 
 def on(device: str, batch: Batch) -> Batch:
