@@ -187,7 +187,7 @@ def edit(options: argparse.Namespace) -> int:
 
     from weightedit.cli.preview import draw_edit
     from weightedit.cli.stages import SHOWN, Means, aims_of, check_aims, take_stage
-    from weightedit.editing.operations import named_operation
+    from weightedit.editing.own_operations import named_operation
 
     check_aims(options)
     alone = options.editor is None and (options.operation is not None or options.target is not None)

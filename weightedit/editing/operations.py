@@ -13,12 +13,11 @@ that an error on [-1, 1] is 4 times the mean squared error on [0, 1].
 from __future__ import annotations
 
 import math
-import runpy
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -179,30 +178,6 @@ class Operation:
 def named_error(error: BaseException) -> str:
     """The name of an error and the beginning of what it says, in brackets; one line."""
     return f"{type(error).__name__} ({textwrap.shorten(str(error), 200, placeholder=' ...')})"
-
-
-def named_operation(text: str) -> Operation:
-    """The operation called `text`, or a function of the user's own, FILE.py:FUNCTION.
-
-    Raises:
-        WeightEditError: an unknown name, or a file that cannot be imported or has no such function.
-    """
-    if not is_own(text):
-        return operation(text)
-    path, _, name = text.rpartition(":")
-    try:
-        found = runpy.run_path(path).get(name)
-    except (Exception, SystemExit) as error:  # whatever the user's own file raises
-        raise WeightEditError(f"{path} could not be run: {named_error(error)}; correct it.") from error
-    if not callable(found):
-        raise WeightEditError(f"{path} has no function {name!r}; expected one from images [N, C, H, W] to the same.")
-    function: Any = found
-    return operation(function)
-
-
-def is_own(text: str) -> bool:
-    """Whether these words name a function of the user's own, FILE.py:FUNCTION."""
-    return text.rpartition(":")[0].endswith(".py")
 
 
 def operation(choice: str | Operation | Callable[[Tensor], Tensor]) -> Operation:
