@@ -7,7 +7,7 @@ from PIL import Image
 
 from weightedit.data.images import ImageSet
 from weightedit.data.inr_fitting import ImageSource, fit_set
-from weightedit.errors import WeightEditError
+from weightedit.errors import FileFormatError, WeightEditError
 from weightedit.inr.fitting import FitOptions
 
 
@@ -39,6 +39,8 @@ def test_splits_share_no_image_and_test_indices_follow(tmp_path):
         ImageSource(str(tmp_path), validation=7).read()
     with pytest.raises(WeightEditError, match="expected limits and a size of at least 0"):
         ImageSource(str(tmp_path), limit=-1)
+    with pytest.raises(FileFormatError, match="got split=tset"):  # and no fifth of the training images in its place
+        ImageSource(str(tmp_path), validation=3, test_split="tset").read()
 
 
 def test_a_fifth_of_a_folder_of_nothing_but_pictures_is_kept_for_the_test(tmp_path):

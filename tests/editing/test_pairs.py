@@ -61,6 +61,16 @@ def test_a_copy_is_nearest_to_itself_and_several_come_in_order():
     assert len(found[torch.tensor([1, 4])].targets) == 2, "rows take their targets along"
 
 
+def test_targets_of_a_folder_of_nothing_but_pictures_are_in_order(tmp_path):
+    pictures, weights = random_bytes(6, 1, 6, 7, seed=5), make_set(6)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(np.asarray(picture[0])).save(tmp_path / f"{number}.png")
+    rows = {"train": [0, 3, 5], "validation": [1], "test": [4, 2]}
+    splits = {name: weights[torch.tensor(chosen)] for name, chosen in rows.items()}
+    for name, part in Pairing(str(tmp_path)).of(splits).items():
+        assert torch.equal(part.targets[:, 0], pictures[rows[name]]), name
+
+
 def test_a_function_of_ones_own_makes_the_targets(tmp_path):
     own, weights = tmp_path / "mine.py", make_set(5)
     own.write_text("def dimmed(x):\n    return x.mul_(0.5)\n\n\ndef broken(x):\n    return x[0]\n")

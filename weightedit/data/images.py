@@ -188,10 +188,12 @@ def _check_options(size: tuple[int, int] | None, channels: int | None) -> None:
         )
 
 
-def split_names(folder: str | Path) -> list[str]:
-    """Names of the splits of a local folder; ["train"] where its subfolders name none. Raises as `load_images`."""
-    with refusing(folder, _READABLE):
-        return [str(name) for name in _stream(_builder(Path(folder)), _BATCH, data_dir=str(folder))]
+def is_undivided(source: str | Path) -> bool:
+    """Whether a source is a local folder that names no split but "train". Raises as `load_images`."""
+    if not Path(source).is_dir():
+        return False
+    with refusing(source, _READABLE):
+        return [str(name) for name in _stream(_builder(Path(source)), _BATCH, data_dir=str(source))] == ["train"]
 
 
 def _open(source: str, split: str | None, rows: int) -> Any:

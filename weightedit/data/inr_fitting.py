@@ -7,12 +7,11 @@ tasks/train_editor.py may use it as it comes: a GPU fits in seconds what takes m
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from weightedit.data.images import ImageSet, load_images, split_names
+from weightedit.data.images import ImageSet, is_undivided, load_images
 from weightedit.data.photographs import PHOTOGRAPHS, photographs
 from weightedit.data.weight_sets import WeightSet, split_by_image
 from weightedit.errors import WeightEditError
@@ -25,9 +24,9 @@ class ImageSource:
     """Images of a data set and how they are divided into train, validation and test.
 
     Attributes:
-        images: a hub name, or a local folder with train and test splits, or of nothing but pictures, of which a fifth
-            is then the test split; or "photographs", for 400 crops each, or as
-            many as the limits say, of those that dependencies ship (data/photographs.py), of 64 x 64 pixels.
+        images: a hub name, or a local folder with train and test splits, or with none, of which a fifth is then the
+            test split; or "photographs", for 400 crops each, or as many as the limits say, of those that dependencies
+            ship (data/photographs.py), of 64 x 64 pixels.
         train_split: name of the split divided into train and validation.
         test_split: name of the test split; "" for none.
         validation: images kept for validation, at most half of the training split.
@@ -60,7 +59,8 @@ class ImageSource:
         2 test."""
         train = self._split(self.train_split, self.limit)
         count, train = len(train), train.of_labels(self.labels)
-        held = min(self.test_limit or len(train), max(1, len(train) // 5)) if self._holds_out() else 0
+        undivided = bool(self.test_split) and self.images != PHOTOGRAPHS and is_undivided(self.images)
+        held = min(self.test_limit or len(train), max(1, len(train) // 5)) if undivided else 0
         left = len(train) - held
         if not 0 <= self.validation <= left // 2:
             raise WeightEditError(
@@ -77,11 +77,6 @@ class ImageSource:
             torch.cat([train.index, test.index + count]),
         )
         return images, torch.cat([split, torch.full((len(test),), 2)])
-
-    def _holds_out(self) -> bool:
-        """Whether test images are to be asked for, of a folder that names none."""
-        folder = bool(self.test_split) and self.images != PHOTOGRAPHS and Path(self.images).is_dir()
-        return folder and self.test_split not in split_names(self.images)
 
     def _split(self, name: str, limit: int) -> ImageSet:
         if self.images == PHOTOGRAPHS:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightedit.data.images import load_images
+from weightedit.data.images import is_undivided, load_images
 from weightedit.data.weight_sets import WeightSet
 from weightedit.editing.evaluation import mean_squared_errors
-from weightedit.editing.operations import OPERATIONS, Operation, is_own, named_operation, operation
+from weightedit.editing.operations import OPERATIONS, Operation, operation
+from weightedit.editing.own_operations import is_own, named_operation
 from weightedit.errors import WeightEditError, check_whole
 from weightedit.inr.stack import INRStack
 
@@ -30,8 +31,8 @@ class Pairing:
     """Where the pictures are that INRs are to become.
 
     Attributes:
-        targets: a hub name, or a folder, with splits train and test as the source images have: one picture for each of
-            them, in their order (as of the same file names); or FILE.py:FUNCTION, a function of your own that makes
+        targets: a hub name, or a folder, with the splits that the source images have: one picture for each of them,
+            in their order (as of the same file names); or FILE.py:FUNCTION, a function of your own that makes
             them, from images [N, C, H, W] in [0, 1] to the same; "" for none, where a known operation makes them.
         nearest: 0 where targets are in order; else they are a heap, and each INR takes the so many that are nearest to
             its source image when both are blurred, of the same split.
@@ -69,6 +70,9 @@ class Pairing:
         if is_own(self.targets):
             made = named_operation(self.targets)
             return {name: made_by(part, made) for name, part in splits.items()}
+        if not self.nearest and is_undivided(self.targets):
+            pictures = load_images(self.targets).images
+            return {name: in_order(part, pictures) for name, part in splits.items()}
         train, test = (load_images(self.targets, name) for name in ("train", "test"))
         if not self.nearest:
             found = {name: (train.images, 0) for name in splits} | {"test": (test.images, len(train))}
