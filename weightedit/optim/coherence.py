@@ -12,9 +12,9 @@ Baydin et al. 2018).
 
 Noise wants a long average of the iterates. A slope that goes on and a valley that is crossed want a short one: a rule
 learns by how much (metanet_rule.py), and how much less of the newest gradient it follows in a valley, where most of it
-points across. And a rule that begins with small steps opens as slopes show: most networks with
-random weights have them at once, networks that are trained already have few, and keep small steps for long. It is no
-proof: a small vision transformer with random weights shows no slope at CLOSED steps and learns at these.
+points across. And a rule that begins with small steps opens as slopes show: most networks with random weights have them
+at once, networks that are trained already have few, and keep small steps for long. It is no proof: a small vision
+transformer with random weights shows no slope at CLOSED steps and learns at these.
 """
 
 from __future__ import annotations

@@ -388,7 +388,7 @@ class _Run:
         if self.average:
             decay = min(o.ema_decay, self.step / (9 + self.step))
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)  # pyright: ignore
+                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         if self.accelerator.num_processes > 1:
             self._share(list(self.model.buffers()))
         self.pending.append(_Pending(self.step, rate, seconds, figures, norms, names))
