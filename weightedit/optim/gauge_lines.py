@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weightedit.graph.neural_graph import product
 from weightedit.network.layer import Symmetry
 from weightedit.network.wiring import Wire
 from weightedit.optim.gauge import first_alive, reciprocal
 from weightedit.optim.lists import products
 from weightedit.optim.stacks import Plan
-from weightedit.optim.unitwise import product
 
 
 class Gauge:

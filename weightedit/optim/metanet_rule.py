@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weightedit.graph.neural_graph import product
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.coherence import KEPT, Coherence, log_coherence, of_network, shares
 from weightedit.optim.gauge import inverse_root, layers_before, root
@@ -48,7 +49,6 @@ from weightedit.optim.metanet_step import Look, kept, together
 from weightedit.optim.rounding import Reference, is_rounding, is_vector
 from weightedit.optim.rule_module import At, RuleModule, Stepped
 from weightedit.optim.stacks import Plan, Stack, plan_of
-from weightedit.optim.unitwise import product
 from weightedit.optim.warrant import of_tensor
 
 _TIMES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3)

@@ -79,11 +79,6 @@ def dense(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     return torch.baddbmm(bias.flatten(0, -3), weight.flatten(0, -3), x.flatten(0, -3)).unflatten(0, lead)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b of matrices [.., n, k] and [.., k, m], in one call where they have one axis before them."""
-    return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
-
-
 def affine(weight: Tensor, bias: Sequence[Tensor], units: Sequence[Tensor]) -> list[Tensor]:
     """weight [.., out, in] of `units`, plus one `bias` per output that broadcasts with a unit."""
     return [
