@@ -428,7 +428,7 @@ class Pictures:
                     "median do nothing": float(nothing.median()),
                     "median edited": float(errors.median()),
                     "better": float((errors < nothing).double().mean()),
-                    "kept": float((~guard(result.stack, edited, known).left).double().mean()),
+                    "kept": float((guard(result.stack, edited, known).part == 1).double().mean()),
                 }
 
 

@@ -54,7 +54,7 @@ def test_the_run_measures_what_it_says():
 def test_the_demo_is_guarded_and_says_so():
     """Nothing is nearer to the digits than they are."""
     found = run_demo(OneShotEditor(GaugeGMN(SMALL), "identity").eval(), 2)
-    assert found.left.startswith("2 of 2 INRs, which the edit makes worse: 0 (")
+    assert found.left.startswith("2 of 2 INRs, which the whole edit makes worse: 0 (")
     assert torch.equal(found.errors["edited"], found.errors["do nothing"])
 
 

@@ -59,12 +59,16 @@ def test_no_shipped_editor_makes_an_inr_worse(stack, name, caplog):
         worse = without > nothing
         assert bool((errors <= nothing).all()), operation
         harmful += int(worse.sum())
+        part = guard(given, raw, wanted).part
+        assert torch.equal(part == 1, ~worse)
         for key, tensor in edited.params.items():
-            assert torch.equal(tensor[worse], given.params[key][worse])
+            assert torch.equal(tensor[part == 0], given.params[key][part == 0])
             assert torch.equal(tensor[~worse], raw.params[key][~worse])
         assert bool(caplog.messages) == bool(worse.any())
         for message in caplog.messages:
-            assert f"as they were: {int(worse.sum())} of 5 INRs" in message and f"edit(inrs, '{operation}')" in message
+            assert (
+                f"edited in part: {int(worse.sum())} of 5 INRs" in message and f"edit(inrs, '{operation}')" in message
+            )
             assert all((f" {i} (" in message) == bool(worse[i]) for i in range(5))
     assert harmful
 
@@ -82,7 +86,7 @@ def test_what_is_left_is_as_wide_as_the_rest(stack, factor):
     editor = untrained(widen=factor)
     edited, wanted = editor(stack), target_of("dilate", stack)
     start = widen(stack, factor)
-    left = mean_squared_errors(editor.unguarded(stack), wanted) > mean_squared_errors(start, wanted)
+    left = guard(stack, editor.unguarded(stack), wanted).part == 0
     assert left.any() and edited.widths == start.widths
     for name, tensor in edited.params.items():
         assert torch.equal(tensor[left], start.params[name][left])
@@ -116,19 +120,38 @@ def test_steps_after_an_edit_start_from_the_better_of_the_two(stack):
     assert worse.any() and bool((mean_squared_errors(stepped, wanted) <= mean_squared_errors(stack, wanted)).all())
 
 
+def test_what_goes_too_far_goes_as_far_as_helps(stack):
+    """Turned round, the last layer inverts the picture; a multiple of that change goes past it, and past its start."""
+    change = {name: tensor * (-2.0 if name.startswith("layers.2") else 0.0) for name, tensor in stack.params.items()}
+    times = torch.tensor([1.0, 3.0, 6.0, 12.0, 30.0])
+    after = stack.with_params(
+        {
+            name: tensor + times.view(-1, *[1] * (tensor.dim() - 1)) * change[name]
+            for name, tensor in stack.params.items()
+        }
+    )
+    found = guard(stack, after, stack.render().mul(-1).add(1).clamp(0, 1))
+    assert found.part.tolist() == [1.0, 0.5, 0.25, 0.125, 0.0]
+    half = stack.with_params({name: tensor + 1.5 * change[name] for name, tensor in stack.params.items()})
+    torch.testing.assert_close(found.stack.render()[1:4], half.render()[1:4], rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.stack.render()[4], stack.render()[4])
+    assert found.told().startswith("4 of 5 INRs, which the whole edit makes worse: 1 (")
+    assert f"{found.reached[1]:.2e} by 0.5 of it)" in found.told()
+
+
 def test_an_edit_that_is_not_finite_is_left_out(stack):
     wanted, after = target_of("invert", stack), refine(stack, target_of("invert", stack), 2)
     after.params["layers.1.bias"][2, 3] = torch.nan
     found = guard(stack, after, wanted)
-    assert found.left.tolist() == [False, False, True, False, False]
+    assert found.part.tolist() == [1, 1, 0, 1, 1]
     assert torch.equal(found.reached, mean_squared_errors(found.stack, wanted))
-    assert found.told() == f"1 of 5 INRs, which the edit makes worse: 2 ({found.before[2]:.2e}, would be nan)"
+    assert found.told() == f"1 of 5 INRs, which the whole edit makes worse: 2 ({found.before[2]:.2e}, would be nan)"
     assert guard(stack, stack, wanted).told() == ""
 
 
 def test_of_many_the_first_few_are_named(stack):
     several = stack[[1] * 11]
-    worse = several.with_params({name: 2 * tensor for name, tensor in several.params.items()})
+    worse = several.with_params({name: 1000 * tensor for name, tensor in several.params.items()})
     told = guard(several, worse, target_of("dilate", several)).told()
     assert told.startswith("11 of 11 INRs") and told.endswith("and 3 more") and told.count("would be") == 8
 

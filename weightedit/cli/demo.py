@@ -36,7 +36,7 @@ class Demo:
         targets: the editor's operation on `images`.
         errors: mean squared error per digit against `targets`, [N] each: "do nothing", "edited", "floor".
         missed: how many digits were left out because their fit missed the target PSNR.
-        left: which INRs the edit made worse, in a line, and are as they were; "" if none.
+        left: which INRs the whole edit made worse, in a line, and were not wholly edited; "" if none.
     """
 
     labels: Tensor

@@ -94,7 +94,7 @@ def demo(options: argparse.Namespace) -> int:
     name = options.operation or editor.operations[0]
     found = run_demo(editor, options.count, name, seed=options.seed, progress=_progress())
     if found.left:
-        _say(f"left   as they were: {found.left}")
+        _say(f"left   as they were or edited in part: {found.left}")
     if found.missed:
         _say(f"left out: {found.missed} of {options.count} digits, whose fit missed 40 dB")
     assert found.fitted.psnr is not None

@@ -179,7 +179,7 @@ def take_stage(stack: INRStack, choice: Aim, name: str, means: Means, options: a
             edited, errors = found.stack, found.reached
             if told := found.told():
                 way = f"--operation {name} without --editor takes steps instead, --raw writes the edit as it is"
-                lines.append(f"left   as they were, since the editor is off its domain: {told}; {way}")
+                lines.append(f"left   as they were or edited in part, the editor being off its domain: {told}; {way}")
         what = name if isinstance(choice, (Tensor, Samples)) else f"{name} of the INRs' own renderings"
         before, after = float(found.before.mean()), float(errors.mean())
         lines.append(f"MSE    against {what}: {before:.2e} before, {after:.2e} after")
@@ -203,7 +203,8 @@ def _judged(before: INRStack, after: INRStack, targets: Tensor | Samples) -> Gua
     """`guard`; of samples, whose steps raise no error, the errors in units of the values' range squared."""
     if not isinstance(targets, Samples):
         return guard(before, after, targets)
-    return Guarded(after, *(sample_errors(stack, targets) / targets.span().square() for stack in (before, after)))
+    was, came = (sample_errors(stack, targets) / targets.span().square() for stack in (before, after))
+    return Guarded(after, was, came, torch.ones_like(came), came)
 
 
 def by_inr(before: Tensor, after: Tensor) -> str:

@@ -103,9 +103,10 @@ class Editor(Pretrained):
     ) -> INRStack:
         """The edited INRs, of which none is worse than it was.
 
-        An INR that the edit would bring further away from what the operation makes of its rendering stays as it was,
-        and is named in a logged warning: the editor is off its domain. What is known by examples alone, as a 3 that
-        becomes an 8, judges nothing: then every INR is edited, sensibly or not.
+        An INR that the edit would bring further away from what the operation makes of its rendering is edited in part,
+        or stays as it was where no part of the edit helps (guard.PARTS), and is named in a logged warning: the editor
+        is off its domain. What is known by examples alone, as a 3 that becomes an 8, judges nothing: then every INR is
+        edited, sensibly or not.
 
         Arguments, result and errors as of `unguarded`.
         """
@@ -117,8 +118,8 @@ class Editor(Pretrained):
         found = guard(inrs, edited, targets)
         if told := found.told():
             _logger.warning(
-                "left as they were: %s. This editor is off its domain there: weightedit.edit(inrs, %r) takes steps "
-                "towards the operation instead, and editor.unguarded(...) gives the edit as it comes.",
+                "left as they were, or edited in part: %s. This editor is off its domain there: weightedit.edit(inrs, "
+                "%r) takes steps towards the operation instead, and editor.unguarded(...) gives the edit as it comes.",
                 told,
                 name,
             )

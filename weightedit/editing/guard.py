@@ -2,8 +2,10 @@
 
 An editor has learned its operation from examples, and off their domain it may do harm: digits were all that it saw, and
 a photograph comes. What it should have come to is known wherever the operation is, at the price of two renderings and
-of the operation on a picture. The choice reads renderings alone, so it is as equivariant as the editor. Steps towards a
-known target need no guard of their own: refinement.py takes back what raises an INR's error.
+of the operation on a picture. Where the whole edit does harm, parts of it are tried, which go the same way less far
+(backtracking, as line searches do: Armijo 1966), and nothing is changed where none of them helps. The choice reads
+renderings alone, so it is as equivariant as the editor. Steps towards a known target need no guard of their own:
+refinement.py takes back what raises an INR's error.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from weightedit.editing.refinement import target_of
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
 
+PARTS = (0.5, 0.25, 0.125)
+"""Of an edit, tried in this order where the whole does harm."""
 _NAMED = 8
 
 
@@ -28,38 +32,36 @@ class Guarded:
     """What became of N edited INRs.
 
     Attributes:
-        stack: each edited, or as it was.
+        stack: each edited, or edited in part, or as it was.
         before: mean squared error [N] against the target, of the INRs as they were.
-        after: of the edit as it came, the ones that were not kept included.
+        after: of the whole edit, wherever it does harm, too.
+        part: how much of the edit was made, [N]: 1, or one of PARTS, or 0.
+        reached: mean squared error [N] of `stack`.
     """
 
     stack: INRStack
     before: Tensor
     after: Tensor
-
-    @property
-    def left(self) -> Tensor:
-        """Which INRs [N] are as they were, because the edit would have raised their error."""
-        return ~(self.after <= self.before)  # true for NaN
-
-    @property
-    def reached(self) -> Tensor:
-        """Mean squared error [N] of `stack`."""
-        return torch.where(self.left, self.before, self.after)
+    part: Tensor
+    reached: Tensor
 
     def told(self) -> str:
-        """How many were left and which, with their errors; "" where all were edited."""
-        numbers = self.left.nonzero().flatten().tolist()
+        """How many were not wholly edited and which, with their errors; "" where all were."""
+        numbers = (self.part < 1).nonzero().flatten().tolist()
         if not numbers:
             return ""
-        shown = [f"{i} ({self.before[i]:.2e}, would be {self.after[i]:.2e})" for i in numbers[:_NAMED]]
+        shown = [self._one(i) for i in numbers[:_NAMED]]
         shown += [f"and {len(numbers) - _NAMED} more"] if len(numbers) > _NAMED else []
-        return f"{len(numbers)} of {len(self.before)} INRs, which the edit makes worse: {', '.join(shown)}"
+        return f"{len(numbers)} of {len(self.before)} INRs, which the whole edit makes worse: {', '.join(shown)}"
+
+    def _one(self, i: int) -> str:
+        part, reached = float(self.part[i]), f"{self.reached[i]:.2e} by {self.part[i]:g} of it"
+        return f"{i} ({self.before[i]:.2e}, would be {self.after[i]:.2e}{f', {reached}' if part else ''})"
 
 
 @torch.no_grad()
 def guard(before: INRStack, after: INRStack, targets: Tensor) -> Guarded:
-    """Of every INR, its edit, or (if that is further from its target) itself.
+    """Of every INR, its edit, or (if that is further from its target) the most of it that is nearer, or itself.
 
     Args:
         before: N INRs.
@@ -69,16 +71,29 @@ def guard(before: INRStack, after: INRStack, targets: Tensor) -> Guarded:
     Raises ParamsError on targets that do not fit.
     """
     check_targets(before, targets)
-    return judged(before, after, targets)
+    found = judged(before, after, targets)
+    params, part, reached = found.stack.params, found.part, found.reached
+    for share in PARTS:
+        rows = (part == 0).nonzero().flatten()
+        if not len(rows):
+            break
+        tried = {name: tensor[rows].lerp(after.params[name][rows], share) for name, tensor in params.items()}
+        errors = errors_against(after[rows].with_params(tried), targets[rows])
+        better = errors < reached[rows]  # false for NaN
+        won = rows[better]
+        params = {name: tensor.index_copy(0, won, tried[name][better]) for name, tensor in params.items()}
+        part, reached = part.index_fill(0, won, share), reached.index_copy(0, won, errors[better])
+    return Guarded(found.stack.with_params(params), found.before, found.after, part, reached)
 
 
 def judged(before: INRStack, after: INRStack, targets: Tensor) -> Guarded:
-    """As `guard`, of targets that are known to fit: waits for no device."""
+    """As `guard`, of targets that are known to fit and without parts of edits: waits for no device."""
     # Of a wider edit, what is kept instead is as wide.
     start = widen(before, after.widths[1] // before.widths[1]) if len(after.widths) > 2 else before
     errors = errors_against(start, targets), errors_against(after, targets)
-    kept = choose_networks(errors[1] <= errors[0], after.params, start.params)  # false for NaN
-    return Guarded(after.with_params(kept), *errors)
+    whole = errors[1] <= errors[0]  # false for NaN
+    stack = after.with_params(choose_networks(whole, after.params, start.params))
+    return Guarded(stack, *errors, whole.to(errors[0]), torch.where(whole, errors[1], errors[0]))
 
 
 def known_target(choice: str | Operation, stack: INRStack, strength: float | Tensor = 1.0) -> Tensor | None:

@@ -222,6 +222,8 @@ def prediction_errors(editor: PredictiveEditor, test: WeightSet) -> dict[str, di
                 "predicted picture": float(error_to_nearest(predicted, wanted).mean()),
                 "edited": float(errors.mean()),
                 "better": float((errors < nothing).double().mean()),
-                **({} if known is None else {"kept": float((~guard(test.stack, edited, known).left).double().mean())}),
             }
+            if known is not None:
+                whole = guard(test.stack, edited, known).part == 1
+                figures[f"{name} {strength:g}"]["kept"] = float(whole.double().mean())
     return figures
