@@ -89,3 +89,34 @@ def test_wirings_have_one_name_where_they_are_equal():
     wirings = [wiring_of(network(kind)) for kind in (nn.ReLU, nn.ReLU, nn.Tanh)]
     a, b, c = map(name_of, wirings)
     assert a == b != c and wirings[0] == wirings[1] != wirings[2]
+
+
+def test_a_training_step_that_is_compiled_calls_the_optimizers_as_it_is():
+    """Else a compiler looks through every line of it, for minutes; its hooks are called once a step."""
+    torch._dynamo.reset()
+    x, ends, graphs, hooked = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), [], [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    for compiled in (False, True):
+        net = network()
+        optimizer = LearnedOptimizer(net, ByWiring())
+        if compiled:
+            optimizer.register_step_pre_hook(lambda *_: hooked.append("before"))
+            optimizer.register_step_post_hook(lambda *_: hooked.append("after"))
+
+        def step(x, net=net, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = net(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step = torch.compile(step, backend=backend) if compiled else step
+        losses = torch.stack([step(x).detach() for _ in range(4)])
+        ends.append((losses, [p.detach() for p in net.parameters()]))
+    assert hooked == ["before", "after"] * 4 and losses[-1] < losses[0]
+    assert len(graphs) <= 4  # of the forward and the loss, the first time and with gradients there
+    torch.testing.assert_close(*ends, rtol=0, atol=0)

@@ -807,12 +807,36 @@ def test_flags_are_refused_by_name(flag):
         ({"lr": torch.tensor([float("nan")])}, WeightEditError, r"lr=tensor.*nan.*; expected one finite number"),
         ({"weight_decay": float("nan")}, WeightEditError, "weight_decay=nan"),
         ({"nonfinite": "ignore"}, WeightEditError, "nonfinite='ignore'"),
-        ({"betas": (0.9, 0.9)}, TypeError, "betas; expected lr, weight_decay"),
+        ({"lr": "1"}, WeightEditError, "lr='1'; expected one finite number"),
+        ({"betas": (0.9, 0.9)}, WeightEditError, "betas=.*does not take it: it is the rule's"),
+        ({"inputz": None}, TypeError, "inputz; expected lr, weight_decay, net, wiring, inputs"),
     ],
 )
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         LearnedOptimizer(network(), Adam(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"), [(1e-3, "0.001"), (Adam, "the class Adam"), (torch.optim.Adam, "the class Adam"), (None, "None")]
+)
+def test_what_is_no_rule_is_refused(rule, named):
+    """A rate by its place, as torch's optimizers take it, would be one."""
+    with pytest.raises(TypeError, match=f"got {named} as the rule; expected an update rule.*by its keyword, lr="):
+        LearnedOptimizer(network(), rule)
+
+
+def test_a_rate_of_another_optimizer_is_warned_of(caplog):
+    net, learned = network(), RULES["small_fc"]()
+    for rule, lr, warned in (
+        (learned, 1e-3, True),
+        (learned, 1.0, False),
+        (learned, 0.0, False),
+        (Adam(), 1e-3, False),
+    ):
+        caplog.clear()
+        LearnedOptimizer(net, rule, lr=lr)
+        assert ("no rate as AdamW's is: begin with 1" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(
@@ -854,6 +878,34 @@ def test_a_resized_parameter_is_refused_as_what_it_is():
     net[0].weight.grad = torch.ones(7, 3)
     with pytest.raises(WeightEditError, match=r"of shape \(7, 3\); expected \(5, 3\), as .*make the optimizer anew"):
         optimizer.step()
+
+
+def with_names(saved):
+    """As JSON has it."""
+    return {**saved, "state": {str(key): kept for key, kept in saved["state"].items()}}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (with_names, "a state for '0', '1'.*; expected keys that stand as params in its groups, 0, 1"),
+        (
+            lambda saved: saved["state"],
+            "got 0, 1, 2, 3 as the state of an optimizer; expected a dictionary of state and",
+        ),
+        (lambda saved: {"optimizer": saved}, "got optimizer as the state"),
+        (lambda saved: [saved], "got a list as the state"),
+        (lambda saved: {}, "got nothing as the state"),
+    ],
+)
+def test_what_no_state_dict_gave_is_refused(mistake, message):
+    """Torch's own would leave such a state out, and begin anew without a word."""
+    net = network()
+    optimizer = LearnedOptimizer(net, Adam())
+    net(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    with pytest.raises(ParamsError, match=message):
+        optimizer.load_state_dict(mistake(optimizer.state_dict()))
 
 
 def test_a_state_of_another_rule_is_refused():

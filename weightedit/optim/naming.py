@@ -87,6 +87,27 @@ def arranged(saved: list[dict[str, Any]], own: list[list[str]]) -> list[dict[str
     return found + [group for _, group in left]
 
 
+def refuse_strangers(saved: Any) -> None:
+    """Raise ParamsError for what is no state dict of an optimizer, and where what it keeps is of no parameter in it.
+
+    Keys are whole numbers; JSON and formats whose names are strings make others of them, and torch leaves out such a
+    state without a word.
+    """
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+        found = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else f"a {type(saved).__name__}"
+        raise ParamsError(
+            f"got {found or 'nothing'} as the state of an optimizer; expected a dictionary of state and param_groups: "
+            "load what state_dict() gave."
+        )
+    held = {key for group in saved["param_groups"] for key in group["params"]}
+    if saved["state"] and held.isdisjoint(saved["state"]):
+        came, expected = (", ".join(map(repr, keys)) for keys in (saved["state"], held))
+        raise ParamsError(
+            f"got a state for {came}; expected keys that stand as params in its groups, {expected}: keep them as "
+            "state_dict() gave them."
+        )
+
+
 def _saved_names(group: Mapping[str, Any]) -> list[str]:
     keys, names = list(group["params"]), list(group.get("param_names", ()))
     if keys and all(isinstance(key, str) for key in keys):

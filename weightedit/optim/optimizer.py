@@ -37,9 +37,16 @@ from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.average import POINT, advance, at_average, at_training, averages, beyond, proposed_at_rates
 from weightedit.optim.hand_designed import Adam
 from weightedit.optim.memory import keep_freed
-from weightedit.optim.naming import arranged, paired, refuse_part, refuse_shard, with_axis, with_isolated
+from weightedit.optim.naming import (
+    arranged,
+    paired,
+    refuse_part,
+    refuse_shard,
+    refuse_strangers,
+    with_axis,
+    with_isolated,
+)
 from weightedit.optim.rule import RuleState, UpdateRule
-from weightedit.optim.rule_module import RuleModule
 from weightedit.optim.stepping import (
     One,
     Step,
@@ -47,7 +54,9 @@ from weightedit.optim.stepping import (
     compiled,
     decay_unit,
     first_state,
+    found_rule,
     is_half,
+    is_rate_of_another,
     rate_of,
     read_options,
     rule_name,
@@ -106,6 +115,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Raises:
         WeightEditError: flags of torch optimizers that have no meaning here; numbers out of range; shards, and parts in
             a ZeroRedundancyOptimizer for a rule that reads the whole network.
+        TypeError: what is no rule, and unknown options.
         ParamsError: parameters whose names cannot be found, or are found twice.
     """
 
@@ -122,7 +132,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         **options: Any,
     ) -> None:
         self.options = read_options(options)
-        self.rule: UpdateRule = RuleModule.from_pretrained(rule) if isinstance(rule, str | Path) else rule
+        self.rule: UpdateRule = found_rule(rule)
         self._outside: UpdateRule = self.options.outside or Adam(1.0)
         self._skipped, self._refused = 0, None
         self._observed: Any = None
@@ -149,6 +159,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._read(net, whole, inputs, given=wiring is not None)
         self._outside_wiring = Wiring((), ())
         check_numbers({"lr": lr, "weight_decay": weight_decay})
+        if is_rate_of_another(self.rule, lr):
+            _LOG.warning(
+                "lr is %s, which multiplies the learned rule's own step, and is no rate as AdamW's is: begin with 1.",
+                float(lr),
+            )
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False, **_COURSE})
         moved = {side: any(p.requires_grad for p in self._params(outside=side)) for side in (False, True)}
         if moved[True] and not moved[False]:
@@ -292,7 +307,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         self._observed = loss
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step from the gradients of the parameters; those without one stay.
 
@@ -305,6 +319,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         `nonfinite` is "raise"; WeightEditError for sparse gradients, for shards of parameters, and while the parameters
         are their average.
         """
+        if torch.compiler.is_compiling():  # a whole training step: what can be compiled of this one, `compile` does
+            from weightedit.graph.uncompiled import uncompiled
+
+            return uncompiled(LearnedOptimizer._stepped, self, closure)
+        return self._stepped(closure)
+
+    @torch.no_grad()
+    def _stepped(self, closure: Callable[[], Any] | None) -> Any:
         self.refuse_at_average()
         result = None
         if closure is not None:
@@ -486,11 +508,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Where both sides name the same parameters, state and groups go by name, in whatever order they stand; else by
         position, as torch's do (a scheduler's state goes by position always).
 
-        Raises, with everything as before, ParamsError for the state of another kind of rule, for shapes that the rule
-        would not keep for these parameters, for what is not finite or no floating-point tensor (a number may stand for
-        a tensor without axes), and where parameters of the same names are grouped in another way; WeightEditError for
-        an lr or weight_decay that the constructor refuses.
+        Raises, with everything as before, ParamsError for what no state_dict() gave, for the state of another kind of
+        rule, for shapes that the rule would not keep for these parameters, for what is not finite or no floating-point
+        tensor (a number may stand for a tensor without axes), and where parameters of the same names are grouped in
+        another way; WeightEditError for an lr or weight_decay that the constructor refuses.
         """
+        refuse_strangers(state_dict)
         names = [group["param_names"] for group in self.param_groups]
         own = [{key: group[key] for key in _OWN} for group in self.param_groups]
         came: dict[str, Any] = {}

@@ -12,6 +12,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import reduce
 from itertools import chain
+from numbers import Real
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,6 +31,7 @@ _REFUSED = {
     "capturable": "a group cannot choose; pass it to LearnedOptimizer, which does this for all",
     "maximize": "negate the loss",
     "differentiable": "use rule.update, which is a function, or weightedit.optim.higher_bridge",
+    **dict.fromkeys(("momentum", "dampening", "nesterov", "betas", "eps", "amsgrad"), "it is the rule's: leave it out"),
 }
 
 ADAMW_LR = 1e-3
@@ -297,7 +300,7 @@ def read_options(given: dict[str, Any]) -> StepOptions:
     unknown = sorted(given.keys() - known)
     if unknown:
         raise TypeError(
-            f"got {', '.join(unknown)}; expected lr, weight_decay, net, wiring, {', '.join(sorted(known))}."
+            f"got {', '.join(unknown)}; expected lr, weight_decay, net, wiring, inputs, {', '.join(sorted(known))}."
         )
     return StepOptions(**given)
 
@@ -311,8 +314,27 @@ def check_numbers(group: Mapping[str, Any]) -> None:
         value = group.get(key, 0.0)
         if isinstance(value, Tensor):
             value = float(value.detach()) if value.numel() == 1 else math.nan
-        if not math.isfinite(value) or value < 0:
-            raise WeightEditError(f"got {key}={group[key]}; expected one finite number >= 0: correct it.")
+        shown = repr(value) if isinstance(value, str) else group.get(key)
+        if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+            raise WeightEditError(f"got {key}={shown}; expected one finite number >= 0: correct it.")
+
+
+def found_rule(given: Any) -> UpdateRule:
+    """The rule that is meant: itself, or a learned one by its folder or name. Raises TypeError for what is neither."""
+    if isinstance(given, str | Path):
+        return RuleModule.from_pretrained(given)
+    if isinstance(given, type) or not all(callable(getattr(given, name, None)) for name in ("init", "update")):
+        kind = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
+        raise TypeError(
+            f"got {kind} as the rule; expected an update rule, such as weightedit.Adam(1e-3), or the name of a learned "
+            "one: pass one, and a rate by its keyword, lr=."
+        )
+    return given
+
+
+def is_rate_of_another(rule: UpdateRule, lr: float | Tensor) -> bool:
+    """Whether `lr` can only be meant for another optimizer: for a learned rule, below a hundredth of its own step."""
+    return isinstance(rule, RuleModule) and 0 < float(lr) < 1e-2
 
 
 def rule_name(rule: UpdateRule) -> str:
