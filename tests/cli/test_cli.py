@@ -793,6 +793,7 @@ def test_conventions_that_have_a_name_are_said_by_it() -> None:
     for family in STATED:
         assert f"pass --convention {family}" in in_own_words(suggestion(family), options)
     assert "pass --convention coin" in in_own_words(suggestion("coin"), options)
+    assert "siren-pytorch, with --last sigmoid where one ends it" in in_own_words(suggestion("siren-pytorch"), options)
     assert "pass --convention plain, and what differs from it by --omega" in in_own_words(
         suggestion("unknown"), options
     )

@@ -317,7 +317,7 @@ that they were fitted under; or, with --like, an INR of weightedit becomes a fil
 
 def _add_info(commands) -> None:
     text = """\
-PATH is an INR file, a weight set, a CNN zoo, or a checkpoint of any kind, shipped ones by name. Shown are kind,
+FILE is an INR file, a weight set, a CNN zoo, or a checkpoint of any kind, shipped ones by name. Shown are kind,
 count, widths, convention, provenance, PSNR and the symmetry of every layer; for a checkpoint what it is made
 of, its size, and the test figures of its training."""
     parser = _command(commands, "info", "say what a file or folder is", text, f"weightedit info {SHIPPED_EDITOR}")

@@ -51,7 +51,8 @@ _SUGGESTIONS = {
     "siren": "SIREN's authors: if so, pass convention=NFN (weightedit.inr.convention), which is theirs",
     "coin": "COIN: if so, pass convention=coin_convention(height, width) (weightedit.inr.convention)",
     "siren-pytorch": (
-        "siren-pytorch: if so, pass convention=SIREN_PYTORCH (weightedit.inr.convention), with last= what ends it"
+        "siren-pytorch: if so, pass convention=SIREN_PYTORCH (weightedit.inr.convention), with last=sigmoid where one "
+        "ends it"
     ),
     "unknown": "no published set: pass convention=Convention(...) (weightedit.inr.convention) as the INRs were fitted",
 }
