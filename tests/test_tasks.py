@@ -248,7 +248,7 @@ def test_train_refinement_then_frontier(weights: Path, tmp_path: Path) -> None:
     result = run_task("train_editor rule", *words)
     assert "| steps | K-FAC, numbers by hand | learned |" in result.stdout
     assert LearnedKFAC.from_pretrained(tmp_path / "refine" / "rule").config.width == 32
-    found = run_task("compare_editors frontier", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "plot"))
+    found = run_task("compare_editors", "--smoke", "--weights", str(weights), "--out", str(tmp_path / "plot"))
     for name in ("Adam", "K-FAC", "Levenberg-Marquardt", "one-shot editor", "learned steps"):
         assert f"| {name} |" in found.stdout
     assert (tmp_path / "plot" / "frontier.png").stat().st_size > 10_000
@@ -263,7 +263,7 @@ def test_train_an_editor_of_varied_pictures_from_images_then_compare_it(pictures
     assert load_weight_set(tmp_path / "run" / "inrs-2", "test").stack.widths == (2, 64, 64, 64, 3)
     assert run_task("train_editor predictive", *words).stdout == result.stdout
     words = ("--editors", str(tmp_path / "run" / "editor"), "--images", *sources, "--hidden", "8", "8")
-    found = run_task("compare_editors pictures", "--smoke", *words, "--out", str(tmp_path / "pictures"))
+    found = run_task("try_editors pictures", "--smoke", *words, "--out", str(tmp_path / "pictures"))
     assert all(found.stdout.count(f"| {kind} |") == 1 for kind in ("photographs 28 color", "photographs 28 gray"))
     assert (tmp_path / "pictures" / "pictures.png").stat().st_size > 10_000
     rows = json.loads((tmp_path / "pictures" / "pictures.json").read_text())
@@ -312,9 +312,9 @@ def test_train_predictive_editor_then_evaluate(weights: Path, tmp_path: Path) ->
     again = run_task("train_editor predictive", *words, "--operations", "dilate", "rotate", "--predictor.warp")
     assert again.stdout == result.stdout
     words = ("--editor", str(editor), "--weights", str(weights), "--out", str(tmp_path / "transfer"))
-    found = run_task("compare_editors transfer", "--smoke", *words, "--factors", "2", "--steps", "0", "2")
+    found = run_task("try_editors transfer", "--smoke", *words, "--factors", "2", "--steps", "0", "2")
     assert found.stdout.count("| 2-32-32-1 | 28 x 28 | 2-64-64-1 |") == 2
-    refused = run_task("compare_editors transfer", *words, "--operation", "embolden", check=False)
+    refused = run_task("try_editors transfer", *words, "--operation", "embolden", check=False)
     assert refused.returncode == 2 and "this editor knows dilate, rotate" in refused.stderr.splitlines()[-1]
 
 
@@ -509,10 +509,10 @@ def test_compare_fits(pictures: Path, tmp_path: Path) -> None:
     assert few.returncode != 0 and "lower count" in few.stderr
 
 
-def test_compare_fits_of_sounds(tmp_path: Path) -> None:
-    first = run_task("compare_fits sounds", "--smoke", "--out", str(tmp_path))
+def test_compare_sounds(tmp_path: Path) -> None:
+    first = run_task("compare_sounds", "--smoke", "--out", str(tmp_path))
     assert all(f"| {name} | 50 | " in first.stdout for name in ("chord", "drums", "vowels"))
-    assert run_task("compare_fits sounds", "--smoke", "--out", str(tmp_path)).stdout == first.stdout
+    assert run_task("compare_sounds", "--smoke", "--out", str(tmp_path)).stdout == first.stdout
 
 
 @pytest.mark.slow

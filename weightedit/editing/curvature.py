@@ -58,7 +58,7 @@ class Steering(NamedTuple):
 
 @dataclass(frozen=True)
 class KFAC:
-    """K-FAC with numbers set by hand; the defaults are a first guess, which `compare_editors.py frontier` tunes.
+    """K-FAC with numbers set by hand; the defaults are a first guess, which `compare_editors.py` tunes.
 
     Args:
         rate: of the step, 1 being Newton's for every layer by itself.

@@ -120,7 +120,7 @@ class Samples:
         It is half of that up to 30, and an eighth of it where that is more: 10 for 8,000 samples of a volume, 1,000 for
         a second of sound at 8 kHz; beyond 8,000 samples along an axis it grows with their root. Sitzmann et al. (2020)
         take 30, and 3,000 for sounds. The eighth is chosen by the worst of a chord, drums, and vowels with a hiss
-        (tasks/compare_fits.py sounds): half of it fails on the vowels by some initializations (an SNR of 11 dB, where
+        (tasks/compare_sounds.py): half of it fails on the vowels by some initializations (an SNR of 11 dB, where
         the eighth has 24), three times as much is wrong between the samples. The root is chosen on melodies of 5 and 25
         seconds.
         """
