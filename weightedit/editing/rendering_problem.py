@@ -1,9 +1,9 @@
 """Fitting N INRs to N target images, or to samples, as refinement sees it: residuals, gradients, curvature factors.
 
-Here: one pass over the pixels (samples are pixels that lie anywhere), forwards and backwards, and the closed-form last
-layer. Which step is taken with it is refinement.py's and curvature.py's. Any function that network/layer.py knows may
-follow a layer. Everything is differentiable, so that a rule can be meta-trained through its steps;
-inr/fitting_kernel.py computes the same gradients in place, for fits from scratch that take a hundred steps.
+Here: one pass over the pixels (samples are pixels that lie anywhere), forwards and backwards. How a linear last layer
+is solved is last_layer.py's; which step is taken with all this, refinement.py's and curvature.py's. Any function that
+network/layer.py knows may follow a layer. Everything is differentiable, so that a rule can be meta-trained through its
+steps; inr/fitting_kernel.py computes the same gradients in place, for fits from scratch that take a hundred steps.
 
 Formulas, elementary. Legend: a_l what layer l reads, with a 1 appended; V_l weight and bias of layer l, times omega in
 a sine layer, so that a_{l+1} = f_l(V_l a_l) with f_l = sin or another function; r residual, output minus target, C
@@ -13,8 +13,6 @@ outputs, P pixels. A layer is curved if a function follows it: all are, but for 
 * Its Gauss-Newton matrix for V_l alone is about G_l (x) A_l, with A_l = sum_p a_l a_l^T / P and
   G_l = sum_{c, p} J_l J_l^T / P (Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate
   Curvature", 2015).
-* Linear last layer: min over it of |r|^2 / P + ridge |A|^2 is a linear system. At its solution the loss has the
-  gradient with that layer held fixed (variable projection: Golub and Pereyra, 1973).
 * Curvature of large pictures is that of some rows and columns, which is what most of a step would go to: gradients
   need one sum over the pixels for every layer, factors one for every output as well.
 * First layer: on pixels its phase is a function of the row plus one of the column: of sines, H + W places are enough.
@@ -28,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from weightedit.editing.last_layer import Moments, pooled
 from weightedit.errors import ParamsError
 from weightedit.inr.convention import Convention, widths_of
 from weightedit.network.layer import Activation
@@ -189,7 +188,7 @@ class RenderingProblem:
     def evaluate(self, layers: list[Layer], *, ridge: float | None = None) -> Pass:
         """One pass, with the last layer as it is, or (with `ridge`, if it is linear) with the best one."""
         values, slopes = self._forward(layers[:-1])
-        last = layers[-1] if ridge is None or not self.linear_end else _solved(self._moments(values[-1]), ridge)
+        last = layers[-1] if ridge is None or not self.linear_end else self._best(values[-1], ridge)
         upstream, jacobians = last.weight.unsqueeze(2), []  # [N, C, 1, h]
         if self.linear_end:
             residual = self._residual(values[-1], last)
@@ -264,7 +263,7 @@ class RenderingProblem:
     def _slopes(self, layers: list[Layer], ridge: float | None) -> Summary:
         """What a pass comes to without factors: the residual goes back through the layers, and no jacobian."""
         values, slopes = self._forward(layers[:-1])
-        last = layers[-1] if ridge is None or not self.linear_end else _solved(self._moments(values[-1]), ridge)
+        last = layers[-1] if ridge is None or not self.linear_end else self._best(values[-1], ridge)
         if self.linear_end:
             residual = back = self._residual(values[-1], last)
         else:
@@ -290,20 +289,16 @@ class RenderingProblem:
             return layers, self.losses(layers)
         bands = self.bands(layers)
         if len(bands) > 1:
-            layers = [
-                *layers[:-1],
-                _solved(
-                    _pooled(
-                        [band._moments(band._values(layers)) for band in bands],
-                        [band.places / self.places for band in bands],
-                    ),
-                    ridge,
-                ),
-            ]
+            shares = [band.places / self.places for band in bands]
+            moments = pooled([band._moments(band._values(layers)) for band in bands], shares)
+            layers = [*layers[:-1], Layer(*moments.solved(ridge))]
             return layers, self.losses(layers)
         values = self._values(layers)
-        last = _solved(self._moments(values), ridge)
+        last = self._best(values, ridge)
         return [*layers[:-1], last], self._residual(values, last).square().mean((1, 2))
+
+    def _best(self, values: Tensor, ridge: float) -> Layer:
+        return Layer(*self._moments(values).solved(ridge))
 
     def losses(self, layers: list[Layer]) -> Tensor:
         """As Pass.loss, without derivatives' cost."""
@@ -382,12 +377,8 @@ class RenderingProblem:
         return value.flatten(1, 2), cosine.flatten(1, 2)
 
     def _moments(self, values: Tensor) -> Moments:
-        """Of the last sine layer's values [N, P, h]."""
-        pixels = values.shape[1]
-        mean, across = values.mean(1, keepdim=True), values.mT
-        gram = torch.baddbmm(mean.mT * mean, across, values, beta=-1.0, alpha=1.0 / pixels)
-        cross = torch.baddbmm(mean.mT * self._wanted, across, self.targets, beta=-1.0, alpha=1.0 / pixels)
-        return Moments(mean, self._wanted, gram, cross)
+        """Of what the last layer reads [N, P, h]."""
+        return Moments.of(values, self.targets, self._wanted)
 
 
 def _phase(values: Tensor, layer: Layer) -> Tensor:
@@ -400,34 +391,3 @@ def _followed(name: str, phase: Tensor, *, slope: bool = True) -> tuple[Tensor, 
     if name == "sine":
         return phase.sin(), phase.cos() if slope else phase
     return Activation(name)(phase), Activation(name).slope(phase) if slope else phase
-
-
-class Moments(NamedTuple):
-    """Over pixels: means of the values [N, 1, h] and of the targets [N, 1, C]; the values' covariances with both."""
-
-    mean: Tensor
-    wanted: Tensor
-    gram: Tensor
-    cross: Tensor
-
-
-def _pooled(moments: list[Moments], shares: list[float]) -> Moments:
-    """Those of all pixels, from those of parts."""
-    if len(moments) == 1:
-        return moments[0]
-    parts = list(zip(shares, moments, strict=True))
-    mean = torch.stack([share * part.mean for share, part in parts]).sum(0)
-    wanted = torch.stack([share * part.wanted for share, part in parts]).sum(0)
-    away = [((part.mean - mean).mT, part.wanted - wanted) for part in moments]
-    grams = [s * (part.gram + a @ a.mT) for (s, part), (a, _) in zip(parts, away, strict=True)]
-    crosses = [s * (part.cross + a @ b) for (s, part), (a, b) in zip(parts, away, strict=True)]
-    return Moments(mean, wanted, torch.stack(grams).sum(0), torch.stack(crosses).sum(0))
-
-
-def _solved(moments: Moments, ridge: float) -> Layer:
-    """The last layer of least |r|^2 / P + ridge |weight|^2; the bias is free."""
-    mean, wanted, gram, cross = moments
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky_ex(torch.add(gram, eye, alpha=ridge))[0]
-    weight = torch.cholesky_solve(cross, factor).mT
-    return Layer(weight, torch.baddbmm(wanted, mean, weight.mT, alpha=-1.0).squeeze(1))
