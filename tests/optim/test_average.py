@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.modules import seeded
 from tests.networks import generator, relative
 from tests.optim.test_metanet_rule import LEVELING, random_rule
 from tests.optim.test_optimizer import Pair
@@ -33,12 +34,6 @@ RULES = {
 @pytest.fixture(params=RULES, name="make")
 def _make(request):
     return RULES[request.param]
-
-
-def seeded(make):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make()
 
 
 def network(dtype=torch.float64):

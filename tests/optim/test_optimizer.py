@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from tests.modules import GPT, ResNet, Unreadable
+from tests.modules import GPT, ResNet, Unreadable, seeded
 from tests.rules import Recorder, TinyRule
 from weightedit.errors import FileFormatError, NonFiniteError, ParamsError, WeightEditError
 from weightedit.files.checkpoint import save_checkpoint
@@ -53,12 +53,6 @@ def network(seed=0, dtype=torch.float32):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
-
-
-def seeded(make):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make()
 
 
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.modules import seeded
 from tests.networks import generator, relative
 from tests.optim.test_metanet_rule import random_rule
 from weightedit.network.reading import wiring_of
@@ -27,12 +28,6 @@ RULES = {
 @pytest.fixture(params=RULES, name="make")
 def _make(request):
     return RULES[request.param]
-
-
-def seeded(make):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make()
 
 
 def normalized(width=7):
