@@ -116,6 +116,21 @@ def test_the_grid_is_read_as_a_picture_row_by_row():
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dilations", "reach"), [((1, 1), 4), ((2, 4, 1), 9), ((), 2)])
+def test_a_forecast_looks_as_far_as_its_convolutions_reach(dilations, reach):
+    """A probe's forecast depends on the probes up to one step per convolution away, times its dilation."""
+    side, center = 23, 11
+    spec = NetworkSpec.siren((2, 3, 1))
+    config = GaugeGMNConfig(probes=side**2, forecast=3, grid=True, dilations=dilations)
+    graph = NeuralGraph.from_params(spec, random_params(spec, dtype=torch.float32))
+    forecast, constants = GaugeGMN(config).forecast, graph.layout.constants("full", graph.edges)
+    values = torch.randn(6, side**2 + 1, generator=generator(0)).requires_grad_()
+    change = forecast(values, constants)[-1, 1:].reshape(side, side)
+    (seen,) = torch.autograd.grad(change[center, center], values)
+    where = seen[-1, 1:].reshape(side, side).abs().nonzero() - center
+    assert int(where.abs().max()) == reach and not seen[:-1].any()
+
+
 def test_a_solved_reading_brings_the_wished_changes_about():
     """The ridge solution against the normal equations in loops; without ridge, what a layer can do is done."""
     values, wished = (torch.randn(2, n, 30, dtype=torch.float64, generator=generator(n)) for n in (4, 3))
@@ -364,6 +379,8 @@ def test_config_round_trip_and_refusals():
         ({"probes": -1}, "probes and neuron codes of at least 0"),
         ({"grid": True, "probes": 10, "forecast": 4}, "grid has 10 probes"),
         ({"grid": True, "probes": 16, "embedding": 4}, "and shown of 0; expected 784 or another square"),
+        ({"dilations": (2, 0), "grid": True, "probes": 16, "forecast": 4}, "dilations \\(2, 0\\), a forecast of 4"),
+        ({"dilations": (2, 4)}, "dilations \\(2, 4\\), a forecast of .* grid=False; expected numbers"),
         ({"shown": 8, "probes": 4}, "shown 8 with 4 probes, an embedding of 0"),
         ({"solved": True, "probes": 0}, "solved without probes"),
         ({"refit": True, "forecast": 0}, "refit without probes or without a forecast"),

@@ -43,13 +43,15 @@ class GridForecast(nn.Module):
         outputs: output neurons of a network, the channels of its picture.
         side: of the grid, in probes.
         width: channels between the convolutions.
+        dilations: of the inner convolutions, one each: in probes, how far apart what they read is. Wide ones see parts
+            of the picture, not only a neighborhood (Yu & Koltun 2016).
     """
 
-    def __init__(self, outputs: int, side: int, width: int) -> None:
+    def __init__(self, outputs: int, side: int, width: int, dilations: tuple[int, ...] = (1, 1)) -> None:
         super().__init__()
         self.outputs, self.side = outputs, side
         self.first = nn.Conv2d(outputs, width, 3, padding=1)
-        self.inner = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.inner = nn.ModuleList(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in dilations)
         self.last = nn.Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, values: Tensor, constants: NodeConstants) -> Tensor:

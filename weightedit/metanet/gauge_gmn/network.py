@@ -108,6 +108,8 @@ class GaugeGMNConfig(MetanetworkConfig):
         grid: probes on a fixed, regular grid over [-1, 1]^2, their number a square, which lets the forecast convolve
             (see GridForecast), or what reads the outputs for an embedding (see GridShown); needs two inputs and a
             forecast or `shown`, whose width is that of its convolutions.
+        dilations: of the inner convolutions of a forecast over the grid, one each; wide ones see parts of the picture,
+            as an edit needs that is more than a neighborhood's.
         shown: hidden width of what reads the outputs at the probes for an embedding, beside the messages (see Shown);
             0 for none.
         solved: the head solves its reading term against the activations, too (see heads.SolvedReading); needs probes.
@@ -134,6 +136,7 @@ class GaugeGMNConfig(MetanetworkConfig):
 
     later = {
         "grid",
+        "dilations",
         "shown",
         "solved",
         "rank_one",
@@ -155,6 +158,7 @@ class GaugeGMNConfig(MetanetworkConfig):
     forecast: int = 0
     refit: bool = False
     grid: bool = False
+    dilations: tuple[int, ...] = (1, 1)
     shown: int = 0
     solved: bool = False
     symmetry: Symmetry = "full"
@@ -205,6 +209,11 @@ class GaugeGMNConfig(MetanetworkConfig):
             raise SpecError(
                 f"grid has {self.probes} probes, {self.inputs} inputs and {what} of {reads}; expected 784 or another "
                 f"square, two inputs and {what}: the grid is what it convolves over."
+            )
+        if min(self.dilations, default=1) < 1 or (self.dilations != (1, 1) and not (self.grid and self.forecast)):
+            raise SpecError(
+                f"got dilations {self.dilations}, a forecast of {self.forecast} and grid={self.grid}; expected numbers "
+                "of at least 1, and others than (1, 1) only for a forecast over a grid: correct them."
             )
         if self.solved and not self.probes:
             raise SpecError("got solved without probes; expected some: it solves for what they should read.")
@@ -278,7 +287,7 @@ class GaugeGMN(Metanetwork):
             self.neuron_codes = nn.Embedding(config.neuron_codes * config.levels, node)
         self.forecast = Forecast(read, config.forecast) if config.forecast and not config.grid else None
         if config.grid and config.forecast:
-            self.forecast = GridForecast(config.outputs, math.isqrt(config.probes), config.forecast)
+            self.forecast = GridForecast(config.outputs, math.isqrt(config.probes), config.forecast, config.dilations)
         seen = 2 * read if config.forecast else read
         self.lift_edges = nn.Linear(odd, edge, bias=False)
         self.lift_slopes = nn.Linear(read, node, bias=False)
