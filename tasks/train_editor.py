@@ -44,7 +44,7 @@ from weightedit.editing.predictive_editor import PredictiveEditor
 from weightedit.editing.predictor import Predictor, PredictorConfig
 from weightedit.editing.predictor_training import Practice, prediction_errors, train_predictor
 from weightedit.editing.rule_training import RuleProblems, rule_errors, rule_examples, train_rule
-from weightedit.editing.training import edit_error, floor_error, make_editor, train_editor
+from weightedit.editing.training import edit_error, floor_error, make_editor, train_editor, train_forecast
 from weightedit.inr.fitting import FitOptions
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
@@ -87,6 +87,8 @@ class OneShot:
         editor: what surrounds it: guides made from the known target, a solved last layer, wider INRs.
         augment: act on every training INR with a random element of its symmetry group; an equivariant metanetwork
             cannot gain by it.
+        foresight: steps that train the forecast alone before, as a picture of its own, at the same rates; 0 for none.
+            Needs a forecast over a grid with a probe for every pixel.
         training: of the metanetwork.
         control_steps: training steps of the flat-MLP control; 0 for none.
         smoke: seconds instead of hours, to see that everything runs.
@@ -109,6 +111,7 @@ class OneShot:
     metanet: GaugeGMNConfig = field(default_factory=GaugeGMNConfig)
     editor: EditorOptions = field(default_factory=EditorOptions)
     augment: bool = False
+    foresight: int = 0
     training: TrainOptions = field(
         default_factory=lambda: TrainOptions.cosine(
             20_000, batch_size=32, warmup_steps=200, ema_decay=0.999, validate_every=500, checkpoint_every=250
@@ -138,6 +141,10 @@ class OneShot:
         if self.images:
             about |= {"images": self.images, "repeats": self.repeats, "validation": self.validation}
         options: dict[str, Any] = {"augment": self.augment, "about": about}
+        if self.foresight:
+            alone = replace(self.training, steps=self.foresight, capture=False, compile=False)
+            train_forecast(editor, splits, out / "forecast", alone, about=about)
+            about["foresight"] = self.foresight
         result = train_editor(editor, splits, out / "run", self.training, **options)
         figures = {"edited": edit_error(test, chosen, editor, progress=True), "do nothing": edit_error(test, chosen)}
         if self.control_steps:

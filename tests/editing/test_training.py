@@ -1,6 +1,7 @@
 """The trainings of editors, predictors and rules: steps that can be captured, targets, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,8 +22,16 @@ from weightedit.editing.predictor_training import (
     varied_loss,
 )
 from weightedit.editing.rule_training import Fits, Mixture, RuleProblems, rule_examples, train_rule
-from weightedit.editing.training import augmented_loss, edit_error, edit_examples, edit_loss, make_editor
-from weightedit.errors import WeightEditError
+from weightedit.editing.training import (
+    augmented_loss,
+    edit_error,
+    edit_examples,
+    edit_loss,
+    foreseen_loss,
+    make_editor,
+    train_editor,
+)
+from weightedit.errors import SpecError, WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
@@ -52,6 +61,32 @@ def test_a_step_of_an_editor_waits_for_nothing(augment):
     with device_waits() as found:
         step()
     assert not found, "\n".join(found)
+
+
+def test_foresight_adds_the_error_of_the_forecasts_own_picture():
+    """A forecast that adds a quarter to every pixel foresees the rendering, brighter by a quarter."""
+    given = make_set()
+    weights = WeightSet(replace(given.stack, width=6), given.images[..., :6])
+    editor = make_editor("dilate", weights.stack, gauge_gmn=replace(TINY, probes=36, forecast=2, grid=True))
+    batch = edit_examples(weights, "dilate")[torch.arange(5)]
+    torch.nn.init.zeros_(editor.metanet.forecast.last.weight)
+    torch.nn.init.constant_(editor.metanet.forecast.last.bias, 0.25)
+    own = (weights.stack.render() + 0.25 - batch["targets"]).square().mean()
+    loss = foreseen_loss(editor, batch, weight=2.0)
+    torch.testing.assert_close(loss, edit_loss(editor, batch) + 2 * own)
+    loss.backward()
+    assert float(editor.metanet.forecast.last.bias.grad.abs()) > 0
+
+
+def test_foresight_that_nothing_can_have_is_refused(tmp_path):
+    weights = make_set()
+    splits, options = {"train": weights, "validation": weights}, TrainOptions(steps=1)
+    for config in (TINY, replace(TINY, probes=36, forecast=2, grid=True)):
+        editor = make_editor("dilate", weights.stack, gauge_gmn=config)
+        with pytest.raises(SpecError, match="got foresight for pictures of 6 x 7 and a forecast of .* every pixel"):
+            train_editor(editor, splits, tmp_path / str(config.probes), options, foresight=1.0)
+    with pytest.raises(SpecError, match="foresight 1.0 with augment; expected one of them"):
+        train_editor(editor, splits, tmp_path / "both", options, foresight=1.0, augment=True)
 
 
 def test_an_equivariant_editor_gains_nothing_by_augmentation():

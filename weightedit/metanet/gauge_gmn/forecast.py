@@ -57,9 +57,14 @@ class GridForecast(nn.Module):
     def forward(self, values: Tensor, constants: NodeConstants) -> Tensor:
         """[..., n, P] activations -> [..., n, P] wished-for changes, zero except at the output nodes."""
         shown = values.index_select(-2, constants.outputs)
-        picture = self.first(shown[..., 1:].reshape(-1, self.outputs, self.side, self.side))
-        for convolution in self.inner:
-            picture = picture + convolution(functional.silu(picture))
-        change = self.last(functional.silu(picture)).reshape(*shown.shape[:-1], -1)
+        change = self.change(shown[..., 1:].reshape(-1, self.outputs, self.side, self.side))
+        change = change.reshape(*shown.shape[:-1], -1)
         change = torch.cat([torch.zeros_like(shown[..., :1]), change], -1)
         return torch.zeros_like(values).index_copy(-2, constants.outputs, change)
+
+    def change(self, pictures: Tensor) -> Tensor:
+        """What is wished to be added to raw outputs over the grid, both [N, outputs, side, side]."""
+        picture = self.first(pictures)
+        for convolution in self.inner:
+            picture = picture + convolution(functional.silu(picture))
+        return self.last(functional.silu(picture))
