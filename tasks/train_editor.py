@@ -129,6 +129,7 @@ class OneShot:
                 metanet=replace(self.metanet, node_width=8, edge_width=8, layers=1, probes=4),
                 training=self.training.brief(),
                 control_steps=min(4, self.control_steps),
+                foresight=0,
                 smoke=False,
             ).run()
         splits, out, chosen = self.pairs.of(self.splits()), Path(self.out), self.operation

@@ -27,9 +27,8 @@ from weightedit.editing.training import (
     edit_error,
     edit_examples,
     edit_loss,
-    foreseen_loss,
     make_editor,
-    train_editor,
+    train_forecast,
 )
 from weightedit.errors import SpecError, WeightEditError
 from weightedit.inr.convention import Convention
@@ -63,30 +62,26 @@ def test_a_step_of_an_editor_waits_for_nothing(augment):
     assert not found, "\n".join(found)
 
 
-def test_foresight_adds_the_error_of_the_forecasts_own_picture():
-    """A forecast that adds a quarter to every pixel foresees the rendering, brighter by a quarter."""
-    given = make_set()
-    weights = WeightSet(replace(given.stack, width=6), given.images[..., :6])
-    editor = make_editor("dilate", weights.stack, gauge_gmn=replace(TINY, probes=36, forecast=2, grid=True))
-    batch = edit_examples(weights, "dilate")[torch.arange(5)]
-    torch.nn.init.zeros_(editor.metanet.forecast.last.weight)
-    torch.nn.init.constant_(editor.metanet.forecast.last.bias, 0.25)
-    own = (weights.stack.render() + 0.25 - batch["targets"]).square().mean()
-    loss = foreseen_loss(editor, batch, weight=2.0)
-    torch.testing.assert_close(loss, edit_loss(editor, batch) + 2 * own)
-    loss.backward()
-    assert float(editor.metanet.forecast.last.bias.grad.abs()) > 0
+def test_a_forecast_is_trained_alone(tmp_path):
+    """It learns to invert pictures, which is to add -2 times the raw output; nothing else of the editor moves."""
+    stack = replace(make_set().stack, width=6)
+    weights = WeightSet(stack, (255 * stack.render().clamp(0, 1)).byte())
+    editor = make_editor("invert", weights.stack, gauge_gmn=replace(TINY, probes=36, forecast=6, grid=True))
+    before = {name: tensor.clone() for name, tensor in editor.state_dict().items()}
+    own = edit_error(weights, "invert")
+    options = TrainOptions(steps=40, batch_size=5, learning_rate=2e-2, validate_every=20)
+    result = train_forecast(editor, {"train": weights, "validation": weights}, tmp_path, options)
+    assert result.best_validation < 0.5 * own
+    moved = {name for name, tensor in editor.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and all(name.startswith("metanet.forecast.") for name in moved)
 
 
-def test_foresight_that_nothing_can_have_is_refused(tmp_path):
+def test_a_forecast_that_is_no_picture_is_not_trained_alone(tmp_path):
     weights = make_set()
-    splits, options = {"train": weights, "validation": weights}, TrainOptions(steps=1)
     for config in (TINY, replace(TINY, probes=36, forecast=2, grid=True)):
         editor = make_editor("dilate", weights.stack, gauge_gmn=config)
-        with pytest.raises(SpecError, match="got foresight for pictures of 6 x 7 and a forecast of .* every pixel"):
-            train_editor(editor, splits, tmp_path / str(config.probes), options, foresight=1.0)
-    with pytest.raises(SpecError, match="foresight 1.0 with augment; expected one of them"):
-        train_editor(editor, splits, tmp_path / "both", options, foresight=1.0, augment=True)
+        with pytest.raises(SpecError, match="for pictures of 6 x 7; expected one over a grid with a probe for every"):
+            train_forecast(editor, {"train": weights, "validation": weights}, tmp_path, TrainOptions(steps=1))
 
 
 def test_an_equivariant_editor_gains_nothing_by_augmentation():
