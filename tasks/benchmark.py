@@ -32,7 +32,8 @@ from weightedit.errors import WeightEditError
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import from_pyg, to_pyg
 from weightedit.inr.siren import initial_params
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.metatrain.estimators import PES, Horizons
 from weightedit.metatrain.image_optimizees import ClassifierOptimizee, LabeledImages
 from weightedit.metatrain.networks import GPT, mlp, resnet18

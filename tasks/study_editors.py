@@ -21,7 +21,7 @@ from weightedit.editing.one_shot import EditorOptions, OneShotEditor
 from weightedit.editing.training import augmented_loss, edit_error, edit_examples, edit_loss, make_editor, train_editor
 from weightedit.errors import WeightEditError
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
 from weightedit.training.loop import TrainOptions
 from weightedit.training.measured import Measured
 from weightedit.training.report import table, write_result

@@ -48,7 +48,7 @@ from weightedit.editing.training import edit_error, floor_error, make_editor, tr
 from weightedit.inr.fitting import FitOptions
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
 from weightedit.metanet.registry import describe_metanet
 from weightedit.training.loop import TrainOptions
 from weightedit.training.plan import derive_seed

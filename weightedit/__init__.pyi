@@ -44,8 +44,8 @@ from weightedit.inr.samples import Samples as Samples
 from weightedit.inr.stack import INRStack as INRStack
 from weightedit.inr.widening import widen as widen
 from weightedit.loading import load as load
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig as GaugeGMNConfig
 from weightedit.metanet.gauge_gmn.network import GaugeGMN as GaugeGMN
-from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig as GaugeGMNConfig
 from weightedit.metanet.pyg_adapter import PyGAdapter as PyGAdapter
 from weightedit.metanet.registry import METANETS as METANETS
 from weightedit.metanet.registry import make_metanet as make_metanet

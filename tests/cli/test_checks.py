@@ -10,7 +10,8 @@ from weightedit.inr.convention import NFN, Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 
 SMALL = {"node_width": 4, "edge_width": 2, "layers": 1, "probes": 2, "levels": 3}
 

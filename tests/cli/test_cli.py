@@ -37,7 +37,8 @@ from weightedit.inr.fitting import FitOptions
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 
 WIDTHS = (2, 6, 5, 1)
 FIGURES = {"edited": 0.03, "do nothing": 0.09, "floor": 1e-4}

@@ -8,7 +8,8 @@ from weightedit.editing.evaluation import mean_squared_errors
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.operations import operation
 from weightedit.errors import WeightEditError
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 
 SMALL = GaugeGMNConfig(node_width=4, edge_width=2, layers=1, probes=2, levels=3)
 

@@ -18,7 +18,8 @@ from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
 from weightedit.metanet.base import Metanetwork
 from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.network.features import DELTA, PARAMETER
 
 WIDTHS = (2, 7, 5, 1)

@@ -18,7 +18,8 @@ from weightedit.inr.fitting import FitOptions, fit
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 
 SHIPPED = {"mnist-dilate": 1, "mnist-dilate-predictive": 1, "mnist-multi": 1, "cifar-contrast": 3, "varied-multi": 1}
 

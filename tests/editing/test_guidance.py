@@ -14,7 +14,8 @@ from weightedit.errors import SpecError, TypeMismatchError, WeightEditError
 from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.testing import assert_equivariant
 
 

@@ -23,7 +23,8 @@ from weightedit.inr.convention import Convention
 from weightedit.inr.fitting import fit
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.training.plan import TrainOptions
 
 TINY = GaugeGMNConfig(node_width=6, edge_width=4, layers=1, probes=3)

@@ -20,7 +20,8 @@ from weightedit.inr.convention import NFN, Convention, convert
 from weightedit.inr.fitting import fit
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.network.symmetry import act, random_element
 from weightedit.testing import assert_equivariant
 

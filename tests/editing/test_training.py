@@ -34,7 +34,7 @@ from weightedit.errors import SpecError, WeightEditError
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
 from weightedit.training.plan import TrainOptions
 
 TINY = GaugeGMNConfig(node_width=6, edge_width=4, layers=1, probes=3, symmetry="full")

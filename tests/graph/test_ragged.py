@@ -10,7 +10,8 @@ from weightedit.delta import propose_delta, propose_deltas
 from weightedit.errors import ParamsError, TypeMismatchError
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import RaggedLayout, from_pyg, ragged_from_params, ragged_graph, to_pyg
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.network.features import GRADIENT
 from weightedit.network.spec import NetworkSpec
 

@@ -16,7 +16,8 @@ from weightedit.inr.fitting import FitOptions, fit
 from weightedit.inr.siren import initial_params
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 
 SIZE = (9, 6)
 SOLVABLE = {

@@ -4,7 +4,8 @@ import torch
 
 from weightedit.editing.one_shot import OneShotEditor
 from weightedit.inr.siren import initial_params, render_images
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 
 
 def test_bf16_changes_the_delta_by_percents_and_the_rendering_by_nothing() -> None:

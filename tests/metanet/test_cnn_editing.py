@@ -19,7 +19,7 @@ from weightedit.errors import SpecError, TypeMismatchError
 from weightedit.files.checkpoint import load_checkpoint, save_checkpoint
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
-from weightedit.metanet.gauge_gmn.network import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
 from weightedit.metanet.registry import build_metanet, describe_metanet, make_metanet
 from weightedit.network.features import DELTA, GRADIENT, SQUARED_GRADIENT
 from weightedit.network.spec import NetworkSpec

@@ -6,7 +6,8 @@ import torch
 from tests.networks import CNNS, generator, random_params, relative
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.metanet.registry import make_metanet
 from weightedit.network.features import GRADIENT, PARAMETER
 from weightedit.network.spec import SYMMETRIES

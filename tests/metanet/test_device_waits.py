@@ -10,7 +10,8 @@ from weightedit.editing.one_shot import OneShotEditor
 from weightedit.editing.training import edit_loss
 from weightedit.inr.siren import initial_params, render_images
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.metanet.registry import METANETS, make_metanet
 from weightedit.network.features import ChannelType
 from weightedit.network.spec import NetworkSpec

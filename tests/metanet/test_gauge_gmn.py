@@ -15,9 +15,10 @@ from weightedit.errors import SpecError, TypeMismatchError
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import coordinate_grid, raw_outputs, render
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
 from weightedit.metanet.gauge_gmn.heads import ridge_solution
 from weightedit.metanet.gauge_gmn.layers import damp
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.network.features import DELTA, GRADIENT, PARAMETER, SQUARED_GRADIENT
 from weightedit.network.spec import NetworkSpec
 from weightedit.optim.memory import Alive

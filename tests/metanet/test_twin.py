@@ -8,7 +8,8 @@ from tests.message_passing_twin import GaugeGMNTwin, read_structure
 from tests.networks import ACTIVATIONS, generator, random_params
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import from_pyg, to_pyg
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.network.features import GRADIENT, SQUARED_GRADIENT
 from weightedit.network.spec import SYMMETRIES, NetworkSpec
 

@@ -26,7 +26,8 @@ from weightedit.graph.ragged import from_pyg, to_pyg
 from weightedit.inr.convention import convert
 from weightedit.inr.siren import raw_outputs
 from weightedit.inr.stack import INRStack
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.metanet.registry import describe_metanet
 from weightedit.network.features import features_from_params, params_from_features
 from weightedit.network.spec import SYMMETRIES, Params

@@ -82,7 +82,8 @@ class OneShotEditor(Editor):
     Raises TypeMismatchError if the metanetwork does not read just these channels, SpecError if it does not edit.
 
     >>> from weightedit.inr.siren import initial_params
-    >>> from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+    >>> from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+    >>> from weightedit.metanet.gauge_gmn.network import GaugeGMN
     >>> editor = OneShotEditor(GaugeGMN(GaugeGMNConfig(layers=1)), "dilate")
     >>> editor.edit_params(initial_params(3, (2, 16, 16, 1)))["layers.1.weight"].shape
     torch.Size([3, 16, 16])

@@ -24,8 +24,9 @@ from weightedit.inr.fitting import fit_directly
 from weightedit.inr.siren import render_images
 from weightedit.inr.stack import INRStack
 from weightedit.inr.widening import widen
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
 from weightedit.metanet.gauge_gmn.forecast import GridForecast
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.metanet.registry import config_options, describe_metanet, entry, make_metanet
 from weightedit.network.symmetry import randomly_moved
 from weightedit.training.examples import Examples

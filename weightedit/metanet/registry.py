@@ -21,7 +21,8 @@ from weightedit.metanet.baselines import FlatMLP, FlatMLPConfig
 from weightedit.metanet.functionals.dws import DWS, DWSConfig
 from weightedit.metanet.functionals.monomial import Monomial, MonomialConfig
 from weightedit.metanet.functionals.nfn import NFN, NFNConfig
-from weightedit.metanet.gauge_gmn.network import GaugeGMN, GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
+from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.metanet.neural_graphs.config import NGGNNConfig, NGTConfig
 from weightedit.metanet.neural_graphs.network import NGGNN, NGT
 from weightedit.metanet.scalegmn.config import ScaleGMNConfig
