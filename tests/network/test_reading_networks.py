@@ -133,6 +133,40 @@ def test_what_cannot_be_followed_is_noted():
     assert {str(s) for s in wiring.sets} == {"none"}
 
 
+class DroppedLayers(nn.Module):
+    """A residual network that skips layers at random in training, as audio models do."""
+
+    def __init__(self, drop=0.5, extra=False):
+        super().__init__()
+        self.enter, self.norm, self.leave = nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6)) for _ in range(2))
+        self.extra = nn.Linear(5, 1) if extra else None
+        self.drop = drop
+
+    def forward(self, x):
+        x = self.norm(self.enter(x))
+        for layer in self.layers:
+            if self.drop and self.training and torch.rand([]) < self.drop:
+                continue
+            inner = layer[:2](x)
+            x = x + layer[2](inner)
+        more = (self.extra(inner),) if self.training and self.extra is not None else ()
+        return (self.leave(x), *more)
+
+
+def test_layers_that_are_dropped_at_random_are_read_as_layers():
+    """With the statistics of a batch: by others, scales before a BatchNorm would matter."""
+    found, plain = (wiring_of(DroppedLayers(drop), torch.zeros(7, 3)) for drop in (0.5, 0.0))
+    assert found == plain and not found.notes
+    assert str(found.sets[found.by_name["enter.weight"].target]) == "permutation + scale"
+
+
+def test_what_only_training_computes_is_not_left_out():
+    """The neurons before the other head have it to go to, and may not be permuted without it."""
+    wiring = wiring_of(DroppedLayers(extra=True), torch.zeros(7, 3))
+    assert "which decides by the values of tensors" in wiring.notes[0]
+
+
 @pytest.mark.parametrize(("layer", "shape"), [(nn.Conv1d, (10,)), (nn.Conv2d, (11, 11))])
 def test_the_size_of_a_picture_is_found(layer, shape):
     """Of which the last layer reads every pixel."""

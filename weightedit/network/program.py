@@ -190,15 +190,22 @@ def captured(net: nn.Module, inputs: Inputs, batch: int | None = None) -> Progra
             returned = len(found)
             return found + list(_left(twin))
 
-        capture = make_fx(forward, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)
-        try:
-            with _quietly():
-                graph = capture(list(params.values()), list(buffers.values()), tensors)
-        except Exception as error:  # whatever a foreign forward raises
-            where = inside[-1] if inside else type(net).__name__
-            raise Unreadable(f"{where}{_why(error)}") from error
+        capture, fault = make_fx(forward, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True), None
+        for attempt in range(2):
+            try:
+                with _quietly():
+                    graph = capture(list(params.values()), list(buffers.values()), tensors)
+                break
+            except Exception as error:  # whatever a foreign forward raises
+                where = inside[-1] if inside else type(net).__name__
+                fault = fault or Unreadable(f"{where}{_why(error)}")
+                inside.clear()
+                if attempt or not _is_torchs(error) or not _settled(twin):
+                    raise fault from error
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     names = dict(zip(places, (named[id(p)] for p in params.values()), strict=False))
+    if fault is not None and any(not node.users and params[names[node]].dim() > 1 for node in names):
+        raise fault  # in training there is more of it
     program = Program(net, graph, names, dict(zip(places[len(names) :], buffers, strict=False)), returned)
     if not program.outputs:
         raise Unreadable(f"{type(net).__name__}, which returns no tensors")
@@ -214,12 +221,28 @@ def captured(net: nn.Module, inputs: Inputs, batch: int | None = None) -> Progra
 
 def _why(error: Exception) -> str:
     """What a user can do something about: errors of torch's own machinery say nothing to them."""
-    if type(error).__module__.startswith("torch"):
+    if _is_torchs(error):
         return ", which decides by the values of tensors"
     if "dynamo-optimized" in f"{error}":
         return ", which calls a function that torch.compile made (compile the module instead)"
     line = next((line.strip() for line in f"{error}".splitlines() if line.strip()), "")
-    return f", which raised {type(error).__name__}: {line}"
+    return f", which raised {type(error).__name__}: {line.rstrip('.')}"
+
+
+def _is_torchs(error: Exception) -> bool:
+    """Whether torch's own machinery stopped, which only a decision by values makes it do."""
+    return type(error).__module__.startswith("torch")
+
+
+def _settled(twin: nn.Module) -> bool:
+    """Leave out what is drawn in training, layers dropped at random among it; whether there is any.
+
+    Statistics are those of a batch still: by those that were kept a scale would seem to matter.
+    """
+    drawn = [module for module in twin.modules() if module.training and not hasattr(module, "running_mean")]
+    for module in drawn:
+        module.training = False
+    return bool(drawn)
 
 
 @contextmanager

@@ -289,9 +289,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _tell(self, names: list[str]) -> None:
         if names:
             _LOG.warning(
-                "%d parameters are not in the neural graph, and are optimized by %s at lr %s in a group of their own: "
-                "%s",
-                len(names),
+                "What is not in the neural graph is optimized by %s at lr %s in a group of its own: %s",
                 self._outside_name(),
                 float(rate_of(self.param_groups[-1])),
                 ", ".join(names),
