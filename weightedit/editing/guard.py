@@ -78,7 +78,7 @@ def guard(before: INRStack, after: INRStack, targets: Tensor) -> Guarded:
         if not len(rows):
             break
         tried = {name: tensor[rows].lerp(after.params[name][rows], share) for name, tensor in params.items()}
-        errors = errors_against(after[rows].with_params(tried), targets[rows])
+        errors = errors_against(after[rows].with_params(tried), targets[rows.to(targets.device)])
         better = errors < reached[rows]  # false for NaN
         won = rows[better]
         params = {name: tensor.index_copy(0, won, tried[name][better]) for name, tensor in params.items()}
