@@ -50,10 +50,13 @@ def of_kind(kind: str) -> list[Path]:
 KNOWN = [folder for folder in of_kind(PredictiveEditor.kind) if folder.name != "mnist-three-to-eight"]
 """Predictive editors of operations that are known otherwise than by examples."""
 
+GRAY = [folder for folder in of_kind(OneShotEditor.kind) if Editor.from_pretrained(folder).channels == 1]
+"""One-shot editors that edit the demo's digits."""
+
 
 def test_there_are_checkpoints() -> None:
     editors = {"mnist-dilate", "mnist-dilate-predictive", "mnist-multi", "mnist-three-to-eight", "cifar-contrast"}
-    editors |= {"varied-multi"}
+    editors |= {"varied-multi", "cifar-contrast-one"}
     assert editors | {"refine-rule", "small-classifier", "graph-rule", "general"} <= {folder.name for folder in FOLDERS}
 
 
@@ -67,7 +70,7 @@ def test_is_small_and_names_no_machine(folder: Path) -> None:
     assert not any(Path(place).is_absolute() for place in ([weights] if isinstance(weights, str) else weights))
 
 
-@pytest.mark.parametrize("folder", of_kind("editor"), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", GRAY, ids=lambda folder: folder.name)
 def test_editor_reproduces_its_figure(folder: Path) -> None:
     stated = load_checkpoint(folder)[1]["training"]["digits"]
     found = run_demo(OneShotEditor.from_pretrained(folder), int(stated["count"]), seed=int(stated["seed"]))
@@ -75,6 +78,20 @@ def test_editor_reproduces_its_figure(folder: Path) -> None:
         # The fits, and hence the figures, depend on rounding.
         assert float(found.errors[row].mean()) == pytest.approx(stated[row], rel=0.05), row
     assert stated["edited"] < stated["do nothing"]
+
+
+def test_the_editor_of_colors_by_one_delta_reproduces_its_figure() -> None:
+    """On crops of photographs, which it was not trained on."""
+    folder = CHECKPOINTS / "cifar-contrast-one"
+    stated = load_checkpoint(folder)[1]["training"]["photographs"]
+    images = photographs("test", stated["count"], size=32, seed=stated["seed"]).floats()
+    options, generator = FitOptions(method="fast", target_psnr=33.0), torch.Generator().manual_seed(stated["seed"])
+    stack = fit(images, options=options, generator=generator).stack
+    pair = stack, OneShotEditor.from_pretrained(folder).unguarded(stack)
+    errors = [mean_squared_errors(inrs, operation("contrast")(images)) for inrs in pair]
+    for row, error in zip(("do nothing", "edited"), errors, strict=True):
+        assert float(error.mean()) == pytest.approx(stated[row], rel=0.05), row
+    assert stated["edited"] < 0.5 * stated["do nothing"]
 
 
 def test_the_editor_by_examples_makes_eights_of_threes() -> None:

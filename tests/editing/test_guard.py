@@ -22,6 +22,7 @@ from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
 from weightedit.metanet.gauge_gmn.network import GaugeGMN
 
 SHIPPED = {"mnist-dilate": 1, "mnist-dilate-predictive": 1, "mnist-multi": 1, "cifar-contrast": 3, "varied-multi": 1}
+SHIPPED |= {"cifar-contrast-one": 3}
 
 
 @pytest.fixture(scope="module")
