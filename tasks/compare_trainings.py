@@ -4,14 +4,15 @@
     python tasks/compare_trainings.py --tasks cifar-resnet18 bytes-gpt-11m --device cuda
 
 Each rival is any PyTorch loop's optimizer, with its own schedule: a warm-up and a cosine to zero, or none for
-schedule-free; of its five learning rates it takes the one of the lowest final loss on held-out data, over a run of
-another seed. A learned rule takes lr 1 and no schedule, unless it is given as NAME@LR, NAME+cosine or NAME+compiled,
-or several of these. The mark is the final test loss of tuned AdamW: in how many steps, and how many seconds with the
-optimizer's own in, a rival has it. Seconds are steps times milliseconds, which are those of all contenders in turn in
-one process, medians: processor time on a CPU, else wall time, of training steps alone, schedules and compilation left
-out. Written: out/trainings.json, .md, and a picture per task, out/TASK.png. Finished runs are kept in out/runs.json:
-started again, with more tasks, rules or seeds if you like, a comparison goes on; one process per task may share the
-folder. The file is long because it is the rivals with their schedules, the runs, the times and the report of them.
+schedule-free; of its learning rates, five and more beyond while the best is at an end, it takes the one of the lowest
+final loss on held-out data, over a run of another seed. A learned rule takes lr 1 and no schedule, unless it is given
+as NAME@LR, NAME+cosine or NAME+compiled, or several of these. The mark is the final test loss of tuned AdamW: in how
+many steps, and how many seconds with the optimizer's own in, a rival has it. Seconds are steps times milliseconds,
+which are those of all contenders in turn in one process, medians: processor time on a CPU, else wall time, of training
+steps alone, schedules and compilation left out. Written: out/trainings.json, .md, and a picture per task, out/TASK.png.
+Finished runs are kept in out/runs.json: started again, with more tasks, rules or seeds if you like, a comparison goes
+on; one process per task may share the folder. The file is long because it is the rivals with their schedules, the
+runs, the times and the report of them.
 
 What is not installed (`pip install weightedit[rivals]`) is left out by name.
 """
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +49,7 @@ from weightedit.training.timing import take_turns
 
 Optimizers = list[torch.optim.Optimizer]
 TUNING_SEED = 1000
+_FURTHER = 4  # rates tried beyond those asked for
 AVERAGED = 50
 """Batches that BatchNorm sees anew at an average."""
 SMALL = tuple(name for name in WORKLOADS if name not in ("digits-mlp", "cifar-resnet18", "bytes-gpt-11m"))
@@ -58,7 +61,7 @@ class Rival:
 
     Attributes:
         make: network, learning rate and number of steps -> the optimizers that step together.
-        unit: the middle one of its learning rates; the others are sqrt(10) apart.
+        unit: the middle one of its learning rates, which are sqrt(10) apart.
         cosine: whether its steps warm up and fall to zero; else it has a schedule of its own.
         package: that it comes in; "" for PyTorch.
     """
@@ -68,9 +71,9 @@ class Rival:
     cosine: bool = True
     package: str = ""
 
-    def rates(self, count: int) -> list[float]:
-        """`count` learning rates around the unit."""
-        return [float(f"{self.unit * 10 ** ((i - (count - 1) / 2) / 2):.3g}") for i in range(count)]
+    def rate(self, place: float) -> float:
+        """Its learning rate `place` steps of sqrt(10) above the unit."""
+        return float(f"{self.unit * 10 ** (place / 2):.3g}")
 
 
 def _muon(net: nn.Module, rate: float, steps: int) -> Optimizers:
@@ -116,7 +119,7 @@ class Config:
             zero, with +compiled in compiled steps.
         rivals: names of RIVALS; AdamW, the mark, is always among them.
         images: folder with the data sets mnist, fashion_mnist, cifar10; "" takes them from the hub.
-        rates: learning rates tried per rival.
+        rates: learning rates tried per rival, beside those beyond where the best is at an end.
         seeds: runs per optimizer and task.
         length: factor of every task's steps.
         batch_size: of every task that has batches; 0 for its own.
@@ -192,10 +195,20 @@ class Contest:
     def runs(self, name: str) -> list[dict[str, Any]]:
         """Of all seeds, a rival at its best rate."""
         rate = Learned.of(name).rate
-        if name in RIVALS:
-            tried = {rate: self.run(name, rate, TUNING_SEED) for rate in RIVALS[name].rates(self.config.rates)}
-            rate = min(tried, key=lambda rate: tried[rate]["validation"][-1])
+        rate = self.tuned(name) if name in RIVALS else rate
         return [self.run(name, rate, seed) for seed in range(self.config.seeds)]
+
+    def tuned(self, name: str) -> float:
+        """A rival's best rate. While it is the least or the largest that was tried, the next one is tried, too."""
+        count = self.config.rates
+        places, losses = [i - (count - 1) / 2 for i in range(count)], dict[float, float]()
+        while places:
+            for place in places:
+                losses[place] = self.run(name, RIVALS[name].rate(place), TUNING_SEED)["validation"][-1]
+            best, ends = min(losses, key=losses.__getitem__), (min(losses), max(losses))
+            further = best in ends and 1 < len(losses) < count + _FURTHER
+            places = [best + (1 if best == ends[1] else -1)] if further else []
+        return RIVALS[name].rate(best)
 
     def run(self, name: str, rate: float, seed: int) -> dict[str, Any]:
         """Losses at equal distances, the first after no step; numbers of state per parameter."""
@@ -234,11 +247,12 @@ class Learned(NamedTuple):
 
 
 def identity(name: str) -> str:
-    """A contender by what it is: of a learned rule, its folder and the sum of its weights."""
+    """A contender by what it is: of a learned rule, its folder and a digest of its config and weights."""
     if name in RIVALS:
         return name
     rule = RuleModule.from_pretrained(Learned.of(name).folder)
-    return f"{name} {sum(float(p.detach().double().sum()) for p in rule.parameters()):.12g}"
+    known = repr((rule.config, [(key, tensor.tolist()) for key, tensor in rule.state_dict().items()]))
+    return f"{name} {sha256(known.encode()).hexdigest()[:12]}"
 
 
 def train(task: Workload, config: Config, name: str, rate: float, seed: int) -> dict[str, Any]:

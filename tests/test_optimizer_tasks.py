@@ -238,6 +238,25 @@ def test_learned_rules_come_with_a_rate_and_a_schedule(monkeypatch: pytest.Monke
     assert task.Learned.of("runs/a+b+compiled").folder == "runs/a+b"
 
 
+@pytest.mark.parametrize(("best", "expected"), [(0.003, 0.003), (0.1, 0.0949), (1e-9, 9.49e-6), (math.inf, 0.949)])
+def test_rivals_are_tried_at_rates_beyond_while_the_best_is_at_an_end(
+    best: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW with three rates around 3e-3: four more at most, all over a run of another seed."""
+    monkeypatch.syspath_prepend(str(ROOT / "tasks"))
+    task = importlib.import_module("compare_trainings")
+    contest, tried = task.Contest("fashion-8x8", task.Config(rates=3, seeds=2), None), []
+
+    def run(_: object, __: str, rate: float, seed: int) -> dict[str, object]:
+        tried.append((rate, seed))
+        return {"validation": [abs(math.log(rate / best)) if best < math.inf else -rate], "rate": rate}
+
+    monkeypatch.setattr(task.Contest, "run", run)
+    assert [run["rate"] for run in contest.runs("adamw")] == [expected] * 2
+    assert len(set(tried)) == len(tried) <= 3 + 4 + 2
+    assert {seed for _, seed in tried[:-2]} == {task.TUNING_SEED} and [seed for _, seed in tried[-2:]] == [0, 1]
+
+
 def test_the_mark_is_adamws_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Points by hand: AdamW ends at .5 after 4 steps of 2 ms, the rule is there after 2 of 3 ms."""
     monkeypatch.syspath_prepend(str(ROOT / "tasks"))
