@@ -8,6 +8,7 @@ from torch.nn import functional
 from tests.modules import CNN, ResNet, ViT
 from tests.network.test_read_wirings import acted
 from tests.networks import SPECS, generator, random_params, relative
+from tests.optim.test_leveling import growth
 from tests.rounding import assert_agree
 from weightedit.delta import apply_delta
 from weightedit.errors import FileFormatError, WeightEditError
@@ -17,14 +18,14 @@ from weightedit.network.spec import NetworkSpec
 from weightedit.network.wiring import NeuronSet, Wire, Wiring
 from weightedit.optim.gauge import neuron_scales
 from weightedit.optim.hand_designed import SGD, Adam
-from weightedit.optim.metanet_features import DEPTH, leveled, place
+from weightedit.optim.metanet_features import DEPTH, place
 from weightedit.optim.metanet_passes import Passes
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
-from weightedit.optim.muon import COEFFICIENTS, Muon
+from weightedit.optim.muon import Muon
 
-LEVELING = COEFFICIENTS[0] ** 5  # what five rounds of leveling do to an error in a small singular value
+LEVELING = growth(MetanetRuleConfig().rounds)
 
 
 def random_rule(seed=0, **config):
@@ -212,28 +213,6 @@ def test_large_tensors_pass_by_pass_are_the_same(name, options, monkeypatch):
             assert_agree(other, state, LEVELING)
             params = apply_delta(params, plain)
     assert len(seen) == 3 * sum(15 <= p.numel() > len(p) > 1 for p in params.values()) > 0
-
-
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
-def test_leveled_matrices_are_those_of_muon(shape):
-    x = torch.randn(2, *shape, generator=generator(), dtype=torch.float64)
-    expected = Muon(precision="parameters")._orthogonal(x) * max(shape) ** 0.5
-    assert_agree(leveled([x])[0], expected, LEVELING)
-    assert_agree(leveled([x, x[0].mT, x[:1]])[1], expected[0].mT, LEVELING)
-    assert not leveled([torch.zeros(shape)])[0].any()
-
-
-@pytest.mark.parametrize("shape", [(300, 320), (320, 300)])
-def test_matrices_of_every_size_are_leveled(shape, monkeypatch):
-    """In bfloat16, as on a GPU: along what float64 says, singular values in the band that the iteration leads to."""
-    x = torch.randn(2, *shape, generator=generator(), dtype=torch.float64)
-    (exact,) = leveled([x])
-    monkeypatch.setattr("weightedit.optim.metanet_features._is_coarse", lambda _: True)
-    (coarse,) = leveled([x.float()])
-    assert coarse.dtype == torch.float32
-    along = (exact * coarse).sum() / exact.norm() / coarse.norm()
-    assert along > 1 - LEVELING**0.5 * torch.finfo(torch.bfloat16).eps
-    assert coarse.square().mean().sqrt() == pytest.approx(1, abs=0.3)
 
 
 def test_by_default_no_matrix_is_too_large_to_be_leveled():

@@ -12,20 +12,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.gauge import inverse_root
-from weightedit.optim.muon import COEFFICIENTS, orthogonal
 from weightedit.optim.pieces import Cut
 
 PLACES = 10
 DEPTH = 9  # among the places
 WEIGHT = -2  # w^ among the odd features
-_ITERATIONS = 5
-_SMALL = 64  # sides up to this one are made alike: fewer calls, and next to no work
-EXACT = 256
-"""The longest smaller side of matrices that are leveled in their own precision on every device."""
 LEAST = 1e-6  # of what a logarithm is taken
 DAMPING = 1e-8  # of second moments, in units of their mean over the tensor
 
@@ -151,64 +145,6 @@ def as_features(odd: int, momenta: int, *, signed: bool) -> list[float]:
 def squashed(x: Tensor) -> Tensor:
     """x / (1 + |x|)."""
     return x / x.abs().add_(1)
-
-
-def leveled(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """U V^T of matrices U S V^T [.., rows, columns], nearly, in units of root mean square 1; zero stays zero.
-
-    By Muon's iteration (muon.py), which permutations and signs of rows and columns commute with. All whose smaller
-    sides are alike go through it together, and all whose are small, with zeros beside them. On a GPU float32 matrices
-    with both sides above EXACT go through it in bfloat16, as Muon does.
-    """
-    found = [_coarsely_leveled(x) if _is_coarse(x) else x for x in matrices]
-    sides: dict[int, list[int]] = {}
-    for i, x in enumerate(matrices):
-        if found[i] is x:
-            side = min(x.shape[-2:])
-            sides.setdefault(side if side > _SMALL else 0, []).append(i)
-    for places in sides.values():
-        flat = [matrices[i].flatten(0, -3) if matrices[i].dim() > 2 else matrices[i].unsqueeze(0) for i in places]
-        grams = [torch.bmm(x.mT, x) if _is_tall(x) else torch.bmm(x, x.mT) for x in flat]
-        side = max(gram.shape[-1] for gram in grams)
-        grams = [functional.pad(x, 2 * (0, side - x.shape[-1])) if x.shape[-1] < side else x for x in grams]
-        totals = _polynomial(torch.cat(grams) if len(grams) > 1 else grams[0]).split_with_sizes([len(x) for x in flat])
-        for i, x, total in zip(places, flat, totals, strict=True):
-            own = min(x.shape[-2:])
-            total, scale = total if own == side else total[:, :own, :own], math.sqrt(max(x.shape[-2:]))
-            pair = (x, total) if _is_tall(x) else (total, x)
-            product = torch.baddbmm(x, *pair, beta=0, alpha=scale)  # of the first there is nothing in it
-            found[i] = product if matrices[i].dim() == 3 else product.view_as(matrices[i])
-    return found
-
-
-def _polynomial(gram: Tensor) -> Tensor:
-    """What Muon's iteration multiplies a matrix by, from the matrix by its transpose, [n, side, side]."""
-    a, b, c = COEFFICIENTS
-    size = inverse_root(gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)).unsqueeze(-1)
-    gram = gram * size.square()
-    rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # of a factor a I + rest
-    total = torch.add(rest, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device), alpha=a)
-    for _ in range(_ITERATIONS - 1):  # all of these commute, and only the first product and the last see the matrix
-        half = torch.baddbmm(gram, rest, gram, beta=a)
-        gram = torch.baddbmm(half, half, rest, beta=a)
-        rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        total = torch.baddbmm(total, rest, total, beta=a)
-    return size * total
-
-
-def _coarsely_leveled(matrix: Tensor) -> Tensor:
-    """`leveled` in bfloat16; on the matrix itself, since its square has too few digits there."""
-    flat = matrix.flatten(0, -3) if matrix.dim() > 2 else matrix
-    found = orthogonal(flat.bfloat16(), COEFFICIENTS, _ITERATIONS).to(matrix.dtype)
-    return math.sqrt(max(matrix.shape[-2:])) * found.view_as(matrix)
-
-
-def _is_coarse(matrix: Tensor) -> bool:
-    return matrix.is_cuda and matrix.dtype == torch.float32 and min(matrix.shape[-2:]) > EXACT
-
-
-def _is_tall(matrix: Tensor) -> bool:
-    return matrix.shape[-2] > matrix.shape[-1]
 
 
 def place(wiring: Wiring, wire: Wire) -> list[float]:

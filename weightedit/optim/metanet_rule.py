@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,9 @@ from weightedit.network.wiring import Wire, Wiring
 from weightedit.optim.coherence import KEPT, Coherence, log_coherence, of_network, shares
 from weightedit.optim.gauge import inverse_root, layers_before, root
 from weightedit.optim.gauge_lines import Gauge
+from weightedit.optim.leveling import leveled
 from weightedit.optim.lists import between, products
-from weightedit.optim.metanet_features import DAMPING, DEPTH, LEAST, PLACES, WEIGHT, Seen, as_features, leveled, place
+from weightedit.optim.metanet_features import DAMPING, DEPTH, LEAST, PLACES, WEIGHT, Seen, as_features, place
 from weightedit.optim.metanet_line import Ends, Line
 from weightedit.optim.metanet_passes import Average, Gathered, LargeLook, Layers, Passes
 from weightedit.optim.metanet_rule_config import WITHOUT_BOUNDS, MetanetRuleConfig
@@ -75,7 +77,7 @@ class MetanetRule(RuleModule):
     kind = "metanet-rule"
     what = "metanetwork update rule"
     configs = MetanetRuleConfig
-    before = WITHOUT_BOUNDS
+    before: ClassVar[Mapping[str, Any]] = {**WITHOUT_BOUNDS, "rounds": 5}
     config: MetanetRuleConfig
     needs_wiring = True
     whole = True
@@ -485,7 +487,7 @@ class MetanetRule(RuleModule):
             network: the layers of all tensors, and what the newest z counts in x.
         """
         (gathered, frames, numbers), (layers, fresh), looks, held = known, network, [], 0
-        found = iter(leveled([one.mixed for one in gathered if one.mixed is not None]))
+        found = iter(leveled([one.mixed for one in gathered if one.mixed is not None], self.config.rounds))
         levels = [None if one.mixed is None else next(found).reshape(one.second.shape) for one in gathered]
         seen = [
             Seen(one.averages, one.weight, level, one.second, frame, own)

@@ -11,6 +11,7 @@ moves them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,9 @@ from weightedit.network.wiring import Wiring
 from weightedit.optim.hand_designed import AdamW
 from weightedit.optim.rule import RuleState, started
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+Round = tuple[float, float, float]
+"""The numbers a, b, c of one round of the iteration."""
+COEFFICIENTS: Round = (3.4445, -4.7750, 2.0315)
 _PRECISIONS = ("bfloat16", "parameters")
 
 
@@ -50,7 +53,7 @@ class Muon:
     nesterov: bool = True
     weight_decay: float = 0.1
     iterations: int = 5
-    coefficients: tuple[float, float, float] = COEFFICIENTS
+    coefficients: Round = COEFFICIENTS
     precision: str = "bfloat16"
     others: AdamW = AdamW(3e-4)
 
@@ -89,17 +92,16 @@ class Muon:
     def _orthogonal(self, matrix: Tensor) -> Tensor:
         """`matrix` [..., rows, columns] with singular values near 1; zero stays zero."""
         x = matrix.bfloat16() if self.precision == "bfloat16" else matrix
-        return orthogonal(x, self.coefficients, self.iterations)
+        return orthogonal(x, (self.coefficients,) * self.iterations)
 
 
-def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], iterations: int) -> Tensor:
+def orthogonal(matrix: Tensor, rounds: Sequence[Round]) -> Tensor:
     """`matrix` [rows, columns] or [n, rows, columns] with singular values near 1, in its precision; zero stays zero."""
-    a, b, c = coefficients
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     multiply = torch.addmm if x.dim() == 2 else torch.baddbmm
-    for _ in range(iterations):
+    for a, b, c in rounds:
         gram = x @ x.mT
         x = multiply(x, multiply(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
