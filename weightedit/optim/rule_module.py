@@ -84,7 +84,7 @@ class RuleModule(Pretrained):
         The first step of a network runs as it is: what is made once is made, and a compiler then meets the state as it
         stays. Else the second step would be compiled anew. Of a wiring, a compiled step looks at nothing but its name.
         """
-        whole, passes = torch.compile(self._named_update, options=_options()), self.compiled_passes()
+        passes, wholes = self.compiled_passes(), {}
         names: dict[int, tuple[Wiring, str]] = {}
         met: set[tuple[Any, ...]] = set()
 
@@ -100,7 +100,10 @@ class RuleModule(Pretrained):
                 met.add(kind)
                 names.setdefault(id(wiring), (wiring, name_of(wiring)))
                 return self.update(wiring, grads, state, params, loss=loss)
-            return whole(names[id(wiring)][1], wiring, grads, state, params, loss=loss)
+            device = "" if first is None else params[first].device.type
+            if device not in wholes:
+                wholes[device] = torch.compile(self._named_update, options=_options(device))
+            return wholes[device](names[id(wiring)][1], wiring, grads, state, params, loss=loss)
 
         return update
 
@@ -146,9 +149,16 @@ _SETTLED = re.compile(r"(?:[\w.]+\()*(?:L\['wiring'\]|wiring\b|G\['__import_weig
 """What does not change under a compiled step: its wiring, by whose name it is found, and what is written here."""
 
 
-def _options() -> dict[str, Any]:
-    """The compiler's, for a network as one graph: to look at what may change before a step, and not at the rest."""
+def _options(device: str) -> dict[str, Any]:
+    """The compiler's, for a network as one graph: to look at what may change before a step, and not at the rest.
+
+    On a CPU what takes a few operations is made once, else what is one number per tensor is made anew for every eight
+    of its parameters. Kernels are called from Python: by calls from C++ the smallest steps would be a fifth faster, and
+    compiling would take twice as long.
+    """
     found = {**contracting(), "size_asserts": False}
+    if device == "cpu":
+        found["realize_opcount_threshold"] = 4
     if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # torch before 2.8 looks at everything
         found["guard_filter_fn"] = lambda guards: [_SETTLED.match(one.name) is None for one in guards]
     return found
