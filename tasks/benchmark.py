@@ -455,7 +455,7 @@ def stepper(name: str, net: nn.Module, *, compile: bool = False) -> Several:
     rule = RULES[name]() if name in RULES else RuleModule.from_pretrained(name)
     cuda = params[0].is_cuda
     options: dict[str, Any] = {"nonfinite": "skip", "capturable": True} if cuda else {}
-    return Several(LearnedOptimizer(net, rule, lr=1e-6, compile=compile, **options))
+    return Several(LearnedOptimizer(net, rule, lr=1e-2, compile=compile, **options))
 
 
 def missing() -> dict[str, str]:
