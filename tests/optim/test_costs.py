@@ -14,7 +14,7 @@ from weightedit.optim.memory import memory_of_step
 from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 
-NETWORKS = {"ResNet-18": (resnet18, None, 1500, 105), "GPT": (GPT, torch.zeros(1, 8, dtype=torch.long), 1310, 90)}
+NETWORKS = {"ResNet-18": (resnet18, None, 1500, 105), "GPT": (GPT, torch.zeros(1, 8, dtype=torch.long), 1370, 90)}
 
 
 @pytest.mark.parametrize("coherence", [False, True])

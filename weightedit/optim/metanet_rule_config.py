@@ -35,7 +35,8 @@ class MetanetRuleConfig:
         mixing: exchange over neurons, layers and the network; without it the rule is a per-parameter one.
         leveling: matrices whose smaller side is at most this long are also seen with all singular values made alike,
             as Muon does, and move along that at the start; None for all matrices, 0 for none.
-        rounds: how many the leveling takes, 3 or Muon's 5 (leveling.py).
+        rounds: how many the leveling takes (leveling.py): Muon's 5, or 3 for half the products, which transformers lose
+            by.
         averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
         memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale; 0: what it
             has now counts.
@@ -58,7 +59,7 @@ class MetanetRuleConfig:
     second: float = 0.99
     mixing: bool = True
     leveling: Count | None = None
-    rounds: Count = 3
+    rounds: Count = 5
     averaging: bool = True
     memory: float = 0.999
     room: float | None = 4.0
