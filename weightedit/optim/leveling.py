@@ -2,11 +2,11 @@
 
     X <- a X + (b A + c A^2) X,   A = X X^T,   X = M / |M| at the start.
 
-Muon (muon.py) takes the same a, b, c in each of five rounds. Three do when each has the polynomial that is nearest to
-1 on the singular values that the rounds before leave (Amsel et al. 2025, "The Polar Express"). Found here by linear
-programming: from 0.012 to 1 at the start, with a hundredth to spare in each round for bfloat16; the last is 0.907 times
-as large, so that singular values are .89 on average, as after Muon's five. Singular values below grow by 64, and not
-485: directions of which a gradient has nearly nothing are followed less.
+Muon (muon.py) takes the same a, b, c in each of five rounds. Three level as evenly from 0.012 on when each has the
+polynomial that is nearest to 1 on the singular values that the rounds before leave (Amsel et al. 2025, "The Polar
+Express"). Found here by linear programming: from 0.012 to 1 at the start, with a hundredth to spare in each round for
+bfloat16; the last is 0.907 times as large, so that singular values are .89 on average, as after Muon's five. Smaller
+ones grow by 64, and not 485: directions of which a gradient has nearly nothing are followed less.
 """
 
 from __future__ import annotations
