@@ -833,6 +833,11 @@ def test_a_rate_of_another_optimizer_is_warned_of(caplog):
         assert ("no rate as AdamW's is: begin with 1" in caplog.text) == warned
 
 
+def test_a_rate_that_is_learned_is_looked_at_without_a_warning(recwarn):
+    LearnedOptimizer(network(), RULES["metanet"](), lr=torch.tensor(1.0, requires_grad=True))
+    assert not [warning for warning in recwarn if "requires_grad" in str(warning.message)]
+
+
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [

@@ -159,10 +159,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._read(net, whole, inputs, given=wiring is not None)
         self._outside_wiring = Wiring((), ())
         check_numbers({"lr": lr, "weight_decay": weight_decay})
-        if is_rate_of_another(self.rule, lr):
+        rate = float(lr.detach()) if isinstance(lr, Tensor) else lr
+        if is_rate_of_another(self.rule, rate):
             _LOG.warning(
                 "lr is %s, which multiplies the learned rule's own step, and is no rate as AdamW's is: begin with 1.",
-                float(lr),
+                rate,
             )
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "outside": False, **_COURSE})
         moved = {side: any(p.requires_grad for p in self._params(outside=side)) for side in (False, True)}

@@ -332,9 +332,9 @@ def found_rule(given: Any) -> UpdateRule:
     return given
 
 
-def is_rate_of_another(rule: UpdateRule, lr: float | Tensor) -> bool:
+def is_rate_of_another(rule: UpdateRule, lr: float) -> bool:
     """Whether `lr` can only be meant for another optimizer: for a learned rule, below a hundredth of its own step."""
-    return isinstance(rule, RuleModule) and 0 < float(lr) < 1e-2
+    return isinstance(rule, RuleModule) and 0 < lr < 1e-2
 
 
 def rule_name(rule: UpdateRule) -> str:
