@@ -81,6 +81,8 @@ class Config:
         truncation: inner steps per outer step; 0 for whole runs.
         shortest, longest: lengths of inner runs, log-uniform.
         sigma: of the perturbations.
+        held_out: take the meta-loss where networks are tested: on examples that no step trains on, at the average of a
+            rule that averages, after every step; else on the batch of a step, before it.
         compile: compile inner steps: a minute or more at the start per problem, then several times as fast.
         validation_steps, validation_runs: of the runs that choose the best outer step.
         training: the outer loop.
@@ -104,6 +106,7 @@ class Config:
     shortest: int = 100
     longest: int = 2000
     sigma: float = 0.01
+    held_out: bool = False
     compile: bool = True
     validation_steps: int = 500
     validation_runs: int = 8
@@ -266,7 +269,7 @@ def main(config: Config) -> TrainResult:
     extra: dict[str, Any] = {} if config.estimator == "backprop" else {"sigma": config.sigma}
     estimators = [
         ESTIMATORS[config.estimator](
-            Unroll(rule, problem, compile=config.compile),
+            Unroll(rule, problem, config.held_out, config.compile),
             Horizons(config.shortest, config.longest),
             config.truncation or None,
             config.particles,

@@ -16,6 +16,8 @@ from weightedit.metatrain.training_optimizee import TrainingOptimizee
 from weightedit.metatrain.unroll import Unroll, start
 from weightedit.metatrain.workloads import MINIATURES, Pairs, Windows, Workload, workload
 from weightedit.optim.metanet_rule import MetanetRule
+from weightedit.optim.optimizer import LearnedOptimizer
+from weightedit.optim.rule_module import RuleModule
 
 GENERATOR = partial(torch.Generator().manual_seed, 0)
 
@@ -75,6 +77,12 @@ def test_starts_are_the_modules_own_and_held_out_batches_are_of_validation():
         assert bool((problem.batch({}, torch.tensor([5]), held_out=held_out)["inputs"] <= 0).all()) == held_out
 
 
+def test_a_training_on_all_examples_at_once_has_each_of_them_once():
+    problem = TrainingOptimizee(workload("mini-siren"))
+    batch, (x, y) = problem.batch({}, torch.tensor([5, 6])), problem.task.batch(GENERATOR())
+    assert all(torch.equal(one, x) for one in batch["inputs"]) and all(torch.equal(one, y) for one in batch["targets"])
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_batches_and_losses_are_on_the_device_of_the_keys(name):
     """Tensors without numbers stand for a GPU's: nothing of another device meets them."""
@@ -101,6 +109,28 @@ def test_a_rule_learns_on_them():
     with torch.no_grad():
         _, losses = Unroll(rule, problem)(start(rule, problem, GENERATOR(), 2), 30)
     assert bool((losses[-1] < 0.5 * losses[0]).all())
+
+
+def test_fresh_losses_are_those_of_an_optimizer_that_evaluates_at_its_average():
+    """On a SIREN, whose parameters a rule sees times omega; every step is on all pixels."""
+    problem = TrainingOptimizee(workload("mini-siren"))
+    rule, (x, y) = RuleModule.from_pretrained("general"), problem.task.batch(GENERATOR())
+    with torch.no_grad():
+        state = start(rule, problem, GENERATOR(), 1)
+        _, losses = Unroll(rule, problem, fresh=True)(state, 4)
+        stacked = {name: torch.stack([w, w + 0.3]) for name, w in rule.named_parameters()}
+        _, both = Unroll(rule, problem, fresh=True)(state.paired(), 4, stacked)
+    net = problem._made(0)
+    net.load_state_dict({wire.name: wire.restored(state.params[wire.name][0]) for wire in problem.wiring.wires})
+    optimizer = LearnedOptimizer(net, rule, inputs=(x,))
+    for loss in losses[:, 0]:
+        optimizer.zero_grad()
+        problem.task.loss(net(x), y).backward()
+        optimizer.step()
+        with optimizer.averaged():
+            assert_agree(loss, problem.task.loss(net(x), y).detach(), 1000)  # through normalizations
+    assert_agree(both[:, 0], losses[:, 0], 1000)
+    assert bool((both[:, 1] != losses[:, 0]).all()), "a run goes by its own weights"
 
 
 def test_buffers_are_refused():

@@ -18,6 +18,13 @@ def mlp(*widths: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Seque
     return nn.Sequential(*layers[:-1])
 
 
+class Frozen(nn.Linear):
+    """A linear layer that is not trained: its gradient is zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight.detach(), None if self.bias is None else self.bias.detach())
+
+
 def conv_net(channels: int, *widths: int, classes: int = 10) -> nn.Sequential:
     """3 x 3 convolutions with BatchNorm and ReLU, all but the first of stride 2; the mean over pixels is classified."""
     layers: list[nn.Module] = []
@@ -133,4 +140,14 @@ def siren(*widths: int, omega: float = 30.0) -> nn.Sequential:
     for i, layer in enumerate(linears):
         bound = 1 / layer.in_features if i == 0 else (6 / layer.in_features) ** 0.5 / omega
         nn.init.uniform_(layer.weight, -bound, bound)
+    return net
+
+
+@torch.no_grad()
+def rescaled(net: nn.Module, low: float, high: float) -> nn.Module:
+    """`net` with its weights, but not its biases and gains, times one factor, log-uniform between two."""
+    factor = low * (high / low) ** torch.rand(())
+    for parameter in net.parameters():
+        if parameter.dim() > 1:
+            parameter *= factor
     return net

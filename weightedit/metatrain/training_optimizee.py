@@ -81,8 +81,11 @@ class TrainingOptimizee:
     def batch(self, task: Task, keys: Tensor, *, held_out: bool = False) -> Batch:
         """See Optimizee.batch. On the device of the keys, where all examples are copied once."""
         source = self._source(keys.device, held_out=held_out)
-        size = self.task.batch_size or len(source)
-        x, y = source[indices(keys, size, len(source))]
+        if self.task.batch_size:
+            rows = indices(keys, self.task.batch_size, len(source))
+        else:
+            rows = torch.arange(len(source), device=keys.device).expand(len(keys), -1)
+        x, y = source[rows]
         return {"inputs": x, "targets": y}
 
     @cached_property

@@ -22,7 +22,8 @@ from weightedit.errors import ParamsError, WeightEditError
 from weightedit.metatrain.draws import keys, seeds
 from weightedit.metatrain.optimizee import Batch, Optimizee, Task, clipped
 from weightedit.network.spec import Params
-from weightedit.optim.rule import RuleState, UpdateRule
+from weightedit.optim.rule import RuleState, UpdateRule, beside
+from weightedit.optim.rule_module import RuleModule
 
 Weights = dict[str, Tensor]
 """Weights of a learned rule by name; in a stack [N, ...], each network's own."""
@@ -116,8 +117,9 @@ class Unroll:
     Args:
         rule: any update rule; a learned one is an nn.Module whose forward is its update.
         optimizee: the problem.
-        fresh: losses are those after each step on a batch of its own (held-out data where the problem has it), in place
-            of those before each step on the batch that it steps on. One more forward per step.
+        fresh: losses are those after each step on a batch of its own (held-out data where the problem has it), at the
+            average of a rule that averages its iterates, in place of those before each step on the batch that it steps
+            on. One more forward per step.
         compile: torch.compile the pieces of a step; shapes are static, so every new number of networks compiles anew.
     """
 
@@ -205,7 +207,7 @@ class Unroll:
         grads, losses = self._piece(self._gradients)(params, batch)
         params, rule_state = self._piece(self._moved)(weights, stacked, grads, rule_state, params, losses)
         if self.fresh:
-            losses = self._piece(self._fresh_losses)(params, task, seed, step)
+            losses = self._piece(self._fresh_losses)(weights, params, rule_state, task, seed, step)
         return params, rule_state, clipped(losses, self.optimizee.cap)
 
     def _batch(self, task: Task, seed: Tensor, step: Tensor) -> Batch:
@@ -218,8 +220,22 @@ class Unroll:
 
         return torch.func.grad(total, has_aux=True)(params)
 
-    def _fresh_losses(self, params: Params, task: Task, seed: Tensor, step: Tensor) -> Tensor:
-        return self.optimizee.loss(params, self.optimizee.batch(task, keys(seed, step, 1), held_out=True))
+    def _fresh_losses(
+        self, weights: Weights | None, params: Params, state: RuleState, task: Task, seed: Tensor, step: Tensor
+    ) -> Tensor:
+        batch = self.optimizee.batch(task, keys(seed, step, 1), held_out=True)
+        return self.optimizee.loss(self._averages(weights, params, state), batch)
+
+    def _averages(self, weights: Weights | None, params: Params, state: RuleState) -> Params:
+        """Where the networks are evaluated: at the average of the iterates, if the rule has one (average.py)."""
+        slack = self.rule.slack(weights) if isinstance(self.rule, RuleModule) else None
+        if slack is None:
+            return params
+        rates = self.optimizee.wiring.rates
+        return {
+            name: tensor - beside(slack, ahead := state[name]["ahead"]) * ahead / rates.get(name, 1)
+            for name, tensor in params.items()
+        }
 
     def _moved(
         self,

@@ -11,7 +11,7 @@ import math
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -135,6 +135,7 @@ def _labeled(data: LabeledImages, test: LabeledImages) -> tuple[Pairs, Pairs, Pa
     return first, second, third
 
 
+@lru_cache(4)
 def _images(folder: str, name: str, size: int | None = None) -> tuple[Pairs, Pairs, Pairs]:
     source = str(Path(folder) / name) if folder else HUB[name]
     found = (load_images(source, split) for split in ("train", "test"))
@@ -194,6 +195,56 @@ def _language(width: int, depth: int, heads: int, context: int, batch_size: int,
     return Workload(make, _classes, train, held, test, batch_size, steps, evaluated=128, guess=guess)
 
 
+def _noisy(folder: str, rows: int = 1024, wrong: float = 0.2) -> Workload:
+    """Few rows, of which a part has a random label; what is held out has the right ones."""
+    train, held, test = _images(folder, "fashion_mnist", 8)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.where(
+        torch.rand(rows, generator=generator) < wrong,
+        torch.randint(10, (rows,), generator=generator),
+        train.targets[:rows],
+    )
+    few = Pairs(train.inputs[:rows], labels)
+    return Workload(lambda: networks.mlp(64, 64, 10), _classes, few, held, test, 32, 1000)
+
+
+def _tuned(folder: str, frozen: int = 0, rows: int = 1024, starts: int = 4) -> Workload:
+    """Few digits, turned by 30 degrees, for networks that know upright ones; first layers may be frozen."""
+    parts, known = _images(folder, "mnist", 8), []
+    for seed in range(starts):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net, generator = networks.mlp(64, 64, 32, 10), torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+        for _ in range(400):
+            x, y = parts[0][torch.randint(len(parts[0]), (128,), generator=generator)]
+            optimizer.zero_grad()
+            _classes(net(x), y).backward()
+            optimizer.step()
+        known.append(net.state_dict())
+
+    def make() -> nn.Module:
+        net = networks.mlp(64, 64, 32, 10)
+        for i in range(1, 1 + 2 * frozen, 2):
+            net[i] = networks.Frozen(net[i].in_features, net[i].out_features)
+        net.load_state_dict(known[int(torch.randint(len(known), ()))])
+        return net
+
+    few = Pairs(parts[0].inputs[-rows:], parts[0].targets[-rows:])
+    train, held, test = (Pairs(turned(part.inputs, 30), part.targets) for part in (few, *parts[1:]))
+    return Workload(make, _classes, train, held, test, 32, 1000)
+
+
+def turned(images: Tensor, degrees: float) -> Tensor:
+    """Images [n, C, H, W] turned about their middle, the same size; what comes in from outside is their edge."""
+    angle = math.radians(degrees)
+    turn = [[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]]
+    grid = functional.affine_grid(torch.tensor([turn]), list(images[:1].shape), align_corners=False)
+    return functional.grid_sample(
+        images, grid.expand(len(images), -1, -1, -1), padding_mode="border", align_corners=False
+    )
+
+
 WORKLOADS: dict[str, Callable[[str], Workload]] = {
     "digits-mlp": _digits,
     "fashion-8x8": lambda folder: _classify(
@@ -224,6 +275,12 @@ MINIATURES: dict[str, Callable[[str], Workload]] = {
     "mini-gpt": partial(_language, 8, 2, 2, 16, 16, 1000),
     "mini-autoencoder": lambda folder: _autoencode(folder, 8, (32, 8, 32)),
     "mini-siren": lambda folder: _fit(folder, 16, 24),
+    "mini-mlp-scales": lambda folder: _classify(
+        lambda: networks.rescaled(networks.mlp(64, 32, 32, 10), 0.1, 4.0), "fashion_mnist", 64, 2000, folder, 8
+    ),
+    "mini-noisy": _noisy,
+    "mini-tuned": _tuned,
+    "mini-frozen": partial(_tuned, frozen=1),
 }
 """The same kinds with networks of some thousand weights, of which many train at once: what rules are trained on."""
 

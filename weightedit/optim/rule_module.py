@@ -63,9 +63,12 @@ class RuleModule(Pretrained):
     def compiled_passes(self) -> Any | None:
         """Functions of matrices, compiled for all shapes (unitwise.py); None for a rule too wide to be compiled so."""
 
-    def slack(self) -> Tensor | None:
-        """1 - beta of a rule that averages its iterates (average.py), from its `lag`; None of one that does not."""
-        lag = getattr(self, "lag", None)
+    def slack(self, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """1 - beta of a rule that averages its iterates (average.py), from its `lag`; None of one that does not.
+
+        `weights`: by name, perhaps in a stack, in place of its own.
+        """
+        lag = getattr(self, "lag", None) if weights is None else weights.get("lag")
         return None if lag is None else (-lag).sigmoid()
 
     def recency(self, kept: Mapping[str, Tensor]) -> Tensor:
