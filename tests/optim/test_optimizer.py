@@ -1133,6 +1133,31 @@ def test_a_rule_says_how_it_is_compiled(name, monkeypatch):
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("bad", ["gradient", "update"])
+def test_a_compiled_step_says_itself_whether_it_is_sound(bad, monkeypatch):
+    """As one graph: the size of all that it gives comes with it, and nothing is read anew to refuse it."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    net = network()
+    optimizer = LearnedOptimizer(net, RULES["metanet"](), compile=True)
+    train(net, optimizer, 2)
+    monkeypatch.setattr("weightedit.optim.stepping.size", lambda _: pytest.fail("read anew"))
+    train(net, optimizer, 1)
+    update = optimizer._updates[False]
+    made = [tensor for p in net.parameters() for tensor in optimizer.state[p].values()]
+    least = torch.cat([tensor.flatten() for tensor in made]).norm()  # beside it, the deltas, which are smaller
+    assert least < update.size < 2 * least
+    before = [p.detach().clone() for p in net.parameters()], copy.deepcopy(optimizer.state_dict()["state"])
+    if bad == "gradient":
+        net[0].weight.grad[1, 1] = torch.inf
+    else:  # finite, with squares that are not
+        net[0].weight.grad[1, 1] = 1e30
+    with pytest.raises(NonFiniteError, match="0.weight at step 4"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before[0], strict=True))
+    for kept, was in zip(optimizer.state_dict()["state"].values(), before[1].values(), strict=True):
+        assert all(torch.equal(kept[key], tensor) for key, tensor in was.items())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 @pytest.mark.parametrize("name", ["mlp", "metanet"])

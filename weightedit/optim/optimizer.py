@@ -416,7 +416,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for n, o in taken.items()
             if is_half(o.param.dtype)
         }
-        return Step(taken, {name: state[name] for name in taken}, deltas, new)
+        return Step(taken, {name: state[name] for name in taken}, deltas, new, getattr(update, "size", None))
 
     def _loss(self, seen: Any) -> Tensor | None:
         if seen is None:

@@ -81,39 +81,9 @@ class RuleModule(Pretrained):
         """See UpdateRule.update."""
         return self.step(wiring, (grads, state, params), loss, None)
 
-    def compiled(self) -> Callable[..., Stepped]:
-        """`update`, compiled: a network as one graph or, where it is too large for that, by passes.
-
-        The first step of a network runs as it is: what is made once is made, and a compiler then meets the state as it
-        stays. Else the second step would be compiled anew. Of a wiring, a compiled step looks at nothing but its name.
-        """
-        passes, wholes = self.compiled_passes(), {}
-        names: dict[int, tuple[Wiring, str]] = {}
-        met: set[tuple[Any, ...]] = set()
-
-        def update(
-            wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
-        ) -> Stepped:
-            if passes is not None and not one_graph(grads.values()) and not torch.is_grad_enabled():
-                return self.step(wiring, (grads, state, params), loss, passes)
-            first = next(iter(grads), None)
-            kinds = () if first is None else ((t.dtype, t.device, t.dim()) for t in state[first].values())
-            kind = id(wiring), *grads, *kinds
-            if kind not in met:
-                met.add(kind)
-                names.setdefault(id(wiring), (wiring, name_of(wiring)))
-                return self.update(wiring, grads, state, params, loss=loss)
-            device = "" if first is None else params[first].device.type
-            if device not in wholes:
-                wholes[device] = torch.compile(self._named_update, options=_options(device))
-            return wholes[device](names[id(wiring)][1], wiring, grads, state, params, loss=loss)
-
-        return update
-
-    def _named_update(self, name: str, wiring: Wiring, *given: Any, loss: Tensor | None) -> Stepped:
-        """`update` by a wiring that its name stands for, which a compiler sees to be asked for."""
-        assert name
-        return self.update(wiring, *given, loss=loss)
+    def compiled(self) -> CompiledUpdate:
+        """`update`, compiled: a network as one graph or, where it is too large for that, by passes."""
+        return CompiledUpdate(self)
 
     def init(self, wiring: Wiring, params: Params) -> RuleState:
         """Zeros in float32 at least, [(N), *shape] for every one of `quantities`."""
@@ -146,6 +116,51 @@ class RuleModule(Pretrained):
         given = config["rule"]
         given = {**cls.before, **given} if isinstance(given, Mapping) else given
         return conform(cls.configs, given, f"{CONFIG}: rule")
+
+
+class CompiledUpdate:
+    """`update` of a rule, compiled: see RuleModule.compiled.
+
+    The first step of a network runs as it is: what is made once is made, and a compiler then meets the state as it
+    stays. Else the second step would be compiled anew. Of a wiring, a compiled step looks at nothing but its name.
+
+    Attributes:
+        size: the norm of all that the last step gave, deltas and state, made on the way; None of one that ran as it is.
+    """
+
+    def __init__(self, rule: RuleModule) -> None:
+        self.size: Tensor | None = None
+        self._rule, self._passes = rule, rule.compiled_passes()
+        self._wholes: dict[str, Callable[..., tuple[Params, RuleState, Tensor]]] = {}
+        self._names: dict[int, tuple[Wiring, str]] = {}
+        self._met: set[tuple[Any, ...]] = set()
+
+    def __call__(
+        self, wiring: Wiring, grads: Params, state: RuleState, params: Params, *, loss: Tensor | None = None
+    ) -> Stepped:
+        self.size = None
+        if self._passes is not None and not one_graph(grads.values()) and not torch.is_grad_enabled():
+            return self._rule.step(wiring, (grads, state, params), loss, self._passes)
+        first = next(iter(grads), None)
+        kinds = () if first is None else ((t.dtype, t.device, t.dim()) for t in state[first].values())
+        kind = id(wiring), *grads, *kinds
+        if kind not in self._met:
+            self._met.add(kind)
+            self._names.setdefault(id(wiring), (wiring, name_of(wiring)))
+            return self._rule.update(wiring, grads, state, params, loss=loss)
+        device = "" if first is None else params[first].device.type
+        if device not in self._wholes:
+            self._wholes[device] = torch.compile(self._named, options=_options(device))
+        whole, name = self._wholes[device], self._names[id(wiring)][1]
+        deltas, after, self.size = whole(name, wiring, grads, state, params, loss=loss)
+        return deltas, after
+
+    def _named(self, name: str, wiring: Wiring, *given: Any, loss: Tensor | None) -> tuple[Params, RuleState, Tensor]:
+        """`update` by a wiring that its name stands for, which a compiler sees to be asked for; and its size."""
+        assert name
+        deltas, after = self._rule.update(wiring, *given, loss=loss)
+        made = [*deltas.values(), *(tensor for kept in after.values() for tensor in kept.values())]
+        return deltas, after, sum((tensor.square().sum() for tensor in made[1:]), made[0].square().sum()).sqrt()
 
 
 _SETTLED = re.compile(r"(?:[\w.]+\()*(?:L\['wiring'\]|wiring\b|G\['__import_weightedit)")

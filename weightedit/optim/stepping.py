@@ -217,12 +217,16 @@ class One(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a rule would have its parameters and their state become; those in half precision, or all, stand in `new`."""
+    """What a rule would have its parameters and their state become; those in half precision, or all, stand in `new`.
+
+    `size`: the norm of deltas and state, where it is known.
+    """
 
     ones: dict[str, One]
     state: RuleState
     deltas: Params
     new: Params
+    size: Tensor | None = None
 
     @torch.no_grad()
     def fault(self) -> str | None:
@@ -237,8 +241,11 @@ class Step(NamedTuple):
         """Whether all of it is finite, a truth value on the device."""
         rates = {id(one.group): rate_of(one.group) for one in self.ones.values()}.values()
         rate = sum(lr.detach() if isinstance(lr, Tensor) else lr for lr in rates)
-        quantities = chain.from_iterable(quantities.values() for quantities in self.state.values())
-        return (size(chain(self.deltas.values(), self.new.values(), quantities)) * (1 + rate)).isfinite()
+        made, known = [*self.new.values()], self.size
+        if known is None:
+            made += chain(self.deltas.values(), *(quantities.values() for quantities in self.state.values()))
+        sizes = [one for one in (known, size(made) if made else None) if one is not None]
+        return (sum(sizes[1:], sizes[0]) * (1 + rate)).isfinite()
 
     def take_if(self, sound: Tensor, states: dict[Tensor, Any]) -> None:
         """Write it, where the truth value on the device says so. All parameters have a state of these quantities."""
