@@ -5,8 +5,8 @@ import math
 import torch
 
 from weightedit.optim.gauge import growth, layers_before, neuron_scales, spread
-from weightedit.optim.leveling import ROUNDS
 from weightedit.optim.metanet_features import DAMPING, place
+from weightedit.optim.muon import COEFFICIENTS
 from weightedit.optim.rounding import ROUNDING
 
 
@@ -156,7 +156,7 @@ def _seen(rule, wiring, wire, gradient, weight, state):
         mix = rule.mix
         if config.coherence:
             mix = mix + (1 - state["coherence"][0].exp()).clamp(min=0) ** 2 * rule.mix_by
-        level = _leveled(sum(share * average for share, average in zip(mix, averages, strict=True)), config.rounds)
+        level = _leveled(sum(share * average for share, average in zip(mix, averages, strict=True)))
     odd = [*direct, averages[0] * factor, averages[adam] * factor, weight, level]
     agreement = [a * b for a, b in zip(direct, direct[1:], strict=False)]
     even = [x / (1 + x.abs()) for x in [*(x.square() for x in odd), *agreement]] + [(v / mean + 1e-6).log() / 4]
@@ -174,9 +174,10 @@ def _seen(rule, wiring, wire, gradient, weight, state):
     }
 
 
-def _leveled(matrix, rounds):
+def _leveled(matrix):
     x = matrix / matrix.norm()
-    for a, b, c in ROUNDS[rounds]:
+    a, b, c = COEFFICIENTS
+    for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x * math.sqrt(max(matrix.shape))

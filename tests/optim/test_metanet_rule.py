@@ -25,7 +25,7 @@ from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.mlp_rule import MLPRule, MLPRuleConfig
 from weightedit.optim.muon import Muon
 
-LEVELING = growth(MetanetRuleConfig().rounds)
+LEVELING = growth()
 
 
 def random_rule(seed=0, **config):

@@ -1,12 +1,9 @@
 """Leveling: matrices U S V^T as nearly U V^T, by products alone, as Muon does.
 
-    X <- a X + (b A + c A^2) X,   A = X X^T,   X = M / |M| at the start.
+    X <- a X + (b A + c A^2) X,   A = X X^T,   X = M / |M| at the start,
 
-Muon (muon.py) takes the same a, b, c in each of five rounds. Three level as evenly from 0.012 on when each has the
-polynomial that is nearest to 1 on the singular values that the rounds before leave (Amsel et al. 2025, "The Polar
-Express"). Found here by linear programming: from 0.012 to 1 at the start, with a hundredth to spare in each round for
-bfloat16; the last is 0.907 times as large, so that singular values are .89 on average, as after Muon's five. Smaller
-ones grow by 64, and not 485: directions of which a gradient has nearly nothing are followed less.
+five rounds with Muon's a, b, c (muon.py). What the rounds multiply a matrix by is a polynomial of A: it is made of
+small squares, for all matrices of one smaller side at once.
 """
 
 from __future__ import annotations
@@ -19,28 +16,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from weightedit.optim.gauge import inverse_root
-from weightedit.optim.muon import COEFFICIENTS, Round, orthogonal
+from weightedit.optim.muon import COEFFICIENTS, orthogonal
 
-ROUNDS: dict[int, tuple[Round, ...]] = {
-    3: ((7.9392, -22.6398, 16.3765), (3.5171, -2.5850, 0.5049), (2.2962, -1.6696, 0.3852)),
-    5: (COEFFICIENTS,) * 5,
-}
-"""Coefficients a, b, c of every round, by how many there are."""
+_ROUNDS = 5
 EXACT = 256
 """The longest smaller side of matrices that are leveled in their own precision on every device."""
 _SMALL = 64  # sides up to this one are made alike: fewer calls, and next to no work
 _SQUARE = 1.5  # sides in this ratio at most: as many products of the matrix cost less than those of its square
 
 
-def leveled(matrices: Sequence[Tensor], rounds: int) -> list[Tensor]:
+def leveled(matrices: Sequence[Tensor]) -> list[Tensor]:
     """U V^T of matrices U S V^T [.., rows, columns], nearly, in units of root mean square 1; zero stays zero.
 
     Permutations and signs of rows and columns commute with it. All whose smaller sides are alike go through it
     together, and all whose are small, with zeros beside them. On a GPU float32 matrices with both sides above EXACT go
     through it in bfloat16, as Muon does.
-
-    Args:
-        rounds: how many, a key of ROUNDS.
     """
     found = list(matrices)
     sides: dict[int, list[int]] = {}
@@ -48,7 +38,7 @@ def leveled(matrices: Sequence[Tensor], rounds: int) -> list[Tensor]:
         less, more = sorted(x.shape[-2:])
         if _is_coarse(x) or (less > _SMALL and more <= _SQUARE * less):
             flat = x.flatten(0, -3) if x.dim() > 2 else x
-            flat = orthogonal(flat.bfloat16() if _is_coarse(x) else flat, ROUNDS[rounds]).to(x.dtype)
+            flat = orthogonal(flat.bfloat16() if _is_coarse(x) else flat, COEFFICIENTS, _ROUNDS).to(x.dtype)
             found[i] = math.sqrt(more) * flat.view_as(x)
         else:
             sides.setdefault(less if less > _SMALL else 0, []).append(i)
@@ -58,7 +48,7 @@ def leveled(matrices: Sequence[Tensor], rounds: int) -> list[Tensor]:
         side = max(gram.shape[-1] for gram in grams)
         grams = [functional.pad(x, 2 * (0, side - x.shape[-1])) if x.shape[-1] < side else x for x in grams]
         gram = torch.cat(grams) if len(grams) > 1 else grams[0]
-        totals = _polynomial(gram, ROUNDS[rounds]).split_with_sizes([len(x) for x in flat])
+        totals = _polynomial(gram).split_with_sizes([len(x) for x in flat])
         for i, x, total in zip(places, flat, totals, strict=True):
             own = min(x.shape[-2:])
             total, scale = total if own == side else total[:, :own, :own], math.sqrt(max(x.shape[-2:]))
@@ -68,17 +58,16 @@ def leveled(matrices: Sequence[Tensor], rounds: int) -> list[Tensor]:
     return found
 
 
-def _polynomial(gram: Tensor, rounds: Sequence[Round]) -> Tensor:
+def _polynomial(gram: Tensor) -> Tensor:
     """What the rounds multiply a matrix by, from the matrix by its transpose, [n, side, side]."""
-    (a, b, c), *others = rounds
+    a, b, c = COEFFICIENTS
     size = inverse_root(gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)).unsqueeze(-1)
     gram = gram * size.square()
     rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # of a factor a I + rest
     total = torch.add(rest, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device), alpha=a)
-    for after in others:  # all of these commute, and only the first product and the last see the matrix
+    for _ in range(_ROUNDS - 1):  # all of these commute, and only the first product and the last see the matrix
         half = torch.baddbmm(gram, rest, gram, beta=a)
         gram = torch.baddbmm(half, half, rest, beta=a)
-        a, b, c = after
         rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         total = torch.baddbmm(total, rest, total, beta=a)
     return size * total

@@ -77,7 +77,7 @@ class MetanetRule(RuleModule):
     kind = "metanet-rule"
     what = "metanetwork update rule"
     configs = MetanetRuleConfig
-    before: ClassVar[Mapping[str, Any]] = {**WITHOUT_BOUNDS, "rounds": 5}
+    before: ClassVar[Mapping[str, Any]] = WITHOUT_BOUNDS
     config: MetanetRuleConfig
     needs_wiring = True
     whole = True
@@ -487,7 +487,7 @@ class MetanetRule(RuleModule):
             network: the layers of all tensors, and what the newest z counts in x.
         """
         (gathered, frames, numbers), (layers, fresh), looks, held = known, network, [], 0
-        found = iter(leveled([one.mixed for one in gathered if one.mixed is not None], self.config.rounds))
+        found = iter(leveled([one.mixed for one in gathered if one.mixed is not None]))
         levels = [None if one.mixed is None else next(found).reshape(one.second.shape) for one in gathered]
         seen = [
             Seen(one.averages, one.weight, level, one.second, frame, own)

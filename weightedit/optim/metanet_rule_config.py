@@ -9,7 +9,6 @@ from typing import Any
 from weightedit.errors import WeightEditError
 from weightedit.files.schema import Count
 from weightedit.network.layer import SYMMETRIES, Symmetry
-from weightedit.optim.leveling import ROUNDS
 
 WITHOUT_BOUNDS: Mapping[str, Any] = {"room": None, "warm": 0}
 """What configs that were saved before there were these fields mean."""
@@ -35,8 +34,6 @@ class MetanetRuleConfig:
         mixing: exchange over neurons, layers and the network; without it the rule is a per-parameter one.
         leveling: matrices whose smaller side is at most this long are also seen with all singular values made alike,
             as Muon does, and move along that at the start; None for all matrices, 0 for none.
-        rounds: how many the leveling takes (leveling.py): Muon's 5, or 3 for half the products, which transformers lose
-            by.
         averaging: the parameters follow an average of the iterates (Defazio et al. 2024, "The road less scheduled").
         memory: decay per step of the largest scale that a neuron has had, which is what counts as its scale; 0: what it
             has now counts.
@@ -59,7 +56,6 @@ class MetanetRuleConfig:
     second: float = 0.99
     mixing: bool = True
     leveling: Count | None = None
-    rounds: Count = 5
     averaging: bool = True
     memory: float = 0.999
     room: float | None = 4.0
@@ -79,10 +75,6 @@ class MetanetRuleConfig:
             raise WeightEditError(
                 f"got {self}; expected leveling to be a whole number, the longest smaller side that is leveled, "
                 "None for all or 0 for none: correct it."
-            )
-        if self.rounds not in ROUNDS:
-            raise WeightEditError(
-                f"got {self}; expected rounds of leveling among {', '.join(map(str, ROUNDS))}: choose one."
             )
         check_bounds(self, self.room, self.warm)
         decays = all(0 < decay < 1 for decay in (*self.momenta, self.second)) and 0 <= self.memory < 1

@@ -11,7 +11,6 @@ moves them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,16 +91,17 @@ class Muon:
     def _orthogonal(self, matrix: Tensor) -> Tensor:
         """`matrix` [..., rows, columns] with singular values near 1; zero stays zero."""
         x = matrix.bfloat16() if self.precision == "bfloat16" else matrix
-        return orthogonal(x, (self.coefficients,) * self.iterations)
+        return orthogonal(x, self.coefficients, self.iterations)
 
 
-def orthogonal(matrix: Tensor, rounds: Sequence[Round]) -> Tensor:
+def orthogonal(matrix: Tensor, coefficients: Round, rounds: int) -> Tensor:
     """`matrix` [rows, columns] or [n, rows, columns] with singular values near 1, in its precision; zero stays zero."""
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     multiply = torch.addmm if x.dim() == 2 else torch.baddbmm
-    for a, b, c in rounds:
+    a, b, c = coefficients
+    for _ in range(rounds):
         gram = x @ x.mT
         x = multiply(x, multiply(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
