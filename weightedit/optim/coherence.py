@@ -60,8 +60,8 @@ class Coherence(NamedTuple):
 
     def kept(self) -> Sequence[Tensor]:
         """For the states of tensors, [.., 4] each."""
-        of_network = (one.unsqueeze(-1).expand_as(self.lately) for one in self[:3])
-        return torch.stack([*of_network, self.lately], -1).unbind(-2)
+        of_network = torch.stack(self[:3], -1).unsqueeze(-2).expand(*self.lately.shape, 3)
+        return torch.cat([of_network, self.lately.unsqueeze(-1)], -1).unbind(-2)
 
     @property
     def size(self) -> Tensor:
@@ -84,7 +84,7 @@ def log_coherence(norms: Tensor, noise: Tensor, means: tuple[Tensor, Tensor], co
     """
     mean = torch.maximum(means[0] * correction, means[1])
     ratio = norms * correction * inverse_root(noise * (2 * correction - 1) * mean)
-    return 2 * torch.where(mean > 0, ratio, 1).clamp(min=_LEAST).log()
+    return 2 * ratio.masked_fill(mean <= 0, 1).clamp(min=_LEAST).log()
 
 
 def of_network(log: Tensor, before: Coherence, lately: Tensor, steps: Tensor, counts: Tensor) -> Coherence:
@@ -106,6 +106,11 @@ def of_network(log: Tensor, before: Coherence, lately: Tensor, steps: Tensor, co
     new = (log * sizes).sum(-1) / sizes.sum(-1).clamp(min=counts.amin())
     slope = (before.slope.amax(-1) + new - MARGIN).clamp(min=0)
     return Coherence(smooth, slope, torch.maximum(before.opened.amax(-1), (slope / OPEN).clamp(max=1)), lately)
+
+
+def alternates(log: Tensor) -> Tensor:
+    """How much of gradients alternates, less than nothing: k - 1 where k is below 1."""
+    return log.clamp(max=0).expm1()
 
 
 def shares(log: Tensor) -> Tensor:

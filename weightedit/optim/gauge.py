@@ -150,8 +150,8 @@ def _pooled(square: Tensor) -> Tensor:
 
 def reciprocal(square: Tensor) -> Tensor:
     """1 / `square`, and 0 where it is zero."""
-    alive = square > 0
-    return torch.where(alive, torch.where(alive, square, 1).reciprocal(), 0)
+    dead = square <= 0
+    return square.masked_fill(dead, 1).reciprocal().masked_fill(dead, 0)
 
 
 def first_alive(*squares: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def first_alive(*squares: Tensor) -> Tensor:
     found = squares[-1]
     for square in squares[-2::-1]:
         found = torch.where(square > 0, square, found)
-    return torch.where(found > 0, found, 1)
+    return found.masked_fill(found <= 0, 1)
 
 
 def _spread(wire: Wire, scale: Tensor) -> Tensor:

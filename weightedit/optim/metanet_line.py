@@ -46,7 +46,7 @@ class Line:
         whole = Seen(
             *(_line(one.averages for one in seen), _line(one.weight for one in seen)),
             *(_line(levels) if levels else None, _line(one.second for one in seen)),
-            (torch.cat([x.flatten(-3) for x in framed], -1)[..., None, None, :],),
+            (torch.cat([x.flatten(-3) for x in framed], -1).unflatten(-1, (1, 1, -1)),),
             laid.narrow(-2, 0, most),
         )
         sizes, self._fresh = laid.narrow(-2, most, 2), laid.narrow(-2, most + 2, 1)
@@ -66,7 +66,7 @@ class Line:
         laid = torch.cat([end.flatten(-3) for end in whole], -1)
         ahead = [average.ahead for average in averages if average is not None]
         average = Average(_line(ahead), self._fresh, averages[0].slack) if averages[0] is not None else None
-        delta, after = self._look.moved((laid[..., None, None, :],), average)
+        delta, after = self._look.moved((laid.unflatten(-1, (1, 1, -1)),), average)
         given = [None] * len(self._lengths) if after is None else self._parts(after)
         return list(zip(self._parts(delta), given, strict=True))
 

@@ -207,7 +207,7 @@ class LargeLook:
             by_row.append(hidden.mean(-1))
             by_column.append(hidden.sum(-2))
         of_columns = torch.stack(by_column).sum(0)
-        return torch.cat(by_row, -1), of_columns.unflatten(-1, (stack.sources, -1)).mean(-1)
+        return torch.cat(by_row, -1), of_columns.unflatten(-1, (stack.sources, -1)).sum(-1)
 
     def moved(self, ends: Sequence[Tensor], average: Average | None) -> tuple[Tensor, Tensor | None]:
         """The delta, [rows, columns], and how far z is then ahead of x; without averaging the step alone.

@@ -38,7 +38,7 @@ from torch.nn import functional
 
 from weightedit.graph.neural_graph import product
 from weightedit.network.wiring import Wire, Wiring
-from weightedit.optim.coherence import KEPT, Coherence, log_coherence, of_network, shares
+from weightedit.optim.coherence import KEPT, Coherence, alternates, log_coherence, of_network, shares
 from weightedit.optim.gauge import inverse_root, layers_before, root
 from weightedit.optim.gauge_lines import Gauge
 from weightedit.optim.leveling import leveled
@@ -84,6 +84,7 @@ class MetanetRule(RuleModule):
     fresh: Tensor
     inverse_times: Tensor
     made: Tensor
+    turned: Tensor
 
     def __init__(self, config: MetanetRuleConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -124,6 +125,7 @@ class MetanetRule(RuleModule):
         self.register_buffer("fresh", torch.tensor([1 - decay for decay in config.momenta]), persistent=False)
         made = as_features(config.odd, len(config.momenta), signed=self._signed)
         self.register_buffer("made", torch.tensor(made), persistent=False)
+        self.register_buffer("turned", (torch.tensor(made) < 0).float(), persistent=False)
         self.register_buffer("inverse_times", torch.tensor([1 / time for time in _TIMES]), persistent=False)
 
     @torch.no_grad()
@@ -210,23 +212,23 @@ class MetanetRule(RuleModule):
         frames = plan.pairs(rows, columns)
         warranted, peak = of_tensor(*energies, torch.stack(before["peak"], -1))
         after["peak"] = peak.unbind(-1)
-        facts = self._facts(plan, clock, grown, self._losses(clock, loss, before, after))
+        losses = self._losses(clock, loss, before, after)
         rising = warranted * (clock.steps / self.config.warm).clamp(max=1) if self.config.warm else warranted
         steady = None
         if steady_before is not None:
             known = self._coherence(plan, gathered, clock, energies, steady_before)
             steady, after["coherence"] = shares(known.log), known.kept()
-            facts = torch.cat([facts, steady.unsqueeze(-2).expand(*facts.shape[:-1], 2)], -1)
             rising = rising * known.size.unsqueeze(-1)
-        layers, ends = self._layers(plan, facts, rising)
+        layers, ends = self._layers(plan, self._facts(plan, clock, grown, losses, steady), rising)
         fresh, slack = self._recent(clock, warranted, steady)
+        fresh = fresh[..., None, None]
         looks = self._looks(plan, groups, (gathered, frames, numbers), (layers, fresh), passes)
         gathered = [one._replace(mixed=None) for one in gathered]  # nothing needs it any more
         found.clear()
         pairs = self._ends(plan, ends, self._mix(plan, looks) if self.config.mixing else None)
         averages = [None] * len(plan.stacks)
         if self.config.averaging:
-            newest = zip(plan.stacks, plan.per_stack(fresh[..., None, None], -3), strict=True)
+            newest = zip(plan.stacks, plan.per_stack(fresh, -3), strict=True)
             averages = [Average(stack.lines(before["ahead"][stack.of], lead), own, slack) for stack, own in newest]
         moved: dict[int, tuple[Tensor, Tensor | None]] = {}
         for of, look in looks:
@@ -263,7 +265,7 @@ class MetanetRule(RuleModule):
             kept = _of_neurons(plan, before["origin"])
             first = torch.where(kept > 0, kept, first)
             neurons = torch.minimum(neurons, self.config.room * first)
-        return functional.pad(neurons, (0, 1), value=1.0), functional.pad(first, (0, 1), value=1.0)
+        return functional.pad(neurons, (0, 1), value=1.0), first
 
     def _slower(self, plan: Plan, grown: Tensor) -> Tensor:
         """What steps of biases are multiplied by so that they are without what the layers have grown by, [.., tensors].
@@ -273,8 +275,8 @@ class MetanetRule(RuleModule):
         growth is left to `pace`.
         """
         depths = layers_before(plan.wiring)
-        before = plan.constant("depth", lambda: [depths[w.target] if w.kind == "bias" else 0.0 for w in plan.wires])
-        return (-grown.unsqueeze(-1) * before).exp()
+        before = plan.constant("depth", lambda: [-depths[w.target] if w.kind == "bias" else 0.0 for w in plan.wires])
+        return (grown.unsqueeze(-1) * before).exp()
 
     def _scales(self, plan: Plan, reach: Tensor, slower: Tensor) -> tuple[Tensor, Tensor]:
         """What a step is a multiple of, gauge.spread: a number per row times one per column, as lines of both."""
@@ -292,7 +294,7 @@ class MetanetRule(RuleModule):
             return [None] * len(plan.stacks)
         counts = self.mix.to(clock.steps.dtype)
         if before is not None:
-            counts = counts + shares(before.log).narrow(-1, 1, 1).square() * self.mix_by.to(counts.dtype)
+            counts = counts + alternates(before.log).square().unsqueeze(-1) * self.mix_by.to(counts.dtype)
         counts = counts * clock.corrections
         parts = zip(plan.stacks, plan.per_stack(counts.unsqueeze(-2), -3), strict=True)
         return [part if self._levels(stack) else None for stack, part in parts]
@@ -382,17 +384,18 @@ class MetanetRule(RuleModule):
             torch.cat(before[key], -1).lerp(new, fresh) for key, new in zip(("rows", "columns"), now, strict=True)
         )
         after["rows"], after["columns"] = plan.split_rows(rows), plan.split_columns(columns)
-        mean = plan.rows_of_tensor.mean(rows) * clock.calm
+        square, mean = plan.rows_of_tensor.mean(torch.stack([now[0], rows], -2)).unbind(-2)
+        mean = mean * clock.calm
         damping, inverse = DAMPING * mean, inverse_root(mean).square()
         known = torch.stack([clock.calm, damping, root(mean + damping)], -2)
         calm, added, size = known.index_select(-1, plan.tensor_of_row).unbind(-2)
         row = inverse_root(rows * calm + added) * size
         calm, added, _ = known.index_select(-1, plan.tensor_of_column).unbind(-2)
         column = inverse_root(columns * calm + added)
-        one = torch.ones_like(damping)
-        told = torch.stack([clock.calm, damping, inverse, one, LEAST * one], -1)
-        numbers = torch.cat([told, clock.corrections], -1)
-        return numbers, (row, column), (plan.rows_of_tensor.mean(now[0]), mean)
+        told = torch.stack([clock.calm, damping, inverse], -1)
+        same = plan.constant("one, least", lambda: [[1.0, LEAST]] * len(plan.names)).expand(*told.shape[:-1], 2)
+        numbers = torch.cat([told, same, clock.corrections], -1).unsqueeze(-1)
+        return numbers, (row, column), (square, mean)
 
     def _coherence(
         self,
@@ -433,15 +436,23 @@ class MetanetRule(RuleModule):
         after["first loss"] = first.unbind(-1)
         return first if loss is None else now, first
 
-    def _facts(self, plan: Plan, clock: Clock, grown: Tensor, losses: tuple[Tensor, Tensor] | None) -> Tensor:
-        """[.., tensors, facts]: the clock, what the tensor is and where it lies, how large the network is, the loss."""
+    def _facts(
+        self, plan: Plan, clock: Clock, grown: Tensor, losses: tuple[Tensor, Tensor] | None, steady: Tensor | None
+    ) -> Tensor:
+        """[.., tensors, facts]: the clock, what the tensor is and where it lies, how large the network is, the loss.
+
+        Then, where it is known, how steady gradients are.
+        """
         times = (clock.steps.unsqueeze(-1) * self.inverse_times.to(clock.steps.dtype) - 1).tanh()
         places = plan.constant("place", lambda: [place(plan.wiring, wire) for wire in plan.wires])
         lead = times.shape[:-1]
-        parts = [times, places.expand(*lead, PLACES), grown[..., None, None].expand(*lead, 1)]
+        places = places if len(lead) == 1 else places.expand(*lead, PLACES)
+        parts = [times, places, grown[..., None, None].expand(*lead, 1)]
         if losses is not None:
             now, first = map(_log, losses)
             parts.append(torch.stack([now / 5, (now - first) / 3], -1))
+        if steady is not None:
+            parts.append(steady.unsqueeze(-2).expand(*lead, 2))
         return torch.cat(parts, -1)
 
     def _layers(self, plan: Plan, facts: Tensor, warranted: Tensor) -> tuple[Layers, Tensor]:
@@ -457,7 +468,7 @@ class MetanetRule(RuleModule):
         sizes = torch.stack([size, decay.squeeze(-1).exp()], -1)
         made, weights = self.made.to(dtype), self.first.to(dtype)
         both = (weights * made).unsqueeze(0), self.second.to(dtype).unsqueeze(0)
-        shift = self.bias_first.to(dtype) + weights @ (made < 0).to(dtype)
+        shift = self.bias_first.to(dtype) + weights @ self.turned.to(dtype)
         return Layers(
             *(both[0], (first + shift).unsqueeze(-1), both[1]),
             *(self.last.to(dtype).unsqueeze(0), self.base.to(dtype)[None, :, None], sizes.unsqueeze(-1)),
@@ -484,21 +495,19 @@ class MetanetRule(RuleModule):
         Args:
             groups: from `_groups`.
             known: what is gathered; frames and numbers, as Seen has them.
-            network: the layers of all tensors, and what the newest z counts in x.
+            network: the layers of all tensors, and what the newest z counts in x, [.., tensors, 1, 1].
         """
         (gathered, frames, numbers), (layers, fresh), looks, held = known, network, [], 0
         found = iter(leveled([one.mixed for one in gathered if one.mixed is not None]))
         levels = [None if one.mixed is None else next(found).reshape(one.second.shape) for one in gathered]
         seen = [
             Seen(one.averages, one.weight, level, one.second, frame, own)
-            for one, level, frame, own in zip(
-                gathered, levels, frames, plan.per_stack(numbers.unsqueeze(-1), -3), strict=True
-            )
+            for one, level, frame, own in zip(gathered, levels, frames, plan.per_stack(numbers, -3), strict=True)
         ]
         how = self._adam, self._signed
         if any(len(of) > 1 for of in groups):
             assert layers.sizes is not None
-            laid = [numbers.unsqueeze(-1), layers.sizes, fresh[..., None, None], layers.first_bias]
+            laid = [numbers, layers.sizes, fresh, layers.first_bias]
             together_laid = plan.per_stack(torch.cat(laid, -2), -3)
         single = self._per_stack(plan, layers) if any(len(of) == 1 for of in groups) else []
         most = kept(sum(one.second.numel() for one in seen), plan.device)
@@ -536,9 +545,8 @@ class MetanetRule(RuleModule):
             received |= zip(of, given, strict=True)
         of_rows = [received[i][0] for i in range(len(plan.stacks))]
         weights = [i for i, stack in enumerate(plan.stacks) if stack.wires[0].source is not None]
-        shares = plan.constant(
-            "shares", lambda: [1 / w.view[0] for i in weights for w in plan.stacks[i].wires for _ in range(w.view[1])]
-        )
+        wires = [wire for i in weights for wire in plan.stacks[i].wires]
+        shares = plan.constant("shares", lambda: [1 / (w.view[0] * w.view[2]) for w in wires for _ in range(w.view[1])])
         summed = [sums for i in weights if (sums := received[i][1]) is not None]
         of_sources = [torch.cat(summed, -1) * shares] if summed else []
         own = plan.ends_of_neuron.mean(torch.cat([*of_rows, *of_sources], -1))

@@ -134,13 +134,13 @@ class Look:
         beside = zip(parts, last, iterates, strict=True)
         for scale, odd, hidden in self._walk():  # alone in its loop, which would else hold on to a piece that is done
             part, (weight, base), iterate = next(beside)
-            bias = (part[0] if len(part) == 1 else part[0] + part[1]).transpose(-4, -3)
+            bias = part[0] if len(part) == 1 else part[0] + part[1]
             own = layers._replace(last=weight, base=base)
             if self._unitwise:
-                step, moving = direct(odd, hidden, own, bias.unbind(-3))
+                step, moving = direct(odd, hidden, own, bias.unbind(-4))
                 step, moving = (x.flatten(-2).unsqueeze(-2) for x in (step * scale, moving))
             else:
-                second = dense(own.second, bias.flatten(-2), hidden).relu_()
+                second = dense(own.second, _by_tensor(bias), hidden).relu_()
                 del bias, hidden  # of which a piece has little room
                 moving, factors = of_entries(odd.narrow(-2, 0, 1)), dense(own.last, own.base, second)
                 del second
@@ -160,7 +160,7 @@ class Look:
 def given(hidden: Tensor, stack: Stack) -> tuple[Tensor, Tensor | None]:
     """What neurons receive of a hidden layer, [.., hidden, all parameters of a stack]: two lines, [.., hidden, n].
 
-    Means by row, and sums of means by source, which are None where there are no sources.
+    Means by row, and sums by source, which are None where there are no sources.
     """
     lead, one = hidden.shape[:-1], len(stack) == 1
     axes = (stack.sources, stack.rest) if stack.rest > 1 else (stack.sources,)
@@ -169,11 +169,17 @@ def given(hidden: Tensor, stack: Stack) -> tuple[Tensor, Tensor | None]:
     rows = rows if one else stack.unpadded(rows)
     if stack.wires[0].source is None:
         return rows, None
-    columns = grid.sum(-1 - len(axes))
-    columns = columns.mean(-1) if stack.rest > 1 else columns
+    columns = grid.sum((-3, -1)) if stack.rest > 1 else grid.sum(-2)
     return rows, columns if one else columns.flatten(-2)
 
 
+def _by_tensor(ends: Tensor) -> Tensor:
+    """[.., hidden, tensors, rows, columns] as [.., tensors, hidden, parameters]."""
+    if ends.shape[-3] > 1:
+        return ends.transpose(-4, -3).flatten(-2)
+    return ends.reshape(*ends.shape[:-4], 1, ends.shape[-4], -1)
+
+
 def of_sources(columns: Tensor, sources: int) -> Tensor:
-    """Means over the positions of every source, [.., columns] -> [.., sources]."""
-    return columns if columns.shape[-1] == sources else columns.unflatten(-1, (sources, -1)).mean(-1)
+    """Sums over the positions of every source, [.., columns] -> [.., sources]."""
+    return columns if columns.shape[-1] == sources else columns.unflatten(-1, (sources, -1)).sum(-1)

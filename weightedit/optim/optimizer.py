@@ -392,7 +392,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _step(self, ones: dict[str, One], loss: Tensor | None, outside: bool) -> Step:
         rule, wiring = (self._outside, self._outside_wiring) if outside else (self.rule, self.wiring)
         wires = wiring.by_name
-        params = {name: wires[name].arranged(with_axis(one.param.detach())) for name, one in ones.items()}
+        bare = {name: one.param.detach() if self.options.compile else one.param for name, one in ones.items()}
+        params = {name: wires[name].arranged(with_axis(param)) for name, param in bare.items()}
         grads = {
             n: torch.zeros_like(params[n]) if o.grad is None else wires[n].arranged(with_axis(o.grad))
             for n, o in ones.items()

@@ -48,7 +48,7 @@ class Stack:
                 torch.cat([_range(start, n, device), torch.full((self.rows - n,), total, device=device)])
                 for start, n in zip(ends, self.lengths, strict=True)
             ]
-            self._padding = torch.stack(rows)
+            self._padding, self._zero = torch.stack(rows), torch.zeros(1, device=device)
             self._places = torch.cat([_range(i * self.rows, n, device) for i, n in enumerate(self.lengths)])
             self._counts = torch.tensor(self.lengths, device=device).unsqueeze(-1)
             self.real = _range(0, self.rows, device) < self._counts
@@ -64,8 +64,7 @@ class Stack:
     def join(self, tensors: Sequence[Tensor], lead: int) -> Tensor:
         """Tensors [.., *inner, *shape], `lead` axes of networks first, as [.., tensors, *inner, rows, columns]."""
         if self._padding is not None:
-            line = self.padded(torch.cat(list(tensors), -1))
-            return line.movedim(-2, lead).unsqueeze(-1)
+            return self._side_by_side(tensors).movedim(-2, lead).unsqueeze(-1)
         first = tensors[0]
         inner = first.shape[lead : first.dim() - len(self._shape)]
         joined = torch.stack(list(tensors), lead) if len(tensors) > 1 else first
@@ -86,17 +85,19 @@ class Stack:
         first = tensors[0]
         inner = first.shape[lead : first.dim() - len(self._shape)]
         if self._padding is not None:
-            line = self.padded(torch.cat(list(tensors), -1)).movedim(-2, lead)
-            return line if inner else line.unsqueeze(-2)
+            line = self._side_by_side(tensors)
+            return line.movedim(-2, lead) if inner else line.unsqueeze(-2)
         joined = torch.stack(list(tensors), lead) if len(tensors) > 1 else first
         return joined.reshape(*first.shape[:lead], len(tensors), math.prod(inner), self.rows * self.columns)
 
     def tensors(self, lines: Tensor, lead: int, *inner: int) -> Sequence[Tensor]:
         """The tensors that make up `lines`, or one line of all; [.., *inner, *shape] each."""
-        own = (self.rows,) if self._padding is not None else self._shape
-        shape = (*lines.shape[:lead], len(self), *inner, *own)
-        if self._padding is not None:
-            return self.unpadded(lines.reshape(shape).movedim(lead, -2)).split_with_sizes(self.lengths, -1)
+        if self._places is not None:
+            if inner:
+                lines = lines.reshape(*lines.shape[:lead], len(self), *inner, self.rows).movedim(lead, -2)
+            line = lines.flatten(-2 if inner else -3)
+            return line.index_select(-1, self._places).split_with_sizes(self.lengths, -1)
+        shape = (*lines.shape[:lead], len(self), *inner, *self._shape)
         if len(self) == 1:
             return (lines.reshape(*shape[:lead], *shape[lead + 1 :]),)
         return lines.reshape(shape).unbind(lead)
@@ -123,12 +124,27 @@ class Stack:
         """Means over the rows that there are, [.., tensors, rows, columns] -> [.., tensors, columns]."""
         return joined.mean(-2) if self._counts is None else joined.sum(-2) / self._counts
 
-    def padded(self, line: Tensor, value: float = 0.0, *columns: int) -> Tensor:
-        """Numbers per row of every tensor, one tensor after another, [.., line] as [.., tensors, rows, *columns]."""
+    def _side_by_side(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors [.., rows] of all lengths as [.., tensors, rows]."""
+        if tensors[0].dim() > 1:
+            return self.padded(torch.cat(list(tensors), -1))
+        return torch.cat([*tensors, self._zero])[self._padding]
+
+    def padded(self, line: Tensor, value: float = 0.0) -> Tensor:
+        """Numbers per row of every tensor, one tensor after another, [.., line] as [.., tensors, rows]."""
         if self._padding is not None:
-            line = functional.pad(line, (0, 1), value=value)[..., self._padding]
-            return line.unflatten(-1, (self.rows, *columns)) if columns else line
-        return line.unflatten(-1, (len(self), self.rows, *columns))
+            return functional.pad(line, (0, 1), value=value)[..., self._padding]
+        return line.unflatten(-1, (len(self), self.rows))
+
+    def pair(self, row: Tensor, column: Tensor, value: float) -> tuple[Tensor, Tensor]:
+        """`Plan.pairs` of the stack, from [.., 1, line, 1] and [.., 1, 1, line], which one tensor's are already."""
+        if len(self) == 1:
+            return row, column
+        lead, count = row.shape[:-3], len(self)
+        column = column.reshape(*lead, count, 1, self.columns)
+        if self._padding is None:
+            return row.reshape(*lead, count, self.rows, 1), column
+        return functional.pad(row.squeeze(-3), (0, 0, 0, 1), value=value)[..., self._padding, :], column
 
     def unpadded(self, rows: Tensor) -> Tensor:
         """`padded` backwards."""
@@ -230,23 +246,25 @@ class Plan:
         """A line [.., rows] as [.., tensors, rows] of every stack."""
         return [stack.padded(part, padding) for stack, part in zip(self.stacks, self.lines_of_rows(line), strict=True)]
 
-    def lines_of_rows(self, line: Tensor) -> Sequence[Tensor]:
+    def lines_of_rows(self, line: Tensor, axis: int = -1) -> Sequence[Tensor]:
         """A line of rows as one line per stack."""
-        return line.split_with_sizes([sum(self._rows[stack.of]) for stack in self.stacks], -1)
+        return line.split_with_sizes([sum(self._rows[stack.of]) for stack in self.stacks], axis)
+
+    def lines_of_columns(self, line: Tensor) -> Sequence[Tensor]:
+        """A line of columns as one line per stack."""
+        return line.split_with_sizes([sum(self._columns[stack.of]) for stack in self.stacks], -1)
 
     def columns_per_stack(self, line: Tensor) -> list[Tensor]:
         """A line [.., columns] as [.., tensors, columns] of every stack."""
-        parts = line.split_with_sizes([sum(self._columns[stack.of]) for stack in self.stacks], -1)
-        return [part.unflatten(-1, (len(stack), -1)) for stack, part in zip(self.stacks, parts, strict=True)]
+        parts = zip(self.stacks, self.lines_of_columns(line), strict=True)
+        return [part.unflatten(-1, (len(stack), -1)) for stack, part in parts]
 
     def pairs(self, rows: Tensor, columns: Tensor, padding: float = 1.0) -> list[tuple[Tensor, Tensor]]:
         """Lines of rows and columns as [.., tensors, rows, 1] and [.., tensors, 1, columns] of every stack."""
-        by_row = self.lines_of_rows(rows)
-        by_column = columns.split_with_sizes([sum(self._columns[stack.of]) for stack in self.stacks], -1)
-        return [
-            (stack.padded(row, padding, 1), column.unflatten(-1, (len(stack), 1, -1)))
-            for stack, row, column in zip(self.stacks, by_row, by_column, strict=True)
-        ]
+        by_row = self.lines_of_rows(rows.unflatten(-1, (1, -1, 1)), -2)
+        by_column = self.lines_of_columns(columns.unflatten(-1, (1, 1, -1)))
+        parts = zip(self.stacks, by_row, by_column, strict=True)
+        return [stack.pair(row, column, padding) for stack, row, column in parts]
 
     def constant(self, name: str, made: Callable[[], Any]) -> Tensor:
         """A tensor of numbers that a rule knows of this plan by a name of its own, in the plan's dtype; made once."""

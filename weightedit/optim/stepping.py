@@ -283,7 +283,8 @@ class Step(NamedTuple):
             self.ones[name].param.copy_(new.view_as(self.ones[name].param))
         for names in self._groups():
             params = [self.ones[name].param for name in names]
-            deltas = [self.deltas[name].view_as(param) for name, param in zip(names, params, strict=True)]
+            pairs = ((self.deltas[name], param) for name, param in zip(names, params, strict=True))
+            deltas = [delta if delta.shape == param.shape else delta.view_as(param) for delta, param in pairs]
             steps_in_place(params, deltas, self.ones[names[0]].group)
 
     def _groups(self) -> Iterable[list[str]]:
