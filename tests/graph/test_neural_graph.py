@@ -16,7 +16,7 @@ from weightedit.network.spec import SYMMETRIES, NetworkSpec
 
 SPEC = SPECS["mixed"]
 NODES, EDGES = sum(SPEC.widths), sum(layer.fan_in * layer.fan_out for layer in SPEC.layers)
-PRODUCTS = ("modulate", "add_ends", "collect_at_target", "collect_at_source")
+PRODUCTS = ("products", "add_ends", "collect_at_target", "collect", "sums")
 
 
 def _random(*shape, seed=0):
@@ -124,7 +124,6 @@ def test_every_operation_is_the_loop_over_edges(views):
         "sum_at_target": (at_target, (e,)),
         "max_at_source": (_largest(e, source), (e,)),
         "max_at_target": (_largest(e, target), (e,)),
-        "modulate": (e * a[target] * b[source], (e, a, b)),
         "add_ends": (e + a[target] + b[source], (e, a, b)),
         "outer": ((a[target] * b[source]).sum(1, keepdim=True), (a, b)),
         "layer_mean_edges": (_mean_over(e, [level for _, _, level in pairs]), (e,)),
@@ -139,11 +138,20 @@ def test_every_operation_is_the_loop_over_edges(views):
     mix = _random(4, 3, seed=8)
     got = back(layout.outer(lift(a), lift(b), mix))
     assert_agree(got, (a[target] * b[source]) @ mix.T)
-    for name, end, ends in (("collect_at_target", at_target, source), ("collect_at_source", at_source, target)):
-        end = torch.zeros_like(end)
-        for k, (s, t, _) in enumerate(pairs):
-            end[t if name == "collect_at_target" else s] += e[k] * a[ends[k]]
-        assert_agree(back(getattr(layout, name)(lift(e), lift(a))), end, name=name)
+    for count in (1, 2):
+        got = layout.products([lift(a), lift(b)][:count], [lift(b), lift(a)][:count])
+        assert len(got) == count
+        for one, (x, y) in zip(got, ((a, b), (b, a)), strict=False):
+            assert_agree(back(one), x[target] * y[source])
+    weighted = torch.zeros_like(at_target), torch.zeros_like(at_source)
+    for k, (s, t, _) in enumerate(pairs):
+        weighted[0][t] += e[k] * a[s]
+        weighted[1][s] += e[k] * b[t]
+    assert_agree(back(layout.collect_at_target(lift(e), lift(a))), weighted[0])
+    for got, end in zip(layout.collect(lift(e), lift(a), lift(b)), weighted, strict=True):
+        assert_agree(back(got), end)
+    for got, end in zip(layout.sums(lift(e)), (at_target, at_source), strict=True):
+        assert_agree(back(got), end)
 
 
 @pytest.mark.parametrize("name", ["max_at_target", "max_at_source"])
@@ -245,19 +253,25 @@ def test_a_layout_serves_both_precisions_and_all_symmetries(name):
 
 
 def _arguments(name, stack=()):
-    edges, ends = _random(*stack, EDGES, 2), [_random(*stack, NODES, 2, seed=s) for s in (1, 2)]
-    if name.startswith("sum"):
-        return [edges]
-    return [edges, *ends[: 2 if name in ("modulate", "add_ends") else 1]]
+    edges, ends = _random(*stack, EDGES, 2), [_random(*stack, NODES, 2, seed=seed) for seed in range(1, 5)]
+    if name == "products":
+        return ends
+    return [edges, *ends[: {"add_ends": 2, "collect": 2, "collect_at_target": 1}.get(name, 0)]]
+
+
+def _called(kind, name, layout, *tensors):
+    """An operation of `layout` as the class `kind` has it; results side by side."""
+    found = getattr(kind, name)(layout, *((tensors[:2], tensors[2:]) if name == "products" else tensors))
+    return found if isinstance(found, torch.Tensor) else torch.cat(tuple(found), -1)
 
 
 @pytest.mark.parametrize("stack", [(), (2,)])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_by_blocks_agree_with_the_plain_definitions(name, stack):
     layout, results = DenseLayout(SPEC), []
-    for function in (getattr(layout, name), lambda *a: getattr(Layout, name)(layout, *a)):
+    for kind in (DenseLayout, Layout):
         leaves = [tensor.clone().requires_grad_() for tensor in _arguments(name, stack)]
-        value = function(*leaves)
+        value = _called(kind, name, layout, *leaves)
         gradients = torch.autograd.grad((value * _random(*value.shape, seed=8)).sum(), leaves)
         results.append([value.detach(), *gradients])
     assert_agree(*results)
@@ -265,10 +279,9 @@ def test_products_by_blocks_agree_with_the_plain_definitions(name, stack):
 
 @pytest.mark.parametrize("name", [*PRODUCTS, "sum_at_target", "sum_at_source"])
 def test_products_have_two_derivatives(name):
-    spec = SPECS["tanh"]
-    layout = DenseLayout(spec)
+    layout = DenseLayout(SPECS["tanh"])
     leaves = [tensor[: 42 if len(tensor) == EDGES else 14].clone().requires_grad_() for tensor in _arguments(name)]
-    assert torch.autograd.gradgradcheck(getattr(layout, name), leaves)
+    assert torch.autograd.gradgradcheck(lambda *given: _called(DenseLayout, name, layout, *given), leaves)
 
 
 def test_constants_made_in_inference_serve_a_training(views):

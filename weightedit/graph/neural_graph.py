@@ -96,21 +96,25 @@ class Layout(ABC):
         """How every edge's weight scales with its source: `to_source`, but 1 where it is a gain, which does not."""
         return self.to_source(gauge)
 
-    def modulate(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        """edges[i, j] * target[i] * source[j]: [..., e, C] and twice [..., n, C] -> [..., e, C]."""
-        return edges * self.to_target(target) * self.to_source(source)
-
     def add_ends(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
         """edges[i, j] + target[i] + source[j]: [..., e, C] and twice [..., n, C] -> [..., e, C]."""
         return edges + self.to_target(target) + self.to_source(source)
+
+    def products(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        """target[i] * source[j] of several pairs, each twice [..., n, C] -> [..., e, C]."""
+        return [self.to_target(a) * self.to_source(b) for a, b in zip(targets, sources, strict=True)]
 
     def collect_at_target(self, edges: Tensor, source: Tensor) -> Tensor:
         """sum_j edges[i, j] source[j]: [..., e, C] and [..., n, C] -> [..., n, C]."""
         return self.sum_at_target(edges * self.to_source(source))
 
-    def collect_at_source(self, edges: Tensor, target: Tensor) -> Tensor:
-        """sum_i edges[i, j] target[i]: [..., e, C] and [..., n, C] -> [..., n, C]."""
-        return self.sum_at_source(edges * self.to_target(target))
+    def collect(self, edges: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """sum_j edges[i, j] source[j] at targets and sum_i edges[i, j] target[i] at sources, [..., n, C] each."""
+        return self.sum_at_target(edges * self.to_source(source)), self.sum_at_source(edges * self.to_target(target))
+
+    def sums(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """`sum_at_target` and `sum_at_source`."""
+        return self.sum_at_target(edges), self.sum_at_source(edges)
 
     @abstractmethod
     def outer(self, target: Tensor, source: Tensor, mix: Tensor | None = None) -> Tensor:
@@ -255,6 +259,8 @@ class Layout(ABC):
             unshifted=1 - shift,
             in_count=in_degree.clamp(min=1),
             out_count=out_degree.clamp(min=1),
+            in_root=in_degree.clamp(min=1).rsqrt(),
+            out_root=out_degree.clamp(min=1).rsqrt(),
             outputs=outputs.to(like.device),
             scaled=scaled,
         )
@@ -280,6 +286,8 @@ class NodeConstants:
     unshifted: Tensor  # 1 - shift
     in_count: Tensor  # the degrees, at least 1
     out_count: Tensor
+    in_root: Tensor  # one over the roots of these
+    out_root: Tensor
     outputs: Tensor  # indices of the output nodes
     scaled: bool  # whether any neuron has a scale factor
 
@@ -352,12 +360,22 @@ class DenseLayout(Layout):
         return torch.cat(targets, -2)
 
     def sum_at_source(self, edges: Tensor) -> Tensor:
-        sums = [block.sum(-3) for block in self._blocks(edges)]
-        return torch.cat([*sums, self._filled(edges, self.spec.widths[-1], 0.0)], -2)
+        return self._at_sources([block.sum(-3) for block in self._blocks(edges)])
 
     def sum_at_target(self, edges: Tensor) -> Tensor:
-        sums = [block.sum(-2) for block in self._blocks(edges)]
-        return torch.cat([self._filled(edges, self.spec.widths[0], 0.0), *sums], -2)
+        return self._at_targets([block.sum(-2) for block in self._blocks(edges)])
+
+    def sums(self, edges: Tensor) -> tuple[Tensor, Tensor]:
+        blocks = self._blocks(edges)
+        return self._at_targets([block.sum(-2) for block in blocks]), self._at_sources([b.sum(-3) for b in blocks])
+
+    def _at_targets(self, sums: Sequence[Tensor]) -> Tensor:
+        """Sums at the nodes of every level but the first, [..., n, C]; zeros at the inputs."""
+        return torch.cat([self._filled(sums[0], self.spec.widths[0], 0.0), *sums], -2)
+
+    def _at_sources(self, sums: Sequence[Tensor]) -> Tensor:
+        """Sums at the nodes of every level but the last; zeros at the outputs."""
+        return torch.cat([*sums, self._filled(sums[0], self.spec.widths[-1], 0.0)], -2)
 
     def max_at_source(self, edges: Tensor) -> Tensor:
         tops = [block.amax(-3) for block in self._blocks(edges)]
@@ -377,21 +395,23 @@ class DenseLayout(Layout):
         above = target.unsqueeze(-2).split(self.spec.widths, -3)[1:]
         return list(zip(above, source.unsqueeze(-3).split(self.spec.widths, -2)[:-1], strict=True))
 
-    def modulate(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        return edges * torch.cat([(a * b).flatten(-3, -2) for a, b in self._ends(target, source)], -2)
+    def products(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        if len(targets) == 1:
+            return (torch.cat([(a * b).flatten(-3, -2) for a, b in self._ends(targets[0], sources[0])], -2),)
+        pairs = self._ends(torch.stack(tuple(targets)), torch.stack(tuple(sources)))
+        return torch.cat([(a * b).flatten(-3, -2) for a, b in pairs], -2).unbind()
 
     def add_ends(self, edges: Tensor, target: Tensor, source: Tensor) -> Tensor:
         return edges + torch.cat([(a + b).flatten(-3, -2) for a, b in self._ends(target, source)], -2)
 
     def collect_at_target(self, edges: Tensor, source: Tensor) -> Tensor:
         sources = source.unsqueeze(-3).split(self.spec.widths, -2)[:-1]
-        sums = [(block * below).sum(-2) for block, below in zip(self._blocks(edges), sources, strict=True)]
-        return torch.cat([self._filled(sums[0], self.spec.widths[0], 0.0), *sums], -2)
+        return self._at_targets([(a * b).sum(-2) for a, b in zip(self._blocks(edges), sources, strict=True)])
 
-    def collect_at_source(self, edges: Tensor, target: Tensor) -> Tensor:
-        targets = target.unsqueeze(-2).split(self.spec.widths, -3)[1:]
-        sums = [(block * above).sum(-3) for block, above in zip(self._blocks(edges), targets, strict=True)]
-        return torch.cat([*sums, self._filled(sums[0], self.spec.widths[-1], 0.0)], -2)
+    def collect(self, edges: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        parts = list(zip(self._blocks(edges), self._ends(target, source), strict=True))
+        at_targets = self._at_targets([(block * below).sum(-2) for block, (_, below) in parts])
+        return at_targets, self._at_sources([(block * above).sum(-3) for block, (above, _) in parts])
 
     def outer(self, target: Tensor, source: Tensor, mix: Tensor | None = None) -> Tensor:
         pairs = zip(self.by_level(target)[1:], self.by_level(source)[:-1], strict=True)
@@ -432,10 +452,10 @@ class DenseLayout(Layout):
         return product(self._matrix(level, edges).mT, values)
 
     def _matrix(self, level: int, edges: Tensor) -> Tensor:
-        """The first channel of the edges that lead to a level, [..., out, in]."""
+        """The one channel of the edges that lead to a level, [..., out, in]."""
         layer, part = self.spec.layers[level - 1], self._edge_slices[level - 1]
-        found = edges.narrow(-2, part.start, part.stop - part.start).select(-1, 0)
-        return found.unflatten(-1, (layer.fan_out, layer.fan_in))
+        found = edges.narrow(-2, part.start, part.stop - part.start)
+        return found.reshape(*edges.shape[:-2], layer.fan_out, layer.fan_in)
 
     def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
         return [(self.spec.layers[level - 1].activation, None)]

@@ -71,8 +71,8 @@ def backpropagate(graph: NeuralGraph, slopes: Tensor, at_outputs: Tensor) -> tup
         over the nodes above is divided by the root of their number.
     """
     layout, weights = graph.layout, graph.edges[..., :1]
-    degree = layout.sum_at_source(torch.ones_like(weights)).clamp(min=1).rsqrt()
-    wished, degrees, slopes_of = (layout.by_level(nodes) for nodes in (at_outputs, degree, slopes))
+    roots = layout.constants("full", weights).out_root
+    wished, degrees, slopes_of = (layout.by_level(nodes) for nodes in (at_outputs, roots, slopes))
     before, after = [wished[-1]], [torch.zeros_like(wished[-1])]
     for level in range(layout.levels - 1, 0, -1):
         above = layout.transmit_back(level, weights, before[0]) * degrees[level - 1]

@@ -196,11 +196,8 @@ def places(
     ranges = convention.ranges_of(len(shape))
     pairs = zip(shape, reversed(ranges) if reverse else ranges, strict=True)
     axes = [torch.linspace(first, last, size, dtype=dtype, device=device) for size, (first, last) in pairs]
-    maps = [
-        axis.view([-1 if i == k else 1 for k in range(len(shape))]).expand(*shape).reshape(-1)
-        for i, axis in enumerate(axes)
-    ]
-    return torch.stack(maps[::-1] if reverse else maps, dim=-1)
+    maps = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack(maps[::-1] if reverse else maps, -1).flatten(0, -2)
 
 
 def render(params: Params, coordinates: Tensor, *, omega: float) -> Tensor:
@@ -248,8 +245,9 @@ def raw_outputs(params: Params, coordinates: Tensor, convention: Convention) -> 
     for i, activation in enumerate(convention.activations(last + 1)):
         weight, bias = params[f"layers.{i}.weight"], params[f"layers.{i}.bias"]
         sine = activation.name == "sine"
-        scale = activation.parameter if sine else 1.0
-        layers.append(_Layer(scale * weight, scale * bias, torch.sin if sine else activation))
+        if sine:
+            weight, bias = activation.parameter * weight, activation.parameter * bias
+        layers.append(_Layer(weight, bias, torch.sin if sine else activation))
     values = coordinates.expand(count, *coordinates.shape[-2:])
     with torch.autocast(values.device.type, enabled=False):  # phases of tens of radians need float32
         return _in_chunks(layers, values, max(widths))
@@ -271,11 +269,12 @@ def _in_chunks(layers: list[_Layer], values: Tensor, widest: int) -> Tensor:
     rows = [slice(i, i + networks) for i in range(0, max(count, 1), networks)]
     places = [slice(i, i + length) for i in range(0, max(points, 1), length)]
 
+    if len(rows) == len(places) == 1:
+        return _outputs(layers, values)
+
     def part(row: slice, place: slice) -> Tensor:
         return _outputs([_Layer(w[row], b[row], function) for w, b, function in layers], values[row, place])
 
-    if len(rows) == len(places) == 1:
-        return part(rows[0], places[0])
     if torch.is_grad_enabled():
         return torch.cat([torch.cat([part(row, place) for place in places], 1) for row in rows])
     # Written where they belong: parts that wait between temporaries would split the heap into pieces of no use.

@@ -27,4 +27,5 @@ class LayerTable(nn.Module):
 
 def root_of_mean(square: Tensor) -> Tensor:
     """The root of a mean square; 1 where that is zero, so that nothing is divided by zero and gradients are finite."""
-    return torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 1.0)
+    dead = square <= 0
+    return square.masked_fill(dead, 1.0).sqrt().masked_fill(dead, 1.0)

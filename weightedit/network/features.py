@@ -101,12 +101,15 @@ def features_from_params(
         if layer.bias is None:
             return weight.new_zeros(*weight.shape[:-2], weight.shape[-1])
         found = [values[layer.bias].unsqueeze(-1) for _, values in channels]
-        return torch.cat([functional.pad(bias, (0, spec.channels - 1)) for bias in found], -1)
+        if spec.channels > 1:
+            found = [functional.pad(bias, (0, spec.channels - 1)) for bias in found]
+        return torch.cat(found, -1) if len(found) > 1 else found[0]
 
-    weights = tuple(
-        torch.cat([kernel_to_channels(values[layer.weight], layer.kernel, spec.kernel) for _, values in channels], -1)
-        for layer in spec.layers
-    )
+    def weight(layer: Layer) -> Tensor:
+        found = [kernel_to_channels(values[layer.weight], layer.kernel, spec.kernel) for _, values in channels]
+        return torch.cat(found, -1) if len(found) > 1 else found[0]
+
+    weights = tuple(map(weight, spec.layers))
     types = tuple(kind for kind, _ in channels for _ in range(spec.channels))
     return WeightSpaceFeatures(weights, tuple(map(biases, spec.layers, weights)), types)
 

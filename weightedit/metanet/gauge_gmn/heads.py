@@ -86,11 +86,16 @@ class LastLayerRefit(nn.Module):
         hidden, gap = layout.at_level(depth - 1, values), layout.at_level(depth, missing)
         ridge = self.log_ridge.double().clamp(min=math.log(1e-4)).exp() * _square_of(hidden.double())
         found = ridge_solution(hidden, gap, ridge)
-        gauge = layout.at_level(depth - 1, nodes[..., 1:])
-        last = (found[..., :-1] / gauge.mT).flatten(-2).unsqueeze(-1)
-        last_edges = last.shape[-2]
-        biases = torch.cat([nodes[..., : -gap.shape[-2], :1], nodes[..., -gap.shape[-2] :, :1] + found[..., -1:]], -2)
-        return biases, torch.cat([edges[..., :-last_edges, :], edges[..., -last_edges:, :] + last], -2)
+        biases, gauge = nodes.split(1, -1)
+        weights, bias = found.split([hidden.shape[-2], 1], -1)
+        last = (weights / layout.at_level(depth - 1, gauge).mT).flatten(-2).unsqueeze(-1)
+        return _added_last(biases, bias), _added_last(edges, last)
+
+
+def _added_last(values: Tensor, more: Tensor) -> Tensor:
+    """`values` [..., n, C] with `more` [..., m, C] added to the last of them."""
+    head, last = values.split([values.shape[-2] - more.shape[-2], more.shape[-2]], -2)
+    return torch.cat([head, last + more], -2)
 
 
 class SolvedReading(nn.Module):
@@ -124,8 +129,9 @@ class SolvedReading(nn.Module):
         biases, weights = [torch.zeros_like(start)], []
         for below, wished, own in zip(layout.by_level(values), changes, ridges, strict=False):
             found = ridge_solution(below, wished, own[..., :1, :] * _square_of(below))
-            weights.append(found[..., :-1].flatten(-2).unsqueeze(-1))
-            biases.append(found[..., -1:])
+            weight, bias = found.split([below.shape[-2], 1], -1)
+            weights.append(weight.flatten(-2).unsqueeze(-1))
+            biases.append(bias)
         return torch.cat(biases, -2), torch.cat(weights, -2)
 
 
@@ -133,7 +139,7 @@ def _square_of(values: Tensor) -> Tensor:
     """The mean square of `values` [..., in, P], [..., 1, 1]; 1 where nothing arrives, as in a network of zeros: there
     any ridge leaves weights at zero, and none has no solution."""
     square = values.square().mean((-2, -1), keepdim=True)
-    return torch.where(square > 0, square, 1.0)
+    return square.masked_fill(square <= 0, 1.0)
 
 
 def ridge_solution(values: Tensor, wished: Tensor, ridge: Tensor) -> Tensor:
@@ -144,7 +150,7 @@ def ridge_solution(values: Tensor, wished: Tensor, ridge: Tensor) -> Tensor:
         wished: d, [..., out, P].
         ridge: positive, [..., 1, 1].
     """
-    design = torch.cat([values, torch.ones_like(values[..., :1, :])], -2).double()
+    design = functional.pad(values, (0, 0, 0, 1), value=1.0).double()
     gram, points = product(design, design.mT), values.shape[-1]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     # Symmetric and positive: a factorization whose error code nobody waits for, unlike that of linalg.solve.
@@ -239,11 +245,11 @@ class DeltaHead(nn.Module):
             change = change + readings.forecast * self.gate_forecast(z)
         x, y = through_both(self.rank_incoming, self.rank_outgoing, gated, free)
         # The scale of a layer is that of its target level.
-        scale, k = self.scales(state.constants), self.positions
+        (of_weights, of_biases), k = self.scales(state.constants).split(1, -1), self.positions
         above, below = self.product(z).chunk(2, -1)
-        target = torch.cat([above, scale[:, :1].expand(*z.shape[:-1], 1)], -1)
-        at_target, at_source = layout.to_target(target), layout.to_source(below)
-        weights = raw * (at_target[..., :k] + at_source) + self.read_edges(state.edges)
+        target = torch.cat([above, of_weights.expand(*z.shape[:-1], 1)], -1)
+        (at_target, scale), at_source = layout.to_target(target).split([k, 1], -1), layout.to_source(below)
+        weights = raw * (at_target + at_source) + self.read_edges(state.edges)
         if self.rank_one:
             weights = weights + layout.outer(x, y, self.rank_mix) / math.sqrt(x.shape[-1])
         weights = weights + layout.outer(change, readings.activations, self.change_mix) / math.sqrt(change.shape[-1])
@@ -252,4 +258,4 @@ class DeltaHead(nn.Module):
             wished = change * self.gate_solved(z)
             at_edges, at_nodes = self.solved(layout, state.constants, wished, readings.activations)
             weights, biases = weights + at_edges, biases + at_nodes
-        return weights * at_target[..., k:], biases * scale[:, 1:]
+        return weights * scale, biases * of_biases

@@ -205,7 +205,9 @@ class EdgeUpdate(nn.Module):
             x = self.from_incoming(units[0], constants.free).chunk(2, -1)
             y = self.from_outgoing(units[1], constants.free).chunk(3, -1)
         at_target, at_source = self.from_invariant(state.invariant).chunk(2, -1)
-        products = layout.modulate(state.edges, x[0], y[0])
+        pairs = 1 + self.rank_one
+        between, *beside = layout.products(x[:pairs], y[:pairs])
+        products = state.edges * between
         products = products if self.relative_signs else products.abs()
         v = damp(self.product(products), state.edges)
         v = layout.add_ends(v, at_target, at_source)
@@ -216,12 +218,13 @@ class EdgeUpdate(nn.Module):
         edges = state.edges * self.gate(v)
         if self.edge_skip:
             edges = edges.add_(state.edges)
-        if self.rank_one:
-            edges = edges.add_(layout.modulate(self.rank_gate(v), x[1], y[1]))
+        for product in beside:
+            edges = edges.add_(self.rank_gate(v) * product)
         new = replace(state, edges=edges)
-        odd_in = layout.collect_at_target(edges, y[2]) * constants.in_count.rsqrt()
-        even_in = layout.sum_at_target(v) / constants.in_count
         if not self.bidirectional:
-            return new, (odd_in,), (even_in,)
-        odd_out = layout.collect_at_source(edges, x[2]) * constants.out_count.rsqrt()
-        return new, (odd_in, odd_out), (even_in, layout.sum_at_source(v) / constants.out_count)
+            odd_in = layout.collect_at_target(edges, y[2]) * constants.in_root
+            return new, (odd_in,), (layout.sum_at_target(v) / constants.in_count,)
+        odd_in, odd_out = layout.collect(edges, y[2], x[2])
+        even_in, even_out = layout.sums(v)
+        odd = odd_in * constants.in_root, odd_out * constants.out_root
+        return new, odd, (even_in / constants.in_count, even_out / constants.out_count)

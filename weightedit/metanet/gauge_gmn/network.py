@@ -97,6 +97,7 @@ class _Passed:
     back: Tensor  # [..., n, 1], the gauge; 0 where a node is not anchored: its weights stay as they are
     ratio: Tensor  # [..., e, 1], gauge of target over source; 0 likewise; [1] where nothing has a scale factor
     size: Tensor  # [..., e, C], root mean squares of the layer's odd channels in the gauge
+    at_nodes: Tensor  # [..., n, C], those of the layer that enters a node
 
 
 class GaugeGMN(Metanetwork):
@@ -185,8 +186,11 @@ class GaugeGMN(Metanetwork):
         passed = self._through(graph)
         raw, size = self._whole_kernels(graph.layout, passed)
         weights, biases = self.head(passed.state, raw, passed.readings)
-        biases = biases * passed.back * self._at_nodes(graph.layout, size, passed.state.constants)
-        biases = functional.pad(biases, (0, self.config.channels - 1))
+        if self.config.channels == 1:
+            biases = biases * passed.back * passed.at_nodes[..., :1]
+        else:
+            biases = biases * passed.back * self._at_nodes(graph.layout, size, passed.state.constants)
+            biases = functional.pad(biases, (0, self.config.channels - 1))
         delta = graph.with_features(biases, weights * passed.ratio * size, self.types_out)
         if self.refit is None or self.probes is None:
             return delta
@@ -213,7 +217,8 @@ class GaugeGMN(Metanetwork):
         edges, nodes = graph.edges / ratio**self.powers * both, graph.nodes / gauge**self.powers * anchored
         odd, even = self._parities(edges)
         size = root_of_mean(layout.layer_mean_edges(odd.square()))
-        state, slopes, readings = self._streams(graph, nodes, odd / size, size, constants, gauge)
+        at_nodes = self._at_nodes(layout, size, constants)
+        state, slopes, readings = self._streams(graph, nodes, odd / size, at_nodes, constants, gauge)
         first, *rest = bridges([self.encode, *self.node_updates], slopes, constants.unshifted)
         state = self.encode(state, unit_rms(state.odd), first)
         normalized = state.edges
@@ -221,7 +226,8 @@ class GaugeGMN(Metanetwork):
         if not torch.is_grad_enabled() and len(self.odd) > self.config.channels:
             # Of these only the parameters are read again, and further quantities need not be held until then. No
             # even channels are a view of all that there are.
-            normalized, size = (x[..., : self.config.channels].clone() for x in (normalized, size))
+            kept = (x[..., : self.config.channels].clone() for x in (normalized, size, at_nodes))
+            normalized, size, at_nodes = kept
             even = even.clone()
             del edges, odd
         told = self._told(layout, even)
@@ -230,7 +236,7 @@ class GaugeGMN(Metanetwork):
             units = unit_rms(state.odd)
             state, odd_messages, even_messages = edge_update(state, units, even)
             state = self._dropped(node_update(state, units, bridge, odd_messages, even_messages))
-        return _Passed(state, normalized, readings, gauge, gauge * anchored, ratio * both, size)
+        return _Passed(state, normalized, readings, gauge, gauge * anchored, ratio * both, size, at_nodes)
 
     def _told(self, layout: Layout, even: Tensor) -> list[Tensor | None]:
         """Per layer, what has no sign of edges: their even channels at first, and always of which kind they are."""
@@ -264,7 +270,7 @@ class GaugeGMN(Metanetwork):
         graph: NeuralGraph,
         nodes: Tensor,
         edges: Tensor,
-        size: Tensor,
+        at_nodes: Tensor,
         constants: NodeConstants,
         gauge: Tensor,
     ) -> tuple[Streams, Tensor, Readings]:
@@ -291,7 +297,6 @@ class GaugeGMN(Metanetwork):
         unshifted[..., 0] -= constants.shift[:, 0]
         odd = odd * unshifted
         bias_size = root_of_mean(layout.layer_mean_nodes(odd.square()))
-        at_nodes = self._at_nodes(layout, size, constants)
         invariants = [at_nodes.log(), bias_size[..., :1].log(), even]
         lifted = torch.cat([*seen_in, odd / bias_size], -1), torch.cat(seen_out, -1)
         state = Streams(
@@ -325,4 +330,4 @@ class GaugeGMN(Metanetwork):
     def _at_nodes(layout: Layout, size: Tensor, constants: NodeConstants) -> Tensor:
         """The size of the layer that enters a node, [..., n, C]; 1 at the inputs."""
         mean = layout.sum_at_target(size) / constants.in_count
-        return torch.where(constants.in_degree > 0, mean, 1.0)
+        return mean.masked_fill(constants.in_degree <= 0, 1.0)
