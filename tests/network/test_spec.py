@@ -181,6 +181,20 @@ def test_bad_params_are_refused(spoil, message):
         spec.check_params(params)
 
 
+def test_finite_params_are_taken_though_their_sum_is_not():
+    params = random_params(SPECS["relu"])
+    params["layers.1.weight"].fill_(torch.finfo(params["layers.1.weight"].dtype).max)
+    assert not bool(params["layers.1.weight"].sum().isfinite())
+    SPECS["relu"].check_params(params)
+
+
+def test_infinite_params_that_cancel_are_refused():
+    params = random_params(SPECS["relu"])
+    params["layers.1.bias"][:2] = torch.tensor([torch.inf, -torch.inf])
+    with pytest.raises(ParamsError, match="layers.1.bias holds NaN or infinite"):
+        SPECS["relu"].check_params(params)
+
+
 def test_a_single_network_with_nan_is_refused_without_a_number():
     params = random_params(SPECS["relu"])
     params["layers.1.bias"][2] = torch.inf

@@ -170,10 +170,11 @@ class Editor(Pretrained):
         inrs.spec.check_params(inrs.params)
         wide, parts = widened_stack(inrs, widen), []
         with tqdm(total=len(inrs), desc=wish.operation, unit="INR", disable=not progress) as bar:
-            for rows in torch.arange(len(inrs)).split(size):
+            for start in range(0, len(inrs), size):
+                rows = slice(start, start + size)
                 part = wide[rows].to(device)
-                parts.append(self.edited(part, replace(wish, strength=wish.strength[rows.to(device)])))
-                bar.update(len(rows))
+                parts.append(self.edited(part, replace(wish, strength=wish.strength[rows])))
+                bar.update(len(part))
         params = {name: torch.cat([part[name] for part in parts]).to(home) for name in wide.params}
         told = f"{wish.operation} (editor" + (f", {widen} times as wide)" if widen != 1 else ")")
         return replace(wide, params=params, psnr=None).recorded(inrs, told)

@@ -333,17 +333,19 @@ class DenseLayout(Layout):
         super().__init__(Frame.of(spec))
         self.spec = spec
         self.specs = (spec,)
-        self._node_slices = _slices(spec.widths)
-        self._edge_slices = _slices([layer.fan_in * layer.fan_out for layer in spec.layers])
+        self._widths = list(spec.widths)
+        self._blocks_of = [(layer.fan_out, layer.fan_in) for layer in spec.layers]
+        self._sizes = [above * below for above, below in self._blocks_of]
+        self._node_slices = _slices(self._widths)
+        self._edge_slices = _slices(self._sizes)
 
     def _blocks(self, edges: Tensor) -> list[Tensor]:
         """Per layer a view [..., out, in, C] of `edges`."""
-        sizes = [layer.fan_in * layer.fan_out for layer in self.spec.layers]
-        parts = zip(edges.split(sizes, -2), self.spec.layers, strict=True)
-        return [part.unflatten(-2, (layer.fan_out, layer.fan_in)) for part, layer in parts]
+        parts = zip(edges.split_with_sizes(self._sizes, -2), self._blocks_of, strict=True)
+        return [part.unflatten(-2, block) for part, block in parts]
 
     def by_level(self, nodes: Tensor) -> Sequence[Tensor]:
-        return nodes.split(self.spec.widths, -2)
+        return nodes.split_with_sizes(self._widths, -2)
 
     def to_source(self, nodes: Tensor) -> Tensor:
         sources = [
@@ -371,19 +373,19 @@ class DenseLayout(Layout):
 
     def _at_targets(self, sums: Sequence[Tensor]) -> Tensor:
         """Sums at the nodes of every level but the first, [..., n, C]; zeros at the inputs."""
-        return torch.cat([self._filled(sums[0], self.spec.widths[0], 0.0), *sums], -2)
+        return torch.cat([self._filled(sums[0], self._widths[0], 0.0), *sums], -2)
 
     def _at_sources(self, sums: Sequence[Tensor]) -> Tensor:
         """Sums at the nodes of every level but the last; zeros at the outputs."""
-        return torch.cat([*sums, self._filled(sums[0], self.spec.widths[-1], 0.0)], -2)
+        return torch.cat([*sums, self._filled(sums[0], self._widths[-1], 0.0)], -2)
 
     def max_at_source(self, edges: Tensor) -> Tensor:
         tops = [block.amax(-3) for block in self._blocks(edges)]
-        return torch.cat([*tops, self._filled(edges, self.spec.widths[-1], -math.inf)], -2)
+        return torch.cat([*tops, self._filled(edges, self._widths[-1], -math.inf)], -2)
 
     def max_at_target(self, edges: Tensor) -> Tensor:
         tops = [block.amax(-2) for block in self._blocks(edges)]
-        return torch.cat([self._filled(edges, self.spec.widths[0], -math.inf), *tops], -2)
+        return torch.cat([self._filled(edges, self._widths[0], -math.inf), *tops], -2)
 
     @staticmethod
     def _filled(edges: Tensor, nodes: int, value: float) -> Tensor:
@@ -392,8 +394,8 @@ class DenseLayout(Layout):
 
     def _ends(self, target: Tensor, source: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per layer views [..., out, 1, C] of its targets and [..., 1, in, C] of its sources."""
-        above = target.unsqueeze(-2).split(self.spec.widths, -3)[1:]
-        return list(zip(above, source.unsqueeze(-3).split(self.spec.widths, -2)[:-1], strict=True))
+        above = target.unsqueeze(-2).split_with_sizes(self._widths, -3)[1:]
+        return list(zip(above, source.unsqueeze(-3).split_with_sizes(self._widths, -2)[:-1], strict=True))
 
     def products(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> Sequence[Tensor]:
         if len(targets) == 1:
@@ -405,7 +407,7 @@ class DenseLayout(Layout):
         return edges + torch.cat([(a + b).flatten(-3, -2) for a, b in self._ends(target, source)], -2)
 
     def collect_at_target(self, edges: Tensor, source: Tensor) -> Tensor:
-        sources = source.unsqueeze(-3).split(self.spec.widths, -2)[:-1]
+        sources = source.unsqueeze(-3).split_with_sizes(self._widths, -2)[:-1]
         return self._at_targets([(a * b).sum(-2) for a, b in zip(self._blocks(edges), sources, strict=True)])
 
     def collect(self, edges: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -421,7 +423,7 @@ class DenseLayout(Layout):
         return torch.cat([layer.flatten(-2) for layer in mixed], -1).mT
 
     def layer_mean_edges(self, edges: Tensor) -> Tensor:
-        parts = edges.split([part.stop - part.start for part in self._edge_slices], -2)
+        parts = edges.split_with_sizes(self._sizes, -2)
         return torch.cat([part.mean(-2, keepdim=True).expand_as(part) for part in parts], -2)
 
     def layer_mean_nodes(self, nodes: Tensor) -> Tensor:
@@ -453,9 +455,8 @@ class DenseLayout(Layout):
 
     def _matrix(self, level: int, edges: Tensor) -> Tensor:
         """The one channel of the edges that lead to a level, [..., out, in]."""
-        layer, part = self.spec.layers[level - 1], self._edge_slices[level - 1]
-        found = edges.narrow(-2, part.start, part.stop - part.start)
-        return found.reshape(*edges.shape[:-2], layer.fan_out, layer.fan_in)
+        found = edges.narrow(-2, self._edge_slices[level - 1].start, self._sizes[level - 1])
+        return found.reshape(*edges.shape[:-2], *self._blocks_of[level - 1])
 
     def activations_at(self, level: int) -> list[tuple[Activation, Tensor | None]]:
         return [(self.spec.layers[level - 1].activation, None)]

@@ -248,6 +248,8 @@ class GaugeGMN(Metanetwork):
 
     def _dropped(self, state: Streams) -> Streams:
         """Channels dropped in training: a factor of a neuron multiplies what is left."""
+        if not self.training or not self.dropout.p:
+            return state
         return replace(state, odd=self.dropout(state.odd), invariant=self.dropout(state.invariant))
 
     def _whole_kernels(self, layout: Layout, passed: _Passed) -> tuple[Tensor, Tensor]:
