@@ -295,9 +295,7 @@ class GaugeGMN(Metanetwork):
             seen_out.append(below)
         odd, even = self._parities(nodes)
         # The raw bias of a sine neuron is no linear representation of the shift; its reading is.
-        unshifted = torch.ones_like(odd)
-        unshifted[..., 0] -= constants.shift[:, 0]
-        odd = odd * unshifted
+        odd = odd * functional.pad(constants.unshifted, (0, odd.shape[-1] - 1), value=1.0)
         bias_size = root_of_mean(layout.layer_mean_nodes(odd.square()))
         invariants = [at_nodes.log(), bias_size[..., :1].log(), even]
         lifted = torch.cat([*seen_in, odd / bias_size], -1), torch.cat(seen_out, -1)
