@@ -226,7 +226,9 @@ def _tuned(folder: str, frozen: int = 0, rows: int = 1024, starts: int = 4) -> W
     def make() -> nn.Module:
         net = networks.mlp(64, 64, 32, 10)
         for i in range(1, 1 + 2 * frozen, 2):
-            net[i] = networks.Frozen(net[i].in_features, net[i].out_features)
+            layer = net[i]
+            assert isinstance(layer, nn.Linear)
+            net[i] = networks.Frozen(layer.in_features, layer.out_features)
         net.load_state_dict(known[int(torch.randint(len(known), ()))])
         return net
 
