@@ -15,7 +15,7 @@ from weightedit.optim.metanet_rule import MetanetRule
 from weightedit.optim.metanet_rule_config import MetanetRuleConfig
 from weightedit.optim.optimizer import LearnedOptimizer
 
-NETWORKS = {"ResNet-18": (resnet18, None, 1400, 105), "GPT": (GPT, torch.zeros(1, 8, dtype=torch.long), 1330, 90)}
+NETWORKS = {"ResNet-18": (resnet18, None, 1400, 105), "GPT": (GPT, torch.zeros(1, 8, dtype=torch.long), 1260, 90)}
 
 
 @pytest.mark.parametrize("coherence", [False, True])

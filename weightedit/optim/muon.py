@@ -99,10 +99,10 @@ def orthogonal(matrix: Tensor, coefficients: Round, rounds: int) -> Tensor:
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    multiply = torch.addmm if x.dim() == 2 else torch.baddbmm
+    product, multiply = (torch.mm, torch.addmm) if x.dim() == 2 else (torch.bmm, torch.baddbmm)
     a, b, c = coefficients
     for _ in range(rounds):
-        gram = x @ x.mT
+        gram = product(x, x.mT)
         x = multiply(x, multiply(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 

@@ -392,6 +392,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _step(self, ones: dict[str, One], loss: Tensor | None, outside: bool) -> Step:
         rule, wiring = (self._outside, self._outside_wiring) if outside else (self.rule, self.wiring)
         wires = wiring.by_name
+        # A compiler would look for the gradients of what requires them; else a view of each is a call for nothing.
         bare = {name: one.param.detach() if self.options.compile else one.param for name, one in ones.items()}
         params = {name: wires[name].arranged(with_axis(param)) for name, param in bare.items()}
         grads = {
