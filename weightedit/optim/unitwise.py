@@ -81,10 +81,12 @@ def dense(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 
 def affine(weight: Tensor, bias: Sequence[Tensor], units: Sequence[Tensor]) -> list[Tensor]:
     """weight [.., out, in] of `units`, plus one `bias` per output that broadcasts with a unit."""
-    return [
-        sum((weight[..., j, c, None, None] * unit for c, unit in enumerate(units)), start)
-        for j, start in enumerate(bias)
-    ]
+    rows = [row.unbind(-3) for row in weight[..., None, None].unbind(-4)]
+    totals = list(bias)
+    for j, row in enumerate(rows):
+        for by, unit in zip(row, units, strict=True):
+            totals[j] = torch.addcmul(totals[j], by, unit)
+    return totals
 
 
 def numbers(vector: Tensor) -> list[Tensor]:
