@@ -2,11 +2,11 @@
 
     python tasks/make_cnn_zoo.py --images zalando-datasets/fashion_mnist --activation relu --out runs/zoo-relu
 
-The networks are those of the Small CNN Zoo (Unterthiner et al. 2020): three convolutions of 16 filters, 3x3, stride 2,
-global average pooling, a linear layer; 4,970 parameters. Learning rate, weight decay, dropout, initialization,
-optimizer and fraction of the training images are random. They are trained in stacks, each a function of (seed, stack)
-alone: a run that was stopped goes on where it was, and one that is finished says so. All checkpoints of a network are
-in one split.
+By default the networks are those of the Small CNN Zoo (Unterthiner et al. 2020): three convolutions of 16 filters, 3x3,
+stride 2, global average pooling, a linear layer; 4,970 parameters. Learning rate, weight decay, dropout,
+initialization, optimizer and fraction of the training images are random. They are trained in stacks, each a function of
+(seed, stack) alone: a run that was stopped goes on where it was, and one that is finished says so. All checkpoints of a
+network are in one split.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Config:
         activation: "relu" or "tanh".
         networks: how many CNNs.
         stack: CNNs trained at once.
-        filters: of every convolution.
+        filters: of every convolution; as many convolutions as there are numbers.
+        kernel: width and height of all of them.
         train_limit: use the first so many training images; 0 for all.
         test_limit: measure test accuracy on the first so many test images; 0 for all.
         fit: checkpoints, batch size.
@@ -70,6 +71,7 @@ class Config:
     networks: int = 1000
     stack: int = 32
     filters: tuple[int, ...] = (16, 16, 16)
+    kernel: int = 3
     train_limit: int = 10_000
     test_limit: int = 4000
     fit: CNNFitOptions = field(default_factory=CNNFitOptions)
@@ -110,9 +112,8 @@ def is_finished(config: Config, out: Path) -> bool:
     if not (out / CARD).exists():
         return False
     wanted, held = json.loads(json.dumps(asdict(config))), read_zoo_card(out)["facts"].get("config")
-    if not isinstance(held, dict) or any(
-        wanted[key] != held.get(key) for key in wanted if key not in ("out", "device")
-    ):
+    held = {"kernel": Config.kernel, **held} if isinstance(held, dict) else {}  # which came later
+    if any(wanted[key] != held.get(key) for key in wanted if key not in ("out", "device")):
         raise WeightEditError(f"{out} holds a zoo of other options; expected none, or this one: choose another --out.")
     return True
 
@@ -141,7 +142,8 @@ def join_stacks(config: Config, parts: Path) -> CNNZoo:
         for split, limit in (("train", config.train_limit), ("test", config.test_limit))
     )
     activation = Activation(config.activation)
-    spec = NetworkSpec.cnn((1, *config.filters, int(train.labels.max()) + 1), activation)
+    widths, kernel = (1, *config.filters, int(train.labels.max()) + 1), (config.kernel, config.kernel)
+    spec = NetworkSpec.cnn(widths, activation, kernel=kernel)
     sizes = [config.stack] * (config.networks // config.stack)
     sizes += [config.networks % config.stack] if config.networks % config.stack else []
     found = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -104,8 +105,13 @@ def test_a_zoo_that_is_finished_says_so(task, tmp_path, monkeypatch, capsys):
     assert making.main(dataclasses.replace(config, device="cuda")) == out
     again = capsys.readouterr().out.splitlines()
     assert again[0] == f"{out}: was finished before, nothing is trained" and again[1:-1] == told[:-1]
-    with pytest.raises(WeightEditError, match="zoo holds a zoo of other options; expected none, or this one: choose"):
-        making.main(dataclasses.replace(config, seed=1))
+    for other in ({"seed": 1}, {"kernel": 5}):
+        with pytest.raises(WeightEditError, match="zoo holds a zoo of other options; expected none, or this one: choo"):
+            making.main(dataclasses.replace(config, **other))
+    card = json.loads((out / "card.json").read_text())
+    del card["facts"]["config"]["kernel"]  # as zoos of before have it
+    (out / "card.json").write_text(json.dumps(card))
+    assert making.is_finished(config, out)
 
 
 def test_fits_of_photographs_by_size_go_on_where_they_were(task, tmp_path, monkeypatch):
