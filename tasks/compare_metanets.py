@@ -267,7 +267,8 @@ class Generalization:
     def run(self, job: Job, out: Path) -> dict[str, float]:
         """See Task."""
         predictor = self.build(job)
-        result = train_accuracy_predictor(predictor, self.splits, out / "run", job.training(self.config.batch))
+        splits = {split: [zoo] for split, zoo in self.splits.items()}
+        result = train_accuracy_predictor(predictor, splits, out / "run", job.training(self.config.batch))
         found = taus(predictor, reparametrized_tests(self.splits["test"]))
         return {"validation": result.best_validation, **{f"tau {kind}": tau for kind, tau in found.items()}}
 

@@ -6,7 +6,7 @@
     python tasks/train_predictor.py accuracy --zoo runs/zoo-relu --metanet statistics gauge-gmn --out runs/tau-relu
 
 classes: the class of an INR's image, from its weights and what its neurons do at probes (the card says how many).
-accuracy: a CNN's test accuracy, from its weights alone; networks are ranked by it.
+accuracy: a CNN's test accuracy, from its weights alone; networks are ranked by it. Several zoos are one set.
 
 The best step is chosen on validation data, the test data are measured once. Started again with the same arguments, a
 run goes on where it was stopped; several processes: `torchrun --nproc_per_node 2 tasks/train_predictor.py classes ...`.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import tyro
 
 from weightedit.cli.main import told_in_one_line
 from weightedit.cli.published import Published
-from weightedit.data.cnn_zoo import CNNZoo, load_zoo, split_by_network
+from weightedit.data.cnn_zoo import SPLITS, CNNZoo, load_zoo, split_by_network
 from weightedit.data.small_cnn_zoo import load_small_cnn_zoo
 from weightedit.data.weight_sets import load_splits
 from weightedit.errors import WeightEditError
@@ -35,7 +36,8 @@ from weightedit.plots import Band, bands
 from weightedit.prediction.classes import accuracies, first_of_each, images_of, labels_of, train_classifier
 from weightedit.prediction.generalization import (
     LOSSES,
-    UNCHANGED,
+    check_reads,
+    measured,
     predicted,
     reparametrized_tests,
     taus,
@@ -223,10 +225,15 @@ class Accuracy:
     zoo's files instead, and splits its networks in the published shares, but by a draw of our own: published figures
     are of other test networks.
 
+    Of several zoos, one predictor is trained on batches that mix the networks of all, and the best step is chosen by
+    the tau of all. The table has the tau of one ranking of all test networks (a change of parameters that a zoo's
+    activation does not allow leaves its networks as trained) and the tau within each zoo.
+
     Attributes:
-        zoo: folder of a zoo (tasks/make_cnn_zoo.py).
+        zoo: folders of zoos (tasks/make_cnn_zoo.py), which may differ in activation, filters and kernel, of images with
+            the same channels and classes; that these are the same images is not checked.
         small_cnn_zoo: folder of the public Small CNN Zoo to read instead; "" for `zoo`.
-        activation: which of the public zoo's two halves.
+        activation: which of the public zoo's two halves, or both.
         out: folder of the runs; each predictor is written to out/<metanet>-seed<seed>/predictor.
         metanet: names of the registry, one row of the table each.
         options: fields of their configs, as name.field=value: scalegmn.layers=3. Values are JSON.
@@ -240,9 +247,9 @@ class Accuracy:
         smoke: seconds, to see that everything runs.
     """
 
-    zoo: str = "runs/zoo-relu"
+    zoo: tuple[str, ...] = ("runs/zoo-relu",)
     small_cnn_zoo: str = ""
-    activation: str = "relu"
+    activation: tuple[str, ...] = ("relu",)
     out: str = "runs/tau-relu"
     metanet: tuple[str, ...] = ("statistics", "gauge-gmn")
     options: tuple[str, ...] = ()
@@ -274,45 +281,63 @@ class Accuracy:
                 f"got loss {self.loss!r}, checkpoints {self.checkpoints!r} and seeds {self.seeds}; expected one of "
                 f"{', '.join(LOSSES)}, last or all, and a seed: correct them."
             )
-        splits = self.splits()
-        tests, wanted = reparametrized_tests(splits["test"]), splits["test"].numbers("test_accuracy")
+        names, splits = self.names(), self.splits()
+        specs, wanted = [zoo.spec for zoo in splits["test"]], measured(splits["test"])
+        for name in self.metanet if len(names) > 1 else ():
+            check_reads(self.predictor(name, specs, 0), splits["test"])
+        tests = dict(zip(names, map(reparametrized_tests, splits["test"]), strict=True))
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in self.metanet}
         main = True
         for name in self.metanet:
             for seed in self.seeds:
-                predictor, folder = (
-                    self.predictor(name, splits["train"].spec, seed),
-                    Path(self.out) / f"{name}-seed{seed}",
-                )
-                about = {"zoo": self.small_cnn_zoo or self.zoo, "metanet": name, "options": list(self.options)}
+                predictor, folder = self.predictor(name, specs, seed), Path(self.out) / f"{name}-seed{seed}"
+                zoo: Any = names if len(names) > 1 else self.small_cnn_zoo or names[0]
+                about = {"zoo": zoo, "metanet": name, "options": list(self.options)}
                 about |= {key: getattr(self, key) for key in ("embedding", "hidden", "checkpoints")}
                 how: dict[str, Any] = {"loss": self.loss, "augment": self.augment, "about": about}
                 training = replace(self.training, seed=seed)
                 result = train_accuracy_predictor(predictor, splits, folder / "run", training, **how)
-                figures: dict[str, Any] = {"tau": taus(predictor, tests)}
-                figures["mse"] = float((predicted(predictor, tests[UNCHANGED]) - wanted).square().mean())
+                figures: dict[str, Any] = {"tau": taus(predictor, *tests.values())}
+                figures["mse"] = float((predicted(predictor, splits["test"]) - wanted).square().mean())
+                if len(names) > 1:
+                    figures["tau by zoo"] = {zoo: taus(predictor, forms) for zoo, forms in tests.items()}
                 runs[name].append(run_facts(self, predictor, result, **figures))
                 main = result.main
                 if main:
                     card = self.card(runs[name][-1])
                     predictor.save_pretrained(folder / "predictor", card, training=runs[name][-1])
         if main:
-            self.report(runs, {split: len(zoo) for split, zoo in splits.items()})
+            self.report(runs, {split: sum(map(len, zoos)) for split, zoos in splits.items()})
         return runs
 
-    def splits(self) -> dict[str, CNNZoo]:
-        """Training checkpoints, and the last ones of validation and test networks."""
+    def names(self) -> list[str]:
+        """What the zoos are called. Raises WeightEditError where there is none, or one twice."""
+        found = [f"{self.small_cnn_zoo} {half}" for half in self.activation] if self.small_cnn_zoo else [*self.zoo]
+        if not found or len(set(found)) < len(found):
+            raise WeightEditError(f"got the zoos {found}; expected at least one, and each once: correct them.")
+        return found
+
+    def splits(self) -> dict[str, list[CNNZoo]]:
+        """Training checkpoints, and the last ones of validation and test networks, of every zoo."""
         if self.small_cnn_zoo:
             steps = (86,) if self.checkpoints == "last" else None
-            zoo = load_small_cnn_zoo(self.small_cnn_zoo, self.activation, steps=steps)
-            splits = split_by_network(zoo, (0.1, 0.5))  # 40, 10 and 50 %: the published split's sizes
+            zoos = [load_small_cnn_zoo(self.small_cnn_zoo, half, steps=steps) for half in self.activation]
+            parts = [split_by_network(zoo, (0.1, 0.5)) for zoo in zoos]  # 40, 10 and 50 %: the published split's sizes
         else:
-            splits = {split: load_zoo(self.zoo, split) for split in ("train", "validation", "test")}
-        every = splits["train"] if self.checkpoints == "all" else splits["train"].last()
-        return {"train": every, "validation": splits["validation"].last(), "test": splits["test"].last()}
+            parts = [{split: load_zoo(folder, split) for split in SPLITS} for folder in self.zoo]
+        ends = {(part["train"].spec.widths[0], part["train"].spec.widths[-1]) for part in parts}
+        if len(ends) > 1:
+            raise WeightEditError(
+                f"got zoos of (channels, classes) {sorted(ends)}; expected the same in all: leave some zoos out."
+            )
+        every = self.checkpoints == "all"
+        return {
+            split: [part[split] if split == "train" and every else part[split].last() for part in parts]
+            for split in SPLITS
+        }
 
-    def predictor(self, name: str, spec: NetworkSpec, seed: int) -> WeightSpacePredictor:
-        """An untrained predictor of one number."""
+    def predictor(self, name: str, spec: NetworkSpec | Sequence[NetworkSpec], seed: int) -> WeightSpacePredictor:
+        """An untrained predictor of one number for networks of one spec, or of several."""
         options: dict[str, Any] = {"embedding": self.embedding, "seed": seed}
         for option in self.options:
             owner, _, word = option.partition(".")
@@ -322,7 +347,7 @@ class Accuracy:
                 )
             if owner == name:
                 options |= config_options((word,))
-        return WeightSpacePredictor(make_metanet(name, [spec], **options), 1, hidden=self.hidden, seed=seed)
+        return WeightSpacePredictor(make_metanet(name, spec, **options), 1, hidden=self.hidden, seed=seed)
 
     def report(self, runs: dict[str, list[dict[str, Any]]], counts: dict[str, int]) -> None:
         """Print the table; write result.json."""
@@ -333,25 +358,34 @@ class Accuracy:
 
     def card(self, run: dict[str, Any]) -> str:
         """The README.md beside a predictor's weights."""
+        zoos = list(run.get("tau by zoo", {}))
+        rows = [[kind, *[tau_of([run], kind, zoo) for zoo in ("", *zoos)]] for kind in run["tau"]]
         return f"""# weightedit predictor: test accuracy of small CNNs
 
 Reads the weights of a CNN and predicts its test accuracy, the sigmoid of its one output. {run["parameters"]:,}
 parameters.
 
-{table(["test networks", "Kendall's tau-b"], [(kind, spread([tau], 3)) for kind, tau in run["tau"].items()])}
+{table(["test networks", "Kendall's tau-b", *zoos], rows)}
 
 Trained for {run["steps"]:,} steps of {self.training.batch_size} (best step {run["best_step"]:,}), loss
-{self.loss}, on {self.small_cnn_zoo or self.zoo}. config.json holds the whole configuration.
+{self.loss}, on {" and ".join(self.names())}. config.json holds the whole configuration.
 """
 
 
+def tau_of(runs: Sequence[dict[str, Any]], kind: str, zoo: str = "") -> str:
+    """Tau on one form of the test networks of all zoos, or of one of several; "-" where that has no such form."""
+    found = [run["tau by zoo"][zoo] if zoo else run["tau"] for run in runs]
+    return spread([tau[kind] for tau in found if kind in tau], 3)
+
+
 def tau_table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """The comparison as Markdown, a row per metanetwork; one of whose runs ranks nothing has "nan" for its tau."""
+    """The comparison as Markdown, a row per metanetwork, and per zoo of several; "nan" where a run ranks nothing."""
     kinds, rows = list(next(iter(runs.values()))[0]["tau"]), []
     for name, every in runs.items():
-        found = [spread([run["tau"][kind] for run in every], 3) for kind in kinds]
         pace = 1000 * statistics.fmean(run["seconds"] / run["steps"] for run in every)
-        rows.append([name, f"{every[0]['parameters']:,}", f"{pace:.0f}", *found])
+        rows.append([name, f"{every[0]['parameters']:,}", f"{pace:.0f}", *[tau_of(every, kind) for kind in kinds]])
+        for zoo in every[0].get("tau by zoo", {}):
+            rows.append([f"{name} on {zoo}", "", "", *[tau_of(every, kind, zoo) for kind in kinds]])
     return table(["metanetwork", "parameters", "ms/step", *kinds], rows)
 
 

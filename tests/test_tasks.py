@@ -463,6 +463,15 @@ def test_generalization_of_tanh_networks_with_augmentation_and_resuming(pictures
     result = run_task("train_predictor accuracy", *words)
     assert "| sign-flipped |" in result.stdout and "rescaled" not in result.stdout and "±" in result.stdout
     assert run_task("train_predictor accuracy", *words).stdout == result.stdout, "a finished run ends as it ended"
+    other = str(tmp_path / "other")
+    run_task(
+        "make_cnn_zoo", "--smoke", "--images", str(pictures), "--filters", "3", "4", "--kernel", "5", "--out", other
+    )
+    both = ("--smoke", "--zoo", zoo, other, "--out", str(tmp_path / "both"), "--metanet")
+    mixed = run_task("train_predictor accuracy", *both, "ng-gnn").stdout
+    assert "12 test networks" in mixed and f"| ng-gnn on {other} |" in mixed
+    wrong = run_task("train_predictor accuracy", *both, "ng-gnn", "mlp", check=False)
+    assert wrong.returncode == 2 and "got mlp for zoos of several architectures" in wrong.stderr.splitlines()[-1]
     for task, flag, value in (
         ("train_predictor accuracy", "--loss", "huber"),
         ("train_predictor accuracy", "--metanet", "oracle"),

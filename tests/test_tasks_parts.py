@@ -10,11 +10,16 @@ import pytest
 import torch
 import tyro
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.networks import CNNS, random_params
-from weightedit.data.cnn_zoo import CNNZoo, load_zoo
+from weightedit.data.cnn_zoo import CNNZoo, load_zoo, save_zoo, split_by_network
 from weightedit.errors import WeightEditError
 from weightedit.files.saving import claimed
+from weightedit.network.spec import NetworkSpec
+from weightedit.prediction import generalization
+from weightedit.training.plan import TrainOptions
+from weightedit.training.state import read_log
 
 TASKS = Path(__file__).parent.parent / "tasks"
 
@@ -59,6 +64,74 @@ def test_options_of_nothing_are_refused(option, task):
     config = task("train_predictor").Accuracy(metanet=("dws",), options=(option,))
     with pytest.raises(WeightEditError, match=f"got the option '{option}'; expected name"):
         config.predictor("dws", CNNS["relu"], 0)
+
+
+@pytest.fixture
+def zoos(tmp_path):
+    """Folders of two saved zoos that differ in activation, filters and kernel, and of one for other images."""
+    specs = [CNNS["relu"], NetworkSpec.cnn((1, 3, 4), "tanh", kernel=(5, 5)), NetworkSpec.cnn((1, 3, 7), "relu")]
+    for number, spec in enumerate(specs):
+        facts = {name: torch.linspace(0.1, 0.9, 20, dtype=torch.float64) for name in ("step", "test_accuracy")}
+        zoo = CNNZoo(spec, random_params(spec, count=20, dtype=torch.float32), torch.arange(20), facts)
+        save_zoo(tmp_path / f"zoo{number}", split_by_network(zoo), {})
+    return tuple(str(tmp_path / f"zoo{number}") for number in range(3))
+
+
+def test_training_on_several_zoos_goes_on_to_the_same_bits(task, zoos, tmp_path, monkeypatch, capsys):
+    options = TrainOptions(6, batch_size=5, validate_every=2, checkpoint_every=1)
+    whole = task("train_predictor").Accuracy(
+        zoos[:2],
+        out=str(tmp_path / "whole"),
+        metanet=("gauge-gmn",),
+        options=("gauge-gmn.layers=1",),
+        embedding=4,
+        augment=True,
+        training=options,
+    )
+    run = whole.run()["gauge-gmn"][0]
+    told = capsys.readouterr().out
+    assert "on 10 test networks" in told and [list(taus) for taus in run["tau by zoo"].values()] == [
+        ["as trained", "permuted", "rescaled 1 to 1000", "rescaled e^-6 to e^6"],
+        ["as trained", "permuted", "sign-flipped"],
+    ]
+    assert list(run["tau by zoo"]) == list(zoos[:2]) and f"| gauge-gmn on {zoos[1]} |  |  | " in told
+    card = (tmp_path / "whole" / "gauge-gmn-seed0" / "predictor" / "README.md").read_text()
+    assert f"| test networks | Kendall's tau-b | {zoos[0]} | {zoos[1]} |" in card and "| - |" in card
+    stopped, validations = dataclasses.replace(whole, out=str(tmp_path / "stopped")), []
+    ranked = generalization.kendall_tau
+
+    def kill(*rest):
+        validations.append(ranked(*rest))
+        if len(validations) == 2:
+            raise KeyboardInterrupt
+        return validations[0]
+
+    with monkeypatch.context() as killing:
+        killing.setattr(generalization, "kendall_tau", kill)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.run()
+    assert len(read_log(tmp_path / "stopped" / "gauge-gmn-seed0" / "run")) == 3, "in the second of three validations"
+    stopped.run()
+    weights = [
+        load_file(tmp_path / out / "gauge-gmn-seed0/predictor/model.safetensors") for out in ("whole", "stopped")
+    ]
+    logs = [
+        [record["loss"] for record in read_log(tmp_path / out / "gauge-gmn-seed0/run")] for out in ("whole", "stopped")
+    ]
+    assert logs[0] == logs[1] and len(logs[0]) == 6
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
+def test_zoos_that_make_no_set_are_refused(task, zoos, tmp_path):
+    def refused(message, zoo, metanet="gauge-gmn"):
+        with pytest.raises(WeightEditError, match=message):
+            task("train_predictor").Accuracy(zoo, out=str(tmp_path / "out"), metanet=("gauge-gmn", metanet)).run()
+
+    refused(r"got zoos of \(channels, classes\) \[\(1, 4\), \(1, 7\)\]; expected the same in all", zoos)
+    refused(r"got the zoos \[.*\]; expected at least one, and each once: correct", (zoos[0], zoos[0]))
+    refused("got statistics for zoos of several architectures, of which it does not read", zoos[:2], "statistics")
+    assert not (tmp_path / "out").exists(), "nothing was trained before"
 
 
 def test_systems_are_trained_where_their_time_is_counted(task):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -74,3 +75,28 @@ class OneOf:
     def __getitem__(self, rows: Tensor) -> dict[str, Any]:
         part = self.parts[int(rows[0]) % len(self.parts)]
         return part[rows.div(len(self.parts), rounding_mode="floor") % len(part)]
+
+
+class EndToEnd:
+    """Several sets of examples, which may differ in shapes, one after the other; a batch is the rows of each it is of.
+
+    >>> sets = EndToEnd([Examples(images=torch.zeros(3, 1, 2, 2)), Examples(images=torch.zeros(5, 3, 4, 4))])
+    >>> {number: part["images"].shape for number, part in sets[torch.tensor([7, 2, 3])].items()}
+    {0: torch.Size([1, 1, 2, 2]), 1: torch.Size([2, 3, 4, 4])}
+    """
+
+    def __init__(self, parts: Sequence[Examples]) -> None:
+        self.parts, self.starts = parts, list(accumulate(map(len, parts), initial=0))
+
+    def to(self, device: torch.device | str) -> EndToEnd:
+        """The same on `device`."""
+        return EndToEnd([part.to(device) for part in self.parts])
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, rows: Tensor) -> dict[int, dict[str, Any]]:
+        if len(self.parts) == 1:
+            return {0: self.parts[0][rows]}  # without a mask, for which a device would wait
+        own = [rows[(rows >= start) & (rows < end)] - start for start, end in pairwise(self.starts)]
+        return {number: self.parts[number][mine] for number, mine in enumerate(own) if len(mine)}
