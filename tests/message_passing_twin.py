@@ -8,7 +8,9 @@ order of `to_pyg`), canonicalization.py or probing.py. Letters as in weightedit/
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch.nn import functional
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
+from weightedit.metanet.gauge_gmn.layers import OddPair
 from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.network.spec import Activation, NetworkSpec, Symmetry
 
@@ -110,11 +113,11 @@ class Layer(MessagePassing):
         width = edge_update.edge_width
         self.bidirectional = bidirectional
         self.end = nn.ParameterDict()
-        for side, linear in (("x", edge_update.from_incoming), ("y", edge_update.from_outgoing)):
+        x, y = one_by_one(edge_update.ends)
+        for side, linear in (("x", x), ("y", y)):
             self.end[f"{side}_weight"] = linear.weight.detach()[: 2 * width].clone()
             self.end[f"{side}_bias"] = linear.bias.detach()[: 2 * width].clone()
         third = slice(2 * width, None)
-        y, x = edge_update.from_outgoing, edge_update.from_incoming
         self.to_target = Messages(y.weight.detach()[third], y.bias.detach()[third], "source_to_target")
         if bidirectional:
             self.to_source = Messages(x.weight.detach()[third], x.bias.detach()[third], "target_to_source")
@@ -175,12 +178,13 @@ class Node(nn.Module):
         bridge = _odd(u.bridge, state["s"], 1 - structure.shift)
         x, y = _unit(state["x"]), _unit(state["y"])
         width = x.shape[1]
-        mixed_x = _unit(_odd(u.mix_incoming, torch.cat([x, bridge[:, width:] * y, *odd[:1]], 1), free))
-        mixed_y = _unit(_odd(u.mix_outgoing, torch.cat([y, bridge[:, :width] * x, *odd[1:]], 1), free))
+        mix, pair = one_by_one(u.mix), one_by_one(u.pair)
+        mixed_x = _unit(_odd(mix[0], torch.cat([x, bridge[:, width:] * y, *odd[:1]], 1), free))
+        mixed_y = _unit(_odd(mix[1], torch.cat([y, bridge[:, :width] * x, *odd[1:]], 1), free))
         pairs = []
-        for linear, mixed in ((u.pair_incoming, mixed_x), (u.pair_outgoing, mixed_y)):
-            pair = _odd(linear, mixed, free)
-            pairs.append(pair[:, :width] * pair[:, width:])
+        for linear, mixed in zip(pair, (mixed_x, mixed_y), strict=True):
+            both = _odd(linear, mixed, free)
+            pairs.append(both[:, :width] * both[:, width:])
         found = u.out(functional.silu(u.hidden(u.norm(torch.cat([state["z"], *even, *pairs], 1)))))
         return {
             **state,
@@ -297,8 +301,8 @@ class GaugeGMNTwin(nn.Module):
         invariants = torch.cat([at_nodes.log(), bias_size[:, :1].log(), nodes[:, even]], 1)
         return {
             "s": m.lift_slopes(slopes),
-            "x": _odd(m.lift_incoming, torch.cat([*seen_in, biases / bias_size], 1), free),
-            "y": _odd(m.lift_outgoing, torch.cat(seen_out, 1), free),
+            "x": _odd(m.lift.incoming, torch.cat([*seen_in, biases / bias_size], 1), free),
+            "y": _odd(m.lift.outgoing, torch.cat(seen_out, 1), free),
             "z": m.lift_invariant(invariants) + self.codes(structure),
         }
 
@@ -320,10 +324,11 @@ class GaugeGMNTwin(nn.Module):
         head, free, (source, target) = self.metanet.head, 1 - structure.flip, structure.edge_index
         x = _unit(state["x"]) * head.gate_incoming(state["z"])
         y = _unit(state["y"]) * head.gate_outgoing(state["z"])
-        change = _odd(head.change_incoming, x, free) + readings["slopes"] * _odd(head.change_outgoing, y, free)
+        before, after = (_odd(*given, free) for given in zip(one_by_one(head.change), (x, y), strict=True))
+        change = before + readings["slopes"] * after
         change = change + readings["forecast"] * head.gate_forecast(state["z"])
         change = change / change.shape[1] ** 0.5
-        x, y = _odd(head.rank_incoming, x, free), _odd(head.rank_outgoing, y, free)
+        x, y = (_odd(*given, free) for given in zip(one_by_one(head.rank), (x, y), strict=True))
         scale = _entries(head.scales, structure)
         factor = head.product(state["z"])
         rank_one = (x[target] * y[source]).sum(1, keepdim=True) / x.shape[1] ** 0.5
@@ -333,7 +338,21 @@ class GaugeGMNTwin(nn.Module):
         return weights * scale[target, :1], biases * scale[:, 1:]
 
 
-def _odd(linear: nn.Module, x: Tensor, free: Tensor) -> Tensor:
+class One(NamedTuple):
+    """A linear map, [out, in], and its bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def one_by_one(pair: nn.Module) -> Sequence[Any]:
+    """The incoming and the outgoing map of an OddPair or UnevenPair."""
+    if isinstance(pair, OddPair):
+        return [One(weight.mT, bias) for weight, bias in zip(pair.weight, pair.bias, strict=True)]
+    return [pair.incoming, pair.outgoing]
+
+
+def _odd(linear: Any, x: Tensor, free: Tensor) -> Tensor:
     return x @ linear.weight.T + free * linear.bias
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from tests.metanet.chain_networks import editing, editing_in_a_batch, perturbed,
 from tests.networks import ACTIVATIONS, SPECS, generator, random_params, relative
 from weightedit.delta import propose_delta
 from weightedit.errors import SpecError, TypeMismatchError
+from weightedit.files.checkpoint import load_into
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.inr.convention import Convention
 from weightedit.inr.siren import coordinate_grid, raw_outputs, render
 from weightedit.metanet.gauge_gmn.config import GaugeGMNConfig
 from weightedit.metanet.gauge_gmn.heads import ridge_solution
-from weightedit.metanet.gauge_gmn.layers import damp
+from weightedit.metanet.gauge_gmn.layers import OddPair, unit_rms
 from weightedit.metanet.gauge_gmn.network import GaugeGMN
 from weightedit.network.features import DELTA, GRADIENT, PARAMETER, SQUARED_GRADIENT
 from weightedit.network.spec import NetworkSpec
@@ -269,13 +271,41 @@ def test_signals_keep_their_size_through_ten_layers(name, seed):
         assert max(float(part.abs().max()) for part in parts) < 300, kind
 
 
-def test_the_gradient_of_damping():
-    values, edges = (torch.randn(2, 4, 3, dtype=torch.float64, generator=generator(i)).requires_grad_() for i in (0, 1))
+@pytest.mark.parametrize("epsilon", [1e-6, 1.0])
+def test_the_gradient_of_a_unit_rms(epsilon):
+    x = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator(0)).requires_grad_()
     with torch.no_grad():
-        edges[0, 1] = 0
-    plain = values / (1 + edges.square().mean(-1, keepdim=True)).sqrt()
-    torch.testing.assert_close(damp(values, edges), plain, rtol=1e-14, atol=0)
-    assert torch.autograd.gradgradcheck(damp, (values, edges))
+        x[0, 1] = 0
+    plain = x / (epsilon + x.square().mean(-1, keepdim=True)).sqrt()
+    torch.testing.assert_close(unit_rms(x, epsilon), plain, rtol=1e-14, atol=0)
+    # At zero the second derivatives are of the size 1 / epsilon, and their numerical twin needs as small a step.
+    x = x if epsilon == 1 else x.detach()[1:].requires_grad_()
+    assert torch.autograd.gradgradcheck(partial(unit_rms, epsilon=epsilon), (x,))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_weights_that_were_kept_as_pairs_of_maps_load(bidirectional):
+    """The odd maps of either side were modules of their own, named `_incoming` and `_outgoing`, [out, in]."""
+    ours, other = (perturbed(_metanet(bidirectional=bidirectional, seed=seed)) for seed in (0, 1))
+    old = {}
+    for name, tensor in ours.state_dict().items():
+        part = ours.get_submodule(name.rpartition(".")[0]) if "." in name else None
+        stem = name.rpartition(".")[0]
+        if isinstance(part, OddPair):
+            stem = stem.removesuffix(stem.rpartition(".")[2]) + part.formerly
+            for side, one in zip(("incoming", "outgoing"), tensor, strict=True):
+                old[f"{stem}_{side}.{name.rpartition('.')[2]}"] = one.mT.contiguous() if one.dim() == 2 else one
+        else:
+            for former, owner in (("lift", "lift"), ("mix", "mix"), ("from", "ends")):
+                name = name.replace(f"{owner}.incoming", f"{former}_incoming")
+                name = name.replace(f"{owner}.outgoing", f"{former}_outgoing")
+            old[name] = tensor
+    assert {"encode.mix_incoming.weight", "lift_outgoing.bias", "edge_updates.0.from_incoming.bias"} <= old.keys()
+    assert not ours.state_dict().keys() & {name for name in old if "incoming" in name and "gate" not in name}
+    load_into(other, old)
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
 
 
 def test_one_way_costs_less_than_both_ways():

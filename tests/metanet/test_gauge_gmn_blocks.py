@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.message_passing_twin import one_by_one
 from tests.networks import SPECS, generator, relative
 from weightedit.graph.neural_graph import dense_layout
 from weightedit.metanet.gauge_gmn.layers import EdgeUpdate, NodeUpdate, Streams, bridges, unit_rms
@@ -60,6 +61,7 @@ def test_edges_and_messages_are_the_papers(name):
 
     gauge = 1 + 2 * torch.rand(len(free), dtype=torch.float64, generator=generator(9))
     up, down = (torch.zeros(len(free), EDGE, dtype=torch.float64) for _ in range(2))
+    of_target, of_source = one_by_one(update.ends)
     for number, (i, j) in enumerate(ends):
         z_i, z_j = state.invariant[i], state.invariant[j]
         into, out_of = update.from_invariant.weight.chunk(2), update.from_invariant.bias.chunk(2)
@@ -67,8 +69,8 @@ def test_edges_and_messages_are_the_papers(name):
         edge = state.edges[number] * phi
         assert relative(new.edges[number], edge) < 1e-12
         weight = edge * gauge[i] / gauge[j]
-        up[i] += weight * gauge[j] * linear(update.from_outgoing, canonical(state.odd[1, j]), j)
-        down[j] += weight / gauge[i] * linear(update.from_incoming, canonical(state.odd[0, i]), i)
+        up[i] += weight * gauge[j] * linear(of_source, canonical(state.odd[1, j]), j)
+        down[j] += weight / gauge[i] * linear(of_target, canonical(state.odd[0, i]), i)
     for found, expected, degree, back in (
         (at_nodes[0], up, state.constants.in_degree, 1 / gauge),
         (at_nodes[1], down, state.constants.out_degree, gauge),
@@ -96,7 +98,7 @@ def test_node_updates_are_scale_eq(name):
         free = float(1 - state.constants.flip[i, 0])
         inputs = zip(state.odd, odd, strict=True)
         mixed, invariants = [], [state.invariant[i], even[0][i], even[1][i]]
-        modules = ((update.mix_incoming, update.pair_incoming), (update.mix_outgoing, update.pair_outgoing))
+        modules = zip(one_by_one(update.mix), one_by_one(update.pair), strict=True)
         for (stream, message), (mix, pair) in zip(inputs, modules, strict=True):
             seen = torch.cat([canonical(stream[i]), torch.zeros(NODE, dtype=torch.float64), message[i]])
             mixed.append(unit_rms(mix.weight @ seen + free * mix.bias))

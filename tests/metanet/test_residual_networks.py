@@ -23,7 +23,7 @@ from weightedit.graph import canonicalization, linked_gauge
 from weightedit.graph.layout import GraphLayout, graph_from_params
 from weightedit.graph.neural_graph import NeuralGraph
 from weightedit.graph.ragged import ragged_from_params
-from weightedit.metanet.gauge_gmn.layers import OddLinear
+from weightedit.metanet.gauge_gmn.layers import OddLinear, OddPair
 from weightedit.metanet.neural_graphs.config import NGGNNConfig
 from weightedit.metanet.registry import METANETS, build_metanet, describe_metanet, make_metanet
 from weightedit.network.features import DELTA, GRADIENT, INVARIANT
@@ -152,8 +152,12 @@ def _untied(monkeypatch):
 
 def _signs_ignored(monkeypatch):
     """Linear maps of odd channels get a bias, as if no sign acted."""
-    own = OddLinear.forward
-    monkeypatch.setattr(OddLinear, "forward", lambda self, x, free: own(self, x, torch.ones_like(free)))
+    for kind in (OddLinear, OddPair):
+
+        def biased(self, x, free, own=kind.forward):
+            return own(self, x, torch.ones_like(free))
+
+        monkeypatch.setattr(kind, "forward", biased)
 
 
 BROKEN = [

@@ -179,10 +179,15 @@ def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Floating-point tensors are cast to the module's own floating-point dtype; the module keeps its device.
 
+    A part of the module that has a method `renew(name, tensors)` lays out anew what an older version of it kept.
+
     Raises:
         ParamsError: naming every missing or unexpected tensor and every shape or kind that differs; nothing is copied.
     """
-    own = model.state_dict()
+    own, tensors = model.state_dict(), dict(tensors)
+    for name, part in model.named_modules():
+        if callable(renew := getattr(part, "renew", None)):
+            renew(name, tensors)
     faults = [f"missing {name} {_shape(own[name])}" for name in own if name not in tensors]
     faults += [f"unexpected {name} {_shape(tensors[name])}" for name in tensors if name not in own]
     for name in own.keys() & tensors.keys():
@@ -195,7 +200,7 @@ def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"the tensors do not fit {type(model).__name__}: {'; '.join(sorted(faults))}. "
             "Build the module from the checkpoint's own config, or load the checkpoint that belongs to it"
         )
-    model.load_state_dict(dict(tensors), strict=True)
+    model.load_state_dict(tensors, strict=True)
 
 
 def push_to_hub(

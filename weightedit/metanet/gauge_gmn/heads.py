@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from weightedit.graph.neural_graph import DenseLayout, Layout, NeuralGraph, NodeConstants, product
 from weightedit.graph.probing import probe
-from weightedit.metanet.gauge_gmn.layers import OddLinear, Streams, paired, through_both, unit_rms
+from weightedit.metanet.gauge_gmn.layers import OddLinear, OddPair, Streams, paired, unit_rms
 from weightedit.metanet.levels import LayerTable
 from weightedit.network.features import PARAMETER
 
@@ -172,8 +172,7 @@ class InvariantReadout(nn.Module):
     def __init__(self, node_width: int, ends: int, embedding: int, relative_signs: bool = True) -> None:
         super().__init__()
         self.relative_signs = relative_signs
-        self.pair_incoming = OddLinear(node_width, 2 * node_width)
-        self.pair_outgoing = OddLinear(node_width, 2 * node_width)
+        self.pair = OddPair(node_width, 2 * node_width, "pair")
         self.norm = nn.LayerNorm(3 * node_width)
         self.hidden = nn.Linear(3 * node_width, 2 * node_width)
         self.at_ends = nn.Linear(2 * node_width, node_width)
@@ -181,7 +180,7 @@ class InvariantReadout(nn.Module):
 
     def forward(self, state: Streams) -> Tensor:
         constants = state.constants
-        pairs = through_both(self.pair_incoming, self.pair_outgoing, unit_rms(state.odd), constants.free)
+        pairs = self.pair(unit_rms(state.odd), constants.free)
         seen = [state.invariant, *paired(pairs if self.relative_signs else pairs.abs())]
         nodes = functional.silu(self.hidden(self.norm(torch.cat(seen, -1))))
         inner = ((constants.level > 0) & (constants.height > 0)).unsqueeze(-1).to(nodes)
@@ -215,12 +214,10 @@ class DeltaHead(nn.Module):
         super().__init__()
         self.rank_one, self.positions = rank_one, sizes.positions
         node_width, readings = sizes.node_width, sizes.readings
-        self.change_incoming = OddLinear(node_width, readings)
-        self.change_outgoing = OddLinear(node_width, readings)
+        self.change = OddPair(node_width, readings, "change")
         # Networks with kernels have no probes, hence no forecast.
         self.gate_forecast = nn.Linear(node_width, 1) if sizes.positions == 1 else None
-        self.rank_incoming = OddLinear(node_width, node_width)
-        self.rank_outgoing = OddLinear(node_width, node_width)
+        self.rank = OddPair(node_width, node_width, "rank")
         self.gate_incoming = nn.Linear(node_width, node_width)
         self.gate_outgoing = nn.Linear(node_width, node_width)
         self.read_edges = nn.Linear(sizes.edge_width, sizes.positions, bias=False)
@@ -239,11 +236,11 @@ class DeltaHead(nn.Module):
         """`raw` [..., e, K]: the normalized weights."""
         free, layout, z = state.constants.free, state.layout, state.invariant
         gated = unit_rms(state.odd) * torch.stack([self.gate_incoming(z), self.gate_outgoing(z)])
-        before, after = through_both(self.change_incoming, self.change_outgoing, gated, free)
+        before, after = self.change(gated, free)
         change = before + readings.slopes * after
         if self.gate_forecast is not None:
             change = change + readings.forecast * self.gate_forecast(z)
-        x, y = through_both(self.rank_incoming, self.rank_outgoing, gated, free)
+        x, y = self.rank(gated, free)
         # The scale of a layer is that of its target level.
         (of_weights, of_biases), k = self.scales(state.constants).split(1, -1), self.positions
         above, below = self.product(z).chunk(2, -1)

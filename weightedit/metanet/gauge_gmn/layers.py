@@ -58,16 +58,71 @@ class OddLinear(nn.Module):
         return functional.linear(x, self.weight) + free * self.bias
 
 
-def through_both(incoming: OddLinear, outgoing: OddLinear, x: Sequence[Tensor] | Tensor, free: Tensor) -> Tensor:
-    """Each of two odd streams through its own map: two of [..., n, in] -> [2, ..., n, out].
+class OddPair(nn.Module):
+    """An odd linear map for each of the two odd streams, of the same widths, in one product.
 
-    In one product if they are stacked, [2, ..., n, in]; their widths may differ if they are not.
+    Its weights [2, in, out] act from the right: they and their gradients are what a product takes and gives.
+
+    Args:
+        width_in, width_out: of either map.
+        formerly: what came before `_incoming` and `_outgoing` when these were two OddLinear of other names.
     """
-    if not isinstance(x, Tensor):
-        return torch.stack([incoming(x[0], free), outgoing(x[1], free)])
-    weight, bias = torch.stack([incoming.weight, outgoing.weight]), torch.stack([incoming.bias, outgoing.bias])
-    found = torch.bmm(x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
-    return found + free * bias.view(2, *[1] * (x.dim() - 2), -1)
+
+    def __init__(self, width_in: int, width_out: int, formerly: str) -> None:
+        super().__init__()
+        self.formerly = formerly
+        both = [OddLinear(width_in, width_out) for _ in range(2)]
+        self.weight = nn.Parameter(torch.stack([one.weight.detach().mT for one in both]))
+        self.bias = nn.Parameter(torch.stack([one.bias.detach() for one in both]))
+
+    def forward(self, x: Tensor, free: Tensor) -> Tensor:
+        """`x` [2, ..., n, in], incoming and outgoing, `free` [n, 1] -> [2, ..., n, out]."""
+        found = torch.bmm(x.flatten(1, -2), self.weight).unflatten(1, x.shape[1:-1])
+        return found + free * self.bias.view(2, *[1] * (x.dim() - 2), -1)
+
+    def renew(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Lay out as today what was kept as two OddLinear; see files.checkpoint.load_into."""
+        for kind in ("weight", "bias"):
+            old = [f"{before(name, self.formerly)}_{side}.{kind}" for side in _SIDES]
+            if all(key in tensors for key in old):
+                both = torch.stack([tensors.pop(key) for key in old])
+                tensors[f"{name}.{kind}"] = both.mT.contiguous() if kind == "weight" else both
+
+
+class UnevenPair(nn.Module):
+    """An OddPair of maps whose widths (incoming, outgoing) differ."""
+
+    def __init__(self, widths_in: tuple[int, int], widths_out: tuple[int, int], formerly: str) -> None:
+        super().__init__()
+        self.formerly = formerly
+        self.incoming, self.outgoing = map(OddLinear, widths_in, widths_out)
+
+    def forward(self, x: Sequence[Tensor] | Tensor, free: Tensor) -> Sequence[Tensor]:
+        """Two of [..., n, in], `free` [n, 1] -> two of [..., n, out]."""
+        return self.incoming(x[0], free), self.outgoing(x[1], free)
+
+    def renew(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """See OddPair.renew."""
+        for side in _SIDES:
+            for kind in ("weight", "bias"):
+                old = f"{before(name, self.formerly)}_{side}.{kind}"
+                if old in tensors:
+                    tensors[f"{name}.{side}.{kind}"] = tensors.pop(old)
+
+
+_SIDES = "incoming", "outgoing"
+
+
+def before(name: str, formerly: str) -> str:
+    """A module's name with its last part as it once was."""
+    return name.removesuffix(name.rpartition(".")[2]) + formerly
+
+
+def odd_maps(widths_in: tuple[int, int], widths_out: tuple[int, int], formerly: str) -> OddPair | UnevenPair:
+    """A map for the incoming and one for the outgoing stream."""
+    if len({*widths_in}) == len({*widths_out}) == 1:
+        return OddPair(widths_in[0], widths_out[0], formerly)
+    return UnevenPair(widths_in, widths_out, formerly)
 
 
 def sides(x: Tensor) -> Tensor:
@@ -75,9 +130,12 @@ def sides(x: Tensor) -> Tensor:
     return x.unflatten(-1, (2, -1)).movedim(-2, 0)
 
 
-def unit_rms(x: Tensor) -> Tensor:
-    """`x` over its root mean square along the last axis. Even in x, and in the gauge the epsilon is harmless."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+def unit_rms(x: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """`x` over the root of `epsilon` and its mean square along the last axis. Even in x, and in the gauge harmless.
+
+    One operation each way where PyTorch has one for a device.
+    """
+    return functional.rms_norm(x, x.shape[-1:], eps=epsilon)
 
 
 class NodeUpdate(nn.Module):
@@ -93,10 +151,8 @@ class NodeUpdate(nn.Module):
         self.width = width
         self.relative_signs = relative_signs
         self.bridge = OddLinear(slope_width, 2 * width)
-        self.mix_incoming = OddLinear(2 * width + messages_in, width)
-        self.mix_outgoing = OddLinear(2 * width + messages_out, width)
-        self.pair_incoming = OddLinear(width, 2 * width)
-        self.pair_outgoing = OddLinear(width, 2 * width)
+        self.mix = odd_maps((2 * width + messages_in, 2 * width + messages_out), (width, width), "mix")
+        self.pair = OddPair(width, 2 * width, "pair")
         self.norm = nn.LayerNorm(3 * width + messages_in + messages_out)
         self.hidden = nn.Linear(3 * width + messages_in + messages_out, 2 * width)
         self.out = nn.Linear(2 * width, 3 * width)
@@ -124,8 +180,9 @@ class NodeUpdate(nn.Module):
             seen = torch.cat([units[0], crossed[0], *odd], -1), torch.cat([units[1], crossed[1]], -1)
         else:
             seen = torch.cat([units, crossed, *([torch.stack(odd)] if odd else [])], -1)
-        mixed = unit_rms(through_both(self.mix_incoming, self.mix_outgoing, seen, free))
-        pairs = through_both(self.pair_incoming, self.pair_outgoing, mixed, free)
+        mixed = self.mix(seen, free)
+        mixed = unit_rms(mixed if isinstance(mixed, Tensor) else torch.stack(tuple(mixed)))
+        pairs = self.pair(mixed, free)
         invariants = [state.invariant, *even, *paired(pairs if self.relative_signs else pairs.abs())]
         found = self.out(functional.silu(self.hidden(self.norm(torch.cat(invariants, -1)))))
         step, gates = found.split([self.width, 2 * self.width], -1)
@@ -149,20 +206,13 @@ def paired(x: Tensor) -> Tensor:
     return left * right
 
 
-def damp(values: Tensor, edges: Tensor) -> Tensor:
-    """values / sqrt(1 + mean square of the edge's channels), both [..., e, C]; even in the edge.
-
-    Without it v grows with e, hence e with e^2 in every layer: the largest edges went to 1e9 in ten.
-    """
-    return values * torch.rsqrt(1 + edges.square().mean(-1, keepdim=True)).to(values.dtype)
-
-
 class EdgeUpdate(nn.Module):
     """Update edges from their two ends, and send messages along them.
 
-    Per edge: v = silu(A (e x_i y_j) / d + a_i + b_j) is invariant, d^2 = 1 + mean(e^2) (see damp);
+    Per edge: v = silu(A (e x_i y_j / d) + a_i + b_j) is invariant, d^2 = 1 + mean(e^2);
     e <- e (1 + B v) + x'_i y'_j C v is odd: the product term and the rank-one term of symmetry.md section 3, which lets
-    a zero weight become non-zero. Messages are sum_j e y''_j at targets and sum_i e x''_i at sources, over the root of
+    a zero weight become non-zero. Without d v grows with e, hence e with e^2 in every layer: the largest edges went to
+    1e9 in ten. Messages are sum_j e y''_j at targets and sum_i e x''_i at sources, over the root of
     their number, and means of v at both.
     """
 
@@ -179,8 +229,8 @@ class EdgeUpdate(nn.Module):
         super().__init__()
         self.edge_width, self.bidirectional = edge_width, bidirectional
         self.rank_one, self.edge_skip, self.relative_signs = rank_one, edge_skip, relative_signs
-        self.from_incoming = OddLinear(node_width, (2 + bidirectional) * edge_width)
-        self.from_outgoing = OddLinear(node_width, 3 * edge_width)
+        parts = (2 + bidirectional) * edge_width, 3 * edge_width
+        self.ends = odd_maps((node_width, node_width), parts, "from")
         self.from_invariant = nn.Linear(node_width, 2 * edge_width)
         self.product = nn.Linear(edge_width, edge_width, bias=False)
         self.gate = nn.Linear(edge_width, edge_width)
@@ -198,19 +248,13 @@ class EdgeUpdate(nn.Module):
         `units` is `unit_rms` of the state's odd streams.
         """
         layout, constants = state.layout, state.constants
-        if self.bidirectional:
-            both = through_both(self.from_incoming, self.from_outgoing, units, constants.free)
-            x, y = (side.split(self.edge_width, -1) for side in both)
-        else:
-            x = self.from_incoming(units[0], constants.free).chunk(2, -1)
-            y = self.from_outgoing(units[1], constants.free).chunk(3, -1)
+        x, y = (side.split(self.edge_width, -1) for side in self.ends(units, constants.free))
         at_target, at_source = self.from_invariant(state.invariant).chunk(2, -1)
         pairs = 1 + self.rank_one
         between, *beside = layout.products(x[:pairs], y[:pairs])
-        products = state.edges * between
+        products = unit_rms(state.edges, 1.0) * between
         products = products if self.relative_signs else products.abs()
-        v = damp(self.product(products), state.edges)
-        v = layout.add_ends(v, at_target, at_source)
+        v = layout.add_ends(self.product(products), at_target, at_source)
         if self.even is not None and even is not None:
             v = v + self.even(even)
         v = functional.silu(v)

@@ -75,10 +75,9 @@ from weightedit.metanet.gauge_gmn.heads import DeltaHead, HeadSizes, InvariantRe
 from weightedit.metanet.gauge_gmn.layers import (
     EdgeUpdate,
     NodeUpdate,
-    OddLinear,
     Streams,
+    UnevenPair,
     bridges,
-    through_both,
     unit_rms,
 )
 from weightedit.metanet.gauge_gmn.shown import GridShown, Shown
@@ -154,8 +153,7 @@ class GaugeGMN(Metanetwork):
         seen = 2 * read if config.forecast else read
         self.lift_edges = nn.Linear(odd, edge, bias=False)
         self.lift_slopes = nn.Linear(read, node, bias=False)
-        self.lift_incoming = OddLinear(seen + odd, node)
-        self.lift_outgoing = OddLinear(seen, node)
+        self.lift = UnevenPair((seen + odd, seen), (node, node), "lift")
         self.lift_invariant = nn.Linear(odd + 1 + even, node)
         kept = config.relative_signs
         switches = (config.rank_one, config.edge_skip, kept, config.bidirectional)
@@ -302,7 +300,7 @@ class GaugeGMN(Metanetwork):
         state = Streams(
             layout=layout,
             constants=constants,
-            odd=through_both(self.lift_incoming, self.lift_outgoing, lifted, constants.free),
+            odd=torch.stack(tuple(self.lift(lifted, constants.free))),
             invariant=self.lift_invariant(torch.cat(invariants, -1)) + self._node_codes(constants),
             edges=edges,
         )
