@@ -123,6 +123,22 @@ def test_training_on_several_zoos_goes_on_to_the_same_bits(task, zoos, tmp_path,
         assert torch.equal(tensor, weights[1][name]), name
 
 
+def test_both_halves_of_the_public_zoo_are_two_zoos(task, monkeypatch):
+    training, count = task("train_predictor"), 20
+
+    def half(folder, activation, steps):
+        facts = {name: torch.zeros(count, dtype=torch.float64) for name in ("step", "test_accuracy")}
+        params = random_params(CNNS[activation], count=count)
+        return CNNZoo(CNNS[activation], params, torch.arange(count) // 2, facts)
+
+    monkeypatch.setattr(training, "load_small_cnn_zoo", half)
+    config = training.Accuracy(small_cnn_zoo="public", activation=("tanh", "relu"))
+    assert config.names() == ["public tanh", "public relu"]
+    for split, size in (("train", 8), ("validation", 1), ("test", 5)):
+        zoos = config.splits()[split]
+        assert [(zoo.spec, len(zoo)) for zoo in zoos] == [(CNNS["tanh"], size), (CNNS["relu"], size)]
+
+
 def test_zoos_that_make_no_set_are_refused(task, zoos, tmp_path):
     def refused(message, zoo, metanet="gauge-gmn"):
         with pytest.raises(WeightEditError, match=message):

@@ -1,8 +1,9 @@
 """Training a predictor of test accuracy: losses, Kendall's tau, and test networks in other parametrizations.
 
-The networks are of one zoo or of several, of other activations, widths, depths and kernels. A batch then mixes networks
-of all, and each zoo's part of it is read as one stack: the same predictions as from a ragged batch, to rounding, and on
-a CPU the faster way.
+The networks are of one zoo or of several, which may differ in activation, widths, depth and kernel. A batch then mixes
+networks of all, and each zoo's part of it is read as one stack: the predictions are those of a ragged batch to
+rounding, and the training is that of one zoo with more calls. On a CPU, a step with 8 networks of each of 4 zoos takes
+0.75 to 1.0 of a ragged one's time (gauge-gmn-b and ng-gnn, small and by default).
 """
 
 from __future__ import annotations
