@@ -171,9 +171,10 @@ class Passes:
         counts = rates[0].new_zeros(1 + len(rates[0])) if mix is None else _alone(mix)
         fresh, counts = steady(rates[0], counts)
         row, column = (_alone(scale) for scale in scales)
-        after, second, mixed, squares = self._gather(
-            gradient, (momenta, second), (row, column), (fresh, rates[1]), counts
-        )
+        after, second, mixed = self._gather(gradient, (momenta, second), (row, column), (fresh, rates[1]), counts)
+        # Not in the compiled function, which would be compiled once more for long rows: another sum for these.
+        square = after[0].square()
+        squares = square.mean(-1), square.mean(-2)
         mixed = None if mix is None else mixed[None]
         return Gathered(after.flatten(-2)[None], joined[1], second.reshape(1, 1, -1), mixed, squares)
 
@@ -258,8 +259,8 @@ def _gather(
     scale: tuple[Tensor, Tensor],
     fresh: tuple[Tensor, float],
     mix: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Gradient and momenta in the gauge, squares, what may be leveled, means of squares by row and column.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient and momenta in the gauge, squares, what may be leveled.
 
     Args:
         gradient: as it came, [rows, columns].
@@ -270,10 +271,9 @@ def _gather(
     """
     gradient, rates = gradient * (scale[0] * scale[1]), numbers(fresh[0])
     momenta = [old + rate * (gradient - old) for old, rate in zip(before[0].unbind(), rates, strict=True)]
-    square = gradient.square()
-    second = before[1] + fresh[1] * (square - before[1])
+    second = before[1] + fresh[1] * (gradient.square() - before[1])
     mixed = affine(mix[None], [torch.zeros_like(gradient)], [gradient, *momenta])[0]
-    return torch.stack([gradient, *momenta]), second, mixed, (square.mean(-1), square.mean(-2))
+    return torch.stack([gradient, *momenta]), second, mixed
 
 
 def _compiled(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
