@@ -58,6 +58,14 @@ class OddLinear(nn.Module):
         return functional.linear(x, self.weight) + free * self.bias
 
 
+_SIDES = "incoming", "outgoing"
+
+
+def _once(name: str, formerly: str) -> str:
+    """A module's name with its last part as it once was."""
+    return name.removesuffix(name.rpartition(".")[2]) + formerly
+
+
 class OddPair(nn.Module):
     """An odd linear map for each of the two odd streams, of the same widths, in one product.
 
@@ -83,7 +91,7 @@ class OddPair(nn.Module):
     def renew(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Lay out as today what was kept as two OddLinear; see files.checkpoint.load_into."""
         for kind in ("weight", "bias"):
-            old = [f"{before(name, self.formerly)}_{side}.{kind}" for side in _SIDES]
+            old = [f"{_once(name, self.formerly)}_{side}.{kind}" for side in _SIDES]
             if all(key in tensors for key in old):
                 both = torch.stack([tensors.pop(key) for key in old])
                 tensors[f"{name}.{kind}"] = both.mT.contiguous() if kind == "weight" else both
@@ -105,17 +113,9 @@ class UnevenPair(nn.Module):
         """See OddPair.renew."""
         for side in _SIDES:
             for kind in ("weight", "bias"):
-                old = f"{before(name, self.formerly)}_{side}.{kind}"
+                old = f"{_once(name, self.formerly)}_{side}.{kind}"
                 if old in tensors:
                     tensors[f"{name}.{side}.{kind}"] = tensors.pop(old)
-
-
-_SIDES = "incoming", "outgoing"
-
-
-def before(name: str, formerly: str) -> str:
-    """A module's name with its last part as it once was."""
-    return name.removesuffix(name.rpartition(".")[2]) + formerly
 
 
 def odd_maps(widths_in: tuple[int, int], widths_out: tuple[int, int], formerly: str) -> OddPair | UnevenPair:
