@@ -85,7 +85,7 @@ def test_an_editors_training_step_is_few_operations(editor, share, tmp_path):
     """Every operation is a launch on a GPU: a step, from its batch to the averaged weights, dispatched 6,050 at first.
 
     What is left is forward and backward: a third of it in the layout, which goes from layer to layer of the network
-    under edit, a third and more in the metanetwork's layers, at about 20 for a linear map. Clipping, the optimizer and
+    under edit, a third and more in the metanetwork's layers, at 16 to 19 for a linear map. Clipping, the optimizer and
     the average are some ten, however many parameters there are; autograd hands over each gradient by one or two.
     Nearly half are views, which count here and launch nothing.
     """

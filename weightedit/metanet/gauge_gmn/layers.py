@@ -105,9 +105,10 @@ class UnevenPair(nn.Module):
         self.formerly = formerly
         self.incoming, self.outgoing = map(OddLinear, widths_in, widths_out)
 
-    def forward(self, x: Sequence[Tensor] | Tensor, free: Tensor) -> Sequence[Tensor]:
-        """Two of [..., n, in], `free` [n, 1] -> two of [..., n, out]."""
-        return self.incoming(x[0], free), self.outgoing(x[1], free)
+    def forward(self, x: Sequence[Tensor] | Tensor, free: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Two of [..., n, in], `free` [n, 1] -> [2, ..., n, out], or two of [..., n, out] where that differs."""
+        both = self.incoming(x[0], free), self.outgoing(x[1], free)
+        return torch.stack(both) if both[0].shape == both[1].shape else both
 
     def renew(self, name: str, tensors: dict[str, Tensor]) -> None:
         """See OddPair.renew."""
@@ -180,8 +181,7 @@ class NodeUpdate(nn.Module):
             seen = torch.cat([units[0], crossed[0], *odd], -1), torch.cat([units[1], crossed[1]], -1)
         else:
             seen = torch.cat([units, crossed, *([torch.stack(odd)] if odd else [])], -1)
-        mixed = self.mix(seen, free)
-        mixed = unit_rms(mixed if isinstance(mixed, Tensor) else torch.stack(tuple(mixed)))
+        mixed = unit_rms(self.mix(seen, free))
         pairs = self.pair(mixed, free)
         invariants = [state.invariant, *even, *paired(pairs if self.relative_signs else pairs.abs())]
         found = self.out(functional.silu(self.hidden(self.norm(torch.cat(invariants, -1)))))

@@ -300,7 +300,7 @@ class GaugeGMN(Metanetwork):
         state = Streams(
             layout=layout,
             constants=constants,
-            odd=torch.stack(tuple(self.lift(lifted, constants.free))),
+            odd=self.lift(lifted, constants.free),
             invariant=self.lift_invariant(torch.cat(invariants, -1)) + self._node_codes(constants),
             edges=edges,
         )
